@@ -1,0 +1,251 @@
+"""Every setting, frozen and validated, with its unit. YAML in, YAML out; the resolved spec is stored with the run."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from talos_ray.errors import SpecError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Mask(_Settings):
+    """Which weights may change."""
+
+    keep: Share = Field(0.1, description="share of the eligible weights that may change, in (0, 1]")
+    strategy: Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"] = Field(
+        "least_sensitive", description="how they are chosen; the paper's way is the default"
+    )
+    path: str | None = Field(None, description="reuse this mask.safetensors (of the same base) and skip calibration")
+
+
+class Calibration(_Settings):
+    """How the sensitivity of every weight is measured."""
+
+    samples_per_task: Count = Field(256, description="training inputs of each task that are scored, in every round")
+    shards_per_task: Count = Field(4, description="virtual shards; fixed, so that the mask does not depend on the number of workers")
+    rounds: Count = Field(4, description="rounds R; round r keeps keep^(r/R) of the weights")
+    damping: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="factor on weights not kept, while the next round is scored")
+    score: Literal["log_prob", "logit"] = Field("log_prob", description="log-probability (the paper's formula) or the sampled logit")
+    batch_size: Count = Field(64, description="samples in one backward")
+
+
+class Train(_Settings):
+    """Sparse fine-tuning of one task."""
+
+    steps: Count = Field(200, description="updates a task")
+    batch_size: Count = Field(128, description="samples an update, over all workers of the team")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay, on masked weights")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="updates of linear warm-up; cosine to 0 after it")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest norm of the masked gradient")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the target spread over all classes")
+    precision: Literal["float32", "bf16"] = Field("bf16", description="forward precision on a GPU; CPUs use float32")
+    checkpoint_every: Count = Field(100, description="updates between two checkpoints")
+    delta_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype in which deltas are stored")
+
+
+class Baseline(_Settings):
+    """Dense fine-tuning of the same tasks, for comparison in the report."""
+
+    enabled: bool = Field(False, description="also train every task densely and merge by the 21-point grid")
+    lr: Annotated[float, Field(gt=0)] | None = Field(None, description="its peak learning rate; train.lr if not given")
+
+
+class Search(_Settings):
+    """Merge search over the scaling coefficients, on validation data."""
+
+    low: float = Field(0.0, description="smallest coefficient")
+    high: float = Field(1.0, description="largest coefficient")
+    shared_points: Annotated[int, Field(ge=2)] = Field(21, description="points of the grid for one shared coefficient; the paper uses 21")
+    per_task_trials: Annotated[int, Field(ge=0)] = Field(48, description="candidates with one coefficient a task, after the grid")
+    generation: Count = Field(4, description="candidates proposed together; fixed, so that the result does not depend on the cluster")
+    control_keep: Annotated[float, Field(ge=0, le=1)] = Field(0.97, description="share of the base's control score that a candidate must hold")
+
+    @model_validator(mode="after")
+    def _range(self) -> Search:
+        if self.low >= self.high:
+            raise ValueError(f"search.low is {self.low:g} and search.high {self.high:g}; wanted low < high")
+        return self
+
+
+class Cluster(_Settings):
+    """Where it runs. Without an address Ray starts on this machine."""
+
+    address: str | None = Field(None, description="Ray address, or 'auto' for the cluster this machine belongs to")
+    workers_per_task: Count = Field(1, description="Ray Train workers in one team")
+    teams: Count | None = Field(None, description="teams at once; as many as fit, if not given")
+    calibration_workers: Count | None = Field(None, description="calibration shards at once; as many as fit, if not given")
+    search_workers: Count | None = Field(None, description="search trials at once; as many as fit, if not given")
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs of every worker; also its number of torch threads")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of every worker, or a fraction of one")
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="times a team is restarted before the run gives up")
+
+
+class Task(_Settings):
+    """One task: data, and the words that describe its classes.
+
+    `data` is a demo set (`demo:NAME`), a local CSV, Parquet, JSON-lines file or image folder, or any
+    Hugging Face dataset name. A split that does not exist is cut from the training split by seed.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="unique; names the task's files")
+    data: str = Field(description="where the examples come from")
+    config: str | None = Field(None, description="configuration of a Hugging Face dataset")
+    train_split: str = "train"
+    validation_split: str | None = Field(None, description="'validation', if there is one; otherwise cut from train")
+    test_split: str | None = Field(None, description="'test', if there is one; otherwise cut from train")
+    input: str = Field("image", description="column that holds the inputs")
+    label: str = Field("label", description="column that holds the labels, as numbers or names")
+    classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
+    prompts: tuple[str, ...] = Field(("a photo of a {}.",), description="templates for the zero-shot head; {} is the class name")
+    phrases: tuple[str, ...] | None = Field(None, description="what stands for each class in a prompt, where its name is not the right word")
+    train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
+
+    @field_validator("prompts")
+    @classmethod
+    def _has_slot(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        for p in prompts:
+            if "{}" not in p:
+                raise ValueError(f"prompt {p!r} has no {{}}; wanted a place for the class name, like 'a photo of a {{}}.'")
+        return prompts
+
+    @field_validator("train")
+    @classmethod
+    def _known_settings(cls, train: dict[str, Any]) -> dict[str, Any]:
+        _validated(Train, train, "train")
+        return train
+
+
+class Spec(_Settings):
+    """A whole job. `talos edit spec.yaml` reads it; `run.json` holds it as resolved."""
+
+    model: str = Field(description="'demo', or 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint)")
+    tasks: tuple[Task, ...] = Field(min_length=1, description="target tasks")
+    control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
+    output: str = Field(description="run folder, local or any pyarrow.fs URI")
+    seed: int = 0
+    mask: Mask = Mask()
+    calibration: Calibration = Calibration()
+    train: Train = Train()
+    search: Search = Search()
+    baseline: Baseline = Baseline()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Spec:
+        seen: set[str] = set()
+        for task in (*self.tasks, *self.control):
+            if task.name in seen:
+                raise ValueError(f"two tasks are named {task.name!r}; wanted unique names; rename one")
+            seen.add(task.name)
+        return self
+
+    def train_for(self, task: Task) -> Train:
+        """`train` with the task's own settings on top."""
+        return self.train.model_copy(update=_validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train)))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
+    """One pydantic error in the project's form: thing, value found, value wanted, fix."""
+    loc = [p for p in error["loc"] if p != "function-after"]
+    path = ".".join([where, *map(str, loc)] if where else map(str, loc))
+    kind, found = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        known = _fields_at(model, loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"spec key {path!r} does not exist; {hint}"
+    if kind == "missing":
+        return f"spec key {path!r} is missing; add it ({_description_at(model, loc)})"
+    wanted = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{path}: {wanted}" if path else wanted
+    wanted = wanted.replace("Input should be", "wanted").replace("greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0")
+    return f"spec key {path!r} is {found!r}; {wanted[0].lower() + wanted[1:]} ({_description_at(model, loc)})"
+
+
+def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel]:
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            continue
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+                break
+    return model
+
+
+def _fields_at(model: type[BaseModel], loc: list[Any]) -> list[str]:
+    return list(_model_at(model, loc).model_fields)
+
+
+def _description_at(model: type[BaseModel], loc: list[Any]) -> str:
+    names = [p for p in loc if isinstance(p, str)]
+    field = _model_at(model, loc[:-1]).model_fields.get(names[-1]) if names else None
+    return (field.description if field else None) or "see docs of talos_ray.config"
+
+
+def _validated(model: type[BaseModel], values: dict[str, Any], where: str = "") -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_describe(e, model, where) for e in error.errors())
+        raise SpecError("\n".join(lines)) from None
+
+
+def make_spec(values: dict[str, Any]) -> Spec:
+    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`.
+
+    Raises:
+        SpecError: one line for each problem found.
+    """
+    from talos_ray.tasks import resolve_task
+
+    values = dict(values)
+    for group in ("tasks", "control"):
+        items = values.get(group) or ()
+        if isinstance(items, str | dict | Task):
+            items = (items,)
+        values[group] = tuple(resolve_task(item) for item in items)
+    if not values["tasks"]:
+        raise SpecError("spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'")
+    return _validated(Spec, values)
+
+
+def load_spec(path: str | Path, **overrides: Any) -> Spec:
+    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder.
+
+    Raises:
+        SpecError: no such file, not YAML, or not a valid spec.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SpecError(f"spec file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SpecError(f"spec file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"spec file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some")
+    for group in ("tasks", "control"):
+        for item in values.get(group) or ():
+            data = item.get("data") if isinstance(item, dict) else None
+            if isinstance(data, str) and not Path(data).is_absolute() and (path.parent / data).exists():
+                item["data"] = str(path.parent / data)
+    return make_spec({**values, **overrides})

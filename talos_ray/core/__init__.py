@@ -1,0 +1,1 @@
+"""The method itself: torch only, no ray. Read fisher, mask, optimizer, finetune, delta, compose, metrics."""

@@ -1,0 +1,64 @@
+"""Compose in place: masked weights = base + sum of coefficient x delta. Rollback copies the base's bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from talos_ray.core.delta import Delta, gather
+from talos_ray.core.mask import Mask
+from talos_ray.errors import TalosError
+
+
+class Composer:
+    """Swaps edits in and out of one module.
+
+    Args:
+        module: holds the base on entry.
+        mask, deltas: what may change and by how much; deltas are checked against `base` (its fingerprint).
+
+    The result depends on the coefficients only, never on what was composed before: every call starts from
+    the base's values and adds the deltas in the order of their tasks' names. Tasks at 0 are left out, so
+    removing a task is exact, and with nothing left the base's own bytes are copied back.
+    """
+
+    def __init__(self, module: nn.Module, mask: Mask, deltas: Sequence[Delta], base: str) -> None:
+        for delta in deltas:
+            delta.check(base, mask.fingerprint)
+        self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
+        params = dict(module.named_parameters())
+        self.base = gather(module, mask)  # [k]
+        self.slots, start = [], 0
+        for name, index in mask.indices.items():
+            self.slots.append((params[name], index.to(params[name].device), slice(start, start + index.numel())))
+            start += index.numel()
+        self.values = {n: d.values.to(self.base.device) for n, d in self.deltas.items()}
+        self.coefficients: dict[str, float] = {}
+
+    @torch.no_grad()
+    def compose(self, coefficients: Mapping[str, float]) -> None:
+        """Put base + sum of coefficient x delta into the module; tasks not named count as 0.
+
+        Raises:
+            TalosError: a coefficient names a task that has no delta here.
+        """
+        if unknown := sorted(set(coefficients) - set(self.deltas)):
+            raise TalosError(f"coefficient for unknown task {unknown[0]!r}; this run has deltas of: {', '.join(self.deltas)}")
+        active = {t: float(coefficients[t]) for t in self.deltas if coefficients.get(t)}
+        if active == self.coefficients:
+            return
+        flat = self.base
+        if active:
+            flat = self.base.float() if self.base.dtype != torch.float32 else self.base.clone()
+            for task, alpha in active.items():
+                flat.add_(self.values[task].float(), alpha=alpha)
+            flat = flat.to(self.base.dtype)
+        for p, index, place in self.slots:
+            p.view(-1).index_copy_(0, index, flat[place])
+        self.coefficients = active
+
+    def rollback(self) -> None:
+        """The base, bitwise."""
+        self.compose({})

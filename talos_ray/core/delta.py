@@ -1,0 +1,65 @@
+"""A delta (task vector): k values on the mask, fine-tuned minus base, and what they belong to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from talos_ray.core.layout import fingerprint
+from talos_ray.core.mask import Mask
+from talos_ray.errors import MismatchError
+
+
+def gather(module: nn.Module, mask: Mask) -> torch.Tensor:
+    """The masked weights of a module in canonical order, [k], in the module's dtype."""
+    params = dict(module.named_parameters())
+    return torch.cat([params[n].detach().view(-1).index_select(0, i.to(params[n].device)) for n, i in mask.indices.items()])
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """One task's edit.
+
+    Args:
+        task: its name.
+        values: [k] in the mask's canonical order, bfloat16 or float32. The stored value *is* the delta: every
+            score is computed from it.
+        base, mask: fingerprints of what it belongs to.
+        info: data fingerprint, settings, training curve, seconds; not part of its identity.
+    """
+
+    task: str
+    values: torch.Tensor
+    base: str
+    mask: str
+    info: Mapping[str, object] = field(default_factory=dict)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the values and the base's and mask's fingerprints."""
+        return fingerprint({f"{self.base}/{self.mask}": self.values})
+
+    def check(self, base: str, mask: str) -> None:
+        """Raises MismatchError, naming both fingerprints, unless the delta belongs to this base and mask."""
+        for word, own, wanted in (("base", self.base, base), ("mask", self.mask, mask)):
+            if own != wanted:
+                raise MismatchError(
+                    f"delta of task {self.task!r} belongs to {word} {own[:12]}, but this run's {word} is {wanted[:12]}; "
+                    f"open the run that it came from, or train the task again in this one"
+                )
+
+
+def make_delta(task: str, tuned: torch.Tensor, base_values: torch.Tensor, base: str, mask: str, dtype: torch.dtype, info: Mapping[str, object]) -> Delta:
+    """Fine-tuned minus base on the mask (both [k]), rounded to the stored dtype.
+
+    Raises:
+        ValueError: the training diverged and a value is not finite.
+    """
+    values = (tuned.float() - base_values.float()).to(dtype).cpu()
+    if not torch.isfinite(values).all():
+        raise ValueError(f"training of task {task!r} diverged: its delta holds values that are not finite; lower train.lr")
+    return Delta(task, values, base, mask, info)

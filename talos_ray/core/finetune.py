@@ -1,0 +1,104 @@
+"""Sparse fine-tuning of one task: ordinary non-linear training in which only masked weights move.
+
+Every random choice is a function of (seed, task, epoch or step), never of what ran before. So a task that
+resumes from a checkpoint ends bitwise where it would have ended, on whichever team it lands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from talos_ray.core.fisher import Batch
+from talos_ray.core.optimizer import SparseAdamW
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One task's training: `steps` updates with `batch_size` samples each (over all workers)."""
+
+    task: str
+    samples: int
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    seed: int
+    label_smoothing: float = 0.0
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then cosine to 0. `step` counts from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+    def batch_at(self, step: int) -> torch.Tensor:
+        """Indices (int64) of the samples of one update; every epoch is a fresh permutation."""
+        size = min(self.batch_size, self.samples)
+        per_epoch = self.samples // size
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, "epoch", step // per_epoch))
+        order = torch.randperm(self.samples, generator=generator)
+        start = step % per_epoch * size
+        return order[start : start + size]
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine and Python process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def finetune(
+    optimizer: SparseAdamW,
+    plan: Plan,
+    logits: Callable[[Batch], torch.Tensor],
+    batch: Callable[[torch.Tensor], tuple[Batch, torch.Tensor]],
+    *,
+    start: tuple[int, State] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    autocast: torch.dtype | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> list[float]:
+    """Train until `plan.steps` and leave the tuned weights in the optimizer's module.
+
+    Args:
+        logits: batch -> [n, C], with a gradient path to the masked weights.
+        batch: indices -> (batch, labels int64 [n]).
+        start: (step, optimizer state) of a checkpoint to go on from.
+        rank, world: this worker's place in a team; each takes every world-th sample of a batch.
+        autocast: dtype of the forward pass, or None for the model's own.
+        on_step: called after each update with the number of updates done and the batch's loss.
+
+    Returns:
+        The loss of every update done by this call, in order.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    done = 0
+    if start is not None:
+        done, state = start
+        optimizer.load(state)
+    losses = []
+    for step in range(done, plan.steps):
+        torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
+        index = plan.batch_at(step)
+        inputs, labels = batch(index[rank::world])
+        with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
+            out = logits(inputs)
+        loss = torch.nn.functional.cross_entropy(out.float(), labels, reduction="sum", label_smoothing=plan.label_smoothing)
+        (loss * (world / len(index))).backward()
+        value = float(loss.detach()) / max(1, len(labels))
+        if not math.isfinite(value):
+            raise FloatingPointError(f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})")
+        optimizer.step(plan.lr_at(step))
+        losses.append(value)
+        on_step(step + 1, value)
+    return losses

@@ -1,0 +1,296 @@
+"""Sensitivity: the diagonal of the Fisher information, from batched per-sample squared gradients.
+
+    F_jj = E_x E_{y ~ p(y|x)} [ (d log p(y|x) / d theta_j)^2 ]
+
+(TaLoS: Iurada, Ciccone, Tommasi, ICLR 2025, arXiv 2504.02620.) Labels are sampled from the model, and
+gradients are squared per sample, before they are summed. One batched backward serves all samples: a hook
+on a layer's output sees its gradient, multiplies it with the layer's input sample by sample, squares and
+adds; the ordinary weight gradient is never built. Weights that no hook fits are scored by a loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from talos_ray.core.layout import Layout
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 16 << 20  # per-sample weight gradients of one layer held at once
+Score = Literal["log_prob", "logit"]
+Batch = torch.Tensor | dict[str, torch.Tensor]
+
+
+def take(batch: Batch, index) -> Batch:
+    """The samples `index` (a slice or an index tensor) of a batch; samples lie along the first dimension."""
+    return {k: v[index] for k, v in batch.items()} if isinstance(batch, dict) else batch[index]
+
+
+def batch_len(batch: Batch) -> int:
+    return len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+
+
+def sample_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Labels [n] drawn from softmax(logits [n, C]) by inverse transform; `generator` lives on the CPU."""
+    u = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64).to(logits.device)
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
+    return (u > cumulative).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _objective(logits: torch.Tensor, labels: torch.Tensor, score: Score) -> torch.Tensor:
+    """Summed over samples, so that every sample's gradient keeps its own scale."""
+    if score == "logit":
+        return logits.gather(-1, labels[:, None]).sum()
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+class SquaredGradients:
+    """Sums of per-sample squared gradients of the eligible weights of one module.
+
+    Args:
+        module: any model; it is put in eval mode (batch statistics would mix samples).
+        layout: the eligible weights; the sums come in its order.
+        looped: the result of an earlier check of the same module; without it the first batch is checked.
+
+    `sums` is float32 [P]; `samples` counts what was added; `looped` names the weights that are scored one
+    sample at a time because no hook fits them (the reason is logged once).
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, looped: tuple[str, ...] | None = None) -> None:
+        self.module, self.layout = module.eval(), layout
+        self.params = {n: p for n, p in module.named_parameters() if n in set(layout.names)}
+        device = next(iter(self.params.values())).device
+        self.sums = torch.zeros(layout.total, dtype=torch.float32, device=device)
+        self.samples = 0
+        self._checked = looped is not None
+        self.looped: tuple[str, ...] = tuple(sorted(set(layout.names) - self._hookable())) if looped is None else looped
+
+    def _hookable(self) -> set[str]:
+        found: set[str] = set()
+        for prefix, m in self.module.named_modules():
+            if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
+                found |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
+        return found
+
+    def add(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, generator: torch.Generator, score: Score = "log_prob") -> None:
+        """Add a batch of n samples; `forward(batch)` gives logits [n, C], with a gradient path to the weights.
+
+        Raises:
+            ValueError: a logit is not finite (the base is broken, or the precision too low).
+        """
+        if not self._checked:
+            self._check(forward, take(batch, slice(0, 3)), score)
+        with torch.no_grad():
+            logits = forward(batch)
+        if not torch.isfinite(logits).all():
+            raise ValueError("calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32")
+        labels = sample_labels(logits, generator)
+        self._add_labelled(forward, batch, labels, score, self.layout.split(self.sums))
+        self.samples += batch_len(batch)
+
+    def _add_labelled(self, forward, batch: Batch, labels: torch.Tensor, score: Score, sums: dict[str, torch.Tensor]) -> None:
+        n = batch_len(batch)
+        hooked = {id(p): name for name, p in self.params.items() if name not in self.looped}
+        if hooked:
+            with _Hooks(self.module, hooked, sums, n) as hooks, torch.enable_grad():
+                objective = _objective(forward(batch), labels, score)
+                objective.backward()
+                hooks.flush()
+        if self.looped:
+            params = [self.params[name] for name in self.looped]
+            with _trainable(self.module, params):
+                for i in range(n):
+                    objective = _objective(forward(take(batch, slice(i, i + 1))), labels[i : i + 1], score)
+                    grads = torch.autograd.grad(objective, params, allow_unused=True)
+                    for name, grad in zip(self.looped, grads, strict=True):
+                        if grad is not None:
+                            sums[name] += grad.float().square().reshape(-1)
+
+    def _check(self, forward, batch: Batch, score: Score) -> None:
+        """Compare hooks and loop on a few samples; weights on which they differ are looped from then on.
+
+        It catches what hooks cannot know: samples that do not lie along the first dimension, a layer whose
+        forward is bypassed, samples that influence each other.
+        """
+        self._checked = True
+        with torch.no_grad():
+            labels = forward(batch).argmax(-1)
+        by_hook, by_loop = torch.zeros_like(self.sums), torch.zeros_like(self.sums)
+        expected, self.looped = self.looped, tuple(self.layout.names)
+        self._add_labelled(forward, batch, labels, score, self.layout.split(by_loop))
+        self.looped = expected
+        self._add_labelled(forward, batch, labels, score, self.layout.split(by_hook))
+        a, b = self.layout.split(by_hook), self.layout.split(by_loop)
+        wrong = {n for n in self.layout.names if not torch.allclose(a[n], b[n], rtol=1e-2, atol=1e-4 * float(b[n].max()))}
+        if wrong - set(expected) or expected:
+            self.looped = tuple(sorted(wrong | set(expected)))
+            log.warning("calibration scores %d tensors one sample at a time (slower): %s", len(self.looped), ", ".join(self.looped[:4]))
+
+
+# ------------------------------------------------------------------------------------------- hooks
+
+
+class _trainable:
+    """Ask for gradients of `params` only, inside the block."""
+
+    def __init__(self, module: nn.Module, params) -> None:
+        self.module, self.wanted = module, {id(p) for p in params}
+
+    def __enter__(self):
+        self.before = [(p, p.requires_grad) for p in self.module.parameters()]
+        for p, _ in self.before:
+            p.requires_grad_(id(p) in self.wanted)
+
+    def __exit__(self, *_):
+        for p, flag in self.before:
+            p.requires_grad_(flag)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """[n, ..., d] -> [n, t, d]: all positions of a sample in one dimension."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _linear_rule(weight, bias, x: torch.Tensor, g: torch.Tensor):
+    """Per-sample gradients of y = x W^T + b, as (parameter, fn(samples) -> [s, *shape], shortcut to the sum of squares)."""
+    x, g = _rows(x), _rows(g)
+    # One position a sample: the square of an outer product is the product of the squares, one matmul for all.
+    short = (lambda: g[:, 0].square().T @ x[:, 0].square()) if x.shape[1] == 1 else None
+    yield weight, lambda s: torch.bmm(g[s].transpose(1, 2), x[s]), short
+    yield bias, lambda s: g[s].sum(1), None
+
+
+def _linear(m: nn.Linear, x, g):
+    return _linear_rule(m.weight, m.bias, x, g)
+
+
+def _layer_norm(m: nn.LayerNorm, x, g):
+    d = m.normalized_shape
+    normal = F.layer_norm(x.float(), d, None, None, m.eps).reshape(x.shape[0], -1, *d)
+    g = g.reshape(g.shape[0], -1, *d)
+    yield m.weight, lambda s: (normal[s] * g[s]).sum(1), None
+    yield m.bias, lambda s: g[s].sum(1), None
+
+
+def _conv2d(m: nn.Conv2d, x, g):
+    def weight(s):
+        patches = F.unfold(x[s], m.kernel_size, m.dilation, m.padding, m.stride)  # [s, i*kh*kw, positions]
+        return torch.bmm(g[s].flatten(2), patches.transpose(1, 2)).view(-1, *m.weight.shape)
+
+    yield m.weight, weight, None
+    yield m.bias, lambda s: g[s].flatten(2).sum(2), None
+
+
+def _rule(m: nn.Module):
+    """The hook rule of a module kind, or None. Subclasses that only cast dtypes keep their parent's rule."""
+    if isinstance(m, nn.Linear):
+        return _linear
+    if isinstance(m, nn.LayerNorm) and m.elementwise_affine:
+        return _layer_norm
+    if isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and not isinstance(m.padding, str):
+        return _conv2d
+    return None
+
+
+def _plain_attention(m: nn.MultiheadAttention) -> bool:
+    return m._qkv_same_embed_dim and m.bias_k is None and not m.add_zero_attn
+
+
+class _Hooks:
+    """Forward and backward hooks on every module that owns a wanted weight, for one backward."""
+
+    def __init__(self, module: nn.Module, names: dict[int, str], sums: dict[str, torch.Tensor], samples: int) -> None:
+        self.module, self.names, self.sums, self.samples = module, names, sums, samples
+        self.uses: dict[str, int] = {}  # how often a weight was used in this forward
+        self.shared: dict[str, torch.Tensor] = {}  # per-sample gradients of weights used more than once
+        self.handles: list = []
+        self.replaced: list[nn.Module] = []
+
+    def __enter__(self):
+        self.frozen = _trainable(self.module, ())
+        self.frozen.__enter__()
+        for m in self.module.modules():
+            if isinstance(m, nn.MultiheadAttention) and id(m.in_proj_weight) in self.names:
+                m.forward = self._attention(m)
+                self.replaced.append(m)
+            elif (rule := _rule(m)) and any(id(p) in self.names for p in m.parameters(recurse=False)):
+                self.handles.append(m.register_forward_hook(self._after(rule)))
+        return self
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()
+        for m in self.replaced:
+            del m.forward
+        self.frozen.__exit__()
+
+    def flush(self) -> None:
+        """Square what weights used several times have gathered: their uses add up before the square."""
+        for name, grads in self.shared.items():
+            self.sums[name] += grads.square_().sum(0).reshape(-1)
+
+    def _after(self, rule):
+        return lambda m, inputs, output: self._listen(output, m.parameters(recurse=False), lambda g: rule(m, inputs[0].detach(), g))
+
+    def _listen(self, y: torch.Tensor, params, rule) -> torch.Tensor:
+        for p in params:
+            if id(p) in self.names:
+                self.uses[self.names[id(p)]] = self.uses.get(self.names[id(p)], 0) + 1
+        if not y.requires_grad:
+            y = y.requires_grad_().clone()
+        if y.shape[0] == self.samples:  # otherwise nothing is added, and the check sends the weight to the loop
+            y.register_hook(lambda g: self._collect(rule, g))
+        return y
+
+    @torch.no_grad()
+    def _collect(self, rule, g: torch.Tensor) -> None:
+        for p, per_sample, square in rule(g):
+            name = self.names.get(id(p))
+            if name is None:
+                continue
+            if self.uses[name] > 1:
+                grads = per_sample(slice(None)).float()
+                self.shared[name] = self.shared[name] + grads if name in self.shared else grads
+            elif square is not None:
+                self.sums[name] += square().float().reshape(-1)
+            else:
+                step = max(1, CHUNK_BYTES // (4 * p.numel()))
+                for start in range(0, self.samples, step):
+                    self.sums[name] += per_sample(slice(start, start + step)).float().square_().sum(0).reshape(-1)
+
+    def _attention(self, m: nn.MultiheadAttention):
+        """nn.MultiheadAttention spelled out, so that its packed projections can be hooked."""
+
+        def forward(query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
+            if not (query is key and key is value):
+                raise NotImplementedError("cross attention")
+            x = query if m.batch_first else query.transpose(0, 1)  # [n, t, d]
+            n, t, d = x.shape
+            mask = None
+            if attn_mask is not None:
+                mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask
+            if key_padding_mask is not None:
+                pad = key_padding_mask[:, None, None, :]
+                pad = torch.zeros_like(pad, dtype=x.dtype).masked_fill(pad, -torch.inf) if pad.dtype == torch.bool else pad
+                mask = pad if mask is None else mask + pad
+            qkv = self._listen(
+                F.linear(x, m.in_proj_weight, m.in_proj_bias),
+                (m.in_proj_weight, m.in_proj_bias),
+                lambda g, x=x.detach(): _linear_rule(m.in_proj_weight, m.in_proj_bias, x, g),
+            )
+            q, k, v = qkv.view(n, t, 3, m.num_heads, d // m.num_heads).permute(2, 0, 3, 1, 4)  # each [n, heads, t, d/heads]
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(n, t, d)
+            out = self._listen(
+                F.linear(mixed, m.out_proj.weight, m.out_proj.bias),
+                (m.out_proj.weight, m.out_proj.bias),
+                lambda g, x=mixed.detach(): _linear_rule(m.out_proj.weight, m.out_proj.bias, x, g),
+            )
+            return (out if m.batch_first else out.transpose(0, 1)), None
+
+        return forward

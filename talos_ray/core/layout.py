@@ -1,0 +1,81 @@
+"""Names and order: which weights may change, where each stands in the flat order, and fingerprints.
+
+The *canonical order* is by parameter name, and row-major inside a parameter. Masks, deltas, ties and
+fingerprints all use it, so they do not depend on how a model happened to be built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The eligible parameters in canonical order: `names[i]` fills `[offsets[i], offsets[i+1])` of the P weights."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(int(torch.Size(s).numel()) for s in self.shapes)
+
+    @property
+    def total(self) -> int:
+        """P, the number of eligible weights."""
+        return sum(self.sizes)
+
+    def split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of a flat [P] tensor, one a parameter."""
+        return dict(zip(self.names, flat.split(self.sizes), strict=True))
+
+
+_KINDS = (
+    nn.Linear, nn.MultiheadAttention, nn.LayerNorm, nn.GroupNorm,
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.RMSNorm,
+)  # fmt: skip
+
+
+def eligible_layout(module: nn.Module, prefix: str = "") -> Layout:
+    """Linear, attention, convolution and normalisation parameters under `prefix`, in canonical order.
+
+    Embeddings, class tokens and bare projection parameters are not eligible (design, section 2). A
+    parameter that is also somebody's embedding (tied weights) is not eligible either.
+    """
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()}
+    owned = {
+        id(p)
+        for m in module.modules()
+        if isinstance(m, _KINDS) or type(m).__name__ in ("Conv1D", "T5LayerNorm", "LlamaRMSNorm", "Qwen2RMSNorm")
+        for p in m.parameters()
+    }
+    found = sorted((n, p) for n, p in module.named_parameters() if n.startswith(prefix) and id(p) in owned - embeddings)
+    return Layout(tuple(n for n, _ in found), tuple(tuple(p.shape) for _, p in found))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The raw bytes of a tensor, row-major, without a copy where it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes in canonical order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+        digest.update(header.encode() + b"\n")
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def key_of(value: object) -> str:
+    """SHA-256 (hex) of a JSON value: the address of a stage's result by its inputs."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

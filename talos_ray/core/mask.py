@@ -1,0 +1,164 @@
+"""The mask: the k weights that may change, the same for every task. Selection is exact and deterministic.
+
+Scores are non-negative float32, so their order is the order of their bits; two histograms of 16 bits find
+the k-th smallest exactly, in chunks, without sorting or copying the scores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from talos_ray.core.layout import Layout, fingerprint
+
+CHUNK = 1 << 22  # scores looked at together
+
+Strategy = Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which of the P eligible weights may change.
+
+    Args:
+        layout: the eligible weights.
+        bits: uint8 [ceil(P / 8)], packed in canonical order, first weight in the highest bit.
+        info: what it was made from (strategy, keep, seed, rounds, samples); stored beside it, not part of its identity.
+    """
+
+    layout: Layout
+    bits: np.ndarray
+    info: Mapping[str, object] = field(default_factory=dict)
+
+    @functools.cached_property
+    def flags(self) -> torch.Tensor:
+        """bool [P] in canonical order."""
+        return torch.from_numpy(np.unpackbits(self.bits, count=self.layout.total).view(bool))
+
+    @functools.cached_property
+    def indices(self) -> dict[str, torch.Tensor]:
+        """Positions (int64, ascending, row-major in the parameter) of the masked weights, for parameters that hold any."""
+        split = self.layout.split(self.flags)
+        return {name: index for name in self.layout.names if (index := split[name].nonzero().view(-1)).numel()}
+
+    @functools.cached_property
+    def k(self) -> int:
+        """How many weights may change."""
+        return int(self.flags.sum())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, shapes and bits of the mask."""
+        return fingerprint(self.packed())
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        """One uint8 tensor of packed bits a parameter: the stored form."""
+        return {n: torch.from_numpy(np.packbits(f.numpy())) for n, f in self.layout.split(self.flags).items()}
+
+    def density(self) -> dict[str, float]:
+        """Share of masked weights in each parameter."""
+        return {n: float(f.float().mean()) for n, f in self.layout.split(self.flags).items()}
+
+    def jaccard(self, other: Mask) -> float:
+        """Overlap of two masks: |A and B| / |A or B|."""
+        return float((self.flags & other.flags).sum() / (self.flags | other.flags).sum())
+
+
+def mask_from_flags(layout: Layout, flags: torch.Tensor, info: Mapping[str, object] | None = None) -> Mask:
+    """Build a mask from bool [P]."""
+    return Mask(layout, np.packbits(flags.cpu().numpy()), info or {})
+
+
+def mask_from_packed(layout: Layout, packed: Mapping[str, torch.Tensor], info: Mapping[str, object] | None = None) -> Mask:
+    """Build a mask from its stored form (see `Mask.packed`)."""
+    parts = [np.unpackbits(packed[n].numpy(), count=size) for n, size in zip(layout.names, layout.sizes, strict=True)]
+    return Mask(layout, np.packbits(np.concatenate(parts)), info or {})
+
+
+def _order_bits(chunk: torch.Tensor, largest: bool) -> np.ndarray:
+    """uint32 that sort as the scores do (or the other way round)."""
+    if not bool((chunk >= 0).all()):  # also false for NaN
+        raise ValueError("sensitivity scores hold negative or NaN values; wanted non-negative numbers; calibrate again")
+    bits = (chunk + 0.0).cpu().numpy().view(np.uint32)  # + 0.0 turns -0.0 into 0.0
+    return np.uint32(0xFFFFFFFF) - bits if largest else bits
+
+
+def smallest(scores: torch.Tensor, k: int, largest: bool = False) -> torch.Tensor:
+    """bool [P] with exactly k entries set: the k smallest of `scores` (float32 [P], non-negative).
+
+    Ties go to the earlier weight. Works in chunks: beside the scores only the result is held.
+
+    Raises:
+        ValueError: k is outside [0, P], or a score is negative or NaN.
+    """
+    total = scores.numel()
+    if not 0 <= k <= total:
+        raise ValueError(f"cannot select k={k} of {total} weights; wanted 0 <= k <= {total}")
+    chunks = scores.float().split(CHUNK)
+    high = np.zeros(1 << 16, dtype=np.int64)
+    for chunk in chunks:
+        high += np.bincount(_order_bits(chunk, largest) >> 16, minlength=1 << 16)
+    bucket = int(np.searchsorted(np.cumsum(high), k))
+    before = int(high[:bucket].sum())
+    low = np.zeros(1 << 16, dtype=np.int64)
+    for chunk in chunks:
+        bits = _order_bits(chunk, largest)
+        low += np.bincount(bits[bits >> 16 == bucket] & 0xFFFF, minlength=1 << 16)
+    rest = int(np.searchsorted(np.cumsum(low), k - before))
+    ties = k - before - int(low[:rest].sum())
+    threshold = np.uint32(min((bucket << 16) | rest, 0xFFFFFFFF))
+    parts = []
+    for chunk in chunks:
+        bits = _order_bits(chunk, largest)
+        flags, equal = bits < threshold, np.flatnonzero(bits == threshold)
+        flags[equal[:ties]] = True
+        ties -= min(ties, len(equal))
+        parts.append(torch.from_numpy(flags))
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+
+
+def shares(sizes: Sequence[int], k: int) -> list[int]:
+    """k split over tensors in proportion to their sizes, by largest remainder, so that the parts sum to k."""
+    total = sum(sizes)
+    exact = [k * s / total for s in sizes]
+    parts = [int(e) for e in exact]
+    order = sorted(range(len(sizes)), key=lambda i: (parts[i] - exact[i], i))
+    for i in order[: k - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def select(layout: Layout, strategy: Strategy, keep: float, *, scores: torch.Tensor | None = None, module: nn.Module | None = None, seed: int = 0) -> torch.Tensor:
+    """bool [P] with exactly `round(keep * P)` weights set.
+
+    Args:
+        strategy: `least_sensitive` (TaLoS), `least_sensitive_per_tensor` (the same share of every tensor),
+            `most_sensitive` (an ablation), `random`, `magnitude` (the smallest absolute values: what a
+            pruning criterion without data would call unimportant), `all` (dense; `keep` is ignored).
+        scores: float32 [P], for the sensitivity strategies.
+        module: the base, for `magnitude`.
+        seed: for `random`.
+    """
+    k = layout.total if strategy == "all" else round(keep * layout.total)
+    if strategy == "all":
+        return torch.ones(layout.total, dtype=torch.bool)
+    if strategy == "random":
+        scores = torch.rand(layout.total, generator=torch.Generator().manual_seed(seed))
+    elif strategy == "magnitude":
+        params = dict(module.named_parameters())
+        scores = torch.cat([params[n].detach().float().abs().reshape(-1) for n in layout.names])
+    if strategy == "least_sensitive_per_tensor":
+        parts = zip(scores.split(layout.sizes), shares(layout.sizes, k), strict=True)
+        return torch.cat([smallest(s, part) for s, part in parts])
+    return smallest(scores, k, largest=strategy == "most_sensitive")
+
+
+def round_keep(keep: float, r: int, rounds: int) -> float:
+    """Share of weights kept after round r of R (1-based): keep^(r/R) (TaLoS, iterative calibration)."""
+    return keep ** (r / rounds)

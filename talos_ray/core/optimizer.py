@@ -1,0 +1,119 @@
+"""AdamW for the masked weights only: values, gradients and moments are flat buffers of k numbers.
+
+A hook on every masked parameter gathers its gradient to the mask and frees the dense one at once.
+Parameters outside the mask ask for no gradient, so backward stops at the lowest masked tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from talos_ray.core.mask import Mask
+
+
+class SparseAdamW:
+    """AdamW (Loshchilov and Hutter, 2019) on the k masked weights of a module, decoupled weight decay included.
+
+    Args:
+        module: holds the base; only its masked weights will ever change, in place.
+        mask: which weights.
+        lr: peak learning rate. weight_decay, betas, eps: as in torch.optim.AdamW.
+        clip_norm: largest norm of the *masked* gradient (what a sparse optimizer can know), or None.
+
+    Everything outside the mask stays bitwise what it was. Values are float32 whatever the model's dtype.
+    In a process group, `step` averages the packed gradient over the ranks: k numbers on the wire, not P.
+    """
+
+    def __init__(
+        self, module: nn.Module, mask: Mask, lr: float, weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, clip_norm: float | None = 1.0,
+    ) -> None:  # fmt: skip
+        self.mask, self.clip_norm, self.lr = mask, clip_norm, lr
+        params = dict(module.named_parameters())
+        device = params[next(iter(mask.indices))].device
+        self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
+        self.values.grad = torch.zeros_like(self.values)
+        self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        self.slots: list[tuple[nn.Parameter, torch.Tensor, slice]] = []  # parameter, positions in it, place in the buffers
+        self.handles = []
+        start = 0
+        for p in module.parameters():
+            p.requires_grad_(False)
+        for name, index in mask.indices.items():
+            p, place = params[name], slice(start, start + index.numel())
+            start = place.stop
+            index = index.to(device)
+            self.slots.append((p, index, place))
+            p.requires_grad_(True)
+            p.grad = None
+            self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(index, place)))
+        self.pull()
+
+    def _gatherer(self, index: torch.Tensor, place: slice):
+        def gather(p: torch.Tensor) -> None:
+            self.values.grad[place] += p.grad.view(-1).index_select(0, index)
+            p.grad = None
+
+        return gather
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Read the values from the module."""
+        for p, index, place in self.slots:
+            self.values[place] = p.detach().view(-1).index_select(0, index).float()
+
+    @torch.no_grad()
+    def push(self) -> None:
+        """Write the values into the module."""
+        for p, index, place in self.slots:
+            p.view(-1).index_copy_(0, index, self.values[place].to(p.dtype))
+
+    def step(self, lr: float | None = None) -> float:
+        """One update with the gathered gradient, which is then cleared. Returns the gradient's norm before clipping."""
+        grad = self.values.grad
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(grad)
+            grad /= dist.get_world_size()
+        norm = grad.norm()
+        if self.clip_norm is not None:
+            grad *= (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.adam.param_groups[0]["lr"] = self.lr if lr is None else lr
+        self.adam.step()
+        grad.zero_()
+        self.push()
+        return float(norm)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Values, moments (float32 [k]) and step count: all that a restart needs."""
+        moments = self.adam.state.get(self.values, {})
+        zeros = torch.zeros_like(self.values)
+        return {
+            "values": self.values.detach().clone(),
+            "exp_avg": moments.get("exp_avg", zeros).clone(),
+            "exp_avg_sq": moments.get("exp_avg_sq", zeros).clone(),
+            "step": torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).reshape(1).clone(),
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go back to a `state()`, bitwise, and write its values into the module."""
+        device = self.values.device
+        self.values.copy_(state["values"])
+        self.adam.state[self.values] = {
+            "step": state["step"].reshape(()).clone().to(device if device.type == "cuda" else "cpu"),
+            "exp_avg": state["exp_avg"].to(device).clone(),
+            "exp_avg_sq": state["exp_avg_sq"].to(device).clone(),
+        }
+        self.values.grad.zero_()
+        self.push()
+
+    def bytes(self) -> int:
+        """Bytes of values, gradient and moments that this optimizer holds."""
+        return sum(t.numel() * t.element_size() for t in (*self.state().values(), self.values.grad))
+
+    def close(self) -> None:
+        """Take the hooks off the module."""
+        for handle in self.handles:
+            handle.remove()

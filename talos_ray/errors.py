@@ -1,0 +1,28 @@
+"""What a user is told when something is wrong: the thing, the value found, the value wanted, the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TalosError(Exception):
+    """A mistake that the user can mend. The message is complete; the CLI prints it without a traceback."""
+
+
+class SpecError(TalosError):
+    """The spec or a task in it is wrong. Raised before any work starts."""
+
+
+class MismatchError(TalosError):
+    """A mask, delta or run folder belongs to another base, mask or run."""
+
+
+class CorruptError(TalosError):
+    """A stored file is not what its format or its hash says."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest of `known`, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""

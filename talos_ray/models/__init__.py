@@ -1,0 +1,84 @@
+"""Model families behind one small protocol; each is a file. `load_model` is the only door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from talos_ray.core.layout import Layout, eligible_layout, fingerprint
+from talos_ray.errors import SpecError, nearest
+
+FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED")
+
+
+class Family(Protocol):
+    """What the rest of the system needs to know about a model.
+
+    `module` holds every weight; the eligible ones stand under `edited` (a name prefix).
+    """
+
+    module: nn.Module
+    edited: str
+
+    def preprocess(self, examples: list) -> torch.Tensor:
+        """Raw examples (PIL images) -> inputs [n, ...] float32 on the CPU."""
+
+    def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
+        """Frozen zero-shot head [classes, d] float32, scaled, from class phrases and prompt templates."""
+
+    def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """Inputs [n, ...] -> logits [n, classes]."""
+
+
+def check_model(name: str) -> None:
+    """Raises SpecError, in milliseconds, unless `name` is a model that could be loaded."""
+    if name == "demo":
+        return
+    if not name.startswith("open_clip:"):
+        hint = nearest(name, ("demo", "open_clip"))
+        raise SpecError(f"model {name!r} is not known{hint}; wanted one of: {', '.join(FAMILIES)}")
+    from talos_ray.models import clip
+
+    clip.check(name.removeprefix("open_clip:"))
+
+
+def load_model(name: str) -> Family:
+    """The model with its pretrained weights.
+
+    Raises:
+        SpecError: not known, or its checkpoint cannot be read.
+    """
+    check_model(name)
+    from talos_ray.models import clip
+
+    return clip.load(name)
+
+
+def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequence[str]) -> Family:
+    """The same model without reading a checkpoint: weights are *aliased* to `tensors`, except that those
+    named in `private`, which will be written to, are copied. So all processes of a node can share one base."""
+    from talos_ray.models import clip
+
+    family = clip.load(name, pretrained=False)
+    mine = set(private)
+    own = {**dict(family.module.named_parameters()), **dict(family.module.named_buffers())}
+    for key, value in tensors.items():
+        own[key].data = value.clone() if key in mine else value
+    return family
+
+
+def base_tensors(family: Family) -> dict[str, torch.Tensor]:
+    """Every weight and stored buffer by name: what the fingerprint covers."""
+    return {k: v.detach() for k, v in family.module.state_dict().items()}
+
+
+def base_fingerprint(family: Family) -> str:
+    return fingerprint(base_tensors(family))
+
+
+def layout_of(family: Family) -> Layout:
+    """The eligible weights of a family, in canonical order."""
+    return eligible_layout(family.module, family.edited)

@@ -1,0 +1,80 @@
+"""CLIP through open_clip: the image tower is edited, the text tower only makes frozen zero-shot heads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+
+from talos_ray.errors import SpecError, nearest
+
+DEMO = Path(__file__).parents[1] / "demo"
+
+
+class Clip:
+    """An open_clip model with its own tokenizer and preprocessing (see `models.Family`)."""
+
+    edited = "visual."
+
+    def __init__(self, module: torch.nn.Module, transform, tokenizer) -> None:
+        self.module, self.transform, self.tokenizer = module.eval(), transform, tokenizer
+
+    def preprocess(self, examples: list) -> torch.Tensor:
+        return torch.stack([self.transform(image) for image in examples])  # [n, 3, side, side]
+
+    @torch.no_grad()
+    def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
+        """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the logit scale."""
+        rows = []
+        for phrase in phrases:
+            features = self.module.encode_text(self.tokenizer([p.format(phrase) for p in prompts]), normalize=True)
+            rows.append(torch.nn.functional.normalize(features.mean(0), dim=-1))
+        return (torch.stack(rows) * self.module.logit_scale.exp()).float()
+
+    def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_image(inputs, normalize=True) @ head.T
+
+
+def _parse(name: str) -> tuple[str, str]:
+    arch, _, pretrained = name.partition("/")
+    return arch, pretrained
+
+
+def check(name: str) -> None:
+    """Raises SpecError unless `ARCHITECTURE/PRETRAINED` names an architecture and a tag of open_clip, or a local file."""
+    arch, pretrained = _parse(name)
+    known = open_clip.list_models()
+    if arch not in known:
+        raise SpecError(f"model 'open_clip:{name}': architecture {arch!r} is not known to open_clip{nearest(arch, known)}; see open_clip.list_models()")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if pretrained not in tags and not Path(pretrained).is_file():
+        given = f"pretrained {pretrained!r} is neither a tag of {arch} nor a file" if pretrained else "no pretrained weights are named"
+        raise SpecError(f"model 'open_clip:{name}': {given}{nearest(pretrained, tags)}; tags: {', '.join(tags[:12]) or 'none'}")
+
+
+def load(name: str, pretrained: bool = True) -> Clip:
+    """Build `demo` or `open_clip:ARCHITECTURE/PRETRAINED`; with `pretrained=False` the weights are left random."""
+    if name == "demo":
+        return _demo(pretrained)
+    arch, weights = _parse(name.removeprefix("open_clip:"))
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=weights if pretrained else None)
+    except (OSError, RuntimeError) as error:
+        raise SpecError(f"model {name!r}: weights {weights!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    return Clip(model, transform, open_clip.get_tokenizer(arch))
+
+
+def _demo(pretrained: bool) -> Clip:
+    config = json.loads((DEMO / "clip.json").read_text())
+    model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    if pretrained:
+        model.load_state_dict(load_file(DEMO / "clip.safetensors"))
+    transform = open_clip.image_transform(
+        config["vision_cfg"]["image_size"], is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+    )
+    tokenizer = open_clip.SimpleTokenizer(str(DEMO / "merges.txt.gz"), context_length=config["text_cfg"]["context_length"])
+    return Clip(model, transform, tokenizer)

@@ -1,0 +1,223 @@
+"""Training on Ray Train: teams pull tasks from one queue, longest first, and go from task to task by exact rollback.
+
+A *team* is one `TorchTrainer`. Its start-up is paid once a team, not once a task. Its workers checkpoint to
+storage by themselves: `ray.train.report` would make every team member wait at every step worth keeping.
+When Ray Train restarts a team after a failure, the queue hands it the task it was on, which resumes from its
+last checkpoint and ends bitwise where it would have ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import ray
+import torch
+import torch.distributed as dist
+
+from talos_ray.config import Task, Train
+from talos_ray.core.delta import gather, make_delta
+from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.mask import Mask
+from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.errors import TalosError
+from talos_ray.orchestrate.worker import Arm, Shared, workbench
+from talos_ray.storage.run_folder import RunFolder
+
+NAMESPACE = "talos_ray"
+REPORT_SECONDS = 0.5  # between two progress messages of a worker
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task to be trained under one arm. `key` addresses the result by everything that decides it."""
+
+    task: Task
+    arm: str
+    settings: Train
+    key: str
+    folder: str
+    mask: str
+    info: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/{self.task.name}"
+
+    @property
+    def cost(self) -> int:
+        return self.settings.steps * self.settings.batch_size
+
+
+@ray.remote(num_cpus=0, max_concurrency=16)
+class Queue:
+    """Which job is with which team, and how far it is. Lives as long as the driver."""
+
+    def __init__(self, jobs: Sequence[Job], shared_ref: list, arms_ref: list) -> None:
+        self.waiting = sorted(jobs, key=lambda j: (-j.cost, j.name))
+        self.with_team: dict[int, Job] = {}
+        self.state = {j.name: {"step": 0, "steps": j.settings.steps, "loss": None, "state": "waiting"} for j in jobs}
+        self.refs = (shared_ref[0], arms_ref[0])
+        self.restarts: dict[int, int] = {}
+
+    def objects(self):
+        """References to the shared base and the arms' masks."""
+        return list(self.refs)
+
+    def begin(self, team: int) -> int:
+        """A team has (re)started. Returns how often it did before."""
+        self.restarts[team] = self.restarts.get(team, -1) + 1
+        return self.restarts[team]
+
+    def next(self, team: int) -> Job | None:
+        """The job this team had and did not finish, else the longest one waiting, else None."""
+        if team not in self.with_team:
+            if not self.waiting:
+                return None
+            self.with_team[team] = self.waiting.pop(0)
+        job = self.with_team[team]
+        self.state[job.name].update(state="training", team=team)
+        return job
+
+    def progress(self, name: str, step: int, loss: float) -> None:
+        self.state[name].update(step=step, loss=loss)
+
+    def done(self, team: int, error: str | None = None) -> None:
+        """The team has finished (or, with `error`, given up) its job."""
+        job = self.with_team.pop(team)
+        self.state[job.name].update(state="failed" if error else "done", error=error)
+
+    def status(self) -> tuple[dict[str, dict], dict[int, int]]:
+        return self.state, self.restarts
+
+
+def train_loop(config: dict) -> None:
+    """What every worker of a team runs, from the first job to an empty queue."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, world, team = context.get_world_rank(), context.get_world_size(), config["team"]
+    queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
+    if rank == 0:
+        ray.get(queue.begin.remote(team))
+    shared_ref, arms_ref = ray.get(queue.objects.remote())
+    shared: Shared = ray.get(shared_ref)
+    arms: dict[str, Arm] = ray.get(arms_ref)
+    bench = workbench(shared)
+    while True:
+        box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
+        if world > 1:
+            dist.broadcast_object_list(box, src=0)
+        job: Job | None = box[0]
+        if job is None:
+            return
+        try:
+            seconds, loss = _train_one(bench, job, Mask(shared.layout, arms[job.arm].bits), rank, world, queue)
+            error = None
+        except (FloatingPointError, ValueError) as e:  # the settings are at fault: a restart would meet it again
+            seconds, loss, error = 0.0, float("nan"), str(e)
+        if rank == 0:
+            ray.get(queue.done.remote(team, error))
+        ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})
+
+
+def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tuple[float, float]:
+    """Train one job from the base or its checkpoint, store the delta, roll back. Returns (seconds, last loss)."""
+    started = time.perf_counter()
+    folder, s = RunFolder(job.folder), job.settings
+    examples = bench.examples(job.task.name, "train")
+    bench.reset()
+    base_values = gather(bench.family.module, mask)
+    optimizer = SparseAdamW(bench.family.module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
+    plan = Plan(job.task.name, len(examples), s.steps, s.batch_size, s.lr, s.warmup_steps, bench.shared.spec.seed, s.label_smoothing)
+    start = folder.load_checkpoint(job.task.name, job.key)
+    curve: list[list[float]] = []
+    last = [0.0]
+
+    def on_step(step: int, loss: float) -> None:
+        if rank != 0:
+            return
+        if step % max(1, s.steps // 50) == 0:
+            curve.append([step, round(loss, 5)])
+        if step % s.checkpoint_every == 0 and step < s.steps:
+            folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
+        if time.monotonic() - last[0] > REPORT_SECONDS:
+            last[0] = time.monotonic()
+            queue.progress.remote(job.name, step, loss)
+
+    try:
+        autocast = torch.bfloat16 if s.precision == "bf16" and bench.device.type == "cuda" else None
+        losses = finetune(
+            optimizer, plan, bench.logits(job.task.name), examples.batch,
+            start=start, rank=rank, world=world, autocast=autocast, on_step=on_step,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        if rank == 0:
+            info = {
+                **job.info, "key": job.key, "settings": s.model_dump(), "seconds": round(seconds, 3), "curve": curve,
+                "resumed_at": start[0] if start else 0, "state_bytes": optimizer.bytes(),
+            }  # fmt: skip
+            dtype = getattr(torch, s.delta_dtype)
+            folder.save_delta(make_delta(job.task.name, optimizer.values.detach(), base_values, bench.shared.base, mask.fingerprint, dtype, info))
+            folder.drop_checkpoints(job.task.name)
+        return seconds, losses[-1] if losses else float("nan")
+    finally:
+        optimizer.close()
+        bench.reset()
+
+
+@ray.remote(num_cpus=0, max_retries=1)
+def run_team(config: dict, settings, scratch: str) -> None:
+    """Start one team and wait for it (Ray Train's `fit` needs a process's main thread: this is one)."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": settings.cpus_per_worker, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})}
+    TorchTrainer(
+        train_loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers_per_task, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources, placement_strategy="PACK"
+        ),
+        run_config=RunConfig(name=f"team-{config['team']}", storage_path=scratch, failure_config=FailureConfig(max_failures=settings.max_failures)),
+    ).fit()
+
+
+def train(shared_ref, shared: Shared, arms: dict[str, Arm], jobs: Sequence[Job], teams: int, scratch: str, on_status: Callable[[dict, dict], None]) -> None:
+    """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
+
+    Raises:
+        TalosError: a job's settings made it diverge, or a team failed more often than `cluster.max_failures`.
+            What was finished is on storage and is not trained again.
+    """
+    name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
+    queue = Queue.options(name=name, namespace=NAMESPACE).remote(list(jobs), [shared_ref], [ray.put(arms)])
+    running = [run_team.remote({"queue": name, "team": i}, shared.spec.cluster, scratch) for i in range(min(teams, len(jobs)))]
+    waiting, failures = list(running), []
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
+        on_status(*ray.get(queue.status.remote()))
+        for ref in ready:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayError as error:
+                failures.append(_root(error))
+    state, restarts = ray.get(queue.status.remote())
+    on_status(state, restarts)
+    ray.kill(queue)
+    failures += [s["error"] for s in state.values() if s.get("error")]
+    open_jobs = [n for n, s in state.items() if s["state"] != "done"]
+    if open_jobs:
+        reason = failures[0] if failures else "their team ended"
+        raise TalosError(f"not trained: {', '.join(open_jobs)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again")
+
+
+def _root(error: BaseException) -> str:
+    """The last line of the innermost cause: what a person needs of Ray's nested tracebacks."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    text = lines[-1].strip() if lines else type(cause).__name__
+    if "OutOfMemory" in type(error).__name__ + text:
+        text += "; a worker ran out of memory: lower train.batch_size, or give fewer workers a node"
+    return text

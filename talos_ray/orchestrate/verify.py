@@ -1,0 +1,165 @@
+"""Choose the coefficients on validation data, then read the test data once: the numbers of a version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import ray
+import torch
+
+from talos_ray.core.compose import Composer
+from talos_ray.core.delta import Delta
+from talos_ray.core.layout import fingerprint, key_of
+from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
+from talos_ray.models import base_tensors, load_model
+from talos_ray.orchestrate.search import Ledger, Objective, evaluate, search
+from talos_ray.orchestrate.worker import Arm, freeze
+
+
+class Judge:
+    """Evaluates candidates of every arm on Ray, and writes down what they score."""
+
+    def __init__(self, prepared, shared_ref, folder, scratch: str, progress, at_once: int) -> None:
+        self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
+        self.scratch, self.progress, self.at_once = scratch, progress, at_once
+        cluster = prepared.spec.cluster
+        self.evaluate = evaluate.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)
+        self.arms: dict[str, tuple[Arm, object]] = {}
+        self.base_validation: dict[str, float] | None = None
+
+    def _arm(self, plan, deltas: Mapping[str, Delta]):
+        """The arm with its deltas, put into the object store by the driver, who outlives the teams that made them."""
+        if plan.name not in self.arms:
+            packed = tuple((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
+            arm = Arm(plan.name, plan.mask.bits, packed)
+            self.arms[plan.name] = (arm, ray.put(arm))
+        return self.arms[plan.name]
+
+    def _scores(self, requests: Sequence[tuple[object, Mapping[str, float], Sequence[str]]], split: str, stage: str) -> list[dict[str, tuple[int, int]]]:
+        """Counts for each (arm reference, coefficients, tasks), computed in parallel."""
+        refs = [self.evaluate.remote(self.shared_ref, arm, coefficients, tasks, split) for arm, coefficients, tasks in requests]
+        waiting = list(refs)
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=1)
+            self.progress.update(stage, 1 - len(waiting) / len(refs), f"{split} scores: {len(refs) - len(waiting)} of {len(refs)}")
+        return ray.get(refs)
+
+    def search(self, plan, deltas: Mapping[str, Delta], per_task: bool) -> dict:
+        """The best coefficients of one arm by validation, with every candidate's objective."""
+        p, stage = self.p, f"search {plan.name}"
+        self.progress.begin(stage, "single-task scores")
+        arm, ref = self._arm(plan, deltas)
+        requests = [(ref, {t: 1.0}, [t]) for t in p.targets]
+        if self.base_validation is None:
+            requests.append((ref, {}, [*p.targets, *p.controls]))
+        counts = self._scores(requests, "validation", stage)
+        single = {t: _share(c[t]) for t, c in zip(p.targets, counts, strict=False)}
+        if self.base_validation is None:
+            self.base_validation = {t: _share(c) for t, c in counts[-1].items()}
+        objective = Objective(single, {c: self.base_validation[c] for c in p.controls}, p.spec.search.control_keep)
+        data = key_of({n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})] for n, d in p.data.items()})
+        seen: list[float] = []
+
+        def on_trial(coefficients, value: float) -> None:
+            seen.append(value)
+            total = p.spec.search.shared_points + (p.spec.search.per_task_trials if per_task and len(p.targets) > 1 else 0)
+            self.progress.update(stage, len(seen) / total, f"candidate {len(seen)} of {total}, best {max(seen):.4f}")
+
+        ledger = Ledger(self.folder.store.uri, p.base, data)
+        ranked = search(self.shared_ref, p.spec, arm, objective, ledger, self.at_once, self.scratch, per_task, on_trial)
+        value, coefficients, scores = ranked[0]
+        shared = [{"alpha": next(iter(c.values())), "objective": v} for v, c, _ in ranked if len(set(c.values())) == 1]
+        self.progress.end(stage, f"{len(seen)} candidates, best normalized validation accuracy {value:.4f}")
+        return {
+            "coefficients": coefficients, "objective": value, "validation": scores, "single_validation": single, "candidates": len(seen),
+            "shared_curve": sorted(shared, key=lambda s: s["alpha"]), "control_held": value >= 0,
+        }  # fmt: skip
+
+    def verify(self, arms, deltas: Mapping[str, Mapping[str, Delta]], chosen: Mapping[str, dict]) -> dict:
+        """Test scores of base, single edits and merged model of every arm; the content of a version."""
+        p = self.p
+        self.progress.begin("verify", "test scores")
+        everything = [*p.targets, *p.controls]
+        requests = [(self.arms[arms[0].name][1], {}, everything)]
+        for plan in arms:
+            ref = self.arms[plan.name][1]
+            requests.append((ref, chosen[plan.name]["coefficients"], everything))
+            requests += [(ref, {t: 1.0}, [t]) for t in p.targets]
+        counts = iter(self._scores(requests, "test", "verify"))
+        base = next(counts)
+        result = {}
+        for plan in arms:
+            merged = next(counts)
+            single = {t: next(counts)[t] for t in p.targets}
+            result[plan.name] = self._arm_result(plan, deltas[plan.name], chosen[plan.name], base, merged, single)
+        sparse = result[arms[0].name]
+        version = {
+            "kind": "addition",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "base": p.base,
+            "mask": arms[0].mask.fingerprint,
+            "deltas": {t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
+            "model": self._model_fingerprint(arms[0].mask, deltas[arms[0].name], sparse["coefficients"]),
+            "targets": p.targets,
+            "controls": p.controls,
+            **sparse,
+            "baseline": result.get("dense"),
+        }
+        gain = version["summary"]["merged"] - version["summary"]["zero_shot"]
+        self.progress.end("verify", f"targets {version['summary']['zero_shot']:.3f} -> {version['summary']['merged']:.3f} ({gain:+.3f}) on test data")
+        return version
+
+    def _arm_result(self, plan, deltas, chosen: dict, base, merged, single) -> dict:
+        p = self.p
+        scores = {}
+        for t in (*p.targets, *p.controls):
+            scores[t] = {"base": accuracy(*base[t]).as_dict(), "merged": accuracy(*merged[t]).as_dict()}
+            if t in single:
+                scores[t]["single"] = accuracy(*single[t]).as_dict()
+        values = {kind: {t: s[kind]["value"] for t, s in scores.items() if t in p.targets} for kind in ("base", "merged", "single")}
+        files = plan.folder.store
+        size = sum(len(files.read(f"deltas/{t}.safetensors")) for t in p.targets)
+        return {
+            "coefficients": chosen["coefficients"],
+            "scores": scores,
+            "summary": {
+                "zero_shot": absolute_accuracy(values["base"]),
+                "single": absolute_accuracy(values["single"]),
+                "merged": absolute_accuracy(values["merged"]),
+                "normalized": normalized_accuracy(values["merged"], values["single"]),
+                "control_kept": {c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls},
+            },
+            "search": {k: v for k, v in chosen.items() if k != "coefficients"},
+            "cost": {
+                "train_seconds": round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
+                "state_bytes": max(int(d.info["state_bytes"]) for d in deltas.values()),
+                "delta_bytes": size,
+                "weights_changed": plan.mask.k,
+            },
+        }
+
+    def _model_fingerprint(self, mask, deltas: Mapping[str, Delta], coefficients: Mapping[str, float]) -> str:
+        """Fingerprint of the composed model; proves on the way that rolling back gives the base's own bytes."""
+        family = load_model(self.p.spec.model)
+        composer = Composer(family.module, mask, list(deltas.values()), self.p.base)
+        composer.compose(coefficients)
+        composed = fingerprint(base_tensors(family))
+        composer.rollback()
+        if fingerprint(base_tensors(family)) != self.p.base:
+            raise AssertionError("rolling back did not restore the base's fingerprint: this is a bug in talos_ray; nothing was changed")
+        return composed
+
+    def base_version(self, version: dict) -> dict:
+        """Version 0: the base itself, with the scores measured in the same pass."""
+        scores = {t: {"base": s["base"], "merged": s["base"]} for t, s in version["scores"].items()}
+        zero_shot = version["summary"]["zero_shot"]
+        return {
+            "kind": "base", "created": version["created"], "base": self.p.base, "mask": version["mask"], "deltas": {}, "model": self.p.base,
+            "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
+            "summary": {"zero_shot": zero_shot, "merged": zero_shot, "control_kept": dict.fromkeys(version["controls"], 1.0)},
+        }  # fmt: skip
+
+
+def _share(counts: tuple[int, int]) -> float:
+    return counts[0] / counts[1]

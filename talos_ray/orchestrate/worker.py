@@ -1,0 +1,132 @@
+"""What a worker process keeps warm: the shared base (zero-copy), masks, deltas, heads and decoded examples.
+
+The driver puts one `Shared` into the object store; every worker process of a node maps it read-only. Model
+weights alias that memory, except the masked ones, which an edit will write to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from talos_ray.config import Spec, Task
+from talos_ray.core.compose import Composer
+from talos_ray.core.delta import Delta
+from talos_ray.core.layout import Layout
+from talos_ray.core.mask import Mask
+from talos_ray.models import Family, build_model
+from talos_ray.tasks import Examples, load_task
+
+Frozen = dict[str, tuple[np.ndarray, str]]  # tensors as Ray stores them without a copy
+
+
+def freeze(tensors: Mapping[str, torch.Tensor]) -> Frozen:
+    """Tensors as numpy arrays of plain bytes (numpy has no bfloat16) with their dtypes' names."""
+    return {
+        n: (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().reshape(*t.shape, t.element_size()), str(t.dtype).removeprefix("torch."))
+        for n, t in tensors.items()
+    }
+
+
+def thaw(frozen: Frozen) -> dict[str, torch.Tensor]:
+    """The same tensors, aliasing the arrays' memory. Read-only by agreement: copy before writing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return {n: torch.from_numpy(a).view(getattr(torch, dtype)).view(a.shape[:-1]) for n, (a, dtype) in frozen.items()}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """All that workers need and that does not change during a run; lives once in the object store."""
+
+    spec: Spec
+    base: str  # fingerprint
+    tensors: Frozen
+    layout: Layout
+    heads: dict[str, np.ndarray]  # task -> [classes, d] float32
+
+    def task(self, name: str) -> Task:
+        return next(t for t in (*self.spec.tasks, *self.spec.control) if t.name == name)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to edit: its name ('sparse' or 'dense'), its mask and, once trained, its deltas."""
+
+    name: str
+    bits: np.ndarray
+    deltas: tuple[tuple[str, Frozen, str], ...] = ()  # (task, values, fingerprint)
+
+
+class Workbench:
+    """One process's warm model and data."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        settings = shared.spec.cluster
+        self.device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+            os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
+        self.tensors = thaw(shared.tensors)
+        self.family: Family = build_model(shared.spec.model, self.tensors, private=shared.layout.names)
+        self.family.module.to(self.device)
+        self.composers: dict[str, Composer] = {}
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - one workbench a process, for its whole life
+    def head(self, task: str) -> torch.Tensor:
+        return torch.tensor(self.shared.heads[task], device=self.device)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019
+    def examples(self, task: str, split: str) -> Examples:
+        data = load_task(self.shared.task(task), self.shared.spec.seed)
+        return Examples(getattr(data, split), self.family.preprocess, self.device)
+
+    def logits(self, task: str):
+        """inputs -> logits [n, classes] under the task's head."""
+        head = self.head(task)
+        return lambda inputs: self.family.logits(inputs, head)
+
+    def reset(self) -> None:
+        """Every eligible weight back to the base, bitwise."""
+        params = dict(self.family.module.named_parameters())
+        with torch.no_grad():
+            for name in self.shared.layout.names:
+                params[name].copy_(self.tensors[name])
+        self.composers.clear()
+
+    def compose(self, arm: Arm, coefficients: Mapping[str, float]) -> None:
+        """Put one candidate of one arm into the model."""
+        if arm.name not in self.composers:
+            self.reset()
+            mask = Mask(self.shared.layout, arm.bits)
+            deltas = [Delta(task, thaw(values)["values"], self.shared.base, mask.fingerprint) for task, values, _ in arm.deltas]
+            self.composers[arm.name] = Composer(self.family.module, mask, deltas, self.shared.base)
+        self.composers[arm.name].compose(coefficients)
+
+    @torch.inference_mode()
+    def correct(self, task: str, split: str, batch_size: int = 256) -> tuple[int, int]:
+        """(right predictions, inputs) of the model as it stands."""
+        examples, logits, right = self.examples(task, split), self.logits(task), 0
+        for index in torch.arange(len(examples)).split(batch_size):
+            inputs, labels = examples.batch(index)
+            right += int((logits(inputs).argmax(-1) == labels).sum())
+        return right, len(examples)
+
+
+_benches: dict[str, Workbench] = {}
+
+
+def workbench(shared: Shared) -> Workbench:
+    """This process's workbench for a run; built at the first call, kept for the next Ray task."""
+    key = f"{shared.base}-{shared.spec.model_dump_json()}"
+    if key not in _benches:
+        _benches.clear()
+        _benches[key] = Workbench(shared)
+    return _benches[key]

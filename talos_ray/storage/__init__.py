@@ -1,0 +1,1 @@
+"""What lies on storage: safetensors and JSON, written whole or not at all, through pyarrow.fs."""

@@ -1,0 +1,126 @@
+"""A folder on any filesystem that pyarrow knows, with writes that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import pyarrow.fs as pafs
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from talos_ray.errors import CorruptError, SpecError
+
+HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in its own specification
+
+
+class Store:
+    """A folder named by a local path or a URI (`s3://…`, `gs://…`, `hdfs://…`). Names inside use '/'.
+
+    Raises:
+        SpecError: the URI's scheme is not known to pyarrow.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            if "://" in uri:
+                self.fs, self.root = pafs.FileSystem.from_uri(uri)
+            else:
+                self.fs, self.root = pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+        except (ValueError, OSError) as error:
+            raise SpecError(f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run") from None
+        self.local = self.fs.type_name == "local"
+
+    def path(self, name: str) -> str:
+        return str(PurePosixPath(self.root) / name)
+
+    def exists(self, name: str = "") -> bool:
+        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names of the finished files in a folder, sorted; half-written ones (leading dot) are left out."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        return sorted(i.base_name for i in found if i.type == pafs.FileType.File and not i.base_name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        with self.fs.open_input_stream(self.path(name)) as stream:
+            return stream.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put `data` under `name`, whole or not at all: a reader sees the old file or the new one.
+
+        Object stores publish an object when its upload ends. Elsewhere the bytes go to a temporary name in
+        the same folder, are flushed, and renamed.
+        """
+        target = self.path(name)
+        folder, base = target.rsplit("/", 1)
+        if self.local or self.fs.type_name == "hdfs":
+            self.fs.create_dir(folder, recursive=True)
+        if self.fs.type_name in ("s3", "gcs", "abfs"):
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        work = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}"
+        try:
+            if self.local:
+                with open(work, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(work, target)
+            else:
+                with self.fs.open_output_stream(work) as stream:
+                    stream.write(data)
+                self.fs.move(work, target)
+        except BaseException:
+            if self.fs.get_file_info(work).type != pafs.FileType.NotFound:
+                self.fs.delete_file(work)
+            raise
+
+    def delete(self, name: str) -> None:
+        if self.exists(name):
+            self.fs.delete_file(self.path(name))
+
+    def delete_folder(self, name: str) -> None:
+        if self.exists(name):
+            self.fs.delete_dir(self.path(name))
+
+    # ---------------------------------------------------------------------------- JSON and safetensors
+
+    def read_json(self, name: str) -> dict:
+        """Raises CorruptError, naming the file, if it does not hold a JSON object."""
+        try:
+            value = json.loads(self.read(name))
+        except ValueError as error:
+            raise CorruptError(f"{self.path(name)} is not JSON ({error}); the file was changed; restore it from a copy") from None
+        if not isinstance(value, dict):
+            raise CorruptError(f"{self.path(name)} holds {type(value).__name__}; wanted a JSON object; restore it from a copy")
+        return value
+
+    def write_json(self, name: str, value: Mapping) -> None:
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict]:
+        """Tensors and the JSON in the metadata key `talos`.
+
+        Raises:
+            CorruptError: not a safetensors file of this project, or cut off.
+        """
+        data = self.read(name)
+        try:
+            size = int.from_bytes(data[:8], "little")
+            if not 2 <= size <= min(HEADER_LIMIT, len(data) - 8):
+                raise ValueError(f"header of {size} bytes in a file of {len(data)}")
+            info = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["talos"])
+            return load_safetensors(data), info
+        except Exception as error:  # whatever the parser met, the user needs the file's name
+            raise CorruptError(f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); restore it from a copy") from None
+
+    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        self.write(name, save_safetensors(plain, {"talos": json.dumps(info, sort_keys=True)}))

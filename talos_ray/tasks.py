@@ -1,0 +1,271 @@
+"""Tasks: from a name, a file or a Hugging Face dataset to checked examples with labels and class names."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talos_ray.config import Task, _validated
+from talos_ray.errors import SpecError, nearest
+
+FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+CACHE_BYTES = 1 << 30  # decoded inputs of one split that a process keeps
+VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
+
+
+def resolve_task(item: str | dict[str, Any] | Task) -> Task:
+    """A `Task`, the name of a recipe, or a mapping (which may name a `recipe` to start from).
+
+    Raises:
+        SpecError: no such recipe, or a setting is wrong.
+    """
+    from talos_ray.demo.tasks import RECIPES
+
+    if isinstance(item, Task):
+        return item
+    values = {"recipe": item} if isinstance(item, str) else dict(item)
+    if (recipe := values.pop("recipe", None)) is not None:
+        if recipe not in RECIPES:
+            raise SpecError(f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}")
+        values = {**RECIPES[recipe], **values}
+    return _validated(Task, values, f"task {values.get('name', '?')}")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split: a `datasets.Dataset` with the input column, and labels int64 [n]."""
+
+    rows: Any
+    column: str
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Sequence[int]) -> Split:
+        index = list(index)
+        return Split(self.rows.select(index), self.column, self.labels[index])
+
+    def fingerprint(self, labels: bool = True) -> str:
+        """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
+        digest = hashlib.sha256()
+        table = self.rows.with_format("arrow")
+        for start in range(0, len(self), 512):
+            for value in table[start : start + 512].column(self.column).to_pylist():
+                digest.update(_content(value))
+        if labels:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _content(value: object) -> bytes:
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return repr(value).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """A task's three splits and its class names in label order."""
+
+    task: Task
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        return self.task.phrases or self.classes
+
+
+class Examples:
+    """Preprocessed batches of a split. Inputs are decoded once and kept where they fit in CACHE_BYTES."""
+
+    def __init__(self, split: Split, preprocess: Callable[[list], torch.Tensor], device: torch.device | str = "cpu") -> None:
+        self.split, self.preprocess, self.device = split, preprocess, torch.device(device)
+        self.cache: torch.Tensor | None = None
+        self.have = torch.zeros(len(split), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(inputs [n, ...], labels int64 [n]) of the given positions (int64 [n])."""
+        missing = index[~self.have[index]] if self.cache is not None else index
+        if len(missing):
+            fresh = self.preprocess(self.split.rows[missing.tolist()][self.split.column])
+            if self.cache is None and fresh[0].numel() * fresh.element_size() * len(self) <= CACHE_BYTES:
+                self.cache = torch.empty(len(self), *fresh.shape[1:], dtype=fresh.dtype)
+            if self.cache is None:
+                return fresh.to(self.device), self.split.labels[index].to(self.device)
+            self.cache[missing] = fresh
+            self.have[missing] = True
+        return self.cache[index].to(self.device), self.split.labels[index].to(self.device)
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def load_task(task: Task, seed: int) -> TaskData:
+    """Load and check a task, once a process. `seed` decides how missing splits are cut.
+
+    Raises:
+        SpecError: missing file, dataset or column, a label outside the classes, an empty split.
+    """
+    return _load_task(task.model_dump_json(exclude={"train"}), seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _load_task(settings: str, seed: int) -> TaskData:
+    task = Task.model_validate_json(settings)
+    splits = _load_splits(task)
+    train_name = task.train_split
+    if train_name not in splits:
+        raise SpecError(f"task {task.name!r}: {task.data} has no split {train_name!r}; it has: {', '.join(splits)}; set train_split to one of them")
+    wanted = {"train": train_name}
+    for kind, given in (("validation", task.validation_split), ("test", task.test_split)):
+        if given is not None and given not in splits:
+            raise SpecError(f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set {kind}_split to one of them")
+        wanted[kind] = given or (kind if kind in splits else None)
+    for name in {n for n in wanted.values() if n}:
+        _check_columns(task, splits[name], name)
+        if len(splits[name]) == 0:
+            raise SpecError(f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data")
+    classes = _classes(task, [splits[n] for n in wanted.values() if n])
+    if task.phrases is not None and len(task.phrases) != len(classes):
+        raise SpecError(f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order")
+    parts = {kind: Split(_as_images(task, splits[n]), task.input, _labels(task, splits[n], n, classes)) for kind, n in wanted.items() if n}
+    return TaskData(task, classes, **_cut_missing(task, parts, seed))
+
+
+def _load_splits(task: Task) -> dict[str, Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    if task.data.startswith("demo:"):
+        from talos_ray.demo.tasks import RECIPES, materialize
+
+        if task.data not in RECIPES:
+            raise SpecError(f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: {', '.join(RECIPES)}")
+        return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:")))
+    path = Path(task.data).expanduser()
+    suffix = path.suffix.lower()
+    local = suffix in FILE_KINDS or task.data.startswith((".", "/", "~")) or path.exists()
+    if local and not path.exists():
+        raise SpecError(f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path")
+    if local and path.is_file() and suffix not in FILE_KINDS:
+        raise SpecError(f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of {', '.join(FILE_KINDS)} or an image folder")
+    try:
+        if local and path.is_file():
+            extra = {"sep": "\t"} if suffix == ".tsv" else {}
+            return datasets.load_dataset(FILE_KINDS[suffix], data_files={task.train_split: str(path)}, **extra)
+        if local:
+            return datasets.load_dataset("imagefolder", data_dir=str(path))
+        return datasets.load_dataset(task.data, task.config)
+    except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
+        if local and path.is_file() and path.stat().st_size == 0:
+            raise SpecError(f"task {task.name!r}: data {task.data!r} is an empty file; wanted rows with columns {task.input!r} and {task.label!r}") from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
+        raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
+
+
+def _check_columns(task: Task, rows, split: str) -> None:
+    for key, column in (("input", task.input), ("label", task.label)):
+        if column not in rows.column_names:
+            raise SpecError(
+                f"task {task.name!r}: column {column!r} is not in split {split!r} of {task.data}{nearest(column, rows.column_names)}; "
+                f"it has: {', '.join(rows.column_names)}; set {key} to one of them"
+            )
+
+
+def _classes(task: Task, splits: list) -> tuple[str, ...]:
+    import datasets
+
+    feature = splits[0].features[task.label]
+    if task.classes is not None:
+        if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(task.classes):
+            raise SpecError(
+                f"task {task.name!r}: {len(task.classes)} classes given, but the data has {feature.num_classes} "
+                f"({', '.join(feature.names[:8])}{', …' if feature.num_classes > 8 else ''}); give one name a class, in label order"
+            )
+        return tuple(task.classes)
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    values = {v for rows in splits for v in rows.unique(task.label)}
+    if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return tuple(str(i) for i in range(max(values) + 1))
+    return tuple(sorted(str(v) for v in values if v is not None))
+
+
+def _labels(task: Task, rows, split: str, classes: tuple[str, ...]) -> torch.Tensor:
+    raw = list(rows[task.label])
+    index = {name: i for i, name in enumerate(classes)}
+    labels = [v if isinstance(v, int) and not isinstance(v, bool) else index.get(str(v), -1) for v in raw]
+    for row, label in enumerate(labels):
+        if not 0 <= label < len(classes):
+            raise SpecError(
+                f"task {task.name!r}: row {row} of split {split!r} has label {raw[row]!r}, which is outside its {len(classes)} classes "
+                f"({', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}){nearest(str(raw[row]), classes)}; correct the row or add the class"
+            )
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def _as_images(task: Task, rows):
+    """Paths and bytes become images; paths are relative to the file that names them."""
+    import datasets
+    from datasets import Image, Value
+
+    feature = rows.features[task.input]
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        folder = Path(task.data).expanduser().parent
+        paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input]]
+        for row, p in enumerate(paths):
+            if not Path(p).is_file():
+                raise SpecError(f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a path relative to the file's folder")
+        rows = rows.remove_columns(task.input).add_column(task.input, paths)
+        return rows.cast_column(task.input, Image())
+    if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
+        return rows.cast_column(task.input, Image())
+    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
+        return rows.cast_column(task.input, datasets.Image())
+    if not isinstance(feature, Image):
+        raise SpecError(f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or image paths; set input to such a column")
+    return rows
+
+
+def _cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:
+    from talos_ray.core.finetune import derive_seed
+
+    train = parts["train"]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))).tolist()
+    for kind, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+        if kind not in parts:
+            n = round(share * len(train))
+            if n == 0 or n >= len(order):
+                raise SpecError(f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data")
+            parts[kind], order = train.select(sorted(order[:n])), order[n:]
+    if len(order) < len(train):
+        parts["train"] = train.select(sorted(order))
+    return parts
+
+
+def encoded(split: Split) -> list[dict]:
+    """The split's images as stored bytes, undecoded: small enough to travel, and independent of local files."""
+    values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
+    return [{"bytes": _content(v), "path": None} for v in values]
+
+
+def encode_png(image) -> bytes:
+    """PNG bytes of a PIL image."""
+    out = io.BytesIO()
+    image.save(out, format="PNG", compress_level=1)
+    return out.getvalue()
