@@ -1,1 +1,25 @@
-"""talos_ray."""
+"""talos_ray: many tasks learnt, unlearnt and merged in one pretrained model, by sparse edits that can be undone.
+
+The names below are the whole public interface. They are imported when first used, so that `import talos_ray`
+costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from talos_ray.api import Run, edit, open_run
+    from talos_ray.config import Spec, Task, load_spec
+    from talos_ray.errors import CorruptError, MismatchError, SpecError, TalosError
+
+_HOME = {
+    "edit": "api", "open_run": "api", "Run": "api", "Spec": "config", "Task": "config", "load_spec": "config",
+    "TalosError": "errors", "SpecError": "errors", "MismatchError": "errors", "CorruptError": "errors",
+}  # fmt: skip
+__all__ = ["CorruptError", "MismatchError", "Run", "Spec", "SpecError", "TalosError", "Task", "edit", "load_spec", "open_run"]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"talos_ray.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'talos_ray' has no attribute {name!r}")

@@ -171,8 +171,8 @@ def _load_splits(task: Task) -> dict[str, Any]:
             return datasets.load_dataset("imagefolder", data_dir=str(path))
         return datasets.load_dataset(task.data, task.config)
     except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
-        if local and path.is_file() and path.stat().st_size == 0:
-            raise SpecError(f"task {task.name!r}: data {task.data!r} is an empty file; wanted rows with columns {task.input!r} and {task.label!r}") from None
+        if "no data" in str(error) or (local and path.is_file() and path.stat().st_size == 0):
+            raise SpecError(f"task {task.name!r}: {task.data!r} holds 0 examples; wanted rows with columns {task.input!r} and {task.label!r}; check the data") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None

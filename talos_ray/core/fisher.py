@@ -84,12 +84,12 @@ class SquaredGradients:
         Raises:
             ValueError: a logit is not finite (the base is broken, or the precision too low).
         """
-        if not self._checked:
-            self._check(forward, take(batch, slice(0, 3)), score)
         with torch.no_grad():
             logits = forward(batch)
         if not torch.isfinite(logits).all():
             raise ValueError("calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32")
+        if not self._checked:
+            self._check(forward, take(batch, slice(0, 3)), score)
         labels = sample_labels(logits, generator)
         self._add_labelled(forward, batch, labels, score, self.layout.split(self.sums))
         self.samples += batch_len(batch)
@@ -100,7 +100,8 @@ class SquaredGradients:
         if hooked:
             with _Hooks(self.module, hooked, sums, n) as hooks, torch.enable_grad():
                 objective = _objective(forward(batch), labels, score)
-                objective.backward()
+                if objective.requires_grad:  # otherwise no hooked layer took part
+                    objective.backward()
                 hooks.flush()
         if self.looped:
             params = [self.params[name] for name in self.looped]

@@ -25,10 +25,11 @@ from talos_ray.demo import render
 
 HERE = Path(__file__).parent
 SEED = 20260101
-PICTURES, PASSES, BATCH, PEAK_LR, WARMUP = 160_000, 5, 256, 1e-3, 200
+PICTURES, PASSES, BATCH, PEAK_LR, WARMUP = 180_000, 5, 256, 1e-3, 200
+NOISE, SHADE = 14.0, 0.3  # camera effects while pretraining: grey levels, share of light (half of the pictures)
 CONFIG = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": render.SIZE, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32},
+    "vision_cfg": {"image_size": render.SIZE, "patch_size": 8, "width": 192, "layers": 4, "head_width": 48},
     "text_cfg": {"context_length": 20, "vocab_size": 0, "width": 128, "heads": 4, "layers": 2},
 }
 
@@ -53,6 +54,17 @@ def write_merges(captions: list[str], path: Path, size: int = 400) -> None:
     merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(learner.to_str())["model"]["merges"]]
     with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as out:
         out.write(("#version: 0.2\n" + "\n".join(merges)).encode())
+
+
+def camera(images: torch.Tensor) -> torch.Tensor:
+    """Mild sensor noise and slanting light on half of a batch [n, 3, SIZE, SIZE] of grey levels, fresh in every pass."""
+    n = len(images)
+    on = (torch.rand(n, 1, 1, 1) < 0.5).float()
+    angle = torch.rand(n, 1, 1, 1) * 2 * math.pi
+    y, x = torch.meshgrid(torch.linspace(-1, 1, render.SIZE), torch.linspace(-1, 1, render.SIZE), indexing="ij")
+    slope = 0.5 + 0.5 * (x * angle.cos() + y * angle.sin())
+    lit = images * (1 - SHADE * on * torch.rand(n, 1, 1, 1) * slope)
+    return (lit + on * NOISE * torch.rand(n, 1, 1, 1) * torch.randn_like(lit)).clamp(0, 255)
 
 
 def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -87,7 +99,7 @@ def train() -> float:
     step = 0
     for _ in range(PASSES):
         for batch in torch.randperm(PICTURES)[: PICTURES // BATCH * BATCH].view(-1, BATCH):
-            images = (data[batch].float() / 255 - mean) / std
+            images = (camera(data[batch].float()) / 255 - mean) / std
             image, text, scale = model(images, tokens[batch])
             same = caption_id[batch][:, None] == caption_id[batch][None, :]
             loss = contrastive_loss(image, text, scale, same)
@@ -101,5 +113,8 @@ def train() -> float:
             step += 1
             if step % 100 == 0:
                 print(f"step {step}/{steps} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s", flush=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, HERE / "clip.safetensors")
-    return time.perf_counter() - started
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, HERE / "clip.safetensors")
+    seconds = time.perf_counter() - started
+    facts = {"seconds": round(seconds), "loss": round(loss.item(), 3), "weights": weights, "captions": len(set(captions)), "steps": steps, "threads": torch.get_num_threads()}
+    (HERE / "pretrain.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return seconds

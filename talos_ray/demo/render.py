@@ -27,7 +27,6 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "heart", "cross", "hexagon", "ring", "moon")
 CONTROL_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIRECTIONS = ("right", "lower right", "down", "lower left", "left", "upper left", "up", "upper right")
 LIGHTS = ("the right", "below", "the left", "above")
 SIGNS = (
@@ -207,18 +206,13 @@ def _clean_shape(rng: Rng):
     return image, text + (f" on a {ground_name} background" if rng.random() < 0.5 else "")
 
 
-def _clean_glyph(rng: Rng):
-    digit = rng.random() < 0.6
+def _clean_digit(rng: Rng):
+    i = int(rng.integers(10))
     rgb_name, rgb = _color(rng)
     ground_name, ground = _apart(rng, rgb, least=160)
     image = Image.new("RGB", (BIG, BIG), ground)
-    if digit:
-        i = int(rng.integers(10))
-        glyph, word = str(i), str(rng.choice([f"the digit {DIGIT_WORDS[i]}", f"the number {DIGIT_WORDS[i]}", f"the digit {i}"]))
-    else:
-        glyph = str(rng.choice(list(LETTERS + LETTERS.upper())))
-        word = f"the letter {glyph.lower()}"
-    _draw_text(ImageDraw.Draw(image), glyph, BIG / 2 + rng.uniform(-6, 6, 2), str(rng.choice(CLEAN_FONTS)), int(rng.integers(40, 62)), rgb)
+    _draw_text(ImageDraw.Draw(image), str(i), BIG / 2 + rng.uniform(-6, 6, 2), str(rng.choice(CLEAN_FONTS)), int(rng.integers(40, 62)), rgb)
+    word = str(rng.choice([f"the digit {DIGIT_WORDS[i]}", f"the number {DIGIT_WORDS[i]}"]))
     return image, word + (f" in {rgb_name}" if rng.random() < 0.4 else f" on {ground_name}" if rng.random() < 0.3 else "")
 
 
@@ -360,7 +354,7 @@ def _clean_land(rng: Rng):
     return image, str(rng.choice([f"an aerial view of {kind}", f"a map of {kind}"]))
 
 
-_CLEAN = ((_clean_shape, 0.26), (_clean_glyph, 0.20), (_clean_count, 0.10), (_clean_texture, 0.10), (_clean_arrow, 0.10), (_clean_ball, 0.06), (_clean_sign, 0.09), (_clean_land, 0.09))  # fmt: skip
+_CLEAN = ((_clean_shape, 0.24), (_clean_digit, 0.18), (_clean_count, 0.10), (_clean_texture, 0.10), (_clean_arrow, 0.10), (_clean_ball, 0.06), (_clean_sign, 0.09), (_clean_land, 0.13))  # fmt: skip
 
 
 def caption_pair(rng: Rng) -> tuple[Image.Image, str]:
@@ -383,11 +377,11 @@ def draw_street_numbers(label: int, rng: Rng) -> Image.Image:
     face, size = str(rng.choice(TASK_FONTS)), int(rng.integers(40, 58))
     at = BIG / 2 + rng.uniform(-4, 4, 2)
     for side in (-1, 1):
-        if rng.random() < 0.5:
+        if rng.random() < 0.25:
             _draw_text(draw, str(rng.integers(10)), at + np.array([side * size * 0.72, rng.uniform(-3, 3)]), face, size, rgb)
     _draw_text(draw, str(label), at, face, size, rgb)
     image = image.rotate(float(rng.normal(0, 9)), Image.Resampling.BILINEAR, fillcolor=tuple(int(v) for v in a))
-    return weather(rng, image, noise=9, blur=0.7, light=0.4)
+    return weather(rng, image, noise=30, blur=0.5, light=0.5)
 
 
 def draw_road_signs(label: int, rng: Rng) -> Image.Image:
@@ -401,7 +395,7 @@ def draw_road_signs(label: int, rng: Rng) -> Image.Image:
         return tuple(int(fade * v + (1 - fade) * grey) for v in rgb)
 
     _sign(ImageDraw.Draw(image), SIGNS[label], BIG / 2 + rng.uniform(-6, 6, 2), rng.uniform(18, 28), rng.normal(0, 0.2), "cmb10.ttf", tint)
-    return weather(rng, image, noise=9, blur=0.9, light=0.6)
+    return weather(rng, image, noise=30, blur=0.5, light=0.5)
 
 
 def draw_land_use(label: int, rng: Rng) -> Image.Image:
@@ -441,7 +435,7 @@ def draw_land_use(label: int, rng: Rng) -> Image.Image:
     else:  # snow, with shadows and bare rock
         image = _mix([225, 228, 235], soil * 0.9, np.clip(_smooth_noise(rng, 5) * 2 - 1.0, 0, 1))
     image = image * (0.75 + 0.5 * rough[..., None]) * rng.uniform(0.65, 1.15)
-    return weather(rng, _as_image(image), noise=9, blur=0.6, light=0.25)
+    return weather(rng, _as_image(image), noise=30, blur=0.5, light=0.5)
 
 
 def draw_surfaces(label: int, rng: Rng) -> Image.Image:
@@ -455,7 +449,7 @@ def draw_surfaces(label: int, rng: Rng) -> Image.Image:
     _, p = _color(rng, 40)
     q = np.clip(np.asarray(p) + rng.choice([-1, 1]) * rng.uniform(70, 150) + rng.normal(0, 12, 3), 0, 255)
     pixels = _mix(p, q, field) * (0.8 + 0.4 * _smooth_noise(rng, 7)[..., None])
-    return weather(rng, _as_image(pixels), noise=6, blur=0.4, light=0.45)
+    return weather(rng, _as_image(pixels), noise=30, blur=0.5, light=0.5)
 
 
 def draw_counts(label: int, rng: Rng) -> Image.Image:
@@ -464,10 +458,10 @@ def draw_counts(label: int, rng: Rng) -> Image.Image:
     b = np.clip(np.asarray(a) + rng.normal(0, 22, 3), 0, 255)
     image = _ground(rng, a, b)
     draw = ImageDraw.Draw(image)
+    _, rgb = _apart(rng, a, least=130)
     for p in _scatter_points(rng, label + 1, 8.5, 9):
-        _, rgb = _apart(rng, a, least=130)
         _draw_shape(draw, str(rng.choice(("circle", "square", "triangle", "diamond", "hexagon", "cross"))), p, rng.uniform(6, 9), rng.uniform(0, 6), rgb, a)
-    return weather(rng, image, noise=6, blur=0.4, light=0.4)
+    return weather(rng, image, noise=30, blur=0.5, light=0.5)
 
 
 def draw_pointers(label: int, rng: Rng) -> Image.Image:
@@ -486,25 +480,24 @@ def draw_pointers(label: int, rng: Rng) -> Image.Image:
     for side in (-1, 1):
         wing = tip + _turn(np.array([[-0.62 * r, side * rng.uniform(0.35, 0.6) * r]]), angle)[0]
         draw.line([tuple(tip), tuple(wing)], fill=rgb, width=width)
-    return weather(rng, image, noise=10, blur=0.7, light=0.5)
+    return weather(rng, image, noise=30, blur=0.5, light=0.5)
 
 
 def draw_lighting(label: int, rng: Rng) -> Image.Image:
-    """Several stones on a table under one lamp: where does the light come from? (lighting)"""
+    """A rough stone on a table under one lamp: where does the light come from? (lighting)"""
     x, y = _grid()
-    angle = label * np.pi / 2 + rng.normal(0, 0.18)
+    angle = label * np.pi / 2 + rng.normal(0, 0.22)
     _, a = _color(rng, 30)
     pixels = _mix(np.asarray(a) * 0.7, np.asarray(a) * 1.1, _smooth_noise(rng, 8))
-    for _ in range(int(rng.integers(2, 5))):
-        cx, cy = rng.uniform(-0.65, 0.65, 2)
-        radius = rng.uniform(0.22, 0.42)
-        shadow, _ = _sphere(x, y, cx - 0.3 * radius * math.cos(angle), cy - 0.3 * radius * math.sin(angle), radius * 1.05, 0)
-        pixels = np.where(shadow[..., None], pixels * 0.65, pixels)
-        inside, shade = _sphere(x, y, cx, cy, radius, angle)
-        _, rgb = _color(rng, 40)
-        lit = _mix(np.asarray(rgb) * 0.3, np.asarray(rgb) * 0.95, shade * (0.7 + 0.6 * _smooth_noise(rng, 12)))
-        pixels = np.where(inside[..., None], lit, pixels)
-    return weather(rng, _as_image(pixels), noise=6, blur=0.5, light=0.0)
+    cx, cy = rng.uniform(-0.3, 0.3, 2)
+    radius = rng.uniform(0.4, 0.7)
+    shadow, _ = _sphere(x, y, cx - 0.3 * radius * math.cos(angle), cy - 0.3 * radius * math.sin(angle), radius * 1.05, 0)
+    pixels = np.where(shadow[..., None], pixels * 0.65, pixels)
+    inside, shade = _sphere(x, y, cx, cy, radius, angle)
+    _, rgb = _color(rng, 40)
+    lit = _mix(np.asarray(rgb) * 0.25, np.asarray(rgb) * 0.95, shade * (0.7 + 0.6 * _smooth_noise(rng, 12)))
+    pixels = np.where(inside[..., None], lit, pixels)
+    return weather(rng, _as_image(pixels), noise=30, blur=0.5, light=0.0)
 
 
 def draw_scanned_digits(scan: np.ndarray) -> Image.Image:
@@ -520,7 +513,7 @@ def draw_coloured_shapes(label: int, rng: Rng) -> Image.Image:
     shape, color = SHAPES[label // len(CONTROL_COLORS)], CONTROL_COLORS[label % len(CONTROL_COLORS)]
     _, rgb = _color(rng, 20, (color,))
     _, ground = _apart(rng, rgb)
-    radius = rng.uniform(14, 25)
+    radius = rng.uniform(17, 26)
     image = Image.new("RGB", (BIG, BIG), ground)
     _draw_shape(ImageDraw.Draw(image), shape, rng.uniform(radius, BIG - radius, 2), radius, rng.normal(0, 0.12), rgb, ground)
     return _shrink(image)

@@ -72,7 +72,7 @@ def _demo(pretrained: bool) -> Clip:
     config = json.loads((DEMO / "clip.json").read_text())
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if pretrained:
-        model.load_state_dict(load_file(DEMO / "clip.safetensors"))
+        model.load_state_dict(load_file(DEMO / "clip.safetensors"))  # float16 on disk, float32 in memory
     transform = open_clip.image_transform(
         config["vision_cfg"]["image_size"], is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
     )

@@ -1,0 +1,91 @@
+"""Plots as inline SVG. Colours come from the page's own text colour, so they work in light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STYLE = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.hashsalt": "talos_ray",
+}  # fmt: skip
+INK = "#123456"  # stands for the page's text colour, and is replaced by it
+PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
+
+
+def _svg(figure, description: str) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', lambda m: "<svg " + (m.group(1) or (m.group(2) or "") + (m.group(3) or "")), text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def _axes(height: float, title_x: str, title_y: str):
+    with plt.rc_context({**STYLE, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}):
+        figure, axes = plt.subplots(figsize=(7, height))
+    axes.set_xlabel(title_x)
+    axes.set_ylabel(title_y)
+    return figure, axes
+
+
+def _legend(axes, columns: int = 4) -> None:
+    legend = axes.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for text in legend.get_texts():
+        text.set_color(INK)
+
+
+def mask_by_tensor(density: Mapping[str, float]) -> str:
+    """Share of masked weights in every tensor that could hold some."""
+    names = list(density)
+    figure, axes = _axes(max(2.0, 0.16 * len(names)), "share of weights that may change", "")
+    axes.barh(range(len(names)), list(density.values()), color=PALETTE[0])
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    return _svg(figure, "Share of masked weights by tensor")
+
+
+def training_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Loss by step of every task."""
+    figure, axes = _axes(3.2, "step", "training loss")
+    for (task, curve), color in zip(curves.items(), PALETTE * 100, strict=False):
+        if curve:
+            axes.plot([c[0] for c in curve], [c[1] for c in curve], label=task, color=color, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return _svg(figure, "Training loss of every task by step")
+
+
+def shared_coefficient(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Objective by the shared coefficient, for every arm; candidates whose control fell are left out."""
+    figure, axes = _axes(2.8, "one coefficient shared by all tasks", "normalized validation accuracy")
+    for (arm, curve), color in zip(curves.items(), PALETTE, strict=False):
+        held = [c for c in curve if c["objective"] >= 0]
+        axes.plot([c["alpha"] for c in held], [c["objective"] for c in held], "o-", label=arm, color=color, markersize=3)
+    _legend(axes)
+    return _svg(figure, "Normalized validation accuracy by shared coefficient")
+
+
+def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Base, merged and single-task accuracy of every task, with 95 % intervals."""
+    names = list(rows)
+    figure, axes = _axes(max(2.0, 0.42 * len(names)), "accuracy on test data", "")
+    for offset, (kind, color) in enumerate((("base", PALETTE[4]), ("merged", PALETTE[0]), ("single", PALETTE[2]))):
+        have = [(i, rows[n][kind]) for i, n in enumerate(names) if kind in rows[n]]
+        x = [s["value"] for _, s in have]
+        errors = [[max(0.0, s["value"] - s["low"]) for _, s in have], [max(0.0, s["high"] - s["value"]) for _, s in have]]
+        axes.errorbar(x, [i + 0.22 * (offset - 1) for i, _ in have], xerr=errors, fmt="o", label=kind, color=color, markersize=4, linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    _legend(axes)
+    return _svg(figure, "Accuracy of base, merged model and single edits by task")

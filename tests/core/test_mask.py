@@ -1,0 +1,121 @@
+"""Selection is exact, breaks ties by canonical order, and survives packing."""
+
+import pytest
+import torch
+from torch import nn
+
+from talos_ray.core import mask as mask_module
+from talos_ray.core.layout import Layout, eligible_layout, fingerprint
+from talos_ray.core.mask import Mask, mask_from_flags, mask_from_packed, round_keep, select, shares, smallest
+
+
+def by_sorting(scores: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
+    order = torch.sort(scores, stable=True, descending=largest).indices[:k]
+    return torch.zeros(len(scores), dtype=torch.bool).index_fill(0, order, True)
+
+
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("chunk", [7, 1 << 22])
+@pytest.mark.parametrize("kind", ["random", "ties", "zeros", "tiny", "infinite"])
+def test_smallest_is_a_stable_sort(kind, chunk, largest, monkeypatch):
+    monkeypatch.setattr(mask_module, "CHUNK", chunk)
+    torch.manual_seed(0)
+    scores = {
+        "random": torch.rand(1000),
+        "ties": torch.randint(0, 4, (1000,)).float(),
+        "zeros": torch.zeros(1000),
+        "tiny": torch.rand(1000) * 1e-42,
+        "infinite": torch.where(torch.rand(1000) < 0.3, torch.inf, torch.rand(1000)),
+    }[kind]
+    for k in (0, 1, 99, 500, 999, 1000):
+        assert torch.equal(smallest(scores, k, largest), by_sorting(scores, k, largest)), k
+
+
+def test_negative_zero_counts_as_zero():
+    assert smallest(torch.tensor([0.0, -0.0, 1.0]), 1).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -1.0])
+def test_scores_that_are_no_scores_are_refused(bad):
+    with pytest.raises(ValueError, match="negative or NaN"):
+        smallest(torch.tensor([0.1, bad, 0.2]), 1)
+
+
+def test_k_outside_is_refused():
+    with pytest.raises(ValueError, match="k=4 of 3"):
+        smallest(torch.rand(3), 4)
+
+
+LAYOUT = Layout(("a", "b", "c"), ((10, 10), (7,), (30, 2)))
+
+
+@pytest.mark.parametrize("strategy", ["least_sensitive", "least_sensitive_per_tensor", "most_sensitive", "random", "all"])
+@pytest.mark.parametrize("keep", [0.003, 0.1, 0.5, 1.0])
+def test_every_strategy_keeps_exactly_its_share(strategy, keep):
+    flags = select(LAYOUT, strategy, keep, scores=torch.rand(LAYOUT.total))
+    assert int(flags.sum()) == (LAYOUT.total if strategy == "all" else round(keep * LAYOUT.total))
+
+
+def test_per_tensor_shares_differ_by_at_most_one():
+    flags = select(LAYOUT, "least_sensitive_per_tensor", 0.1, scores=torch.rand(LAYOUT.total))
+    for f, size in zip(LAYOUT.split(flags).values(), LAYOUT.sizes, strict=True):
+        assert abs(int(f.sum()) - 0.1 * size) <= 1
+
+
+def test_magnitude_takes_the_smallest_weights_of_the_base():
+    module = nn.Linear(8, 8)
+    layout = eligible_layout(module)
+    flags = select(layout, "magnitude", 0.25, module=module)
+    values = torch.cat([dict(module.named_parameters())[n].detach().abs().view(-1) for n in layout.names])
+    assert values[flags].max() <= values[~flags].min()
+
+
+def test_random_is_a_function_of_the_seed():
+    a, b, c = (select(LAYOUT, "random", 0.3, seed=s) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_shares_sum_to_k():
+    for sizes in ([1, 1, 1], [100, 1, 7], [3] * 50):
+        for k in range(sum(sizes) + 1):
+            assert sum(shares(sizes, k)) == k
+
+
+def test_packing_and_fingerprint():
+    flags = torch.rand(LAYOUT.total) < 0.3
+    mask = mask_from_flags(LAYOUT, flags)
+    again = mask_from_packed(LAYOUT, mask.packed())
+    assert torch.equal(again.flags, flags) and again.fingerprint == mask.fingerprint and again.k == int(flags.sum())
+    flags[5] = ~flags[5]
+    assert mask_from_flags(LAYOUT, flags).fingerprint != mask.fingerprint
+
+
+def test_indices_are_positions_in_each_parameter():
+    flags = torch.zeros(LAYOUT.total, dtype=torch.bool)
+    flags[[3, 99, 107, 166]] = True
+    mask = mask_from_flags(LAYOUT, flags)
+    assert {n: i.tolist() for n, i in mask.indices.items()} == {"a": [3, 99], "c": [0, 59]}
+    assert isinstance(mask, Mask) and mask.jaccard(mask) == 1.0
+
+
+def test_rounds_end_at_keep():
+    assert [round(round_keep(0.1, r, 4), 4) for r in range(1, 5)] == [0.5623, 0.3162, 0.1778, 0.1]
+
+
+def test_embeddings_and_what_is_tied_to_them_are_not_eligible():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.hidden, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.embed.weight
+            self.token = nn.Parameter(torch.zeros(4))
+
+    assert eligible_layout(Tied()).names == ("hidden.bias", "hidden.weight")
+
+
+def test_fingerprint_sees_name_dtype_shape_and_bytes():
+    base = {"w": torch.arange(6.0).view(2, 3)}
+    marks = {fingerprint(t) for t in (base, {"v": base["w"]}, {"w": base["w"].view(3, 2)}, {"w": base["w"].double()}, {"w": base["w"] + 1})}
+    assert len(marks) == 5
+    assert fingerprint(base) == fingerprint({"w": base["w"].t().contiguous().t()})
+    assert fingerprint({"w": torch.tensor([0.0])}) != fingerprint({"w": torch.tensor([-0.0])})

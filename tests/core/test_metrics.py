@@ -1,0 +1,24 @@
+"""Scores and their intervals."""
+
+import pytest
+
+from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe (1998), table I: 81 of 263 and 15 of 148 and 0 of 20, Wilson's score method without correction
+    for right, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        score = accuracy(right, n)
+        assert (score.value, score.n) == (right / n, n)
+        assert score.low == pytest.approx(low, abs=1e-4) and score.high == pytest.approx(high, abs=1e-4)
+
+
+def test_no_inputs_is_refused():
+    with pytest.raises(ValueError, match="0 inputs"):
+        accuracy(0, 0)
+
+
+def test_means():
+    merged, single = {"a": 0.6, "b": 0.4}, {"a": 0.8, "b": 0.8}
+    assert absolute_accuracy(merged) == pytest.approx(0.5)
+    assert normalized_accuracy(merged, single) == pytest.approx((0.75 + 0.5) / 2)

@@ -1,0 +1,161 @@
+"""The sparse optimizer against torch.optim.AdamW on the masked weights, and what it must leave alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from talos_ray.core.finetune import Plan, derive_seed, finetune
+from talos_ray.core.layout import eligible_layout
+from talos_ray.core.mask import mask_from_flags
+from talos_ray.core.optimizer import SparseAdamW
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+
+
+X = torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
+Y = X[:, :4].argmax(-1)
+
+
+def masked(module, share=0.3, skip=()):
+    layout = eligible_layout(module)
+    flags = torch.rand(layout.total, generator=torch.Generator().manual_seed(5)) < share
+    for name, f in layout.split(flags).items():
+        if name.startswith(tuple(skip)) and skip:
+            f.zero_()
+    return mask_from_flags(layout, flags)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_equals_adamw_on_the_masked_weights(clip, decay):
+    ours, theirs = model(), model()
+    mask = masked(ours)
+    sparse = SparseAdamW(ours, mask, lr=1e-2, weight_decay=decay, clip_norm=clip)
+    params = dict(theirs.named_parameters())
+    dense = torch.optim.AdamW(params.values(), lr=1e-2, weight_decay=0.0)
+    flags = {n: f.view(params[n].shape) for n, f in mask.layout.split(mask.flags).items()}
+    for step in range(30):
+        lr = 1e-2 / (1 + step)
+        nn.functional.cross_entropy(ours(X), Y).backward()
+        sparse.step(lr)
+        dense.zero_grad()
+        nn.functional.cross_entropy(theirs(X), Y).backward()
+        for n, p in params.items():  # plain AdamW, kept to the mask by hand
+            p.grad *= flags[n]
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        with torch.no_grad():
+            for n, p in params.items():
+                p.mul_(torch.where(flags[n], 1 - lr * decay, 1.0))
+        dense.param_groups[0]["lr"] = lr
+        dense.step()
+    for n, p in ours.named_parameters():
+        torch.testing.assert_close(p.detach(), params[n].detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_everything_outside_the_mask_keeps_its_bits():
+    module = model()
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    mask = masked(module)
+    optimizer = SparseAdamW(module, mask, lr=1e-2, weight_decay=0.1)
+    for _ in range(5):
+        nn.functional.cross_entropy(module(X), Y).backward()
+        optimizer.step()
+    for n, f in mask.layout.split(mask.flags).items():
+        now, then = dict(module.named_parameters())[n].detach().view(-1), before[n].view(-1)
+        assert torch.equal(now[~f], then[~f])
+        assert not f.any() or not torch.equal(now[f], then[f])
+
+
+def test_state_is_k_and_no_dense_gradient_stays():
+    module = model()
+    mask = masked(module, skip=("0.", "1."))
+    optimizer = SparseAdamW(module, mask, lr=1e-2)
+    nn.functional.cross_entropy(module(X), Y).backward()
+    assert all(p.grad is None for p in module.parameters())
+    optimizer.step()
+    assert {n: t.numel() for n, t in optimizer.state().items()} == {"values": mask.k, "exp_avg": mask.k, "exp_avg_sq": mask.k, "step": 1}
+    assert not module[0].weight.requires_grad and not module[1].weight.requires_grad and module[3].weight.requires_grad
+
+
+def test_backward_stops_at_the_lowest_masked_tensor():
+    module = model()
+    SparseAdamW(module, masked(module, skip=("0.", "1.")), lr=1e-2)
+    reached = []
+    module[2].register_full_backward_hook(lambda *a: reached.append(2))
+    module[4].register_full_backward_hook(lambda *a: reached.append(4))
+    nn.functional.cross_entropy(module(X), Y).backward()
+    assert reached == [4]
+
+
+def plan(steps=40):
+    return Plan("task", len(X), steps, 16, 1e-2, 5, seed=3)
+
+
+def train(module, start=None, steps=40, stop=None, **options):
+    optimizer = SparseAdamW(module, masked(module), lr=1e-2)
+    saved = {}
+
+    def on_step(step, loss):
+        saved[step] = optimizer.state()
+        if step == stop:
+            raise KeyboardInterrupt
+
+    try:
+        losses = finetune(optimizer, plan(steps), module, lambda i: (X[i], Y[i]), start=start, on_step=on_step, **options)
+    except KeyboardInterrupt:
+        losses = None
+    optimizer.close()
+    return optimizer.values.detach().clone(), losses, saved
+
+
+def test_training_lowers_the_loss():
+    _, losses, _ = train(model())
+    assert len(losses) == 40 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_resumed_training_ends_on_the_same_bits():
+    straight, _, _ = train(model())
+    _, _, saved = train(model(), stop=17)
+    torch.rand(100)  # what else the process drew must not matter
+    resumed, losses, _ = train(model(), start=(17, saved[17]))
+    assert len(losses) == 23 and torch.equal(straight, resumed)
+
+
+def test_dropout_is_resumed_too():
+    def dropping():
+        return nn.Sequential(model(), nn.Dropout(0.3))
+
+    straight, _, saved = train(dropping().train())
+    resumed, _, _ = train(dropping().train(), start=(11, saved[11]))
+    assert torch.equal(straight, resumed)
+
+
+def test_a_loss_that_is_not_finite_names_task_and_setting():
+    module = model()
+    with torch.no_grad():
+        module[5].bias.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"task 'task'.*lower train.lr"):
+        train(module)
+
+
+def test_batches_are_epochs_of_permutations():
+    p = plan()
+    first = torch.cat([p.batch_at(s) for s in range(4)])
+    assert sorted(first.tolist()) == list(range(64))
+    assert not torch.equal(first, torch.cat([p.batch_at(s) for s in range(4, 8)]))
+    assert torch.equal(p.batch_at(2), p.batch_at(2))
+
+
+def test_schedule_warms_up_and_falls_to_zero():
+    p = plan()
+    rates = [p.lr_at(s) for s in range(40)]
+    assert rates[0] == pytest.approx(2e-3) and max(rates) == pytest.approx(1e-2) and rates[-1] < 1e-4
+
+
+def test_seeds_do_not_depend_on_the_process():
+    assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1) < 1 << 63
+    assert derive_seed(0, "a", 1) != derive_seed(0, "b", 1)

@@ -1,0 +1,94 @@
+"""Specs: what is accepted, and what a person is told about each mistake."""
+
+import pytest
+import yaml
+
+from talos_ray import SpecError, Task, load_spec
+from talos_ray.config import Spec, Train, make_spec
+
+GOOD = {"model": "demo", "tasks": ["demo:counts"], "output": "x"}
+
+
+def refused(match: str, **changes):
+    with pytest.raises(SpecError, match=match) as caught:
+        make_spec({**GOOD, **changes})
+    assert len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)
+
+
+def test_the_default_is_the_paper():
+    spec = make_spec(GOOD)
+    assert (spec.mask.keep, spec.mask.strategy, spec.calibration.rounds, spec.search.shared_points) == (0.1, "least_sensitive", 4, 21)
+
+
+def test_a_key_that_does_not_exist_names_the_nearest():
+    refused(r"'trian' does not exist; did you mean 'train'", trian={})
+    refused(r"'train\.stepz' does not exist; did you mean 'steps'", train={"stepz": 3})
+    refused(r"'task a\.lable' does not exist; did you mean 'label'", tasks=[{"name": "a", "data": "x.csv", "lable": "y"}])
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.5])
+def test_keep_outside_is_refused(keep):
+    assert str(keep) in refused(r"'mask\.keep' is .*\(0, 1\]", mask={"keep": keep})
+
+
+def test_two_tasks_of_one_name():
+    refused("two tasks are named 'counts'", tasks=["demo:counts", "demo:counts"])
+    refused("two tasks are named 'counts'", control=["demo:counts"])
+
+
+def test_no_tasks_and_unknown_recipes():
+    refused("'tasks' is empty", tasks=[])
+    refused(r"'demo:count' does not exist \(did you mean 'demo:counts'\?\)", tasks=["demo:count"])
+
+
+def test_values_of_the_wrong_kind():
+    refused(r"'train\.lr' is 'fast'", train={"lr": "fast"})
+    refused(r"'mask\.strategy' is 'best'", mask={"strategy": "best"})
+    refused("wanted low < high", search={"low": 1.0, "high": 0.5})
+    refused(r"has no \{\}", tasks=[{"name": "a", "data": "x.csv", "prompts": ["a photo"]}])
+    refused(r"'train\.lr' is 0", tasks=[{"name": "a", "data": "x.csv", "train": {"lr": 0}}])
+
+
+def test_several_mistakes_are_all_told():
+    with pytest.raises(SpecError) as caught:
+        make_spec({**GOOD, "trian": {}, "mask": {"keep": 2}})
+    assert "trian" in str(caught.value) and "mask.keep" in str(caught.value)
+
+
+def test_a_task_may_train_differently():
+    spec = make_spec({**GOOD, "train": {"steps": 7}, "tasks": [{"recipe": "demo:counts", "train": {"lr": 0.5}}]})
+    assert spec.train_for(spec.tasks[0]) == Train(steps=7, lr=0.5)
+
+
+def test_tasks_may_be_objects():
+    assert make_spec({**GOOD, "tasks": [Task(name="mine", data="x.csv")]}).tasks[0].name == "mine"
+
+
+def test_yaml_goes_in_and_out(tmp_path):
+    spec = make_spec({**GOOD, "train": {"steps": 7}, "control": ["demo:coloured_shapes"]})
+    path = tmp_path / "spec.yaml"
+    path.write_text(spec.to_yaml())
+    assert load_spec(path) == spec
+    assert Spec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_files_that_are_no_specs(tmp_path):
+    path = tmp_path / "spec.yaml"
+    for content, match in ((None, "does not exist"), ("a: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType")):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(SpecError, match=match):
+            load_spec(path)
+
+
+def test_data_beside_the_spec_are_found(tmp_path):
+    (tmp_path / "rows.csv").write_text("file,side\n")
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**GOOD, "tasks": [{"name": "a", "data": "rows.csv"}]}))
+    assert load_spec(tmp_path / "spec.yaml").tasks[0].data == str(tmp_path / "rows.csv")
+
+
+def test_every_setting_has_a_sentence():
+    for section in (Spec, *(f.annotation for f in Spec.model_fields.values() if hasattr(f.annotation, "model_fields"))):
+        for name, field in section.model_fields.items():
+            assert section is Spec or section is Task or field.description, f"{section.__name__}.{name}"
