@@ -50,7 +50,7 @@ class Split:
         return len(self.labels)
 
     def select(self, index: Sequence[int]) -> Split:
-        index = list(index)
+        index = [int(i) for i in index]
         return Split(self.rows.select(index), self.column, self.labels[index])
 
     def fingerprint(self, labels: bool = True) -> str:

@@ -8,6 +8,7 @@ last checkpoint and ends bitwise where it would have ended.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,8 +81,8 @@ class Queue:
         self.state[job.name].update(state="training", team=team)
         return job
 
-    def progress(self, name: str, step: int, loss: float) -> None:
-        self.state[name].update(step=step, loss=loss)
+    def progress(self, name: str, step: int, loss: float, pid: int) -> None:
+        self.state[name].update(step=step, loss=loss, pid=pid)
 
     def done(self, team: int, error: str | None = None) -> None:
         """The team has finished (or, with `error`, given up) its job."""
@@ -140,11 +141,12 @@ def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tup
             return
         if step % max(1, s.steps // 50) == 0:
             curve.append([step, round(loss, 5)])
-        if step % s.checkpoint_every == 0 and step < s.steps:
+        saved = step % s.checkpoint_every == 0 and step < s.steps
+        if saved:
             folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
-        if time.monotonic() - last[0] > REPORT_SECONDS:
+        if saved or time.monotonic() - last[0] > REPORT_SECONDS:
             last[0] = time.monotonic()
-            queue.progress.remote(job.name, step, loss)
+            queue.progress.remote(job.name, step, loss, os.getpid())
 
     try:
         autocast = torch.bfloat16 if s.precision == "bf16" and bench.device.type == "cuda" else None

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.errors import CorruptError, SpecError
 
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in its own specification
@@ -106,21 +107,26 @@ class Store:
         self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict]:
-        """Tensors and the JSON in the metadata key `talos`.
+        """Tensors and the JSON in the metadata key `talos`, both checked against the `digest` beside it.
 
         Raises:
-            CorruptError: not a safetensors file of this project, or cut off.
+            CorruptError: not a safetensors file of this project, cut off, or changed.
         """
         data = self.read(name)
         try:
             size = int.from_bytes(data[:8], "little")
             if not 2 <= size <= min(HEADER_LIMIT, len(data) - 8):
                 raise ValueError(f"header of {size} bytes in a file of {len(data)}")
-            info = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["talos"])
-            return load_safetensors(data), info
+            metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+            tensors, info = load_safetensors(data), json.loads(metadata["talos"])
+            if key_of([info, fingerprint(tensors)]) != metadata["digest"]:
+                raise ValueError("its digest does not fit its content")
+            return tensors, info
         except Exception as error:  # whatever the parser met, the user needs the file's name
             raise CorruptError(f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); restore it from a copy") from None
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        self.write(name, save_safetensors(plain, {"talos": json.dumps(info, sort_keys=True)}))
+        info = json.loads(json.dumps(info, sort_keys=True))
+        metadata = {"talos": json.dumps(info, sort_keys=True), "digest": key_of([info, fingerprint(plain)])}
+        self.write(name, save_safetensors(plain, metadata))

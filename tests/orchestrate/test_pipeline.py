@@ -1,0 +1,251 @@
+"""The pipeline on a real local Ray, with a smaller spec: every stage, run again, changed, killed."""
+
+import copy
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import talos_ray
+from talos_ray import MismatchError, SpecError, TalosError
+from talos_ray.config import Spec, make_spec
+from talos_ray.core.layout import fingerprint
+from talos_ray.core.mask import mask_from_flags
+from talos_ray.models import base_tensors, load_model
+from talos_ray.orchestrate import driver
+from talos_ray.progress import Progress
+from talos_ray.storage.run_folder import RunFolder
+from talos_ray.tasks import Examples, load_task
+
+
+@pytest.fixture(scope="module")
+def finished(ray_here, sides, tmp_path_factory):
+    """A run of the small spec, and the spec's values."""
+    values = {
+        "model": "demo",
+        "tasks": ["demo:pointers", "demo:scanned_digits", sides],
+        "control": ["demo:coloured_shapes"],
+        "output": str(tmp_path_factory.mktemp("finished") / "run"),
+        "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
+        "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
+        "search": {"shared_points": 3, "per_task_trials": 4, "generation": 2},
+        "baseline": {"enabled": True, "lr": 1e-4},
+    }
+    return talos_ray.edit(**copy.deepcopy(values)), values
+
+
+def files(folder) -> dict[str, tuple[float, int]]:
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_the_run_holds_what_the_design_lists(finished):
+    run, _ = finished
+    found = set(files(run.path))
+    assert {"run.json", "head.json", "mask.safetensors", "versions/0000.json", "versions/0001.json", "report/index.html", "report/scores.csv"} <= found
+    assert {f"deltas/{t}.safetensors" for t in ("pointers", "scanned_digits", "sides")} <= found
+    assert not any(f.startswith("checkpoints/") or Path(f).name.startswith(".") or f.endswith((".pkl", ".pickle", ".pt")) for f in found)
+    assert [e["operation"] for e in run.history()] == ["start", "calibrate", "train", "version", "version"]
+    assert run.head == 1 and set(run.scores) == {"pointers", "scanned_digits", "sides", "coloured_shapes"}
+    assert set(run.scores["sides"]) == {"base", "single", "merged"} and run.scores["sides"]["merged"]["n"] == 24
+
+
+def test_report_and_version_show_the_same_numbers(finished):
+    run, _ = finished
+    page = (Path(run.path) / "report/index.html").read_text()
+    for task, kinds in run.scores.items():
+        assert task in page
+        for s in kinds.values():
+            assert f"{s['value']:.3f} <small>{s['low']:.3f}-{s['high']:.3f}</small>" in page
+    rows = (Path(run.path) / "report/scores.csv").read_text().splitlines()
+    assert len(rows) == 1 + sum(len(k) for k in run.scores.values())
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
+
+
+def test_scores_are_those_of_the_stored_deltas(finished):
+    """Compose from storage alone, in this process, and count again."""
+    run, values = finished
+    family, version = run.model(), run.version
+    spec = make_spec(values)
+    for task in (*spec.tasks, *spec.control):
+        data = load_task(task, spec.seed)
+        examples = Examples(data.test, family.preprocess)
+        inputs, labels = examples.batch(torch.arange(len(examples)))
+        with torch.inference_mode():
+            right = int((family.logits(inputs, family.head(data.phrases, task.prompts)).argmax(-1) == labels).sum())
+        assert right / len(labels) == pytest.approx(version["scores"][task.name]["merged"]["value"], abs=1.01 / len(labels))
+
+
+def test_outside_the_mask_every_version_is_bitwise_the_base(finished):
+    run, _ = finished
+    base, edited = base_tensors(load_model("demo")), base_tensors(run.model())
+    flags = {n: f.view(edited[n].shape) for n, f in run.mask.layout.split(run.mask.flags).items()}
+    assert run.mask.k == round(0.1 * run.mask.layout.total)
+    for n, t in base.items():
+        outside = ~flags[n] if n in flags else torch.ones_like(t, dtype=torch.bool)
+        assert torch.equal(t[outside], edited[n][outside]), n
+    for delta in run.deltas.values():
+        assert delta.values.dtype == torch.bfloat16 and delta.values.numel() == run.mask.k and float(delta.values.abs().max()) > 0
+
+
+def test_rollback_restores_the_bases_fingerprint_and_can_be_undone(finished):
+    run, _ = finished
+    before = fingerprint(base_tensors(run.model()))
+    run.rollback(reason="a test")
+    assert run.head == 0 and run.coefficients == {}
+    assert fingerprint(base_tensors(run.model())) == run.info["base"] == fingerprint(base_tensors(load_model("demo")))
+    assert run.history()[-1]["operation"] == "rollback" and run.history()[-1]["reason"] == "a test"
+    with pytest.raises(TalosError, match="nothing before it"):
+        run.rollback()
+    run.rollback(1)
+    assert fingerprint(base_tensors(run.model())) == before == run.version["model"]
+
+
+def test_a_second_run_does_nothing_and_says_so(finished, capsys):
+    run, values = finished
+    before = files(run.path)
+    talos_ray.edit(**copy.deepcopy(values))
+    assert files(run.path) == before
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_only_a_changed_task_is_trained_again(finished, tmp_path):
+    import shutil
+
+    run, values = finished
+    values = {**copy.deepcopy(values), "output": str(tmp_path / "run")}
+    shutil.copytree(run.path, values["output"])
+    values["tasks"][0] = {"recipe": "demo:pointers", "train": {"lr": 5e-4}}
+    values["baseline"] = {"enabled": False}
+    old, before = run.deltas, files(values["output"])
+    again = talos_ray.edit(**values)
+    after = files(values["output"])
+    assert again.head == 2 and [e["operation"] for e in again.history()][5:][-3:] == ["resume", "train", "version"]
+    assert after["deltas/sides.safetensors"] == before["deltas/sides.safetensors"] and after["mask.safetensors"] == before["mask.safetensors"]
+    assert again.deltas["pointers"].fingerprint != old["pointers"].fingerprint
+    again.rollback(1)  # the version made with the replaced delta still composes to its own bits
+    assert again.deltas["pointers"].fingerprint == old["pointers"].fingerprint
+    again.model()
+
+
+def session(values) -> "driver._Session":
+    prepared = driver.prepare(make_spec(values), Progress())
+    s = driver._Session(prepared, RunFolder(prepared.spec.output), False, Progress())
+    s._share()
+    return s
+
+
+def test_the_mask_does_not_depend_on_the_number_of_workers(finished, tmp_path):
+    from talos_ray.orchestrate.calibrate import calibrate
+
+    run, values = finished
+    s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
+    data = [s.p.data[t] for t in s.p.targets]
+    for workers in (1, 2):
+        mask = calibrate(s.shared_ref, s.shared, data, workers, lambda done, total: None)
+        assert mask.fingerprint == run.mask.fingerprint
+    assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(0 <= o <= 1 for o in run.mask.info["overlap"].values())
+
+
+def jobs_of(s, folder, mask, **settings):
+    from talos_ray.orchestrate.train import Job
+
+    task = s.spec.tasks[0]
+    train = s.spec.train_for(task).model_copy(update=settings)
+    return [Job(task, "sparse", train, "key", str(folder), mask.fingerprint)]
+
+
+def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
+    """SIGKILL the training process after a checkpoint; Ray Train restarts the team, the task resumes."""
+    from talos_ray.orchestrate.train import train
+    from talos_ray.orchestrate.worker import Arm
+
+    run, values = finished
+    s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
+    arms, killed, restarts = {"sparse": Arm("sparse", run.mask.bits)}, [], {}
+    settings = {"steps": 60, "checkpoint_every": 10}
+
+    def kill_once(state, seen):
+        restarts.update(seen)
+        now = state["sparse/pointers"]
+        if not killed and now["step"] >= 20 and now.get("pid"):
+            os.kill(now["pid"], signal.SIGKILL)
+            killed.append(now["step"])
+
+    for name, on_status in (("calm", lambda *_: None), ("killed", kill_once)):
+        train(s.shared_ref, s.shared, arms, jobs_of(s, tmp_path / name, run.mask, **settings), 1, str(tmp_path / f"scratch-{name}"), on_status)
+    calm, resumed = (RunFolder(str(tmp_path / n)).load_delta("pointers") for n in ("calm", "killed"))
+    assert killed and restarts == {0: 1}
+    assert resumed.info["resumed_at"] >= 10 and calm.info["resumed_at"] == 0
+    assert resumed.fingerprint == calm.fingerprint
+    assert not (tmp_path / "killed" / "checkpoints" / "pointers").exists()
+
+
+def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
+    from talos_ray.orchestrate.train import train
+    from talos_ray.orchestrate.worker import Arm
+
+    run, values = finished
+    found = []
+    for world in (1, 2):
+        s = session({**copy.deepcopy(values), "output": str(tmp_path / f"x{world}"), "cluster": {"workers_per_task": world}})
+        jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-4)
+        train(s.shared_ref, s.shared, {"sparse": Arm("sparse", run.mask.bits)}, jobs, 1, str(tmp_path / "scratch"), lambda *_: None)
+        found.append(RunFolder(str(tmp_path / str(world))).load_delta("pointers").values)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+def test_settings_that_diverge_keep_what_is_finished(finished, tmp_path):
+    run, values = finished
+    values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}, "mask": {"path": str(Path(run.path) / "mask.safetensors")}}
+    values["train"]["steps"] = 2
+    values["tasks"][0] = {"recipe": "demo:pointers", "train": {"lr": 1e30, "steps": 6, "clip_norm": None, "warmup_steps": 0}}
+    with pytest.raises(TalosError, match=r"not trained: sparse/pointers.*lower train\.lr"):
+        talos_ray.edit(**values)
+    assert sorted(p.name for p in (tmp_path / "run" / "deltas").iterdir()) == ["scanned_digits.safetensors", "sides.safetensors"]
+
+
+def test_a_folder_of_another_run_is_refused_untouched(finished):
+    run, values = finished
+    before = files(run.path)
+    for change, match in (({"tasks": ["demo:counts"]}, "another run: its tasks is"), ({"seed": 1}, "another run: its seed is 0, this spec's is 1"), ({"mask": {"keep": 0.2}}, "another run: its mask is")):
+        with pytest.raises(SpecError, match=match):
+            talos_ray.edit(**{**copy.deepcopy(values), **change})
+    assert files(run.path) == before
+
+
+def test_a_mask_or_delta_of_another_base_is_refused_untouched(finished, tmp_path):
+    import shutil
+
+    run, values = finished
+    for kind in ("mask", "delta"):
+        values = {**copy.deepcopy(values), "output": str(tmp_path / kind)}
+        shutil.copytree(run.path, values["output"])
+        folder = RunFolder(values["output"])
+        if kind == "mask":
+            folder.save_mask(run.mask, "f" * 64)
+        else:
+            folder.save_delta(replace(run.deltas["sides"], base="f" * 64))
+        before = files(values["output"])
+        with pytest.raises(MismatchError, match=f"ffffffffffff.*{run.info['base'][:12]}"):
+            talos_ray.edit(**values)
+        assert files(values["output"]) == before
+
+
+def test_the_cluster_is_asked_before_work(finished, tmp_path):
+    _, values = finished
+    started = time.monotonic()
+    with pytest.raises(SpecError, match=r"needs 64 GPUs .*has \d+; lower cluster.gpus_per_worker"):
+        talos_ray.edit(**{**copy.deepcopy(values), "output": str(tmp_path / "run"), "cluster": {"gpus_per_worker": 64}})
+    assert time.monotonic() - started < 20 and not (tmp_path / "run").exists()
+
+
+def test_spec_in_run_json_is_the_spec(finished):
+    run, values = finished
+    stored = json.loads((Path(run.path) / "run.json").read_text())
+    assert Spec.model_validate(stored["spec"]) == make_spec(values)
+    assert stored["software"]["ray"] and mask_from_flags(run.mask.layout, run.mask.flags).fingerprint == run.version["mask"]
