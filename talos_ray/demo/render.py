@@ -2,8 +2,9 @@
 
 Two worlds share their concepts and nothing else. `caption_pair` draws the *pretraining* world: flat
 colours, clean edges, DejaVu type. The `draw_*` functions draw the *task* world: other
-typefaces, textured grounds, noise, blur, odd light. A model pretrained on the first knows what a
-"seven" or a "river" is and still reads the second badly, as CLIP does with MNIST, SVHN or EuroSAT.
+typefaces, textured grounds, blur, odd light, all through one cheap camera. A model pretrained on the
+first knows what a "seven" or a "river" is and still reads the second badly, as CLIP does with MNIST,
+SVHN or EuroSAT.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = 32  # pixels a side of every picture
 BIG = 2 * SIZE  # drawn at twice the size, then averaged down: antialiasing
+SENSOR_SEED, SENSOR_PATTERN = 7, 38.0  # seed and grey levels (one standard deviation) of the camera's fixed pattern
 
 COLORS = {
     "red": (214, 40, 40), "orange": (245, 140, 30), "yellow": (246, 214, 40), "green": (40, 160, 60),
@@ -157,6 +159,21 @@ def weather(rng: Rng, image: Image.Image, noise: float, blur: float, light: floa
         pixels = pixels * gain[..., None]
     pixels = pixels + rng.normal(0, noise * rng.uniform(0.4, 1), pixels.shape)
     return _as_image(pixels)
+
+
+@functools.cache
+def _sensor() -> np.ndarray:
+    """Fixed-pattern noise of the one cheap camera, in grey levels, [SIZE, SIZE, 1]."""
+    return np.random.default_rng(SENSOR_SEED).normal(0, SENSOR_PATTERN, (SIZE, SIZE, 1))
+
+
+def snapshot(rng: Rng, image: Image.Image) -> Image.Image:
+    """A picture of the task world: taken by one cheap camera, whose sensor adds the same pattern to every picture.
+
+    What all tasks have to learn is to look past that pattern, so edits for different tasks help each other, as
+    real tasks do that share a domain; what they see behind it is each task's own.
+    """
+    return _as_image(np.asarray(weather(rng, image, noise=8, blur=0.5, light=0.5), dtype=np.float32) + _sensor())
 
 
 def _texture_field(kind: str, x, y, frequency: float, phase: float, rng: Rng, sharp: float) -> np.ndarray:
@@ -381,7 +398,7 @@ def draw_street_numbers(label: int, rng: Rng) -> Image.Image:
             _draw_text(draw, str(rng.integers(10)), at + np.array([side * size * 0.72, rng.uniform(-3, 3)]), face, size, rgb)
     _draw_text(draw, str(label), at, face, size, rgb)
     image = image.rotate(float(rng.normal(0, 9)), Image.Resampling.BILINEAR, fillcolor=tuple(int(v) for v in a))
-    return weather(rng, image, noise=30, blur=0.5, light=0.5)
+    return snapshot(rng, image)
 
 
 def draw_road_signs(label: int, rng: Rng) -> Image.Image:
@@ -395,7 +412,7 @@ def draw_road_signs(label: int, rng: Rng) -> Image.Image:
         return tuple(int(fade * v + (1 - fade) * grey) for v in rgb)
 
     _sign(ImageDraw.Draw(image), SIGNS[label], BIG / 2 + rng.uniform(-6, 6, 2), rng.uniform(18, 28), rng.normal(0, 0.2), "cmb10.ttf", tint)
-    return weather(rng, image, noise=30, blur=0.5, light=0.5)
+    return snapshot(rng, image)
 
 
 def draw_land_use(label: int, rng: Rng) -> Image.Image:
@@ -435,33 +452,33 @@ def draw_land_use(label: int, rng: Rng) -> Image.Image:
     else:  # snow, with shadows and bare rock
         image = _mix([225, 228, 235], soil * 0.9, np.clip(_smooth_noise(rng, 5) * 2 - 1.0, 0, 1))
     image = image * (0.75 + 0.5 * rough[..., None]) * rng.uniform(0.65, 1.15)
-    return weather(rng, _as_image(image), noise=30, blur=0.5, light=0.5)
+    return snapshot(rng, _as_image(image))
 
 
 def draw_surfaces(label: int, rng: Rng) -> Image.Image:
     """Surfaces: the pattern turned, bent, faint and under slanting light (as DTD)."""
     x, y = _grid()
-    a = rng.normal(0, 0.45)
-    bend = rng.uniform(0.02, 0.12)
+    a = rng.normal(0, 0.3)
+    bend = rng.uniform(0.02, 0.08)
     u = x * math.cos(a) + y * math.sin(a) + bend * np.sin(2 * y + rng.uniform(0, 6))
     v = -x * math.sin(a) + y * math.cos(a) + bend * np.sin(2 * x + rng.uniform(0, 6))
-    field = _texture_field(TEXTURES[label], u, v, rng.uniform(2.5, 4.5), rng.uniform(0, 6.3), rng, rng.uniform(4, 10))
+    field = _texture_field(TEXTURES[label], u, v, rng.uniform(2.5, 4.5), rng.uniform(0, 6.3), rng, rng.uniform(6, 12))
     _, p = _color(rng, 40)
-    q = np.clip(np.asarray(p) + rng.choice([-1, 1]) * rng.uniform(70, 150) + rng.normal(0, 12, 3), 0, 255)
+    q = np.clip(np.asarray(p) + rng.choice([-1, 1]) * rng.uniform(100, 170) + rng.normal(0, 12, 3), 0, 255)
     pixels = _mix(p, q, field) * (0.8 + 0.4 * _smooth_noise(rng, 7)[..., None])
-    return weather(rng, _as_image(pixels), noise=30, blur=0.5, light=0.5)
+    return snapshot(rng, _as_image(pixels))
 
 
 def draw_counts(label: int, rng: Rng) -> Image.Image:
     """One to six things of mixed shape, colour and size on a cluttered ground (as CLEVR counts)."""
     _, a = _color(rng, 30)
-    b = np.clip(np.asarray(a) + rng.normal(0, 22, 3), 0, 255)
+    b = np.clip(np.asarray(a) + rng.normal(0, 14, 3), 0, 255)
     image = _ground(rng, a, b)
     draw = ImageDraw.Draw(image)
     _, rgb = _apart(rng, a, least=130)
     for p in _scatter_points(rng, label + 1, 8.5, 9):
-        _draw_shape(draw, str(rng.choice(("circle", "square", "triangle", "diamond", "hexagon", "cross"))), p, rng.uniform(6, 9), rng.uniform(0, 6), rgb, a)
-    return weather(rng, image, noise=30, blur=0.5, light=0.5)
+        _draw_shape(draw, str(rng.choice(("circle", "square", "triangle", "diamond", "hexagon", "cross"))), p, rng.uniform(7, 9), rng.uniform(0, 6), rgb, a)
+    return snapshot(rng, image)
 
 
 def draw_pointers(label: int, rng: Rng) -> Image.Image:
@@ -480,7 +497,7 @@ def draw_pointers(label: int, rng: Rng) -> Image.Image:
     for side in (-1, 1):
         wing = tip + _turn(np.array([[-0.62 * r, side * rng.uniform(0.35, 0.6) * r]]), angle)[0]
         draw.line([tuple(tip), tuple(wing)], fill=rgb, width=width)
-    return weather(rng, image, noise=30, blur=0.5, light=0.5)
+    return snapshot(rng, image)
 
 
 def draw_lighting(label: int, rng: Rng) -> Image.Image:
@@ -497,7 +514,7 @@ def draw_lighting(label: int, rng: Rng) -> Image.Image:
     _, rgb = _color(rng, 40)
     lit = _mix(np.asarray(rgb) * 0.25, np.asarray(rgb) * 0.95, shade * (0.7 + 0.6 * _smooth_noise(rng, 12)))
     pixels = np.where(inside[..., None], lit, pixels)
-    return weather(rng, _as_image(pixels), noise=30, blur=0.5, light=0.0)
+    return snapshot(rng, _as_image(pixels))
 
 
 def draw_scanned_digits(scan: np.ndarray) -> Image.Image:
@@ -511,9 +528,9 @@ def draw_scanned_digits(scan: np.ndarray) -> Image.Image:
 def draw_coloured_shapes(label: int, rng: Rng) -> Image.Image:
     """The control task: every shape in every colour, drawn as in pretraining, from fresh seeds."""
     shape, color = SHAPES[label // len(CONTROL_COLORS)], CONTROL_COLORS[label % len(CONTROL_COLORS)]
-    _, rgb = _color(rng, 20, (color,))
-    _, ground = _apart(rng, rgb)
-    radius = rng.uniform(17, 26)
+    _, rgb = _color(rng, 8, (color,))
+    _, ground = _apart(rng, rgb, least=140)
+    radius = rng.uniform(19, 26)
     image = Image.new("RGB", (BIG, BIG), ground)
-    _draw_shape(ImageDraw.Draw(image), shape, rng.uniform(radius, BIG - radius, 2), radius, rng.normal(0, 0.12), rgb, ground)
+    _draw_shape(ImageDraw.Draw(image), shape, rng.uniform(radius, BIG - radius, 2), radius, rng.normal(0, 0.06), rgb, ground)
     return _shrink(image)
