@@ -59,7 +59,7 @@ class Train(_Settings):
 class Baseline(_Settings):
     """Dense fine-tuning of the same tasks, for comparison in the report."""
 
-    enabled: bool = Field(False, description="also train every task densely and merge by the 21-point grid")
+    enabled: bool = Field(False, description="also train every task densely, merged by the same search")
     lr: Annotated[float, Field(gt=0)] | None = Field(None, description="its peak learning rate; train.lr if not given")
 
 
@@ -68,8 +68,12 @@ class Search(_Settings):
 
     low: float = Field(0.0, description="smallest coefficient")
     high: float = Field(1.0, description="largest coefficient")
+    method: Literal["surrogate", "optuna", "grid"] = Field(
+        "surrogate", description="who proposes: the surrogate, the grid and then Optuna, or the grid of one shared coefficient alone (the paper's protocol)"
+    )
     shared_points: Annotated[int, Field(ge=2)] = Field(21, description="points of the grid for one shared coefficient; the paper uses 21")
-    per_task_trials: Annotated[int, Field(ge=0)] = Field(48, description="candidates with one coefficient a task, after the grid")
+    trials: Annotated[int, Field(ge=0)] = Field(24, description="most candidates with one coefficient a task")
+    probe: Annotated[float, Field(gt=0)] = Field(0.25, description="coefficient at which the surrogate measures each delta alone")
     generation: Count = Field(4, description="candidates proposed together; fixed, so that the result does not depend on the cluster")
     control_keep: Annotated[float, Field(ge=0, le=1)] = Field(0.97, description="share of the base's control score that a candidate must hold")
 
@@ -78,6 +82,11 @@ class Search(_Settings):
         if self.low >= self.high:
             raise ValueError(f"search.low is {self.low:g} and search.high {self.high:g}; wanted low < high")
         return self
+
+    def most(self, targets: int) -> int:
+        """Upper bound of the true evaluations of candidates for so many target tasks."""
+        shared = self.generation if self.method == "surrogate" else self.shared_points
+        return shared + (self.trials if targets > 1 and self.method != "grid" else 0)
 
 
 class Cluster(_Settings):

@@ -38,5 +38,5 @@ def small_spec(sides, tmp_path) -> dict:
         "output": str(tmp_path / "run"),
         "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
         "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
-        "search": {"shared_points": 3, "per_task_trials": 4, "generation": 2},
+        "search": {"shared_points": 3, "trials": 4, "generation": 2},
     }

@@ -22,7 +22,8 @@ from talos_ray.core.layout import Layout
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 16 << 20  # per-sample weight gradients of one layer held at once
+# Per-sample weight gradients of one layer held at once: a CPU squares them while they are in its cache, a GPU wants large products.
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 Score = Literal["log_prob", "logit"]
 Batch = torch.Tensor | dict[str, torch.Tensor]
 
@@ -84,25 +85,24 @@ class SquaredGradients:
         Raises:
             ValueError: a logit is not finite (the base is broken, or the precision too low).
         """
-        with torch.no_grad():
-            logits = forward(batch)
-        if not torch.isfinite(logits).all():
-            raise ValueError("calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32")
         if not self._checked:
             self._check(forward, take(batch, slice(0, 3)), score)
-        labels = sample_labels(logits, generator)
-        self._add_labelled(forward, batch, labels, score, self.layout.split(self.sums))
+        self._add(forward, batch, lambda logits: sample_labels(logits, generator), score, self.layout.split(self.sums))
         self.samples += batch_len(batch)
 
-    def _add_labelled(self, forward, batch: Batch, labels: torch.Tensor, score: Score, sums: dict[str, torch.Tensor]) -> None:
+    def _add(self, forward, batch: Batch, choose: Callable[[torch.Tensor], torch.Tensor], score: Score, sums: dict[str, torch.Tensor]) -> None:
+        """Add a batch's squares to `sums`; `choose` picks the labels [n] from the logits [n, C]."""
         n = batch_len(batch)
         hooked = {id(p): name for name, p in self.params.items() if name not in self.looped}
-        if hooked:
-            with _Hooks(self.module, hooked, sums, n) as hooks, torch.enable_grad():
-                objective = _objective(forward(batch), labels, score)
-                if objective.requires_grad:  # otherwise no hooked layer took part
-                    objective.backward()
-                hooks.flush()
+        with _Hooks(self.module, hooked, sums, n) as hooks, torch.set_grad_enabled(bool(hooked)):
+            logits = forward(batch)
+            if not torch.isfinite(logits).all():
+                raise ValueError("calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32")
+            labels = choose(logits.detach())
+            objective = _objective(logits, labels, score)
+            if objective.requires_grad:  # otherwise no hooked layer took part
+                objective.backward()
+            hooks.flush()
         if self.looped:
             params = [self.params[name] for name in self.looped]
             with _trainable(self.module, params):
@@ -124,9 +124,9 @@ class SquaredGradients:
             labels = forward(batch).argmax(-1)
         by_hook, by_loop = torch.zeros_like(self.sums), torch.zeros_like(self.sums)
         expected, self.looped = self.looped, tuple(self.layout.names)
-        self._add_labelled(forward, batch, labels, score, self.layout.split(by_loop))
+        self._add(forward, batch, lambda _: labels, score, self.layout.split(by_loop))
         self.looped = expected
-        self._add_labelled(forward, batch, labels, score, self.layout.split(by_hook))
+        self._add(forward, batch, lambda _: labels, score, self.layout.split(by_hook))
         a, b = self.layout.split(by_hook), self.layout.split(by_loop)
         wrong = {n for n in self.layout.names if not torch.allclose(a[n], b[n], rtol=1e-2, atol=1e-4 * float(b[n].max()))}
         if wrong - set(expected) or expected:
@@ -261,7 +261,7 @@ class _Hooks:
             elif square is not None:
                 self.sums[name] += square().float().reshape(-1)
             else:
-                step = max(1, CHUNK_BYTES // (4 * p.numel()))
+                step = max(1, CHUNK_BYTES.get(g.device.type, 4 << 20) // (4 * p.numel()))
                 for start in range(0, self.samples, step):
                     self.sums[name] += per_sample(slice(start, start + step)).float().square_().sum(0).reshape(-1)
 

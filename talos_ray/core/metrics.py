@@ -45,3 +45,27 @@ def absolute_accuracy(merged: Mapping[str, float]) -> float:
 def normalized_accuracy(merged: Mapping[str, float], single: Mapping[str, float]) -> float:
     """Mean over tasks of merged / single-task accuracy (Ilharco et al., 2023). A single-task score of 0 counts as 1/inf."""
     return sum(merged[t] / max(single[t], 1e-9) for t in merged) / len(merged)
+
+
+@dataclass(frozen=True)
+class MergeObjective:
+    """What a candidate is worth: mean normalized accuracy of the targets, if every control task holds.
+
+    A candidate whose control falls below `keep` of the base's is worth less than 0, the less the further it falls:
+    it never beats one that holds, and a search is led back.
+
+    Args:
+        single: target task -> single-task accuracy.
+        control: control task -> accuracy of the base.
+        keep: share of it that must hold.
+    """
+
+    single: Mapping[str, float]
+    control: Mapping[str, float]
+    keep: float
+
+    def __call__(self, scores: Mapping[str, float]) -> float:
+        worst = min((scores[c] / max(self.control[c], 1e-9) for c in self.control), default=1.0)
+        if worst < self.keep:
+            return worst - self.keep - 1.0
+        return normalized_accuracy({t: scores[t] for t in self.single}, self.single)

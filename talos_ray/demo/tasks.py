@@ -23,13 +23,13 @@ class Drawn(NamedTuple):
     draw: Callable
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
-    sizes: tuple[int, int, int] = (3000, 240, 800)  # train, validation, test
+    sizes: tuple[int, int, int] = (2000, 160, 600)  # train, validation, test
 
 
 _SHAPE_COLORS = tuple(f"{c} {s}" for s in render.SHAPES for c in render.CONTROL_COLORS)
 
 SETS: dict[str, Drawn] = {
-    "scanned_digits": Drawn(render.draw_scanned_digits, render.DIGIT_WORDS, ("the digit {}", "the number {}"), (1000, 250, 547)),
+    "scanned_digits": Drawn(render.draw_scanned_digits, render.DIGIT_WORDS, ("the digit {}", "the number {}"), (1000, 160, 637)),
     "street_numbers": Drawn(render.draw_street_numbers, render.DIGIT_WORDS, ("the digit {}", "the number {}")),
     "road_signs": Drawn(render.draw_road_signs, render.SIGNS, ("a {} sign", "a road sign that says {}")),
     "land_use": Drawn(render.draw_land_use, render.LAND, ("an aerial view of {}", "a map of {}")),
@@ -37,7 +37,7 @@ SETS: dict[str, Drawn] = {
     "counts": Drawn(render.draw_counts, render.DIGIT_WORDS[1:7], ("{} objects", "{} circles", "{} squares")),
     "pointers": Drawn(render.draw_pointers, render.DIRECTIONS, ("an arrow pointing {}",)),
     "lighting": Drawn(render.draw_lighting, render.LIGHTS, ("a ball lit from {}",)),
-    "coloured_shapes": Drawn(render.draw_coloured_shapes, _SHAPE_COLORS, ("a {}",), (80, 800, 2400)),
+    "coloured_shapes": Drawn(render.draw_coloured_shapes, _SHAPE_COLORS, ("a {}",), (80, 800, 1600)),
 }
 TARGETS = tuple(n for n in SETS if n != "coloured_shapes")
 CONTROL = "coloured_shapes"

@@ -53,7 +53,7 @@ def score_shard(shared: Shared, task: str, examples: list, kept: np.ndarray | No
     return gradients.sums.cpu().numpy()
 
 
-@ray.remote(num_cpus=0)
+@ray.remote
 def add_shards(*shards: np.ndarray) -> np.ndarray:
     """Sum in shard order, then normalise to sum 1, so that no task drowns another. float32 [P]."""
     total = np.zeros(shards[0].shape, dtype=np.float64)
@@ -62,7 +62,7 @@ def add_shards(*shards: np.ndarray) -> np.ndarray:
     return (total / max(float(total.sum()), 1e-300)).astype(np.float32)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote
 def choose(shared: Shared, keep: float, overlaps: bool, *scores: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """Packed mask of the mean of the tasks' scores, and its Jaccard overlap with every task's own mask."""
     strategy, seed = shared.spec.mask.strategy, shared.spec.seed

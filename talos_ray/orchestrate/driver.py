@@ -283,7 +283,7 @@ class _Session:
         from talos_ray.orchestrate.verify import Judge
 
         judge = Judge(self.p, self.shared_ref, self.folder, self.scratch, self.progress, self._slots(1, self.spec.cluster.search_workers))
-        chosen = {a.name: judge.search(a, deltas[a.name], per_task=a.name == SPARSE) for a in arms}
+        chosen = {a.name: judge.search(a, deltas[a.name]) for a in arms}
         version = judge.verify(arms, deltas, chosen)
         version["key"] = _version_key(self.p, deltas[SPARSE], deltas.get(DENSE, {}))
         version["seconds"] = round(time.monotonic() - started_at, 1)

@@ -9,6 +9,7 @@ last checkpoint and ends bitwise where it would have ended.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from talos_ray.orchestrate.worker import Arm, Shared, workbench
 from talos_ray.storage.run_folder import RunFolder
 
 NAMESPACE = "talos_ray"
+POLL_SECONDS = 0.5  # between two looks of the driver at the queue
 REPORT_SECONDS = 0.5  # between two progress messages of a worker
 
 
@@ -169,21 +171,24 @@ def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tup
         bench.reset()
 
 
-@ray.remote(num_cpus=0, max_retries=1)
-def run_team(config: dict, settings, scratch: str) -> None:
-    """Start one team and wait for it (Ray Train's `fit` needs a process's main thread: this is one)."""
+def _run_team(config: dict, settings, scratch: str, failures: list[BaseException]) -> None:
+    """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": settings.cpus_per_worker, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})}
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=settings.workers_per_task, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources, placement_strategy="PACK"
         ),
         run_config=RunConfig(name=f"team-{config['team']}", storage_path=scratch, failure_config=FailureConfig(max_failures=settings.max_failures)),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # whatever ended the team, its jobs are what the driver reports
+        failures.append(error)
 
 
 def train(shared_ref, shared: Shared, arms: dict[str, Arm], jobs: Sequence[Job], teams: int, scratch: str, on_status: Callable[[dict, dict], None]) -> None:
@@ -195,23 +200,22 @@ def train(shared_ref, shared: Shared, arms: dict[str, Arm], jobs: Sequence[Job],
     """
     name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
     queue = Queue.options(name=name, namespace=NAMESPACE).remote(list(jobs), [shared_ref], [ray.put(arms)])
-    running = [run_team.remote({"queue": name, "team": i}, shared.spec.cluster, scratch) for i in range(min(teams, len(jobs)))]
-    waiting, failures = list(running), []
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
+    failures: list[BaseException] = []
+    running = [
+        threading.Thread(target=_run_team, args=({"queue": name, "team": i}, shared.spec.cluster, scratch, failures), daemon=True)
+        for i in range(min(teams, len(jobs)))
+    ]
+    for team in running:
+        team.start()
+    while any(team.is_alive() for team in running):
+        time.sleep(POLL_SECONDS)
         on_status(*ray.get(queue.status.remote()))
-        for ref in ready:
-            try:
-                ray.get(ref)
-            except ray.exceptions.RayError as error:
-                failures.append(_root(error))
     state, restarts = ray.get(queue.status.remote())
     on_status(state, restarts)
     ray.kill(queue)
-    failures += [s["error"] for s in state.values() if s.get("error")]
     open_jobs = [n for n, s in state.items() if s["state"] != "done"]
     if open_jobs:
-        reason = failures[0] if failures else "their team ended"
+        reason = next((s["error"] for s in state.values() if s.get("error")), None) or (_root(failures[0]) if failures else "their team ended")
         raise TalosError(f"not trained: {', '.join(open_jobs)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again")
 
 

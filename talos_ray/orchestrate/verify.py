@@ -11,9 +11,9 @@ import torch
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
-from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
+from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.models import base_tensors, load_model
-from talos_ray.orchestrate.search import Ledger, Objective, evaluate, search
+from talos_ray.orchestrate.search import Ledger, Problem, Search, evaluate, measure
 from talos_ray.orchestrate.worker import Arm, freeze
 
 
@@ -24,9 +24,9 @@ class Judge:
         self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
         self.scratch, self.progress, self.at_once = scratch, progress, at_once
         cluster = prepared.spec.cluster
-        self.evaluate = evaluate.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)
+        resources = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker}
+        self.evaluate, self.measure = evaluate.options(**resources), measure.options(**resources)
         self.arms: dict[str, tuple[Arm, object]] = {}
-        self.base_validation: dict[str, float] | None = None
 
     def _arm(self, plan, deltas: Mapping[str, Delta]):
         """The arm with its deltas, put into the object store by the driver, who outlives the teams that made them."""
@@ -36,44 +36,44 @@ class Judge:
             self.arms[plan.name] = (arm, ray.put(arm))
         return self.arms[plan.name]
 
-    def _scores(self, requests: Sequence[tuple[object, Mapping[str, float], Sequence[str]]], split: str, stage: str) -> list[dict[str, tuple[int, int]]]:
-        """Counts for each (arm reference, coefficients, tasks), computed in parallel."""
-        refs = [self.evaluate.remote(self.shared_ref, arm, coefficients, tasks, split) for arm, coefficients, tasks in requests]
+    def _wait(self, refs: list, split: str, stage: str) -> list:
+        """The results of Ray tasks, with progress while they come."""
         waiting = list(refs)
         while waiting:
             _, waiting = ray.wait(waiting, num_returns=1)
             self.progress.update(stage, 1 - len(waiting) / len(refs), f"{split} scores: {len(refs) - len(waiting)} of {len(refs)}")
         return ray.get(refs)
 
-    def search(self, plan, deltas: Mapping[str, Delta], per_task: bool) -> dict:
+    def _scores(self, requests: Sequence[tuple[object, Mapping[str, float], Sequence[str]]], split: str, stage: str) -> list[dict[str, tuple[int, int]]]:
+        """Counts for each (arm reference, coefficients, tasks), computed in parallel."""
+        return self._wait([self.evaluate.remote(self.shared_ref, arm, coefficients, tasks, split) for arm, coefficients, tasks in requests], split, stage)
+
+    def search(self, plan, deltas: Mapping[str, Delta]) -> dict:
         """The best coefficients of one arm by validation, with every candidate's objective."""
         p, stage = self.p, f"search {plan.name}"
         self.progress.begin(stage, "single-task scores")
         arm, ref = self._arm(plan, deltas)
-        requests = [(ref, {t: 1.0}, [t]) for t in p.targets]
-        if self.base_validation is None:
-            requests.append((ref, {}, [*p.targets, *p.controls]))
-        counts = self._scores(requests, "validation", stage)
-        single = {t: _share(c[t]) for t, c in zip(p.targets, counts, strict=False)}
-        if self.base_validation is None:
-            self.base_validation = {t: _share(c) for t, c in counts[-1].items()}
-        objective = Objective(single, {c: self.base_validation[c] for c in p.controls}, p.spec.search.control_keep)
         data = key_of({n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})] for n, d in p.data.items()})
+        ledger = Ledger(self.folder.store.uri, p.base, data)
+        points = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
+        scores = self._wait([self.measure.remote(self.shared_ref, ref, a, tasks, ledger) for a, tasks in points], "validation", stage)
+        single = {t: s[t] for t, s in zip(p.targets, scores, strict=False)}
+        objective = MergeObjective(single, scores[-1], p.spec.search.control_keep)
         seen: list[float] = []
 
-        def on_trial(coefficients, value: float) -> None:
+        def on_trial(value: float) -> None:
             seen.append(value)
-            total = p.spec.search.shared_points + (p.spec.search.per_task_trials if per_task and len(p.targets) > 1 else 0)
-            self.progress.update(stage, len(seen) / total, f"candidate {len(seen)} of {total}, best {max(seen):.4f}")
+            self.progress.update(stage, len(seen) / p.spec.search.most(len(p.targets)), f"candidate {len(seen)}, best {max(seen):.4f}")
 
-        ledger = Ledger(self.folder.store.uri, p.base, data)
-        ranked = search(self.shared_ref, p.spec, arm, objective, ledger, self.at_once, self.scratch, per_task, on_trial)
-        value, coefficients, scores = ranked[0]
-        shared = [{"alpha": next(iter(c.values())), "objective": v} for v, c, _ in ranked if len(set(c.values())) == 1]
-        self.progress.end(stage, f"{len(seen)} candidates, best normalized validation accuracy {value:.4f}")
+        problem = Problem((self.shared_ref,), p.spec, arm, objective, ledger)
+        found = Search(problem, self.at_once, self.scratch, on_trial).run({n: d.validation.labels for n, d in p.data.items()})
+        best = found.candidates[0]
+        note = "" if found.correlation is None else f"; the surrogate's ranks agree with the truth to {found.correlation:.2f}" + (", Optuna took over" if found.fell_back else "")
+        self.progress.end(stage, f"{len(seen)} candidates, best normalized validation accuracy {best.objective:.4f}{note}")
         return {
-            "coefficients": coefficients, "objective": value, "validation": scores, "single_validation": single, "candidates": len(seen),
-            "shared_curve": sorted(shared, key=lambda s: s["alpha"]), "control_held": value >= 0,
+            "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores, "single_validation": single,
+            "candidates": [{"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients} for c in found.candidates],
+            "correlation": found.correlation, "fell_back": found.fell_back, "control_held": best.objective >= 0,
         }  # fmt: skip
 
     def verify(self, arms, deltas: Mapping[str, Mapping[str, Delta]], chosen: Mapping[str, dict]) -> dict:
@@ -159,7 +159,3 @@ class Judge:
             "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
             "summary": {"zero_shot": zero_shot, "merged": zero_shot, "control_kept": dict.fromkeys(version["controls"], 1.0)},
         }  # fmt: skip
-
-
-def _share(counts: tuple[int, int]) -> float:
-    return counts[0] / counts[1]

@@ -111,13 +111,21 @@ class Workbench:
         self.composers[arm.name].compose(coefficients)
 
     @torch.inference_mode()
-    def correct(self, task: str, split: str, batch_size: int = 256) -> tuple[int, int]:
-        """(right predictions, inputs) of the model as it stands."""
-        examples, logits, right = self.examples(task, split), self.logits(task), 0
+    def correct(self, task: str, split: str, rows: int = 0, batch_size: int = 256) -> tuple[tuple[int, int], torch.Tensor]:
+        """(right predictions, inputs) of the model as it stands, and the logits [m, classes] of `sampled_rows(n, rows)`."""
+        examples, logits, right, kept = self.examples(task, split), self.logits(task), 0, []
+        wanted = sampled_rows(len(examples), rows)
         for index in torch.arange(len(examples)).split(batch_size):
             inputs, labels = examples.batch(index)
-            right += int((logits(inputs).argmax(-1) == labels).sum())
-        return right, len(examples)
+            out = logits(inputs)
+            right += int((out.argmax(-1) == labels).sum())
+            kept.append(out[(wanted[(wanted >= index[0]) & (wanted <= index[-1])] - index[0]).to(out.device)].float().cpu())
+        return (right, len(examples)), torch.cat(kept)
+
+
+def sampled_rows(n: int, most: int) -> torch.Tensor:
+    """At most `most` of n row numbers, evenly spaced (int64, ascending)."""
+    return torch.arange(n) if n <= most else torch.arange(most) * n // most
 
 
 _benches: dict[str, Workbench] = {}

@@ -98,14 +98,16 @@ def _comparison(version: dict) -> list[str]:
 
 
 def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
-    curves = {"sparse": version.get("search", {}).get("shared_curve", [])}
-    if version.get("baseline"):
-        curves["dense"] = version["baseline"]["search"]["shared_curve"]
+    arms = {name: found["search"] for name, found in (("sparse", version), ("dense", version.get("baseline"))) if found and "search" in found}
     mask = folder.load_mask(info["base"])
-    parts = [
-        "<h2>The search for coefficients</h2>",
-        f"<p class=how>Each point is one truly evaluated candidate; those that let a control task fall are not drawn. {version.get('search', {}).get('candidates', 0)} candidates were tried; the best is what the table above uses.</p>",
-        plots.shared_coefficient(curves) if any(curves.values()) else "",
+    parts = []
+    if arms:
+        parts += [
+            "<h2>The search for coefficients</h2>",
+            f"<p class=how>Each point is one truly evaluated candidate; hollow ones let a control task fall and cannot win. {_search_words(arms['sparse'])}</p>",
+            plots.candidates({name: a["candidates"] for name, a in arms.items()}),
+        ]
+    parts += [
         "<h2>Training</h2>",
         "<p class=how>Falling curves mean that the task is being learnt; one that stays flat needs more steps or another learning rate.</p>",
         plots.training_curves({t: (folder.load_delta(t, mark).info.get("curve") or []) for t, mark in version["deltas"].items()}) if version["deltas"] else "",
@@ -125,6 +127,13 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
     facts = [["base", info["base"]], ["mask", version["mask"]], ["model", version["model"]], ["made", version["created"]], *[[k, v] for k, v in info["software"].items()]]
     parts += ["<h2>Fingerprints and software</h2>", _table(["what", "value"], [[html.escape(str(a)), f"<code>{html.escape(str(b))}</code>"] for a, b in facts])]
     return parts
+
+
+def _search_words(found: dict) -> str:
+    words = f"{len(found['candidates'])} candidates were tried; the best is what the table above uses."
+    if found["correlation"] is not None:
+        words += f" The surrogate's predictions ranked them as the truth did to a rank correlation of {found['correlation']:.2f}."
+    return words + (" That was too little, so Optuna went on." if found["fell_back"] else "")
 
 
 def _csv(version: dict) -> str:

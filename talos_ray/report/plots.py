@@ -65,14 +65,21 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     return _svg(figure, "Training loss of every task by step")
 
 
-def shared_coefficient(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Objective by the shared coefficient, for every arm; candidates whose control fell are left out."""
-    figure, axes = _axes(2.8, "one coefficient shared by all tasks", "normalized validation accuracy")
-    for (arm, curve), color in zip(curves.items(), PALETTE, strict=False):
-        held = [c for c in curve if c["objective"] >= 0]
-        axes.plot([c["alpha"] for c in held], [c["objective"] for c in held], "o-", label=arm, color=color, markersize=3)
+def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
+    """Objective of every evaluated candidate by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
+    figure, axes = _axes(2.8, "mean coefficient", "normalized validation accuracy")
+    for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
+        points = [(sum(c["coefficients"].values()) / len(c["coefficients"]), c["objective"], len(set(c["coefficients"].values())) == 1) for c in found]
+        for shared, marker in ((True, "o"), (False, "D")):
+            held = [(x, y) for x, y, s in points if s == shared and y >= 0]
+            if held:
+                axes.plot(*zip(*held, strict=True), marker, label=f"{arm}, {'one coefficient' if shared else 'one a task'}", color=color, markersize=4, alpha=1 if shared else 0.7)
+        fallen = [x for x, y, _ in points if y < 0]
+        if fallen:
+            axes.plot(fallen, [0.0] * len(fallen), "o", color=color, markersize=4, fillstyle="none")
+    axes.set_ylim(bottom=-0.03)
     _legend(axes)
-    return _svg(figure, "Normalized validation accuracy by shared coefficient")
+    return _svg(figure, "Normalized validation accuracy of every candidate by its mean coefficient")
 
 
 def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -132,12 +132,19 @@ class RunFolder:
 
     # -------------------------------------------------------------------------------- trials
 
-    def load_trial(self, key: str) -> dict | None:
-        name = f"trials/{key}.json"
-        return self.store.read_json(name) if self.store.exists(name) else None
+    def load_trial(self, key: str) -> tuple[dict, dict[str, torch.Tensor]] | None:
+        """One evaluated candidate: what `save_trial` was given. A broken file counts as absent: it is evaluated again."""
+        name = f"trials/{key}.safetensors"
+        if not self.store.exists(name):
+            return None
+        try:
+            logits, info = self.store.read_tensors(name)
+        except CorruptError:
+            return None
+        return info, logits
 
-    def save_trial(self, key: str, result: Mapping) -> None:
-        self.store.write_json(f"trials/{key}.json", result)
+    def save_trial(self, key: str, info: Mapping, logits: Mapping[str, torch.Tensor]) -> None:
+        self.store.write_tensors(f"trials/{key}.safetensors", logits, info)
 
     # -------------------------------------------------------------------------------- versions
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
+from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 
 
 def test_wilson_interval_against_published_values():
@@ -22,3 +22,10 @@ def test_means():
     merged, single = {"a": 0.6, "b": 0.4}, {"a": 0.8, "b": 0.8}
     assert absolute_accuracy(merged) == pytest.approx(0.5)
     assert normalized_accuracy(merged, single) == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_a_candidate_that_lets_control_fall_never_beats_one_that_holds():
+    objective = MergeObjective({"a": 0.5, "b": 1.0}, {"held": 0.8}, keep=0.95)
+    assert objective({"a": 0.5, "b": 0.5, "held": 0.76}) == 0.75
+    fallen = [objective({"a": 1.0, "b": 1.0, "held": h}) for h in (0.75, 0.5)]
+    assert 0 > fallen[0] > fallen[1]

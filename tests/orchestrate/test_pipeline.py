@@ -33,7 +33,7 @@ def finished(ray_here, sides, tmp_path_factory):
         "output": str(tmp_path_factory.mktemp("finished") / "run"),
         "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
         "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
-        "search": {"shared_points": 3, "per_task_trials": 4, "generation": 2},
+        "search": {"shared_points": 3, "trials": 4, "generation": 2},
         "baseline": {"enabled": True, "lr": 1e-4},
     }
     return talos_ray.edit(**copy.deepcopy(values)), values

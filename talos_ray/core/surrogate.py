@@ -1,0 +1,118 @@
+"""Surrogate search: predict the logits of any coefficients from T + 1 evaluations, and climb on the prediction.
+
+    f(a) ~ f(c) + sum_t (a_t - c_t) * (f(h e_t) - f(0)) / h
+
+The anchor c is the base at first, then the best candidate evaluated so far: its true logits take the place of
+the prediction there, so that the linear model is right where the search goes on (ours; when fine-tuned
+networks are that linear is studied by Ortiz-Jimenez et al., NeurIPS 2023). The surrogate only proposes. What
+is chosen and reported are true evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from talos_ray.core.metrics import MergeObjective
+
+PRESSURES = (0.0, 0.2, 0.5, 1.0)  # how hard a falling control task pushes back: one climb each
+CLIMB_STEPS = 100
+STEP_SHARE = 0.02  # of the range between the bounds, moved in one step of a climb
+SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)  # each climb is also proposed shorter and longer: the linear model errs most in length
+APART = 0.03  # of the range, in the largest coefficient: what is closer counts as the same candidate
+HOLD_OUT = 4  # every fourth input judges a climb and does not lead it
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """A linear model of the logits in the coefficients a [T].
+
+    Args:
+        constant: task -> logits at a = 0, float32 [n, C].
+        slopes: task -> change of the logits with each coefficient, float32 [T, n, C].
+        labels: task -> int64 [n].
+        objective: what a candidate's accuracies are worth.
+        low, high: bounds of the coefficients.
+    """
+
+    constant: Mapping[str, torch.Tensor]
+    slopes: Mapping[str, torch.Tensor]
+    labels: Mapping[str, torch.Tensor]
+    objective: MergeObjective
+    low: float
+    high: float
+
+    def around(self, a: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> Surrogate:
+        """The same slopes through the true logits of one evaluated candidate."""
+        return replace(self, constant={t: logits[t] - torch.tensordot(a, s, 1) for t, s in self.slopes.items()})
+
+    def accuracies(self, a: torch.Tensor) -> dict[str, float]:
+        """Predicted accuracy of every task."""
+        found = {t: self.constant[t] + torch.tensordot(a, s, 1) for t, s in self.slopes.items()}
+        return {t: float((f.argmax(-1) == self.labels[t]).float().mean()) for t, f in found.items()}
+
+    def predict(self, a: torch.Tensor) -> float:
+        """Predicted objective."""
+        return self.objective(self.accuracies(a))
+
+    def _confidence(self, a: torch.Tensor, rows: slice | torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mean probability of the right class: an accuracy that has a gradient."""
+        found = {}
+        for t, s in self.slopes.items():
+            logits = self.constant[t][rows[t]] + torch.tensordot(a, s[:, rows[t]], 1)
+            found[t] = logits.softmax(-1).gather(-1, self.labels[t][rows[t], None]).mean()
+        return found
+
+    def climb(self, start: torch.Tensor, pressure: float) -> torch.Tensor:
+        """Gradient ascent from `start` [T] on the mean confidence of the targets, each in units of its single-task score,
+        less `pressure` times what control tasks lose. Returns the point at which inputs that did not lead were best."""
+        target, control = self.objective.single, self.objective.control
+        lead = {t: torch.arange(len(y)) % HOLD_OUT != 0 for t, y in self.labels.items()}
+        judge = {t: ~rows for t, rows in lead.items()}
+        with torch.no_grad():
+            floor = {kind: self._confidence(torch.zeros_like(start), rows) for kind, rows in (("lead", lead), ("judge", judge))}
+
+        def worth(a: torch.Tensor, kind: str, rows) -> torch.Tensor:
+            c = self._confidence(a, rows)
+            gain = sum(c[t] / max(target[t], 1e-9) for t in target) / len(target)
+            return gain - pressure * sum((1 - c[t] / floor[kind][t]).clamp(min=0) for t in control)
+
+        a = start.clone().requires_grad_()
+        adam = torch.optim.Adam([a], lr=STEP_SHARE * (self.high - self.low))
+        best, best_worth = start, -torch.inf
+        for _ in range(CLIMB_STEPS):
+            adam.zero_grad()
+            (-worth(a, "lead", lead)).backward()
+            with torch.no_grad():
+                judged = float(worth(a, "judge", judge))
+                if judged > best_worth:
+                    best, best_worth = a.detach().clone(), judged
+                adam.step()
+                a.clamp_(self.low, self.high)
+        return best
+
+    def propose(self, starts: Sequence[torch.Tensor], known: Sequence[torch.Tensor], count: int) -> list[tuple[float, torch.Tensor]]:
+        """(predicted objective, a [T]) of the `count` most promising candidates that are not `known`, best first."""
+        found = [self.climb(start, pressure) for start in starts for pressure in PRESSURES]
+        found += [(scale * a).clamp(self.low, self.high) for a in found for scale in SCALES]
+        ranked = sorted(((self.predict(a), a) for a in found), key=lambda p: -p[0])
+        chosen: list[tuple[float, torch.Tensor]] = []
+        for value, a in ranked:
+            others = [*known, *(b for _, b in chosen)]
+            if len(chosen) < count and all(float((a - b).abs().max()) > APART * (self.high - self.low) for b in others):
+                chosen.append((value, a))
+        return chosen
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation (mean ranks for ties) of predicted and true scores; 0 where one of them is constant."""
+    if len(x) < 2:
+        return 0.0
+    ranks = []
+    for values in (x, y):
+        v = torch.tensor(values, dtype=torch.float64)
+        ranks.append(((v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1)).double())
+    a, b = (r - r.mean() for r in ranks)
+    return float((a @ b) / (a.norm() * b.norm())) if a.norm() > 0 and b.norm() > 0 else 0.0

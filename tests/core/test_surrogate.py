@@ -1,0 +1,57 @@
+"""The surrogate: exact where the network is linear, led by what it should be, honest about what it knows."""
+
+import torch
+
+from talos_ray.core.metrics import MergeObjective
+from talos_ray.core.surrogate import Surrogate, rank_correlation
+
+TASKS, N, CLASSES = ("a", "b", "held"), 120, 3
+
+
+def linear_world(seed: int = 0):
+    """Logits that are linear in two coefficients: each helps its own task; the second hurts the control task."""
+    g = torch.Generator().manual_seed(seed)
+    labels = {t: torch.randint(CLASSES, (N,), generator=g) for t in TASKS}
+    right = {t: torch.nn.functional.one_hot(labels[t], CLASSES).float() for t in TASKS}
+    base = {t: torch.randn(N, CLASSES, generator=g) for t in TASKS}
+    base["held"] += 3 * right["held"]
+    push = {"a": (6.0, 0.0), "b": (0.0, 6.0), "held": (0.0, -8.0)}
+    slopes = {t: torch.stack([p * right[t] for p in push[t]]) for t in TASKS}
+    objective = MergeObjective({"a": 1.0, "b": 1.0}, {"held": 0.9}, keep=0.97)
+    return Surrogate(base, slopes, labels, objective, 0.0, 1.0)
+
+
+def test_prediction_is_exact_for_a_linear_model_and_at_the_anchor():
+    s, a = linear_world(), torch.tensor([0.3, 0.7])
+    logits = {t: s.constant[t] + 0.3 * s.slopes[t][0] + 0.7 * s.slopes[t][1] for t in TASKS}
+    truth = {t: float((logits[t].argmax(-1) == s.labels[t]).float().mean()) for t in TASKS}
+    assert s.accuracies(a) == truth
+    bent = {t: f + 5 * torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(1)) for t, f in logits.items()}
+    truth = {t: float((bent[t].argmax(-1) == s.labels[t]).float().mean()) for t in TASKS}
+    assert s.around(a, bent).accuracies(a) == truth
+
+
+def test_it_climbs_where_targets_gain_and_stops_where_control_falls():
+    s = linear_world()
+    free = s.climb(torch.tensor([0.1, 0.1]), pressure=0.0)
+    held = s.climb(torch.tensor([0.1, 0.1]), pressure=5.0)
+    assert free.min() > 0.4 and held[0] > 0.4 and held[1] < 0.1
+    assert s.accuracies(held)["held"] >= 0.97 * 0.9 > s.accuracies(free)["held"]
+
+
+def test_proposals_are_new_inside_the_bounds_and_best_first():
+    s = linear_world()
+    first = s.propose([torch.zeros(2)], [], 4)
+    assert [v for v, _ in first] == sorted((v for v, _ in first), reverse=True) and first[0][0] > s.predict(torch.zeros(2))
+    assert all(float(a.min()) >= 0 and float(a.max()) <= 1 for _, a in first)
+    known = [a for _, a in first]
+    second = s.propose([known[0]], known, 4)
+    assert all(float((a - b).abs().max()) > 0.01 for _, a in second for b in known)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first, s.propose([torch.zeros(2)], [], 4), strict=True))
+
+
+def test_rank_correlation_against_known_values():
+    assert abs(rank_correlation([1, 2, 3, 4], [10, 20, 30, 40]) - 1) < 1e-12
+    assert abs(rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) + 1) < 1e-12
+    assert abs(rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) - 0.8) < 1e-12
+    assert rank_correlation([1, 1, 1], [1, 2, 3]) == 0.0
