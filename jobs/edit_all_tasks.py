@@ -9,8 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's working directory need not be installed
 
-from talos_ray.cli import DEMO_SPEC, show  # noqa: E402
-from talos_ray.errors import TalosError  # noqa: E402
+from talos_ray.cli import DEMO_SPEC, guard, show
 
 
 def main() -> int:
@@ -21,12 +20,12 @@ def main() -> int:
     args = parser.parse_args()
     from talos_ray import edit, load_spec
 
-    try:
-        show(edit(spec=load_spec(args.spec, **({"output": args.output} if args.output else {})), verbose=args.verbose))
-    except TalosError as error:
-        print(f"edit_all_tasks: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guard(
+        "edit_all_tasks",
+        lambda: show(
+            edit(spec=load_spec(args.spec, **({"output": args.output} if args.output else {})), verbose=args.verbose)
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,18 @@ _HOME = {
     "edit": "api", "open_run": "api", "Run": "api", "Spec": "config", "Task": "config", "load_spec": "config",
     "TalosError": "errors", "SpecError": "errors", "MismatchError": "errors", "CorruptError": "errors",
 }  # fmt: skip
-__all__ = ["CorruptError", "MismatchError", "Run", "Spec", "SpecError", "TalosError", "Task", "edit", "load_spec", "open_run"]
+__all__ = [
+    "CorruptError",
+    "MismatchError",
+    "Run",
+    "Spec",
+    "SpecError",
+    "TalosError",
+    "Task",
+    "edit",
+    "load_spec",
+    "open_run",
+]
 
 
 def __getattr__(name: str):

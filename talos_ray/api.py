@@ -121,7 +121,9 @@ class Run:
         for task, mark in wanted.items():
             delta = self.folder.load_delta(task, mark)
             if delta is None:
-                raise TalosError(f"run {self.path!r} misses the delta {(mark or '')[:12]} of task {task!r}; restore deltas/ from a copy")
+                raise TalosError(
+                    f"run {self.path!r} misses the delta {(mark or '')[:12]} of task {task!r}; restore deltas/ from a copy"
+                )
             delta.check(self.info["base"], self.mask.fingerprint)
             found[task] = delta
         return found
@@ -135,12 +137,16 @@ class Run:
         family = load_model(self.info["spec"]["model"])
         base = fingerprint(base_tensors(family))
         if base != self.info["base"]:
-            raise MismatchError(f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights")
+            raise MismatchError(
+                f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
+            )
         version = self.version
         Composer(family.module, self.mask, list(self.deltas.values()), base).compose(version["coefficients"])
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
-            raise MismatchError(f"version {version['version']} composes to {found[:12]}, but was recorded as {version['model'][:12]}; mask or deltas were changed")
+            raise MismatchError(
+                f"version {version['version']} composes to {found[:12]}, but was recorded as {version['model'][:12]}; mask or deltas were changed"
+            )
         return family
 
     def rollback(self, version: int | None = None, reason: str | None = None) -> Run:
@@ -153,7 +159,9 @@ class Run:
         head = self.head
         number = head - 1 if version is None else version
         if number < 0:
-            raise TalosError(f"version {head} is the first of run {self.path!r}; there is nothing before it to roll back to")
+            raise TalosError(
+                f"version {head} is the first of run {self.path!r}; there is nothing before it to roll back to"
+            )
         self.folder.set_head(number, "rollback", was=head, reason=reason)
         return self
 

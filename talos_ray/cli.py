@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,7 +14,12 @@ from rich.table import Table
 
 from talos_ray.errors import TalosError
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="Learn, merge and undo many tasks in one pretrained model.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Learn, merge and undo many tasks in one pretrained model.",
+)
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
@@ -21,7 +27,11 @@ Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folde
 
 
 @app.command()
-def edit(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")], output: Output = None, verbose: Verbose = False) -> None:
+def edit(
+    spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")],
+    output: Output = None,
+    verbose: Verbose = False,
+) -> None:
     """Do whatever of a spec is not done yet: calibrate, train, merge, verify.
 
     Example: talos edit examples/demo.yaml
@@ -42,7 +52,10 @@ def demo(output: Output = "runs/demo", verbose: Verbose = False) -> None:
 
 
 @app.command()
-def status(run: Annotated[str, typer.Argument(help="A run folder.")], as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def status(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Show a run's head: coefficients, target and control scores.
 
     Example: talos status runs/demo
@@ -59,7 +72,9 @@ def status(run: Annotated[str, typer.Argument(help="A run folder.")], as_json: A
 @app.command()
 def rollback(
     run: Annotated[str, typer.Argument(help="A run folder.")],
-    version: Annotated[Optional[int], typer.Argument(help="Version to go back to; the one before head, if not given.")] = None,
+    version: Annotated[
+        Optional[int], typer.Argument(help="Version to go back to; the one before head, if not given.")
+    ] = None,
     reason: Annotated[Optional[str], typer.Option(help="Why; kept in the history.")] = None,
 ) -> None:
     """Move head to an earlier version, exactly. Can itself be rolled back.
@@ -71,11 +86,16 @@ def rollback(
     found = open_run(run)
     before = found.head
     found.rollback(version, reason).model()
-    print(f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint {found.version['model'][:12]} was checked bitwise")
+    print(
+        f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint {found.version['model'][:12]} was checked bitwise"
+    )
 
 
 @app.command("log")
-def log_(run: Annotated[str, typer.Argument(help="A run folder.")], as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def log_(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Show the history: who did what, when. Fails if an event was changed or removed.
 
     Example: talos log runs/demo
@@ -88,7 +108,9 @@ def log_(run: Annotated[str, typer.Argument(help="A run folder.")], as_json: Ann
         return
     table = Table("number", "time (UTC)", "user", "operation", "version")
     for e in events:
-        table.add_row(str(e["number"]), e["time"][:19], f"{e['user']}@{e['host']}", e["operation"], str(e.get("version", "")))
+        table.add_row(
+            str(e["number"]), e["time"][:19], f"{e['user']}@{e['host']}", e["operation"], str(e.get("version", ""))
+        )
     Console().print(table)
 
 
@@ -114,17 +136,31 @@ def show(run) -> None:
         print(f"control {control} keeps {kept:.1%} of its base score")
     if dense:
         a, b = version["cost"], dense["cost"]
-        print(f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas {a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB")
+        print(
+            f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas {a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
+        )
     print(f"report: {run.folder.store.path('report/index.html')}")
 
 
-def main() -> None:
-    """Entry point: a TalosError is printed as it is, without a traceback, and the exit code is 2."""
+def guard(program: str, work: Callable[[], object]) -> int:
+    """Exit code of `work()`: a TalosError is printed as it is, without a traceback, and gives 2; an interrupt gives 130."""
     try:
-        app()
+        work()
     except TalosError as error:
-        print(f"talos: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"{program}: interrupted; finished stages and tasks are kept; run the same command again to go on",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point of `talos`."""
+    sys.exit(guard("talos", app))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ class Mask(_Settings):
     """Which weights may change."""
 
     keep: Share = Field(0.1, description="share of the eligible weights that may change, in (0, 1]")
-    strategy: Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"] = Field(
-        "least_sensitive", description="how they are chosen; the paper's way is the default"
-    )
+    strategy: Literal[
+        "least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"
+    ] = Field("least_sensitive", description="how they are chosen; the paper's way is the default")
     path: str | None = Field(None, description="reuse this mask.safetensors (of the same base) and skip calibration")
 
 
@@ -34,10 +34,16 @@ class Calibration(_Settings):
     """How the sensitivity of every weight is measured."""
 
     samples_per_task: Count = Field(256, description="training inputs of each task that are scored, in every round")
-    shards_per_task: Count = Field(4, description="virtual shards; fixed, so that the mask does not depend on the number of workers")
+    shards_per_task: Count = Field(
+        4, description="virtual shards; fixed, so that the mask does not depend on the number of workers"
+    )
     rounds: Count = Field(4, description="rounds R; round r keeps keep^(r/R) of the weights")
-    damping: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="factor on weights not kept, while the next round is scored")
-    score: Literal["log_prob", "logit"] = Field("log_prob", description="log-probability (the paper's formula) or the sampled logit")
+    damping: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="factor on weights not kept, while the next round is scored"
+    )
+    score: Literal["log_prob", "logit"] = Field(
+        "log_prob", description="log-probability (the paper's formula) or the sampled logit"
+    )
     batch_size: Count = Field(64, description="samples in one backward")
 
 
@@ -50,7 +56,9 @@ class Train(_Settings):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay, on masked weights")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="updates of linear warm-up; cosine to 0 after it")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest norm of the masked gradient")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the target spread over all classes")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the target spread over all classes"
+    )
     precision: Literal["float32", "bf16"] = Field("bf16", description="forward precision on a GPU; CPUs use float32")
     checkpoint_every: Count = Field(100, description="updates between two checkpoints")
     delta_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype in which deltas are stored")
@@ -69,13 +77,22 @@ class Search(_Settings):
     low: float = Field(0.0, description="smallest coefficient")
     high: float = Field(1.0, description="largest coefficient")
     method: Literal["surrogate", "optuna", "grid"] = Field(
-        "surrogate", description="who proposes: the surrogate, the grid and then Optuna, or the grid of one shared coefficient alone (the paper's protocol)"
+        "surrogate",
+        description="who proposes: the surrogate, the grid and then Optuna, or the grid of one shared coefficient alone (the paper's protocol)",
     )
-    shared_points: Annotated[int, Field(ge=2)] = Field(21, description="points of the grid for one shared coefficient; the paper uses 21")
+    shared_points: Annotated[int, Field(ge=2)] = Field(
+        21, description="points of the grid for one shared coefficient; the paper uses 21"
+    )
     trials: Annotated[int, Field(ge=0)] = Field(24, description="most candidates with one coefficient a task")
-    probe: Annotated[float, Field(gt=0)] = Field(0.25, description="coefficient at which the surrogate measures each delta alone")
-    generation: Count = Field(4, description="candidates proposed together; fixed, so that the result does not depend on the cluster")
-    control_keep: Annotated[float, Field(ge=0, le=1)] = Field(0.97, description="share of the base's control score that a candidate must hold")
+    probe: Annotated[float, Field(gt=0)] = Field(
+        0.25, description="coefficient at which the surrogate measures each delta alone"
+    )
+    generation: Count = Field(
+        4, description="candidates proposed together; fixed, so that the result does not depend on the cluster"
+    )
+    control_keep: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.97, description="share of the base's control score that a candidate must hold"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> Search:
@@ -95,11 +112,19 @@ class Cluster(_Settings):
     address: str | None = Field(None, description="Ray address, or 'auto' for the cluster this machine belongs to")
     workers_per_task: Count = Field(1, description="Ray Train workers in one team")
     teams: Count | None = Field(None, description="teams at once; as many as fit, if not given")
-    calibration_workers: Count | None = Field(None, description="calibration shards at once; as many as fit, if not given")
+    calibration_workers: Count | None = Field(
+        None, description="calibration shards at once; as many as fit, if not given"
+    )
     search_workers: Count | None = Field(None, description="search trials at once; as many as fit, if not given")
-    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs of every worker; also its number of torch threads")
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of every worker, or a fraction of one")
-    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="times a team is restarted before the run gives up")
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="CPUs of every worker; also its number of torch threads"
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs of every worker, or a fraction of one"
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="times a team is restarted before the run gives up"
+    )
 
 
 class Task(_Settings):
@@ -109,7 +134,9 @@ class Task(_Settings):
     Hugging Face dataset name. A split that does not exist is cut from the training split by seed.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="unique; names the task's files")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="unique; names the task's files"
+    )
     data: str = Field(description="where the examples come from")
     config: str | None = Field(None, description="configuration of a Hugging Face dataset")
     train_split: str = "train"
@@ -118,8 +145,12 @@ class Task(_Settings):
     input: str = Field("image", description="column that holds the inputs")
     label: str = Field("label", description="column that holds the labels, as numbers or names")
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
-    prompts: tuple[str, ...] = Field(("a photo of a {}.",), description="templates for the zero-shot head; {} is the class name")
-    phrases: tuple[str, ...] | None = Field(None, description="what stands for each class in a prompt, where its name is not the right word")
+    prompts: tuple[str, ...] = Field(
+        ("a photo of a {}.",), description="templates for the zero-shot head; {} is the class name"
+    )
+    phrases: tuple[str, ...] | None = Field(
+        None, description="what stands for each class in a prompt, where its name is not the right word"
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
 
     @field_validator("prompts")
@@ -127,7 +158,9 @@ class Task(_Settings):
     def _has_slot(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         for p in prompts:
             if "{}" not in p:
-                raise ValueError(f"prompt {p!r} has no {{}}; wanted a place for the class name, like 'a photo of a {{}}.'")
+                raise ValueError(
+                    f"prompt {p!r} has no {{}}; wanted a place for the class name, like 'a photo of a {{}}.'"
+                )
         return prompts
 
     @field_validator("train")
@@ -163,7 +196,9 @@ class Spec(_Settings):
 
     def train_for(self, task: Task) -> Train:
         """`train` with the task's own settings on top."""
-        return self.train.model_copy(update=_validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train)))
+        return self.train.model_copy(
+            update=_validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train))
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
@@ -184,7 +219,9 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     wanted = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {wanted}" if path else wanted
-    wanted = wanted.replace("Input should be", "wanted").replace("greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0")
+    wanted = wanted.replace("Input should be", "wanted").replace(
+        "greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0"
+    )
     return f"spec key {path!r} is {found!r}; {wanted[0].lower() + wanted[1:]} ({_description_at(model, loc)})"
 
 
@@ -233,7 +270,9 @@ def make_spec(values: dict[str, Any]) -> Spec:
             items = (items,)
         values[group] = tuple(resolve_task(item) for item in items)
     if not values["tasks"]:
-        raise SpecError("spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'")
+        raise SpecError(
+            "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
+        )
     return _validated(Spec, values)
 
 
@@ -251,7 +290,9 @@ def load_spec(path: str | Path, **overrides: Any) -> Spec:
     except yaml.YAMLError as error:
         raise SpecError(f"spec file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise SpecError(f"spec file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some")
+        raise SpecError(
+            f"spec file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some"
+        )
     for group in ("tasks", "control"):
         for item in values.get(group) or ():
             data = item.get("data") if isinstance(item, dict) else None

@@ -59,13 +59,17 @@ class Progress:
         for name, now in state.items():
             before = self.tasks.get(name, {}).get("state")
             if now["state"] in ("done", "failed") and before not in ("done", "failed") and not self.live:
-                self._line(f"train: {name} {now['state']}" + (f", loss {now['loss']:.3f}" if now["loss"] is not None else ""))
+                self._line(
+                    f"train: {name} {now['state']}" + (f", loss {now['loss']:.3f}" if now["loss"] is not None else "")
+                )
         self.tasks, self.restarts = state, restarts
         steps = sum(s["steps"] for s in state.values())
         now = sum(s["steps"] if s["state"] == "done" else s["step"] for s in state.values())
         finished = sum(s["state"] == "done" for s in state.values())
         again = sum(restarts.values())
-        note = f"{finished} of {len(state)} tasks, step {now} of {steps}" + (f", {again} team restarts" if again else "")
+        note = f"{finished} of {len(state)} tasks, step {now} of {steps}" + (
+            f", {again} team restarts" if again else ""
+        )
         self.update("train", now / max(1, steps), note if restarts else "starting teams of Ray Train workers")
 
     def _show(self, line: str, sparse: bool = False) -> None:
@@ -76,19 +80,29 @@ class Progress:
 
     def _line(self, line: str) -> None:
         self.last_line = time.monotonic()
-        self.console.print(f"[{time.monotonic() - self.started:6.1f} s] {line}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(
+            f"[{time.monotonic() - self.started:6.1f} s] {line}", highlight=False, markup=False, soft_wrap=True
+        )
 
     def _view(self) -> Group:
         stages = Table.grid(padding=(0, 2))
         for name, s in self.stages.items():
             mark = Text("done", style="green") if s["state"] == "done" else Text("…", style="yellow")
             seconds = s.get("seconds", time.monotonic() - s["since"])
-            stages.add_row(mark, name, ProgressBar(total=1.0, completed=s["share"], width=24), f"{seconds:5.1f} s", s["note"])
+            stages.add_row(
+                mark, name, ProgressBar(total=1.0, completed=s["share"], width=24), f"{seconds:5.1f} s", s["note"]
+            )
         if not self.tasks or all(t["state"] == "done" for t in self.tasks.values()):
             return Group(stages)
         tasks = Table.grid(padding=(0, 2))
         for name, t in self.tasks.items():
             loss = "" if t["loss"] is None else f"loss {t['loss']:.3f}"
             step = t["steps"] if t["state"] == "done" else t["step"]
-            tasks.add_row("   ", name, ProgressBar(total=t["steps"], completed=step, width=24), f"{step}/{t['steps']}", loss or t["state"])
+            tasks.add_row(
+                "   ",
+                name,
+                ProgressBar(total=t["steps"], completed=step, width=24),
+                f"{step}/{t['steps']}",
+                loss or t["state"],
+            )
         return Group(stages, tasks)

@@ -28,14 +28,23 @@ def resolve_task(item: str | dict[str, Any] | Task) -> Task:
     """
     from talos_ray.demo.tasks import RECIPES
 
-    if isinstance(item, Task):
-        return item
-    values = {"recipe": item} if isinstance(item, str) else dict(item)
+    values = (
+        item.model_dump(exclude_unset=True)
+        if isinstance(item, Task)
+        else {"recipe": item}
+        if isinstance(item, str)
+        else dict(item)
+    )
     if (recipe := values.pop("recipe", None)) is not None:
         if recipe not in RECIPES:
-            raise SpecError(f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}")
+            raise SpecError(
+                f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
+            )
         values = {**RECIPES[recipe], **values}
-    return _validated(Task, values, f"task {values.get('name', '?')}")
+    task = _validated(Task, values, f"task {values.get('name', '?')}")
+    if not Path(task.data).is_absolute() and Path(task.data).exists():
+        task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
+    return task
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +98,9 @@ class TaskData:
 class Examples:
     """Preprocessed batches of a split. Inputs are decoded once and kept where they fit in CACHE_BYTES."""
 
-    def __init__(self, split: Split, preprocess: Callable[[list], torch.Tensor], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, split: Split, preprocess: Callable[[list], torch.Tensor], device: torch.device | str = "cpu"
+    ) -> None:
         self.split, self.preprocess, self.device = split, preprocess, torch.device(device)
         self.cache: torch.Tensor | None = None
         self.have = torch.zeros(len(split), dtype=torch.bool)
@@ -129,20 +140,32 @@ def _load_task(settings: str, seed: int) -> TaskData:
     splits = _load_splits(task)
     train_name = task.train_split
     if train_name not in splits:
-        raise SpecError(f"task {task.name!r}: {task.data} has no split {train_name!r}; it has: {', '.join(splits)}; set train_split to one of them")
+        raise SpecError(
+            f"task {task.name!r}: {task.data} has no split {train_name!r}; it has: {', '.join(splits)}; set train_split to one of them"
+        )
     wanted = {"train": train_name}
     for kind, given in (("validation", task.validation_split), ("test", task.test_split)):
         if given is not None and given not in splits:
-            raise SpecError(f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set {kind}_split to one of them")
+            raise SpecError(
+                f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set {kind}_split to one of them"
+            )
         wanted[kind] = given or (kind if kind in splits else None)
     for name in {n for n in wanted.values() if n}:
         _check_columns(task, splits[name], name)
         if len(splits[name]) == 0:
-            raise SpecError(f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data")
+            raise SpecError(
+                f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
+            )
     classes = _classes(task, [splits[n] for n in wanted.values() if n])
     if task.phrases is not None and len(task.phrases) != len(classes):
-        raise SpecError(f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order")
-    parts = {kind: Split(_as_images(task, splits[n]), task.input, _labels(task, splits[n], n, classes)) for kind, n in wanted.items() if n}
+        raise SpecError(
+            f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
+        )
+    parts = {
+        kind: Split(_as_images(task, splits[n]), task.input, _labels(task, splits[n], n, classes))
+        for kind, n in wanted.items()
+        if n
+    }
     return TaskData(task, classes, **_cut_missing(task, parts, seed))
 
 
@@ -154,15 +177,21 @@ def _load_splits(task: Task) -> dict[str, Any]:
         from talos_ray.demo.tasks import RECIPES, materialize
 
         if task.data not in RECIPES:
-            raise SpecError(f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: {', '.join(RECIPES)}")
+            raise SpecError(
+                f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: {', '.join(RECIPES)}"
+            )
         return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:")))
     path = Path(task.data).expanduser()
     suffix = path.suffix.lower()
     local = suffix in FILE_KINDS or task.data.startswith((".", "/", "~")) or path.exists()
     if local and not path.exists():
-        raise SpecError(f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path")
+        raise SpecError(
+            f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path"
+        )
     if local and path.is_file() and suffix not in FILE_KINDS:
-        raise SpecError(f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of {', '.join(FILE_KINDS)} or an image folder")
+        raise SpecError(
+            f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of {', '.join(FILE_KINDS)} or an image folder"
+        )
     try:
         if local and path.is_file():
             extra = {"sep": "\t"} if suffix == ".tsv" else {}
@@ -172,7 +201,9 @@ def _load_splits(task: Task) -> dict[str, Any]:
         return datasets.load_dataset(task.data, task.config)
     except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
         if "no data" in str(error) or (local and path.is_file() and path.stat().st_size == 0):
-            raise SpecError(f"task {task.name!r}: {task.data!r} holds 0 examples; wanted rows with columns {task.input!r} and {task.label!r}; check the data") from None
+            raise SpecError(
+                f"task {task.name!r}: {task.data!r} holds 0 examples; wanted rows with columns {task.input!r} and {task.label!r}; check the data"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
@@ -230,7 +261,9 @@ def _as_images(task: Task, rows):
         paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input]]
         for row, p in enumerate(paths):
             if not Path(p).is_file():
-                raise SpecError(f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a path relative to the file's folder")
+                raise SpecError(
+                    f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a path relative to the file's folder"
+                )
         rows = rows.remove_columns(task.input).add_column(task.input, paths)
         return rows.cast_column(task.input, Image())
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
@@ -238,7 +271,9 @@ def _as_images(task: Task, rows):
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
         return rows.cast_column(task.input, datasets.Image())
     if not isinstance(feature, Image):
-        raise SpecError(f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or image paths; set input to such a column")
+        raise SpecError(
+            f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or image paths; set input to such a column"
+        )
     return rows
 
 
@@ -246,12 +281,16 @@ def _cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Sp
     from talos_ray.core.finetune import derive_seed
 
     train = parts["train"]
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))).tolist()
+    order = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))
+    ).tolist()
     for kind, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
         if kind not in parts:
             n = round(share * len(train))
             if n == 0 or n >= len(order):
-                raise SpecError(f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data")
+                raise SpecError(
+                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data"
+                )
             parts[kind], order = train.select(sorted(order[:n])), order[n:]
     if len(order) < len(train):
         parts["train"] = train.select(sorted(order))

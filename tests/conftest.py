@@ -28,15 +28,15 @@ def sides(tmp_path_factory) -> dict:
     return {"name": "sides", "data": path, "input": "file", "label": "side", "prompts": ["a ball lit from the {}"]}
 
 
-@pytest.fixture
-def small_spec(sides, tmp_path) -> dict:
-    """Three tasks of three kinds, a control task, a few steps: the whole pipeline in a minute."""
+@pytest.fixture(scope="session")
+def small_spec(sides) -> dict:
+    """Three tasks of three kinds, a control task, a few steps: the whole pipeline in a minute. Lacks `output`."""
     return {
         "model": "demo",
         "tasks": ["demo:pointers", "demo:scanned_digits", sides],
-        "control": ["demo:coloured_shapes"],
-        "output": str(tmp_path / "run"),
+        "control": [{**sides, "name": "held", "prompts": ["a ball lit from the {}", "light from the {}"]}],
         "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
         "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
         "search": {"shared_points": 3, "trials": 4, "generation": 2},
+        "baseline": {"enabled": True, "lr": 1e-4},
     }

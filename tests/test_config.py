@@ -18,13 +18,20 @@ def refused(match: str, **changes):
 
 def test_the_default_is_the_paper():
     spec = make_spec(GOOD)
-    assert (spec.mask.keep, spec.mask.strategy, spec.calibration.rounds, spec.search.shared_points) == (0.1, "least_sensitive", 4, 21)
+    assert (spec.mask.keep, spec.mask.strategy, spec.calibration.rounds, spec.search.shared_points) == (
+        0.1,
+        "least_sensitive",
+        4,
+        21,
+    )
 
 
 def test_a_key_that_does_not_exist_names_the_nearest():
     refused(r"'trian' does not exist; did you mean 'train'", trian={})
     refused(r"'train\.stepz' does not exist; did you mean 'steps'", train={"stepz": 3})
-    refused(r"'task a\.lable' does not exist; did you mean 'label'", tasks=[{"name": "a", "data": "x.csv", "lable": "y"}])
+    refused(
+        r"'task a\.lable' does not exist; did you mean 'label'", tasks=[{"name": "a", "data": "x.csv", "lable": "y"}]
+    )
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.5])
@@ -75,7 +82,12 @@ def test_yaml_goes_in_and_out(tmp_path):
 
 def test_files_that_are_no_specs(tmp_path):
     path = tmp_path / "spec.yaml"
-    for content, match in ((None, "does not exist"), ("a: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType")):
+    for content, match in (
+        (None, "does not exist"),
+        ("a: [", "is not YAML"),
+        ("- 1", "holds list"),
+        ("", "holds NoneType"),
+    ):
         if content is not None:
             path.write_text(content)
         with pytest.raises(SpecError, match=match):

@@ -15,7 +15,9 @@ def test_csv_of_paths(sides):
     data = load_task(Task(**sides), 0)
     assert data.classes == ("left", "right")
     assert (len(data.train), len(data.validation), len(data.test)) == (84, 12, 24)
-    inputs, labels = Examples(data.train, lambda images: torch.stack([torch.from_numpy(np.asarray(i).copy()) for i in images])).batch(torch.tensor([5, 2]))
+    inputs, labels = Examples(
+        data.train, lambda images: torch.stack([torch.from_numpy(np.asarray(i).copy()) for i in images])
+    ).batch(torch.tensor([5, 2]))
     assert inputs.shape == (2, 16, 16, 3) and labels.tolist() == data.train.labels[[5, 2]].tolist()
     brighter = inputs.float().mean((1, 3))
     assert [int(row[8:].mean() > row[:8].mean()) for row in brighter] == labels.tolist()
@@ -23,7 +25,10 @@ def test_csv_of_paths(sides):
 
 def test_cut_splits_do_not_overlap_and_follow_the_seed(sides):
     a, again, b = (load_task(Task(**sides), s) for s in (0, 0, 1))
-    paths = [tuple(v["path"] for v in s.rows.with_format("arrow")[:].column("file").to_pylist()) for s in (a.train, a.validation, a.test)]
+    paths = [
+        tuple(v["path"] for v in s.rows.with_format("arrow")[:].column("file").to_pylist())
+        for s in (a.train, a.validation, a.test)
+    ]
     assert len(set().union(*paths)) == 120
     assert a.train.fingerprint() == again.train.fingerprint() != b.train.fingerprint()
 
@@ -31,9 +36,13 @@ def test_cut_splits_do_not_overlap_and_follow_the_seed(sides):
 def test_parquet_image_folder_and_names(tmp_path, sides):
     csv = load_task(Task(**sides), 0).train
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["left", "right"])})
-    datasets.Dataset.from_dict({"image": encoded(csv), "label": csv.labels.tolist()}, features=features).to_parquet(str(tmp_path / "x.parquet"))
+    datasets.Dataset.from_dict({"image": encoded(csv), "label": csv.labels.tolist()}, features=features).to_parquet(
+        str(tmp_path / "x.parquet")
+    )
     parquet = load_task(Task(name="p", data=str(tmp_path / "x.parquet")), 0)
-    assert parquet.classes == ("left", "right") and len(parquet.train) + len(parquet.validation) + len(parquet.test) == 84
+    assert (
+        parquet.classes == ("left", "right") and len(parquet.train) + len(parquet.validation) + len(parquet.test) == 84
+    )
     for split, n in (("train", 12), ("test", 6)):
         for i in range(n):
             folder = tmp_path / "folder" / split / ("left", "right")[i % 2]
@@ -44,7 +53,10 @@ def test_parquet_image_folder_and_names(tmp_path, sides):
 
 
 def test_fingerprint_is_of_content_not_of_place(tmp_path):
-    a, b, c = (Task(name="t", data=write_images(tmp_path / f, 30, seed), input="file", label="side") for f, seed in (("a", 1), ("b", 1), ("c", 2)))
+    a, b, c = (
+        Task(name="t", data=write_images(tmp_path / f, 30, seed), input="file", label="side")
+        for f, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     marks = [load_task(t, 0).train.fingerprint() for t in (a, b, c)]
     assert marks[0] == marks[1] != marks[2]
 
@@ -81,5 +93,6 @@ def test_too_few_to_cut(tmp_path):
 
 
 def test_a_hub_name_that_cannot_be_reached(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     refused("no Hugging Face dataset that can be reached", data="somebody/some-set-that-is-not-here")

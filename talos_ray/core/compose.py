@@ -45,7 +45,9 @@ class Composer:
             TalosError: a coefficient names a task that has no delta here.
         """
         if unknown := sorted(set(coefficients) - set(self.deltas)):
-            raise TalosError(f"coefficient for unknown task {unknown[0]!r}; this run has deltas of: {', '.join(self.deltas)}")
+            raise TalosError(
+                f"coefficient for unknown task {unknown[0]!r}; this run has deltas of: {', '.join(self.deltas)}"
+            )
         active = {t: float(coefficients[t]) for t in self.deltas if coefficients.get(t)}
         if active == self.coefficients:
             return

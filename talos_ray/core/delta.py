@@ -17,7 +17,9 @@ from talos_ray.errors import MismatchError
 def gather(module: nn.Module, mask: Mask) -> torch.Tensor:
     """The masked weights of a module in canonical order, [k], in the module's dtype."""
     params = dict(module.named_parameters())
-    return torch.cat([params[n].detach().view(-1).index_select(0, i.to(params[n].device)) for n, i in mask.indices.items()])
+    return torch.cat(
+        [params[n].detach().view(-1).index_select(0, i.to(params[n].device)) for n, i in mask.indices.items()]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,15 @@ class Delta:
                 )
 
 
-def make_delta(task: str, tuned: torch.Tensor, base_values: torch.Tensor, base: str, mask: str, dtype: torch.dtype, info: Mapping[str, object]) -> Delta:
+def make_delta(
+    task: str,
+    tuned: torch.Tensor,
+    base_values: torch.Tensor,
+    base: str,
+    mask: str,
+    dtype: torch.dtype,
+    info: Mapping[str, object],
+) -> Delta:
     """Fine-tuned minus base on the mask (both [k]), rounded to the stored dtype.
 
     Raises:
@@ -61,5 +71,7 @@ def make_delta(task: str, tuned: torch.Tensor, base_values: torch.Tensor, base: 
     """
     values = (tuned.float() - base_values.float()).to(dtype).cpu()
     if not torch.isfinite(values).all():
-        raise ValueError(f"training of task {task!r} diverged: its delta holds values that are not finite; lower train.lr")
+        raise ValueError(
+            f"training of task {task!r} diverged: its delta holds values that are not finite; lower train.lr"
+        )
     return Delta(task, values, base, mask, info)

@@ -93,11 +93,15 @@ def finetune(
         inputs, labels = batch(index[rank::world])
         with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
             out = logits(inputs)
-        loss = torch.nn.functional.cross_entropy(out.float(), labels, reduction="sum", label_smoothing=plan.label_smoothing)
+        loss = torch.nn.functional.cross_entropy(
+            out.float(), labels, reduction="sum", label_smoothing=plan.label_smoothing
+        )
         (loss * (world / len(index))).backward()
         value = float(loss.detach()) / max(1, len(labels))
         if not math.isfinite(value):
-            raise FloatingPointError(f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})")
+            raise FloatingPointError(
+                f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})"
+            )
         optimizer.step(plan.lr_at(step))
         losses.append(value)
         on_step(step + 1, value)

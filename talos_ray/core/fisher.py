@@ -79,7 +79,13 @@ class SquaredGradients:
                 found |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
         return found
 
-    def add(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, generator: torch.Generator, score: Score = "log_prob") -> None:
+    def add(
+        self,
+        forward: Callable[[Batch], torch.Tensor],
+        batch: Batch,
+        generator: torch.Generator,
+        score: Score = "log_prob",
+    ) -> None:
         """Add a batch of n samples; `forward(batch)` gives logits [n, C], with a gradient path to the weights.
 
         Raises:
@@ -90,14 +96,23 @@ class SquaredGradients:
         self._add(forward, batch, lambda logits: sample_labels(logits, generator), score, self.layout.split(self.sums))
         self.samples += batch_len(batch)
 
-    def _add(self, forward, batch: Batch, choose: Callable[[torch.Tensor], torch.Tensor], score: Score, sums: dict[str, torch.Tensor]) -> None:
+    def _add(
+        self,
+        forward,
+        batch: Batch,
+        choose: Callable[[torch.Tensor], torch.Tensor],
+        score: Score,
+        sums: dict[str, torch.Tensor],
+    ) -> None:
         """Add a batch's squares to `sums`; `choose` picks the labels [n] from the logits [n, C]."""
         n = batch_len(batch)
         hooked = {id(p): name for name, p in self.params.items() if name not in self.looped}
         with _Hooks(self.module, hooked, sums, n) as hooks, torch.set_grad_enabled(bool(hooked)):
             logits = forward(batch)
             if not torch.isfinite(logits).all():
-                raise ValueError("calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32")
+                raise ValueError(
+                    "calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32"
+                )
             labels = choose(logits.detach())
             objective = _objective(logits, labels, score)
             if objective.requires_grad:  # otherwise no hooked layer took part
@@ -128,10 +143,16 @@ class SquaredGradients:
         self.looped = expected
         self._add(forward, batch, lambda _: labels, score, self.layout.split(by_hook))
         a, b = self.layout.split(by_hook), self.layout.split(by_loop)
-        wrong = {n for n in self.layout.names if not torch.allclose(a[n], b[n], rtol=1e-2, atol=1e-4 * float(b[n].max()))}
+        wrong = {
+            n for n in self.layout.names if not torch.allclose(a[n], b[n], rtol=1e-2, atol=1e-4 * float(b[n].max()))
+        }
         if wrong - set(expected) or expected:
             self.looped = tuple(sorted(wrong | set(expected)))
-            log.warning("calibration scores %d tensors one sample at a time (slower): %s", len(self.looped), ", ".join(self.looped[:4]))
+            log.warning(
+                "calibration scores %d tensors one sample at a time (slower): %s",
+                len(self.looped),
+                ", ".join(self.looped[:4]),
+            )
 
 
 # ------------------------------------------------------------------------------------------- hooks
@@ -237,7 +258,9 @@ class _Hooks:
             self.sums[name] += grads.square_().sum(0).reshape(-1)
 
     def _after(self, rule):
-        return lambda m, inputs, output: self._listen(output, m.parameters(recurse=False), lambda g: rule(m, inputs[0].detach(), g))
+        return lambda m, inputs, output: self._listen(
+            output, m.parameters(recurse=False), lambda g: rule(m, inputs[0].detach(), g)
+        )
 
     def _listen(self, y: torch.Tensor, params, rule) -> torch.Tensor:
         for p in params:
@@ -268,24 +291,43 @@ class _Hooks:
     def _attention(self, m: nn.MultiheadAttention):
         """nn.MultiheadAttention spelled out, so that its packed projections can be hooked."""
 
-        def forward(query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
+        def forward(
+            query,
+            key,
+            value,
+            key_padding_mask=None,
+            need_weights=True,
+            attn_mask=None,
+            average_attn_weights=True,
+            is_causal=False,
+        ):
             if not (query is key and key is value):
                 raise NotImplementedError("cross attention")
             x = query if m.batch_first else query.transpose(0, 1)  # [n, t, d]
             n, t, d = x.shape
             mask = None
             if attn_mask is not None:
-                mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask
+                mask = (
+                    torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, -torch.inf)
+                    if attn_mask.dtype == torch.bool
+                    else attn_mask
+                )
             if key_padding_mask is not None:
                 pad = key_padding_mask[:, None, None, :]
-                pad = torch.zeros_like(pad, dtype=x.dtype).masked_fill(pad, -torch.inf) if pad.dtype == torch.bool else pad
+                pad = (
+                    torch.zeros_like(pad, dtype=x.dtype).masked_fill(pad, -torch.inf)
+                    if pad.dtype == torch.bool
+                    else pad
+                )
                 mask = pad if mask is None else mask + pad
             qkv = self._listen(
                 F.linear(x, m.in_proj_weight, m.in_proj_bias),
                 (m.in_proj_weight, m.in_proj_bias),
                 lambda g, x=x.detach(): _linear_rule(m.in_proj_weight, m.in_proj_bias, x, g),
             )
-            q, k, v = qkv.view(n, t, 3, m.num_heads, d // m.num_heads).permute(2, 0, 3, 1, 4)  # each [n, heads, t, d/heads]
+            q, k, v = qkv.view(n, t, 3, m.num_heads, d // m.num_heads).permute(
+                2, 0, 3, 1, 4
+            )  # each [n, heads, t, d/heads]
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(n, t, d)
             out = self._listen(
                 F.linear(mixed, m.out_proj.weight, m.out_proj.bias),

@@ -48,7 +48,9 @@ def eligible_layout(module: nn.Module, prefix: str = "") -> Layout:
     Embeddings, class tokens and bare projection parameters are not eligible (design, section 2). A
     parameter that is also somebody's embedding (tied weights) is not eligible either.
     """
-    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()}
+    embeddings = {
+        id(p) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()
+    }
     owned = {
         id(p)
         for m in module.modules()

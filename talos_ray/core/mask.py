@@ -75,7 +75,9 @@ def mask_from_flags(layout: Layout, flags: torch.Tensor, info: Mapping[str, obje
     return Mask(layout, np.packbits(flags.cpu().numpy()), info or {})
 
 
-def mask_from_packed(layout: Layout, packed: Mapping[str, torch.Tensor], info: Mapping[str, object] | None = None) -> Mask:
+def mask_from_packed(
+    layout: Layout, packed: Mapping[str, torch.Tensor], info: Mapping[str, object] | None = None
+) -> Mask:
     """Build a mask from its stored form (see `Mask.packed`)."""
     parts = [np.unpackbits(packed[n].numpy(), count=size) for n, size in zip(layout.names, layout.sizes, strict=True)]
     return Mask(layout, np.packbits(np.concatenate(parts)), info or {})
@@ -134,7 +136,15 @@ def shares(sizes: Sequence[int], k: int) -> list[int]:
     return parts
 
 
-def select(layout: Layout, strategy: Strategy, keep: float, *, scores: torch.Tensor | None = None, module: nn.Module | None = None, seed: int = 0) -> torch.Tensor:
+def select(
+    layout: Layout,
+    strategy: Strategy,
+    keep: float,
+    *,
+    scores: torch.Tensor | None = None,
+    module: nn.Module | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
     """bool [P] with exactly `round(keep * P)` weights set.
 
     Args:

@@ -36,7 +36,9 @@ class SparseAdamW:
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
         self.values.grad = torch.zeros_like(self.values)
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self.slots: list[tuple[nn.Parameter, torch.Tensor, slice]] = []  # parameter, positions in it, place in the buffers
+        self.slots: list[
+            tuple[nn.Parameter, torch.Tensor, slice]
+        ] = []  # parameter, positions in it, place in the buffers
         self.handles = []
         start = 0
         for p in module.parameters():

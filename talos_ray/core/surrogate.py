@@ -20,7 +20,20 @@ from talos_ray.core.metrics import MergeObjective
 PRESSURES = (0.0, 0.2, 0.5, 1.0)  # how hard a falling control task pushes back: one climb each
 CLIMB_STEPS = 100
 STEP_SHARE = 0.02  # of the range between the bounds, moved in one step of a climb
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)  # each climb is also proposed shorter and longer: the linear model errs most in length
+SCALES = (
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    1.1,
+    1.25,
+    1.5,
+)  # each climb is also proposed shorter and longer: the linear model errs most in length
 APART = 0.03  # of the range, in the largest coefficient: what is closer counts as the same candidate
 HOLD_OUT = 4  # every fourth input judges a climb and does not lead it
 
@@ -72,7 +85,10 @@ class Surrogate:
         lead = {t: torch.arange(len(y)) % HOLD_OUT != 0 for t, y in self.labels.items()}
         judge = {t: ~rows for t, rows in lead.items()}
         with torch.no_grad():
-            floor = {kind: self._confidence(torch.zeros_like(start), rows) for kind, rows in (("lead", lead), ("judge", judge))}
+            floor = {
+                kind: self._confidence(torch.zeros_like(start), rows)
+                for kind, rows in (("lead", lead), ("judge", judge))
+            }
 
         def worth(a: torch.Tensor, kind: str, rows) -> torch.Tensor:
             c = self._confidence(a, rows)
@@ -93,7 +109,9 @@ class Surrogate:
                 a.clamp_(self.low, self.high)
         return best
 
-    def propose(self, starts: Sequence[torch.Tensor], known: Sequence[torch.Tensor], count: int) -> list[tuple[float, torch.Tensor]]:
+    def propose(
+        self, starts: Sequence[torch.Tensor], known: Sequence[torch.Tensor], count: int
+    ) -> list[tuple[float, torch.Tensor]]:
         """(predicted objective, a [T]) of the `count` most promising candidates that are not `known`, best first."""
         found = [self.climb(start, pressure) for start in starts for pressure in PRESSURES]
         found += [(scale * a).clamp(self.low, self.high) for a in found for scale in SCALES]

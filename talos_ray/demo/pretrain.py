@@ -52,7 +52,9 @@ def write_merges(captions: list[str], path: Path, size: int = 400) -> None:
 
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    learner.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=size + 60, end_of_word_suffix="</w>", show_progress=False))
+    learner.train_from_iterator(
+        captions, trainers.BpeTrainer(vocab_size=size + 60, end_of_word_suffix="</w>", show_progress=False)
+    )
     merges = [m if isinstance(m, str) else " ".join(m) for m in json.loads(learner.to_str())["model"]["merges"]]
     with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as out:
         out.write(("#version: 0.2\n" + "\n".join(merges)).encode())
@@ -81,16 +83,23 @@ def train() -> dict:
     started = time.perf_counter()
     torch.manual_seed(SEED)
     pictures, captions = draw_corpus(PICTURES, SEED)
-    print(f"drew {PICTURES} pictures, {len(set(captions))} different captions, {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"drew {PICTURES} pictures, {len(set(captions))} different captions, {time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
     write_merges(captions, HERE / "merges.txt.gz")
-    tokenizer = open_clip.SimpleTokenizer(str(HERE / "merges.txt.gz"), context_length=CONFIG["text_cfg"]["context_length"])
+    tokenizer = open_clip.SimpleTokenizer(
+        str(HERE / "merges.txt.gz"), context_length=CONFIG["text_cfg"]["context_length"]
+    )
     config = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "vocab_size": tokenizer.vocab_size}}
     (HERE / "clip.json").write_text(json.dumps(config, indent=1) + "\n")
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     weights = sum(p.numel() for p in model.parameters())
     tokens = tokenizer(captions)
     caption_id = torch.from_numpy(np.unique(captions, return_inverse=True)[1])
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     data = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # [n, 3, SIZE, SIZE] uint8
     steps = PICTURES * PASSES // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
@@ -143,7 +152,10 @@ def page(facts: dict) -> str:
     from talos_ray.demo.tasks import CONTROL, SETS, TARGETS
 
     scores = facts["zero_shot"]
-    rows = [f"| {n} | {'target' if n in TARGETS else 'control'} | {len(SETS[n].classes)} | {SETS[n].sizes[2]} | {scores[n]:.3f} |" for n in SETS]
+    rows = [
+        f"| {n} | {'target' if n in TARGETS else 'control'} | {len(SETS[n].classes)} | {SETS[n].sizes[2]} | {scores[n]:.3f} |"
+        for n in SETS
+    ]
     return f"""# The embedded default
 
 A tiny CLIP, eight target tasks and one control task: enough to see every part of talos_ray work on two cores,
@@ -182,7 +194,9 @@ What fine-tuning and merging make of it is in the report of `make run`.
 """
 
 
-def main(score_only: Annotated[bool, typer.Option(help="Keep the weights; measure them and write the page.")] = False) -> None:
+def main(
+    score_only: Annotated[bool, typer.Option(help="Keep the weights; measure them and write the page.")] = False,
+) -> None:
     """Pretrain the demo's CLIP (half an hour on two cores), then write its scores and its page."""
     facts = json.loads((HERE / "pretrain.json").read_text()) if score_only else train()
     facts["zero_shot"] = score()

@@ -22,9 +22,18 @@ BIG = 2 * SIZE  # drawn at twice the size, then averaged down: antialiasing
 SENSOR_SEED, SENSOR_PATTERN = 7, 38.0  # seed and grey levels (one standard deviation) of the camera's fixed pattern
 
 COLORS = {
-    "red": (214, 40, 40), "orange": (245, 140, 30), "yellow": (246, 214, 40), "green": (40, 160, 60),
-    "blue": (40, 80, 210), "purple": (130, 50, 170), "pink": (244, 130, 180), "brown": (120, 72, 32),
-    "white": (246, 246, 246), "gray": (128, 128, 128), "black": (16, 16, 16), "cyan": (60, 200, 210),
+    "red": (214, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (246, 214, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 210),
+    "purple": (130, 50, 170),
+    "pink": (244, 130, 180),
+    "brown": (120, 72, 32),
+    "white": (246, 246, 246),
+    "gray": (128, 128, 128),
+    "black": (16, 16, 16),
+    "cyan": (60, 200, 210),
 }
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "heart", "cross", "hexagon", "ring", "moon")
 CONTROL_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -100,10 +109,17 @@ def shape_points(shape: str, radius: float, angle: float) -> np.ndarray:
         a = np.arange(10) * np.pi / 5 - np.pi / 2
         p = np.stack([r * np.cos(a), r * np.sin(a)], 1)
     elif shape == "heart":
-        p = np.stack([16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1) / 16
+        p = (
+            np.stack(
+                [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1
+            )
+            / 16
+        )
     elif shape == "cross":
         w = 0.33
-        p = np.array([[-w, -1], [w, -1], [w, -w], [1, -w], [1, w], [w, w], [w, 1], [-w, 1], [-w, w], [-1, w], [-1, -w], [-w, -w]])
+        p = np.array(
+            [[-w, -1], [w, -1], [w, -w], [1, -w], [1, w], [w, w], [w, 1], [-w, 1], [-w, w], [-1, w], [-1, -w], [-w, -w]]
+        )
     elif shape == "arrow":
         p = np.array([[-1, -0.25], [0.2, -0.25], [0.2, -0.75], [1.05, 0], [0.2, 0.75], [0.2, 0.25], [-1, 0.25]])
     else:
@@ -228,9 +244,18 @@ def _clean_digit(rng: Rng):
     rgb_name, rgb = _color(rng)
     ground_name, ground = _apart(rng, rgb, least=160)
     image = Image.new("RGB", (BIG, BIG), ground)
-    _draw_text(ImageDraw.Draw(image), str(i), BIG / 2 + rng.uniform(-6, 6, 2), str(rng.choice(CLEAN_FONTS)), int(rng.integers(40, 62)), rgb)
+    _draw_text(
+        ImageDraw.Draw(image),
+        str(i),
+        BIG / 2 + rng.uniform(-6, 6, 2),
+        str(rng.choice(CLEAN_FONTS)),
+        int(rng.integers(40, 62)),
+        rgb,
+    )
     word = str(rng.choice([f"the digit {DIGIT_WORDS[i]}", f"the number {DIGIT_WORDS[i]}"]))
-    return image, word + (f" in {rgb_name}" if rng.random() < 0.4 else f" on {ground_name}" if rng.random() < 0.3 else "")
+    return image, word + (
+        f" in {rgb_name}" if rng.random() < 0.4 else f" on {ground_name}" if rng.random() < 0.3 else ""
+    )
 
 
 def _scatter_points(rng: Rng, n: int, radius: float, margin: float) -> list[np.ndarray]:
@@ -254,7 +279,12 @@ def _clean_count(rng: Rng):
     for p in _scatter_points(rng, n, 8.5, 10):
         _draw_shape(draw, shape, p, 8.5, 0, rgb, ground)
     plural = shape if n == 1 else shape + "s"
-    return image, f"{DIGIT_WORDS[n]} {name} {plural}" if rng.random() < 0.6 else f"{DIGIT_WORDS[n]} {'object' if n == 1 else 'objects'}"
+    return (
+        image,
+        f"{DIGIT_WORDS[n]} {name} {plural}"
+        if rng.random() < 0.6
+        else f"{DIGIT_WORDS[n]} {'object' if n == 1 else 'objects'}",
+    )
 
 
 def _clean_texture(rng: Rng):
@@ -275,8 +305,19 @@ def _clean_arrow(rng: Rng):
     _, ground = _apart(rng, rgb)
     image = Image.new("RGB", (BIG, BIG), ground)
     radius = rng.uniform(17, 27)
-    _draw_shape(ImageDraw.Draw(image), "arrow", BIG / 2 + rng.uniform(-4, 4, 2), radius, i * np.pi / 4 + rng.normal(0, 0.06), rgb, ground)
-    return image, f"a {name} arrow pointing {DIRECTIONS[i]}" if rng.random() < 0.5 else f"an arrow pointing {DIRECTIONS[i]}"
+    _draw_shape(
+        ImageDraw.Draw(image),
+        "arrow",
+        BIG / 2 + rng.uniform(-4, 4, 2),
+        radius,
+        i * np.pi / 4 + rng.normal(0, 0.06),
+        rgb,
+        ground,
+    )
+    return (
+        image,
+        f"a {name} arrow pointing {DIRECTIONS[i]}" if rng.random() < 0.5 else f"an arrow pointing {DIRECTIONS[i]}",
+    )
 
 
 def _sphere(x, y, cx: float, cy: float, radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -292,15 +333,21 @@ def _clean_ball(rng: Rng):
     i = int(rng.integers(4))
     name, rgb = _color(rng, names=CONTROL_COLORS)
     x, y = _grid()
-    inside, shade = _sphere(x, y, *rng.uniform(-0.2, 0.2, 2), rng.uniform(0.5, 0.75), i * np.pi / 2 + rng.normal(0, 0.08))
+    inside, shade = _sphere(
+        x, y, *rng.uniform(-0.2, 0.2, 2), rng.uniform(0.5, 0.75), i * np.pi / 2 + rng.normal(0, 0.08)
+    )
     _, ground = _color(rng, names=("white", "gray", "cyan", "yellow"))
     pixels = np.where(inside[..., None], _mix(np.array(rgb) * 0.12, rgb, shade), np.asarray(ground, dtype=np.float32))
-    return _as_image(pixels), f"a {name} ball lit from {LIGHTS[i]}" if rng.random() < 0.5 else f"a ball lit from {LIGHTS[i]}"
+    return _as_image(
+        pixels
+    ), f"a {name} ball lit from {LIGHTS[i]}" if rng.random() < 0.5 else f"a ball lit from {LIGHTS[i]}"
 
 
 def _sign(draw, sign: str, center, r: float, angle: float, typeface: str, tint=lambda rgb: rgb) -> None:
     """A road sign, drawn flat. `tint` recolours every paint, for worn or badly lit plates."""
-    red, white, black, blue, yellow = (tint(c) for c in ((200, 24, 36), (245, 245, 245), (15, 15, 15), (30, 80, 190), (250, 205, 30)))
+    red, white, black, blue, yellow = (
+        tint(c) for c in ((200, 24, 36), (245, 245, 245), (15, 15, 15), (30, 80, 190), (250, 205, 30))
+    )
 
     def poly(shape, radius, turn=0.0, fill=white):
         draw.polygon([tuple(p) for p in shape_points(shape, radius, angle + turn) + np.asarray(center)], fill=fill)
@@ -346,10 +393,15 @@ def _clean_sign(rng: Rng):
 def _clean_land(rng: Rng):
     kind = str(rng.choice(LAND))
     x, y = _grid()
-    c = {k: np.array(_color(rng, 14, (k,))[1], dtype=np.float32) for k in ("green", "blue", "yellow", "gray", "brown", "white", "orange")}
+    c = {
+        k: np.array(_color(rng, 14, (k,))[1], dtype=np.float32)
+        for k in ("green", "blue", "yellow", "gray", "brown", "white", "orange")
+    }
     flat = np.zeros((BIG, BIG, 3), dtype=np.float32)
     if kind == "river":
-        d = _wavy_band(x, y, rng.uniform(-0.2, 0.2), rng.uniform(0.1, 0.3), rng.choice([0, np.pi / 2]), rng.uniform(0, 6))
+        d = _wavy_band(
+            x, y, rng.uniform(-0.2, 0.2), rng.uniform(0.1, 0.3), rng.choice([0, np.pi / 2]), rng.uniform(0, 6)
+        )
         image = _as_image(_mix(c["green"], c["blue"], (d < 0.16).astype(float)))
     elif kind == "highway":
         d = _wavy_band(x, y, rng.uniform(-0.2, 0.2), 0.0, rng.choice([0, np.pi / 2]), 0)
@@ -395,7 +447,9 @@ def draw_street_numbers(label: int, rng: Rng) -> Image.Image:
     at = BIG / 2 + rng.uniform(-4, 4, 2)
     for side in (-1, 1):
         if rng.random() < 0.25:
-            _draw_text(draw, str(rng.integers(10)), at + np.array([side * size * 0.72, rng.uniform(-3, 3)]), face, size, rgb)
+            _draw_text(
+                draw, str(rng.integers(10)), at + np.array([side * size * 0.72, rng.uniform(-3, 3)]), face, size, rgb
+            )
     _draw_text(draw, str(label), at, face, size, rgb)
     image = image.rotate(float(rng.normal(0, 9)), Image.Resampling.BILINEAR, fillcolor=tuple(int(v) for v in a))
     return snapshot(rng, image)
@@ -411,7 +465,15 @@ def draw_road_signs(label: int, rng: Rng) -> Image.Image:
     def tint(rgb):
         return tuple(int(fade * v + (1 - fade) * grey) for v in rgb)
 
-    _sign(ImageDraw.Draw(image), SIGNS[label], BIG / 2 + rng.uniform(-6, 6, 2), rng.uniform(18, 28), rng.normal(0, 0.2), "cmb10.ttf", tint)
+    _sign(
+        ImageDraw.Draw(image),
+        SIGNS[label],
+        BIG / 2 + rng.uniform(-6, 6, 2),
+        rng.uniform(18, 28),
+        rng.normal(0, 0.2),
+        "cmb10.ttf",
+        tint,
+    )
     return snapshot(rng, image)
 
 
@@ -445,7 +507,10 @@ def draw_land_use(label: int, rng: Rng) -> Image.Image:
         draw = ImageDraw.Draw(image)
         for p in _scatter_points(rng, int(rng.integers(10, 20)), 5, 3):
             roof = np.array([150, 120, 108]) * rng.uniform(0.6, 1.3)
-            draw.polygon([tuple(q) for q in shape_points("square", rng.uniform(3.5, 6), angle) + p], fill=tuple(int(min(v, 255)) for v in roof))
+            draw.polygon(
+                [tuple(q) for q in shape_points("square", rng.uniform(3.5, 6), angle) + p],
+                fill=tuple(int(min(v, 255)) for v in roof),
+            )
         image = np.asarray(image, dtype=np.float32)
     elif kind == "desert":
         image = _mix(soil * 1.15, soil * 1.6, _texture_field("wavy", x, y, rng.uniform(2, 5), phase, rng, 2))
@@ -477,7 +542,15 @@ def draw_counts(label: int, rng: Rng) -> Image.Image:
     draw = ImageDraw.Draw(image)
     _, rgb = _apart(rng, a, least=130)
     for p in _scatter_points(rng, label + 1, 8.5, 9):
-        _draw_shape(draw, str(rng.choice(("circle", "square", "triangle", "diamond", "hexagon", "cross"))), p, rng.uniform(7, 9), rng.uniform(0, 6), rgb, a)
+        _draw_shape(
+            draw,
+            str(rng.choice(("circle", "square", "triangle", "diamond", "hexagon", "cross"))),
+            p,
+            rng.uniform(7, 9),
+            rng.uniform(0, 6),
+            rgb,
+            a,
+        )
     return snapshot(rng, image)
 
 
@@ -486,7 +559,9 @@ def draw_pointers(label: int, rng: Rng) -> Image.Image:
     _, rgb = _color(rng, 30)
     _, a = _apart(rng, rgb, least=120)
     x, y = _grid()
-    field = _texture_field(str(rng.choice(("striped", "wavy", "checkered"))), x, y, rng.uniform(2, 6), rng.uniform(0, 6), rng, 3)
+    field = _texture_field(
+        str(rng.choice(("striped", "wavy", "checkered"))), x, y, rng.uniform(2, 6), rng.uniform(0, 6), rng, 3
+    )
     image = _as_image(_mix(a, np.asarray(a) * 0.72 + 36, field))
     draw = ImageDraw.Draw(image)
     angle, r = label * np.pi / 4 + rng.normal(0, 0.1), rng.uniform(15, 27)
@@ -508,7 +583,9 @@ def draw_lighting(label: int, rng: Rng) -> Image.Image:
     pixels = _mix(np.asarray(a) * 0.7, np.asarray(a) * 1.1, _smooth_noise(rng, 8))
     cx, cy = rng.uniform(-0.3, 0.3, 2)
     radius = rng.uniform(0.4, 0.7)
-    shadow, _ = _sphere(x, y, cx - 0.3 * radius * math.cos(angle), cy - 0.3 * radius * math.sin(angle), radius * 1.05, 0)
+    shadow, _ = _sphere(
+        x, y, cx - 0.3 * radius * math.cos(angle), cy - 0.3 * radius * math.sin(angle), radius * 1.05, 0
+    )
     pixels = np.where(shadow[..., None], pixels * 0.65, pixels)
     inside, shade = _sphere(x, y, cx, cy, radius, angle)
     _, rgb = _color(rng, 40)
@@ -532,5 +609,7 @@ def draw_coloured_shapes(label: int, rng: Rng) -> Image.Image:
     _, ground = _apart(rng, rgb, least=140)
     radius = rng.uniform(19, 26)
     image = Image.new("RGB", (BIG, BIG), ground)
-    _draw_shape(ImageDraw.Draw(image), shape, rng.uniform(radius, BIG - radius, 2), radius, rng.normal(0, 0.06), rgb, ground)
+    _draw_shape(
+        ImageDraw.Draw(image), shape, rng.uniform(radius, BIG - radius, 2), radius, rng.normal(0, 0.06), rgb, ground
+    )
     return _shrink(image)

@@ -29,7 +29,9 @@ class Drawn(NamedTuple):
 _SHAPE_COLORS = tuple(f"{c} {s}" for s in render.SHAPES for c in render.CONTROL_COLORS)
 
 SETS: dict[str, Drawn] = {
-    "scanned_digits": Drawn(render.draw_scanned_digits, render.DIGIT_WORDS, ("the digit {}", "the number {}"), (1000, 160, 637)),
+    "scanned_digits": Drawn(
+        render.draw_scanned_digits, render.DIGIT_WORDS, ("the digit {}", "the number {}"), (1000, 160, 637)
+    ),
     "street_numbers": Drawn(render.draw_street_numbers, render.DIGIT_WORDS, ("the digit {}", "the number {}")),
     "road_signs": Drawn(render.draw_road_signs, render.SIGNS, ("a {} sign", "a road sign that says {}")),
     "land_use": Drawn(render.draw_land_use, render.LAND, ("an aerial view of {}", "a map of {}")),
@@ -43,14 +45,17 @@ TARGETS = tuple(n for n in SETS if n != "coloured_shapes")
 CONTROL = "coloured_shapes"
 
 RECIPES: dict[str, dict] = {
-    f"demo:{name}": {"name": name, "data": f"demo:{name}", "classes": s.classes, "prompts": s.prompts} for name, s in SETS.items()
+    f"demo:{name}": {"name": name, "data": f"demo:{name}", "classes": s.classes, "prompts": s.prompts}
+    for name, s in SETS.items()
 }
 
 
 @functools.cache
 def _version() -> str:
     """Changes when a picture could: the code that draws, and the sizes."""
-    return hashlib.sha256((inspect.getsource(render) + repr({n: s.sizes for n, s in SETS.items()})).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        (inspect.getsource(render) + repr({n: s.sizes for n, s in SETS.items()})).encode()
+    ).hexdigest()[:12]
 
 
 def cache_folder() -> Path:

@@ -49,11 +49,19 @@ def check(name: str) -> None:
     arch, pretrained = _parse(name)
     known = open_clip.list_models()
     if arch not in known:
-        raise SpecError(f"model 'open_clip:{name}': architecture {arch!r} is not known to open_clip{nearest(arch, known)}; see open_clip.list_models()")
+        raise SpecError(
+            f"model 'open_clip:{name}': architecture {arch!r} is not known to open_clip{nearest(arch, known)}; see open_clip.list_models()"
+        )
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if pretrained not in tags and not Path(pretrained).is_file():
-        given = f"pretrained {pretrained!r} is neither a tag of {arch} nor a file" if pretrained else "no pretrained weights are named"
-        raise SpecError(f"model 'open_clip:{name}': {given}{nearest(pretrained, tags)}; tags: {', '.join(tags[:12]) or 'none'}")
+        given = (
+            f"pretrained {pretrained!r} is neither a tag of {arch} nor a file"
+            if pretrained
+            else "no pretrained weights are named"
+        )
+        raise SpecError(
+            f"model 'open_clip:{name}': {given}{nearest(pretrained, tags)}; tags: {', '.join(tags[:12]) or 'none'}"
+        )
 
 
 def load(name: str, pretrained: bool = True) -> Clip:
@@ -64,7 +72,9 @@ def load(name: str, pretrained: bool = True) -> Clip:
     try:
         model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=weights if pretrained else None)
     except (OSError, RuntimeError) as error:
-        raise SpecError(f"model {name!r}: weights {weights!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise SpecError(
+            f"model {name!r}: weights {weights!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        ) from None
     return Clip(model, transform, open_clip.get_tokenizer(arch))
 
 
@@ -74,7 +84,12 @@ def _demo(pretrained: bool) -> Clip:
     if pretrained:
         model.load_state_dict(load_file(DEMO / "clip.safetensors"))  # float16 on disk, float32 in memory
     transform = open_clip.image_transform(
-        config["vision_cfg"]["image_size"], is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+        config["vision_cfg"]["image_size"],
+        is_train=False,
+        mean=open_clip.OPENAI_DATASET_MEAN,
+        std=open_clip.OPENAI_DATASET_STD,
     )
-    tokenizer = open_clip.SimpleTokenizer(str(DEMO / "merges.txt.gz"), context_length=config["text_cfg"]["context_length"])
+    tokenizer = open_clip.SimpleTokenizer(
+        str(DEMO / "merges.txt.gz"), context_length=config["text_cfg"]["context_length"]
+    )
     return Clip(model, transform, tokenizer)

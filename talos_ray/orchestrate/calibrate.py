@@ -71,21 +71,33 @@ def choose(shared: Shared, keep: float, overlaps: bool, *scores: np.ndarray) -> 
         total += s
 
     def mask(values: np.ndarray) -> Mask:
-        return mask_from_flags(shared.layout, select(shared.layout, strategy, keep, scores=torch.from_numpy(values), seed=seed))
+        return mask_from_flags(
+            shared.layout, select(shared.layout, strategy, keep, scores=torch.from_numpy(values), seed=seed)
+        )
 
     chosen = mask(total)
     return chosen.bits, [chosen.jaccard(mask(s.copy())) for s in scores] if overlaps else []
 
 
-def calibrate(shared_ref, shared: Shared, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None]) -> Mask:
+def calibrate(
+    shared_ref, shared: Shared, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None]
+) -> Mask:
     """Score all tasks over R rounds and return the mask of `round(keep * P)` weights.
 
     Args:
         workers: shards scored at once. on_shard: called with (shards done, shards in all).
     """
     spec, settings = shared.spec, shared.spec.calibration
-    options = {"num_cpus": spec.cluster.cpus_per_worker, "num_gpus": spec.cluster.gpus_per_worker, "scheduling_strategy": "SPREAD"}
-    shards = [(d.task.name, i, ref) for d in data for i, ref in enumerate(_cut(calibration_split(spec, d), settings.shards_per_task))]
+    options = {
+        "num_cpus": spec.cluster.cpus_per_worker,
+        "num_gpus": spec.cluster.gpus_per_worker,
+        "scheduling_strategy": "SPREAD",
+    }
+    shards = [
+        (d.task.name, i, ref)
+        for d in data
+        for i, ref in enumerate(_cut(calibration_split(spec, d), settings.shards_per_task))
+    ]
     rounds = settings.rounds
     kept, overlaps, done = None, [], 0
     for r in range(1, rounds + 1):
@@ -113,4 +125,7 @@ def calibrate(shared_ref, shared: Shared, data: list[TaskData], workers: int, on
 
 def _cut(split: Split, shards: int) -> list:
     """Object references of the shards' undecoded examples; every shard has at least one."""
-    return [ray.put(encoded(split.select(index))) for index in torch.arange(len(split)).tensor_split(min(shards, len(split)))]
+    return [
+        ray.put(encoded(split.select(index)))
+        for index in torch.arange(len(split)).tensor_split(min(shards, len(split)))
+    ]

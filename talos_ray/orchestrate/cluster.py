@@ -18,6 +18,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
 def remote_address(settings: Cluster) -> str | None:
@@ -31,6 +32,15 @@ def check_local(settings: Cluster) -> None:
         import torch
 
         _check(settings, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
+
+
+def check_output(output: str) -> None:
+    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it."""
+    if JOB_FOLDER in os.getcwd() and "://" not in output and not os.path.isabs(output):
+        raise SpecError(
+            f"output {output!r} is relative, and this job's own folder is deleted when the job ends; "
+            f"give an absolute path that every node sees, or a URI like s3://bucket/run (--output)"
+        )
 
 
 def connect(settings: Cluster, verbose: bool) -> bool:
@@ -51,9 +61,17 @@ def connect(settings: Cluster, verbose: bool) -> bool:
         address = remote_address(settings)
         level = logging.INFO if verbose else logging.ERROR
         try:
-            ray.init(address=address, log_to_driver=verbose, logging_level=level, configure_logging=True, runtime_env={"env_vars": _worker_env()})
+            ray.init(
+                address=address,
+                log_to_driver=verbose,
+                logging_level=level,
+                configure_logging=True,
+                runtime_env={"env_vars": _worker_env()},
+            )
         except ConnectionError as error:
-            raise SpecError(f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave cluster.address out") from None
+            raise SpecError(
+                f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave cluster.address out"
+            ) from None
     try:
         _check(settings, ray.cluster_resources(), "the cluster")
     except SpecError:
@@ -88,3 +106,13 @@ def slots(settings: Cluster, workers: int, limit: int | None) -> int:
     if settings.gpus_per_worker:
         fits = min(fits, have.get("GPU", 0) / (settings.gpus_per_worker * workers))
     return max(1, min(math.floor(fits + 1e-9), limit or 1 << 30))
+
+
+def root_cause(error: BaseException) -> str:
+    """The last line of the innermost cause: what a person needs of Ray's nested tracebacks."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    text = lines[-1].strip() if lines else type(cause).__name__
+    if "OutOfMemory" in type(error).__name__ + text:
+        text += "; a worker ran out of memory: lower train.batch_size, or give fewer workers a node"
+    return text

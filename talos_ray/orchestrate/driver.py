@@ -61,9 +61,10 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         SpecError: model, task, data, resources or output.
     """
     from talos_ray.orchestrate.calibrate import calibration_split
-    from talos_ray.orchestrate.cluster import check_local
+    from talos_ray.orchestrate.cluster import check_local, check_output
 
     progress.begin("check", "spec, data and model")
+    check_output(spec.output)
     folder = RunFolder(spec.output)
     folder.check_new()
     check_model(spec.model)
@@ -81,7 +82,9 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     if spec.mask.path is not None:
         where = Path(spec.mask.path)
         if not where.is_file():
-            raise TalosError(f"mask.path {spec.mask.path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate")
+            raise TalosError(
+                f"mask.path {spec.mask.path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate"
+            )
         mask_key = load_mask(Store(str(where.parent)), where.name, base).fingerprint
     else:
         inputs = {t.name: calibration_split(spec, data[t.name]).fingerprint(labels=False) for t in spec.tasks}
@@ -95,9 +98,14 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity)
     k = layout.total if spec.mask.strategy == "all" else round(spec.mask.keep * layout.total)
     if k < 1:
-        raise TalosError(f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise mask.keep")
+        raise TalosError(
+            f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise mask.keep"
+        )
     _check_stored(folder, prepared)
-    progress.end("check", f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, {k:,} may change")
+    progress.end(
+        "check",
+        f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, {k:,} may change",
+    )
     return prepared
 
 
@@ -113,13 +121,32 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
     """Address of one task's delta: mask, data, head, training settings, and how the samples are shared out."""
     head = fingerprint({"head": torch.from_numpy(p.heads[task.name])})
     world = p.spec.cluster.workers_per_task
-    return key_of([p.base, mask, p.data[task.name].train.fingerprint(), head, settings.model_dump(exclude={"checkpoint_every"}), p.spec.seed, task.name, world])
+    return key_of(
+        [
+            p.base,
+            mask,
+            p.data[task.name].train.fingerprint(),
+            head,
+            settings.model_dump(exclude={"checkpoint_every"}),
+            p.spec.seed,
+            task.name,
+            world,
+        ]
+    )
 
 
 def _version_key(p: Prepared, deltas: Mapping[str, Delta], dense: Mapping[str, Delta]) -> str:
     held_out = {n: [d.validation.fingerprint(), d.test.fingerprint()] for n, d in p.data.items()}
     return key_of(
-        [p.base, {t: d.fingerprint for t, d in deltas.items()}, {t: d.fingerprint for t, d in dense.items()}, p.spec.search.model_dump(), p.spec.baseline.model_dump(), p.controls, held_out]
+        [
+            p.base,
+            {t: d.fingerprint for t, d in deltas.items()},
+            {t: d.fingerprint for t, d in dense.items()},
+            p.spec.search.model_dump(),
+            p.spec.baseline.model_dump(),
+            p.controls,
+            held_out,
+        ]
     )
 
 
@@ -136,7 +163,11 @@ class ArmPlan:
     def finished(self) -> dict[str, Delta]:
         """Deltas on storage that these settings would make again."""
         found = {t: self.folder.load_delta(t) for t in self.keys}
-        return {t: d for t, d in found.items() if d is not None and d.info.get("key") == self.keys[t] and d.mask == self.mask.fingerprint}
+        return {
+            t: d
+            for t, d in found.items()
+            if d is not None and d.info.get("key") == self.keys[t] and d.mask == self.mask.fingerprint
+        }
 
 
 def _arms(p: Prepared, mask: Mask) -> list[ArmPlan]:
@@ -149,7 +180,7 @@ def _arms(p: Prepared, mask: Mask) -> list[ArmPlan]:
     if p.spec.baseline.enabled:
         everything = mask_from_flags(p.layout, torch.ones(p.layout.total, dtype=torch.bool))
         update = {"delta_dtype": "float32", **({"lr": p.spec.baseline.lr} if p.spec.baseline.lr else {})}
-        arms.append(plan(DENSE, f"{p.spec.output.rstrip('/')}/baseline", everything, update))
+        arms.append(plan(DENSE, f"{RunFolder(p.spec.output).store.uri.rstrip('/')}/baseline", everything, update))
     return arms
 
 
@@ -170,7 +201,9 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
                 key = _version_key(prepared, done[SPARSE], done.get(DENSE, {}))
                 for number in folder.versions():
                     if folder.load_version(number).get("key") == key:
-                        progress.say(f"Nothing to do: {spec.output} already holds this edit as version {number} (head is version {folder.head}).")
+                        progress.say(
+                            f"Nothing to do: {spec.output} already holds this edit as version {number} (head is version {folder.head})."
+                        )
                         return folder
         _Session(prepared, folder, verbose, progress).run(mask)
         return folder
@@ -184,23 +217,31 @@ class _Session:
         self.spec = prepared.spec
 
     def run(self, mask: Mask | None) -> None:
-        from talos_ray.orchestrate import cluster
-
         import ray
 
+        from talos_ray.orchestrate import cluster
+
         started_at = time.monotonic()
-        self.progress.begin("ray", "joining a cluster" if cluster.remote_address(self.spec.cluster) else "starting on this machine")
+        self.progress.begin(
+            "ray", "joining a cluster" if cluster.remote_address(self.spec.cluster) else "starting on this machine"
+        )
         started = cluster.connect(self.spec.cluster, self.verbose)
         self.scratch = tempfile.mkdtemp(prefix="talos_ray-")
         try:
             self._share()
             have = ray.cluster_resources()
-            self.progress.end("ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)")
+            self.progress.end(
+                "ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)"
+            )
             self._open_folder()
             mask = mask or self._calibrate()
             arms = _arms(self.p, mask)
             deltas = self._train(arms)
             self._finish(arms, deltas, started_at)
+        except ray.exceptions.RayError as error:
+            raise TalosError(
+                f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same command again"
+            ) from error
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
             if started:
@@ -217,7 +258,13 @@ class _Session:
     def _open_folder(self) -> None:
         fresh = not self.folder.store.exists("run.json")
         self.folder.write_info(self.spec.model_dump(mode="json"), self.p.base, self.p.identity)
-        history.append(self.folder.store, "start" if fresh else "resume", base=self.p.base, spec=self.spec.model_dump(mode="json"), software=software())
+        history.append(
+            self.folder.store,
+            "start" if fresh else "resume",
+            base=self.p.base,
+            spec=self.spec.model_dump(mode="json"),
+            software=software(),
+        )
 
     def _slots(self, workers: int, limit: int | None) -> int:
         from talos_ray.orchestrate.cluster import slots
@@ -234,7 +281,9 @@ class _Session:
             where = Path(spec.mask.path)
             mask = load_mask(Store(str(where.parent)), where.name, self.p.base)
         elif spec.mask.strategy == "all":
-            mask = mask_from_flags(self.p.layout, torch.ones(self.p.layout.total, dtype=torch.bool), {"strategy": "all", "keep": 1.0})
+            mask = mask_from_flags(
+                self.p.layout, torch.ones(self.p.layout.total, dtype=torch.bool), {"strategy": "all", "keep": 1.0}
+            )
         else:
             data = [self.p.data[t] for t in self.p.targets]
             workers = self._slots(1, spec.cluster.calibration_workers)
@@ -244,7 +293,9 @@ class _Session:
             )  # fmt: skip
             mask = Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
         self.folder.save_mask(mask, self.p.base)
-        history.append(self.folder.store, "calibrate", base=self.p.base, mask=mask.fingerprint, k=mask.k, inputs=self.p.mask_key)
+        history.append(
+            self.folder.store, "calibrate", base=self.p.base, mask=mask.fingerprint, k=mask.k, inputs=self.p.mask_key
+        )
         progress.end("calibrate", f"mask {mask.fingerprint[:12]}, {mask.k:,} of {mask.layout.total:,} weights")
         return mask
 
@@ -258,7 +309,17 @@ class _Session:
             for task in self.spec.tasks:
                 if task.name not in finished:
                     info = {"data": self.p.data[task.name].train.fingerprint()}
-                    jobs.append(Job(task, arm.name, arm.settings[task.name], arm.keys[task.name], arm.folder.store.uri, arm.mask.fingerprint, info))
+                    jobs.append(
+                        Job(
+                            task,
+                            arm.name,
+                            arm.settings[task.name],
+                            arm.keys[task.name],
+                            arm.folder.store.uri,
+                            arm.mask.fingerprint,
+                            info,
+                        )
+                    )
         kept = sum(len(a.keys) for a in arms) - len(jobs)
         if jobs:
             self.progress.begin("train", "starting teams of Ray Train workers")
@@ -268,12 +329,20 @@ class _Session:
             again = sum(self.progress.restarts.values())
             if again:
                 history.append(self.folder.store, "teams restarted", restarts=again)
-            self.progress.end("train", f"{len(jobs)} trained" + (f", {kept} kept" if kept else "") + f" by {min(teams, len(jobs))} team(s)" + (f", {again} restart(s)" if again else ""))
+            self.progress.end(
+                "train",
+                f"{len(jobs)} trained"
+                + (f", {kept} kept" if kept else "")
+                + f" by {min(teams, len(jobs))} team(s)"
+                + (f", {again} restart(s)" if again else ""),
+            )
         deltas = {a.name: a.finished() for a in arms}
         for arm in arms:
             missing = sorted(set(arm.keys) - set(deltas[arm.name]))
             if missing:
-                raise TalosError(f"no delta of {arm.name}/{missing[0]} on storage after training; check that every worker can write to {arm.folder.store.uri!r}")
+                raise TalosError(
+                    f"no delta of {arm.name}/{missing[0]} on storage after training; check that every worker can write to {arm.folder.store.uri!r}"
+                )
         if jobs:
             made = {j.task.name: deltas[SPARSE][j.task.name].fingerprint for j in jobs if j.arm == SPARSE}
             history.append(self.folder.store, "train", mask=arms[0].mask.fingerprint, deltas=made)
@@ -282,7 +351,14 @@ class _Session:
     def _finish(self, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
         from talos_ray.orchestrate.verify import Judge
 
-        judge = Judge(self.p, self.shared_ref, self.folder, self.scratch, self.progress, self._slots(1, self.spec.cluster.search_workers))
+        judge = Judge(
+            self.p,
+            self.shared_ref,
+            self.folder,
+            self.scratch,
+            self.progress,
+            self._slots(1, self.spec.cluster.search_workers),
+        )
         chosen = {a.name: judge.search(a, deltas[a.name]) for a in arms}
         version = judge.verify(arms, deltas, chosen)
         version["key"] = _version_key(self.p, deltas[SPARSE], deltas.get(DENSE, {}))
@@ -294,4 +370,6 @@ class _Session:
         from talos_ray.report.page import write_report
 
         write_report(self.folder)
-        self.progress.end("report", f"version {number} is head; report in {self.folder.store.path('report/index.html')}")
+        self.progress.end(
+            "report", f"version {number} is head; report in {self.folder.store.path('report/index.html')}"
+        )

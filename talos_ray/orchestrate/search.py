@@ -77,7 +77,9 @@ def evaluate(shared, arm: Arm, coefficients: Mapping[str, float], tasks: Sequenc
 
 
 @ray.remote
-def measure(shared, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str], ledger: Ledger) -> dict[str, float]:
+def measure(
+    shared, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str], ledger: Ledger
+) -> dict[str, float]:
     """One entry of the ledger, on validation data."""
     return ledger.measure(shared, arm, coefficients, tasks)
 
@@ -180,7 +182,14 @@ class SurrogateSearch(Searcher):
         predicted, a = self.pending.pop(trial_id)
         if result is not None and not error:  # Tune hands its results over flattened
             scores = {t: result[f"scores/{t}"] for t in self.problem.tasks}
-            self.found.append(Candidate(result["objective"], self.problem.spread(dict(zip(self.problem.targets, a.tolist(), strict=True))), scores, predicted))
+            self.found.append(
+                Candidate(
+                    result["objective"],
+                    self.problem.spread(dict(zip(self.problem.targets, a.tolist(), strict=True))),
+                    scores,
+                    predicted,
+                )
+            )
 
     def _next_generation(self) -> list[tuple[float, torch.Tensor]]:
         best = min(self.found, key=lambda c: c.rank, default=None)
@@ -249,7 +258,14 @@ class Search:
         ray.get([remote.remote(p.shared[0], p.arm, a, p.tasks, p.ledger) for a in points])
         base, *probes = (p.ledger.logits(p.arm, a, p.tasks) for a in points)
         slopes = {t: torch.stack([probe[t] - base[t] for probe in probes]) / s.probe for t in p.tasks}
-        return Surrogate(base, slopes, {t: labels[t][sampled_rows(len(labels[t]), SURROGATE_ROWS)] for t in p.tasks}, p.objective, s.low, s.high)
+        return Surrogate(
+            base,
+            slopes,
+            {t: labels[t][sampled_rows(len(labels[t]), SURROGATE_ROWS)] for t in p.tasks},
+            p.objective,
+            s.low,
+            s.high,
+        )
 
     def _optuna(self, found: list[Candidate], trials: int) -> list[Candidate]:
         """Per-task candidates by Optuna, in generations, from the two best so far."""
@@ -262,7 +278,9 @@ class Search:
 
     def _tune(self, space, searcher, samples: int) -> list[Candidate]:
         p, cluster = self.problem, self.problem.spec.cluster
-        trainable = tune.with_resources(tune.with_parameters(Trial, problem=p), {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker})
+        trainable = tune.with_resources(
+            tune.with_parameters(Trial, problem=p), {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker}
+        )
         results = tune.Tuner(
             trainable,
             param_space=space,

@@ -24,6 +24,7 @@ from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.errors import TalosError
+from talos_ray.orchestrate.cluster import root_cause
 from talos_ray.orchestrate.worker import Arm, Shared, workbench
 from talos_ray.storage.run_folder import RunFolder
 
@@ -133,7 +134,16 @@ def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tup
     bench.reset()
     base_values = gather(bench.family.module, mask)
     optimizer = SparseAdamW(bench.family.module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
-    plan = Plan(job.task.name, len(examples), s.steps, s.batch_size, s.lr, s.warmup_steps, bench.shared.spec.seed, s.label_smoothing)
+    plan = Plan(
+        job.task.name,
+        len(examples),
+        s.steps,
+        s.batch_size,
+        s.lr,
+        s.warmup_steps,
+        bench.shared.spec.seed,
+        s.label_smoothing,
+    )
     start = folder.load_checkpoint(job.task.name, job.key)
     curve: list[list[float]] = []
     last = [0.0]
@@ -163,7 +173,17 @@ def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tup
                 "resumed_at": start[0] if start else 0, "state_bytes": optimizer.bytes(),
             }  # fmt: skip
             dtype = getattr(torch, s.delta_dtype)
-            folder.save_delta(make_delta(job.task.name, optimizer.values.detach(), base_values, bench.shared.base, mask.fingerprint, dtype, info))
+            folder.save_delta(
+                make_delta(
+                    job.task.name,
+                    optimizer.values.detach(),
+                    base_values,
+                    bench.shared.base,
+                    mask.fingerprint,
+                    dtype,
+                    info,
+                )
+            )
             folder.drop_checkpoints(job.task.name)
         return seconds, losses[-1] if losses else float("nan")
     finally:
@@ -176,14 +196,24 @@ def _run_team(config: dict, settings, scratch: str, failures: list[BaseException
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    resources = {"CPU": settings.cpus_per_worker, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})}
+    resources = {
+        "CPU": settings.cpus_per_worker,
+        **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+    }
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=settings.workers_per_task, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources, placement_strategy="PACK"
+            num_workers=settings.workers_per_task,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy="PACK",
         ),
-        run_config=RunConfig(name=f"team-{config['team']}", storage_path=scratch, failure_config=FailureConfig(max_failures=settings.max_failures)),
+        run_config=RunConfig(
+            name=f"team-{config['team']}",
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
     )
     try:
         trainer.fit()
@@ -191,7 +221,15 @@ def _run_team(config: dict, settings, scratch: str, failures: list[BaseException
         failures.append(error)
 
 
-def train(shared_ref, shared: Shared, arms: dict[str, Arm], jobs: Sequence[Job], teams: int, scratch: str, on_status: Callable[[dict, dict], None]) -> None:
+def train(
+    shared_ref,
+    shared: Shared,
+    arms: dict[str, Arm],
+    jobs: Sequence[Job],
+    teams: int,
+    scratch: str,
+    on_status: Callable[[dict, dict], None],
+) -> None:
     """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
 
     Raises:
@@ -202,7 +240,9 @@ def train(shared_ref, shared: Shared, arms: dict[str, Arm], jobs: Sequence[Job],
     queue = Queue.options(name=name, namespace=NAMESPACE).remote(list(jobs), [shared_ref], [ray.put(arms)])
     failures: list[BaseException] = []
     running = [
-        threading.Thread(target=_run_team, args=({"queue": name, "team": i}, shared.spec.cluster, scratch, failures), daemon=True)
+        threading.Thread(
+            target=_run_team, args=({"queue": name, "team": i}, shared.spec.cluster, scratch, failures), daemon=True
+        )
         for i in range(min(teams, len(jobs)))
     ]
     for team in running:
@@ -215,15 +255,9 @@ def train(shared_ref, shared: Shared, arms: dict[str, Arm], jobs: Sequence[Job],
     ray.kill(queue)
     open_jobs = [n for n, s in state.items() if s["state"] != "done"]
     if open_jobs:
-        reason = next((s["error"] for s in state.values() if s.get("error")), None) or (_root(failures[0]) if failures else "their team ended")
-        raise TalosError(f"not trained: {', '.join(open_jobs)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again")
-
-
-def _root(error: BaseException) -> str:
-    """The last line of the innermost cause: what a person needs of Ray's nested tracebacks."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    text = lines[-1].strip() if lines else type(cause).__name__
-    if "OutOfMemory" in type(error).__name__ + text:
-        text += "; a worker ran out of memory: lower train.batch_size, or give fewer workers a node"
-    return text
+        reason = next((s["error"] for s in state.values() if s.get("error")), None) or (
+            root_cause(failures[0]) if failures else "their team ended"
+        )
+        raise TalosError(
+            f"not trained: {', '.join(open_jobs)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again"
+        )

@@ -41,35 +41,64 @@ class Judge:
         waiting = list(refs)
         while waiting:
             _, waiting = ray.wait(waiting, num_returns=1)
-            self.progress.update(stage, 1 - len(waiting) / len(refs), f"{split} scores: {len(refs) - len(waiting)} of {len(refs)}")
+            self.progress.update(
+                stage, 1 - len(waiting) / len(refs), f"{split} scores: {len(refs) - len(waiting)} of {len(refs)}"
+            )
         return ray.get(refs)
 
-    def _scores(self, requests: Sequence[tuple[object, Mapping[str, float], Sequence[str]]], split: str, stage: str) -> list[dict[str, tuple[int, int]]]:
+    def _scores(
+        self, requests: Sequence[tuple[object, Mapping[str, float], Sequence[str]]], split: str, stage: str
+    ) -> list[dict[str, tuple[int, int]]]:
         """Counts for each (arm reference, coefficients, tasks), computed in parallel."""
-        return self._wait([self.evaluate.remote(self.shared_ref, arm, coefficients, tasks, split) for arm, coefficients, tasks in requests], split, stage)
+        return self._wait(
+            [
+                self.evaluate.remote(self.shared_ref, arm, coefficients, tasks, split)
+                for arm, coefficients, tasks in requests
+            ],
+            split,
+            stage,
+        )
 
     def search(self, plan, deltas: Mapping[str, Delta]) -> dict:
         """The best coefficients of one arm by validation, with every candidate's objective."""
         p, stage = self.p, f"search {plan.name}"
         self.progress.begin(stage, "single-task scores")
         arm, ref = self._arm(plan, deltas)
-        data = key_of({n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})] for n, d in p.data.items()})
+        data = key_of(
+            {
+                n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
+                for n, d in p.data.items()
+            }
+        )
         ledger = Ledger(self.folder.store.uri, p.base, data)
         points = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
-        scores = self._wait([self.measure.remote(self.shared_ref, ref, a, tasks, ledger) for a, tasks in points], "validation", stage)
+        scores = self._wait(
+            [self.measure.remote(self.shared_ref, ref, a, tasks, ledger) for a, tasks in points], "validation", stage
+        )
         single = {t: s[t] for t, s in zip(p.targets, scores, strict=False)}
         objective = MergeObjective(single, scores[-1], p.spec.search.control_keep)
         seen: list[float] = []
 
         def on_trial(value: float) -> None:
             seen.append(value)
-            self.progress.update(stage, len(seen) / p.spec.search.most(len(p.targets)), f"candidate {len(seen)}, best {max(seen):.4f}")
+            self.progress.update(
+                stage, len(seen) / p.spec.search.most(len(p.targets)), f"candidate {len(seen)}, best {max(seen):.4f}"
+            )
 
         problem = Problem((self.shared_ref,), p.spec, arm, objective, ledger)
-        found = Search(problem, self.at_once, self.scratch, on_trial).run({n: d.validation.labels for n, d in p.data.items()})
+        found = Search(problem, self.at_once, self.scratch, on_trial).run(
+            {n: d.validation.labels for n, d in p.data.items()}
+        )
         best = found.candidates[0]
-        note = "" if found.correlation is None else f"; the surrogate's ranks agree with the truth to {found.correlation:.2f}" + (", Optuna took over" if found.fell_back else "")
-        self.progress.end(stage, f"{len(seen)} candidates, best normalized validation accuracy {best.objective:.4f}{note}")
+        note = (
+            ""
+            if found.correlation is None
+            else f"; the surrogate's ranks agree with the truth to {found.correlation:.2f}"
+            + (", Optuna took over" if found.fell_back else "")
+        )
+        self.progress.end(
+            stage, f"{len(seen)} candidates, best normalized validation accuracy {best.objective:.4f}{note}"
+        )
         return {
             "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores, "single_validation": single,
             "candidates": [{"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients} for c in found.candidates],
@@ -107,7 +136,10 @@ class Judge:
             "baseline": result.get("dense"),
         }
         gain = version["summary"]["merged"] - version["summary"]["zero_shot"]
-        self.progress.end("verify", f"targets {version['summary']['zero_shot']:.3f} -> {version['summary']['merged']:.3f} ({gain:+.3f}) on test data")
+        self.progress.end(
+            "verify",
+            f"targets {version['summary']['zero_shot']:.3f} -> {version['summary']['merged']:.3f} ({gain:+.3f}) on test data",
+        )
         return version
 
     def _arm_result(self, plan, deltas, chosen: dict, base, merged, single) -> dict:
@@ -117,7 +149,10 @@ class Judge:
             scores[t] = {"base": accuracy(*base[t]).as_dict(), "merged": accuracy(*merged[t]).as_dict()}
             if t in single:
                 scores[t]["single"] = accuracy(*single[t]).as_dict()
-        values = {kind: {t: s[kind]["value"] for t, s in scores.items() if t in p.targets} for kind in ("base", "merged", "single")}
+        values = {
+            kind: {t: s[kind]["value"] for t, s in scores.items() if t in p.targets}
+            for kind in ("base", "merged", "single")
+        }
         files = plan.folder.store
         size = sum(len(files.read(f"deltas/{t}.safetensors")) for t in p.targets)
         return {
@@ -128,7 +163,9 @@ class Judge:
                 "single": absolute_accuracy(values["single"]),
                 "merged": absolute_accuracy(values["merged"]),
                 "normalized": normalized_accuracy(values["merged"], values["single"]),
-                "control_kept": {c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls},
+                "control_kept": {
+                    c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls
+                },
             },
             "search": {k: v for k, v in chosen.items() if k != "coefficients"},
             "cost": {
@@ -147,7 +184,9 @@ class Judge:
         composed = fingerprint(base_tensors(family))
         composer.rollback()
         if fingerprint(base_tensors(family)) != self.p.base:
-            raise AssertionError("rolling back did not restore the base's fingerprint: this is a bug in talos_ray; nothing was changed")
+            raise AssertionError(
+                "rolling back did not restore the base's fingerprint: this is a bug in talos_ray; nothing was changed"
+            )
         return composed
 
     def base_version(self, version: dict) -> dict:

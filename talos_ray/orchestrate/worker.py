@@ -29,7 +29,10 @@ Frozen = dict[str, tuple[np.ndarray, str]]  # tensors as Ray stores them without
 def freeze(tensors: Mapping[str, torch.Tensor]) -> Frozen:
     """Tensors as numpy arrays of plain bytes (numpy has no bfloat16) with their dtypes' names."""
     return {
-        n: (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().reshape(*t.shape, t.element_size()), str(t.dtype).removeprefix("torch."))
+        n: (
+            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().reshape(*t.shape, t.element_size()),
+            str(t.dtype).removeprefix("torch."),
+        )
         for n, t in tensors.items()
     }
 
@@ -38,7 +41,9 @@ def thaw(frozen: Frozen) -> dict[str, torch.Tensor]:
     """The same tensors, aliasing the arrays' memory. Read-only by agreement: copy before writing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return {n: torch.from_numpy(a).view(getattr(torch, dtype)).view(a.shape[:-1]) for n, (a, dtype) in frozen.items()}
+        return {
+            n: torch.from_numpy(a).view(getattr(torch, dtype)).view(a.shape[:-1]) for n, (a, dtype) in frozen.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,11 @@ class Workbench:
         self.family.module.to(self.device)
         self.composers: dict[str, Composer] = {}
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - one workbench a process, for its whole life
+    @functools.cache  # noqa: B019 - one workbench a process, for its whole life
     def head(self, task: str) -> torch.Tensor:
         return torch.tensor(self.shared.heads[task], device=self.device)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def examples(self, task: str, split: str) -> Examples:
         data = load_task(self.shared.task(task), self.shared.spec.seed)
         return Examples(getattr(data, split), self.family.preprocess, self.device)
@@ -106,12 +111,17 @@ class Workbench:
         if arm.name not in self.composers:
             self.reset()
             mask = Mask(self.shared.layout, arm.bits)
-            deltas = [Delta(task, thaw(values)["values"], self.shared.base, mask.fingerprint) for task, values, _ in arm.deltas]
+            deltas = [
+                Delta(task, thaw(values)["values"], self.shared.base, mask.fingerprint)
+                for task, values, _ in arm.deltas
+            ]
             self.composers[arm.name] = Composer(self.family.module, mask, deltas, self.shared.base)
         self.composers[arm.name].compose(coefficients)
 
     @torch.inference_mode()
-    def correct(self, task: str, split: str, rows: int = 0, batch_size: int = 256) -> tuple[tuple[int, int], torch.Tensor]:
+    def correct(
+        self, task: str, split: str, rows: int = 0, batch_size: int = 256
+    ) -> tuple[tuple[int, int], torch.Tensor]:
         """(right predictions, inputs) of the model as it stands, and the logits [m, classes] of `sampled_rows(n, rows)`."""
         examples, logits, right, kept = self.examples(task, split), self.logits(task), 0, []
         wanted = sampled_rows(len(examples), rows)
@@ -119,7 +129,9 @@ class Workbench:
             inputs, labels = examples.batch(index)
             out = logits(inputs)
             right += int((out.argmax(-1) == labels).sum())
-            kept.append(out[(wanted[(wanted >= index[0]) & (wanted <= index[-1])] - index[0]).to(out.device)].float().cpu())
+            kept.append(
+                out[(wanted[(wanted >= index[0]) & (wanted <= index[-1])] - index[0]).to(out.device)].float().cpu()
+            )
         return (right, len(examples)), torch.cat(kept)
 
 

@@ -40,7 +40,10 @@ def decision(version: dict, control_keep: float) -> tuple[bool, str]:
     words = f"targets {version['summary']['zero_shot']:.3f} to {version['summary']['merged']:.3f} ({gain:+.3f})"
     if fallen:
         worst = min(fallen, key=fallen.get)
-        return False, f"Hold: control task {worst} keeps {fallen[worst]:.1%} of its base score, wanted at least {control_keep:.0%}; {words}."
+        return (
+            False,
+            f"Hold: control task {worst} keeps {fallen[worst]:.1%} of its base score, wanted at least {control_keep:.0%}; {words}.",
+        )
     held = ", ".join(f"{c} keeps {k:.1%}" for c, k in kept.items()) or "no control task was given"
     return True, f"Pass: {held}; {words}."
 
@@ -57,7 +60,18 @@ def write_report(folder: RunFolder) -> None:
         alpha = version["coefficients"].get(task)
         kind = "target" if task in targets else "control"
         change = s["merged"]["value"] - s["base"]["value"]
-        rows.append([html.escape(task), kind, "" if alpha is None else f"{alpha:.2f}", _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}", _interval(s.get("single")), str(s["base"]["n"])])
+        rows.append(
+            [
+                html.escape(task),
+                kind,
+                "" if alpha is None else f"{alpha:.2f}",
+                _interval(s["base"]),
+                _interval(s["merged"]),
+                f"{change:+.3f}",
+                _interval(s.get("single")),
+                str(s["base"]["n"]),
+            ]
+        )
     parts = [
         f"<h1>{html.escape(spec['output'])}: version {version['version']}</h1>",
         f'<p class="decision {"pass" if good else "hold"}">{html.escape(sentence)}</p>',
@@ -79,7 +93,12 @@ def _comparison(version: dict) -> list[str]:
     if not dense:
         return []
     rows = []
-    for word, key in (("zero-shot", "zero_shot"), ("single-task", "single"), ("merged", "merged"), ("normalized merged", "normalized")):
+    for word, key in (
+        ("zero-shot", "zero_shot"),
+        ("single-task", "single"),
+        ("merged", "merged"),
+        ("normalized merged", "normalized"),
+    ):
         rows.append([word, f"{version['summary'][key]:.3f}", f"{dense['summary'][key]:.3f}"])
     for c, kept in version["summary"]["control_kept"].items():
         rows.append([f"control {html.escape(c)} kept", f"{kept:.1%}", f"{dense['summary']['control_kept'][c]:.1%}"])
@@ -92,13 +111,17 @@ def _comparison(version: dict) -> list[str]:
     ]
     return [
         "<h2>Beside dense fine-tuning</h2>",
-        "<p class=how>The same tasks, steps and batches, every eligible weight trained, merged with one shared coefficient: dense task arithmetic. Whichever wins is shown.</p>",
+        "<p class=how>The same tasks, steps and batches, every eligible weight trained, merged by the same search: dense task arithmetic. Whichever wins is shown.</p>",
         _table(["mean over targets", "sparse edit", "dense"], rows),
     ]
 
 
 def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
-    arms = {name: found["search"] for name, found in (("sparse", version), ("dense", version.get("baseline"))) if found and "search" in found}
+    arms = {
+        name: found["search"]
+        for name, found in (("sparse", version), ("dense", version.get("baseline")))
+        if found and "search" in found
+    }
     mask = folder.load_mask(info["base"])
     parts = []
     if arms:
@@ -110,7 +133,11 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
     parts += [
         "<h2>Training</h2>",
         "<p class=how>Falling curves mean that the task is being learnt; one that stays flat needs more steps or another learning rate.</p>",
-        plots.training_curves({t: (folder.load_delta(t, mark).info.get("curve") or []) for t, mark in version["deltas"].items()}) if version["deltas"] else "",
+        plots.training_curves(
+            {t: (folder.load_delta(t, mark).info.get("curve") or []) for t, mark in version["deltas"].items()}
+        )
+        if version["deltas"]
+        else "",
     ]
     if mask is not None:
         overlap = mask.info.get("overlap") or {}
@@ -124,8 +151,17 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
                 "<p class=how>Overlap (Jaccard) of the shared mask with the mask each task would have chosen alone: near 1, sharing costs nothing; near 0, it is wrong for that task.</p>",
                 _table(["task", "overlap"], [[html.escape(t), f"{o:.2f}"] for t, o in overlap.items()]),
             ]
-    facts = [["base", info["base"]], ["mask", version["mask"]], ["model", version["model"]], ["made", version["created"]], *[[k, v] for k, v in info["software"].items()]]
-    parts += ["<h2>Fingerprints and software</h2>", _table(["what", "value"], [[html.escape(str(a)), f"<code>{html.escape(str(b))}</code>"] for a, b in facts])]
+    facts = [
+        ["base", info["base"]],
+        ["mask", version["mask"]],
+        ["model", version["model"]],
+        ["made", version["created"]],
+        *[[k, v] for k, v in info["software"].items()],
+    ]
+    parts += [
+        "<h2>Fingerprints and software</h2>",
+        _table(["what", "value"], [[html.escape(str(a)), f"<code>{html.escape(str(b))}</code>"] for a, b in facts]),
+    ]
     return parts
 
 
@@ -143,5 +179,7 @@ def _csv(version: dict) -> str:
     for task, kinds in version["scores"].items():
         kind = "target" if task in version["targets"] else "control"
         for model, s in kinds.items():
-            writer.writerow([task, kind, version["coefficients"].get(task, ""), model, s["value"], s["low"], s["high"], s["n"]])
+            writer.writerow(
+                [task, kind, version["coefficients"].get(task, ""), model, s["value"], s["low"], s["high"], s["n"]]
+            )
     return out.getvalue()

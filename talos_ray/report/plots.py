@@ -25,12 +25,26 @@ def _svg(figure, description: str) -> str:
     plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', lambda m: "<svg " + (m.group(1) or (m.group(2) or "") + (m.group(3) or "")), text, count=1)
+    text = re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"',
+        lambda m: "<svg " + (m.group(1) or (m.group(2) or "") + (m.group(3) or "")),
+        text,
+        count=1,
+    )
     return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
 
 
 def _axes(height: float, title_x: str, title_y: str):
-    with plt.rc_context({**STYLE, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}):
+    with plt.rc_context(
+        {
+            **STYLE,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+        }
+    ):
         figure, axes = plt.subplots(figsize=(7, height))
     axes.set_xlabel(title_x)
     axes.set_ylabel(title_y)
@@ -69,11 +83,25 @@ def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
     """Objective of every evaluated candidate by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
     figure, axes = _axes(2.8, "mean coefficient", "normalized validation accuracy")
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
-        points = [(sum(c["coefficients"].values()) / len(c["coefficients"]), c["objective"], len(set(c["coefficients"].values())) == 1) for c in found]
+        points = [
+            (
+                sum(c["coefficients"].values()) / len(c["coefficients"]),
+                c["objective"],
+                len(set(c["coefficients"].values())) == 1,
+            )
+            for c in found
+        ]
         for shared, marker in ((True, "o"), (False, "D")):
             held = [(x, y) for x, y, s in points if s == shared and y >= 0]
             if held:
-                axes.plot(*zip(*held, strict=True), marker, label=f"{arm}, {'one coefficient' if shared else 'one a task'}", color=color, markersize=4, alpha=1 if shared else 0.7)
+                axes.plot(
+                    *zip(*held, strict=True),
+                    marker,
+                    label=f"{arm}, {'one coefficient' if shared else 'one a task'}",
+                    color=color,
+                    markersize=4,
+                    alpha=1 if shared else 0.7,
+                )
         fallen = [x for x, y, _ in points if y < 0]
         if fallen:
             axes.plot(fallen, [0.0] * len(fallen), "o", color=color, markersize=4, fillstyle="none")
@@ -89,8 +117,20 @@ def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     for offset, (kind, color) in enumerate((("base", PALETTE[4]), ("merged", PALETTE[0]), ("single", PALETTE[2]))):
         have = [(i, rows[n][kind]) for i, n in enumerate(names) if kind in rows[n]]
         x = [s["value"] for _, s in have]
-        errors = [[max(0.0, s["value"] - s["low"]) for _, s in have], [max(0.0, s["high"] - s["value"]) for _, s in have]]
-        axes.errorbar(x, [i + 0.22 * (offset - 1) for i, _ in have], xerr=errors, fmt="o", label=kind, color=color, markersize=4, linewidth=1)
+        errors = [
+            [max(0.0, s["value"] - s["low"]) for _, s in have],
+            [max(0.0, s["high"] - s["value"]) for _, s in have],
+        ]
+        axes.errorbar(
+            x,
+            [i + 0.22 * (offset - 1) for i, _ in have],
+            xerr=errors,
+            fmt="o",
+            label=kind,
+            color=color,
+            markersize=4,
+            linewidth=1,
+        )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -27,15 +27,17 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
         try:
             if "://" in uri:
                 self.fs, self.root = pafs.FileSystem.from_uri(uri)
             else:
                 self.fs, self.root = pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
         except (ValueError, OSError) as error:
-            raise SpecError(f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run") from None
+            raise SpecError(
+                f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run"
+            ) from None
         self.local = self.fs.type_name == "local"
+        self.uri = uri if "://" in uri else self.root  # absolute, because workers have other working folders
 
     def path(self, name: str) -> str:
         return str(PurePosixPath(self.root) / name)
@@ -98,9 +100,13 @@ class Store:
         try:
             value = json.loads(self.read(name))
         except ValueError as error:
-            raise CorruptError(f"{self.path(name)} is not JSON ({error}); the file was changed; restore it from a copy") from None
+            raise CorruptError(
+                f"{self.path(name)} is not JSON ({error}); the file was changed; restore it from a copy"
+            ) from None
         if not isinstance(value, dict):
-            raise CorruptError(f"{self.path(name)} holds {type(value).__name__}; wanted a JSON object; restore it from a copy")
+            raise CorruptError(
+                f"{self.path(name)} holds {type(value).__name__}; wanted a JSON object; restore it from a copy"
+            )
         return value
 
     def write_json(self, name: str, value: Mapping) -> None:
@@ -123,7 +129,9 @@ class Store:
                 raise ValueError("its digest does not fit its content")
             return tensors, info
         except Exception as error:  # whatever the parser met, the user needs the file's name
-            raise CorruptError(f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); restore it from a copy") from None
+            raise CorruptError(
+                f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); restore it from a copy"
+            ) from None
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

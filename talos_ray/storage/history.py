@@ -54,8 +54,12 @@ def events(store: Store) -> Iterator[dict]:
         digest = _digest(event)
         found = f"history/{name}"
         if name != f"{number:08d}-{digest}.json":
-            raise CorruptError(f"{found} is not event {number} as it was written; the history was changed; restore it from a copy")
+            raise CorruptError(
+                f"{found} is not event {number} as it was written; the history was changed; restore it from a copy"
+            )
         if event.get("previous") != previous:
-            raise CorruptError(f"{found} follows event {str(event.get('previous'))[:12]}, but the one before it is {previous[:12]}; an event was removed or added")
+            raise CorruptError(
+                f"{found} follows event {str(event.get('previous'))[:12]}, but the one before it is {previous[:12]}; an event was removed or added"
+            )
         previous = digest
         yield event

@@ -44,7 +44,9 @@ class RunFolder:
         """
         if not self.store.exists("run.json"):
             if self.store.exists() and (self.store.list() or self.store.exists("versions")):
-                raise SpecError(f"output {self.store.uri!r} holds other files and no run; wanted a new or empty folder; choose another output")
+                raise SpecError(
+                    f"output {self.store.uri!r} holds other files and no run; wanted a new or empty folder; choose another output"
+                )
             return
         if identity is None:
             return
@@ -63,14 +65,20 @@ class RunFolder:
             TalosError: no run here. CorruptError: a format that this version cannot read.
         """
         if not self.store.exists("run.json"):
-            raise TalosError(f"{self.store.uri!r} holds no run (no run.json); wanted a folder that `talos edit` wrote; check the path")
+            raise TalosError(
+                f"{self.store.uri!r} holds no run (no run.json); wanted a folder that `talos edit` wrote; check the path"
+            )
         info = self.store.read_json("run.json")
         if info.get("format") != FORMAT:
-            raise CorruptError(f"{self.store.path('run.json')} has format {info.get('format')!r}; this talos_ray reads {FORMAT}; use the version that wrote it")
+            raise CorruptError(
+                f"{self.store.path('run.json')} has format {info.get('format')!r}; this talos_ray reads {FORMAT}; use the version that wrote it"
+            )
         return info
 
     def write_info(self, spec: Mapping, base: str, identity: Mapping[str, object]) -> None:
-        self.store.write_json("run.json", {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()})
+        self.store.write_json(
+            "run.json", {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
+        )
 
     # -------------------------------------------------------------------------------- mask
 
@@ -92,7 +100,13 @@ class RunFolder:
             _, info = self.store.read_tensors(name)
             if info["fingerprint"] != delta.fingerprint:
                 self.store.write(f"deltas/archive/{delta.task}-{info['fingerprint'][:16]}.safetensors", old)
-        info = {**delta.info, "task": delta.task, "base": delta.base, "mask": delta.mask, "fingerprint": delta.fingerprint}
+        info = {
+            **delta.info,
+            "task": delta.task,
+            "base": delta.base,
+            "mask": delta.mask,
+            "fingerprint": delta.fingerprint,
+        }
         self.store.write_tensors(name, {"values": delta.values}, info)
 
     def load_delta(self, task: str, fingerprint: str | None = None) -> Delta | None:
@@ -154,7 +168,9 @@ class RunFolder:
     def load_version(self, number: int) -> dict:
         name = f"versions/{number:04d}.json"
         if not self.store.exists(name):
-            raise TalosError(f"version {number} does not exist in {self.store.uri!r}; it has: {', '.join(map(str, self.versions()))}")
+            raise TalosError(
+                f"version {number} does not exist in {self.store.uri!r}; it has: {', '.join(map(str, self.versions()))}"
+            )
         return self.store.read_json(name)
 
     def add_version(self, version: Mapping, operation: str) -> int:
@@ -171,7 +187,13 @@ class RunFolder:
     def set_head(self, number: int, operation: str, **details: object) -> None:
         version = self.load_version(number)
         history.append(
-            self.store, operation, version=number, model=version["model"], coefficients=version["coefficients"], software=software(), **details
+            self.store,
+            operation,
+            version=number,
+            model=version["model"],
+            coefficients=version["coefficients"],
+            software=software(),
+            **details,
         )
         self.store.write_json("head.json", {"version": number})
 
@@ -184,7 +206,9 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
     """
     packed, info = store.read_tensors(name)
     if info["base"] != base:
-        raise MismatchError(f"mask {store.path(name)} belongs to base {info['base'][:12]}, but this model is {base[:12]}; use the mask of this model, or calibrate anew")
+        raise MismatchError(
+            f"mask {store.path(name)} belongs to base {info['base'][:12]}, but this model is {base[:12]}; use the mask of this model, or calibrate anew"
+        )
     names = tuple(sorted(info["shapes"]))
     layout = Layout(names, tuple(tuple(info["shapes"][n]) for n in names))
     extra = {k: v for k, v in info.items() if k not in ("base", "fingerprint", "k", "shapes")}

@@ -5,7 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification, T5Config, T5ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from talos_ray.core.fisher import SquaredGradients, sample_labels, take
 from talos_ray.core.layout import eligible_layout
@@ -49,7 +56,11 @@ class TimeFirst(nn.Module):
 class BatchFirst(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attention, self.norm, self.linear = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8), nn.Linear(8, 4)
+        self.attention, self.norm, self.linear = (
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.LayerNorm(8),
+            nn.Linear(8, 4),
+        )
         self.causal = torch.triu(torch.full((5, 5), float("-inf")), diagonal=1)
 
     def forward(self, x):
@@ -58,15 +69,33 @@ class BatchFirst(nn.Module):
 
 
 def vision():
-    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, dilation=2), nn.Flatten(), nn.Linear(128, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, dilation=2),
+        nn.Flatten(),
+        nn.Linear(128, 5),
+    )
 
 
 def clip():
-    model = open_clip.model.CLIP(16, {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}, {"context_length": 8, "vocab_size": 40, "width": 16, "heads": 2, "layers": 1})
+    model = open_clip.model.CLIP(
+        16,
+        {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        {"context_length": 8, "vocab_size": 40, "width": 16, "heads": 2, "layers": 1},
+    )
     return model
 
 
-SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 50, "num_labels": 3}
+SIZE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+    "num_labels": 3,
+}
 IDS = torch.randint(3, 50, (6, 7), generator=torch.Generator().manual_seed(1))
 
 
@@ -79,9 +108,29 @@ def cases():
     yield "vision", vision(), torch.randn(6, 3, 16, 16), lambda m: m
     head = F.normalize(torch.randn(5, 16), dim=-1) * 5
     yield "clip", clip(), torch.randn(6, 3, 16, 16), lambda m: lambda x: m.encode_image(x, normalize=True) @ head.T
-    yield "bert", BertForSequenceClassification(BertConfig(**SIZE)), {"input_ids": IDS}, lambda m: lambda b: m(**b).logits
-    t5 = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=50, num_labels=3, decoder_start_token_id=0, eos_token_id=1)
-    yield "t5", T5ForSequenceClassification(t5), {"input_ids": torch.cat([IDS, torch.ones(6, 1, dtype=torch.long)], 1)}, lambda m: lambda b: m(**b).logits
+    yield (
+        "bert",
+        BertForSequenceClassification(BertConfig(**SIZE)),
+        {"input_ids": IDS},
+        lambda m: lambda b: m(**b).logits,
+    )
+    t5 = T5Config(
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=50,
+        num_labels=3,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+    )
+    yield (
+        "t5",
+        T5ForSequenceClassification(t5),
+        {"input_ids": torch.cat([IDS, torch.ones(6, 1, dtype=torch.long)], 1)},
+        lambda m: lambda b: m(**b).logits,
+    )
     gpt = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, num_labels=3, pad_token_id=0)
     yield "gpt2", GPT2ForSequenceClassification(gpt), {"input_ids": IDS}, lambda m: lambda b: m(**b).logits
 
@@ -93,7 +142,9 @@ def reference(module, layout, forward, batch, labels, score):
         logits = forward(take(batch, slice(i, i + 1)))
         value = torch.log_softmax(logits, -1)[0, labels[i]] if score == "log_prob" else logits[0, labels[i]]
         grads = torch.autograd.grad(value, params, allow_unused=True)
-        total += torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(params, grads, strict=True)]).square()
+        total += torch.cat(
+            [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(params, grads, strict=True)]
+        ).square()
     return total
 
 
@@ -114,11 +165,19 @@ def test_equals_one_backward_a_sample(name, score):
     assert gradients.samples == 6
     for n, value in layout.split(gradients.sums).items():
         wanted = layout.split(expected)[n]
-        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()) + 1e-12, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()) + 1e-12, msg=lambda m, n=n: f"{n}: {m}"
+        )
 
 
 def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named():
-    for name, looped in (("clip", set()), ("two_dimensional", set()), ("used_twice", set()), ("batch_first", set()), ("bypassed", {"linear.weight", "linear.bias", "conv.weight", "conv.bias", "norm.weight", "norm.bias"})):
+    for name, looped in (
+        ("clip", set()),
+        ("two_dimensional", set()),
+        ("used_twice", set()),
+        ("batch_first", set()),
+        ("bypassed", {"linear.weight", "linear.bias", "conv.weight", "conv.bias", "norm.weight", "norm.bias"}),
+    ):
         torch.manual_seed(3)
         _, module, batch, make = next(c for c in cases() if c[0] == name)
         gradients = SquaredGradients(module, eligible_layout(module, "visual." if name == "clip" else ""))
@@ -131,7 +190,9 @@ def test_the_module_is_left_as_it_was():
     module = clip()
     before = {n: p.clone() for n, p in module.named_parameters()}
     head = torch.randn(5, 16)
-    SquaredGradients(module, eligible_layout(module, "visual.")).add(lambda x: module.encode_image(x) @ head.T, torch.randn(4, 3, 16, 16), torch.Generator())
+    SquaredGradients(module, eligible_layout(module, "visual.")).add(
+        lambda x: module.encode_image(x) @ head.T, torch.randn(4, 3, 16, 16), torch.Generator()
+    )
     assert all(torch.equal(before[n], p) and p.requires_grad and p.grad is None for n, p in module.named_parameters())
     assert not any(m._forward_hooks or "forward" in vars(m) for m in module.modules())
 

@@ -49,7 +49,9 @@ def test_k_outside_is_refused():
 LAYOUT = Layout(("a", "b", "c"), ((10, 10), (7,), (30, 2)))
 
 
-@pytest.mark.parametrize("strategy", ["least_sensitive", "least_sensitive_per_tensor", "most_sensitive", "random", "all"])
+@pytest.mark.parametrize(
+    "strategy", ["least_sensitive", "least_sensitive_per_tensor", "most_sensitive", "random", "all"]
+)
 @pytest.mark.parametrize("keep", [0.003, 0.1, 0.5, 1.0])
 def test_every_strategy_keeps_exactly_its_share(strategy, keep):
     flags = select(LAYOUT, strategy, keep, scores=torch.rand(LAYOUT.total))
@@ -115,7 +117,10 @@ def test_embeddings_and_what_is_tied_to_them_are_not_eligible():
 
 def test_fingerprint_sees_name_dtype_shape_and_bytes():
     base = {"w": torch.arange(6.0).view(2, 3)}
-    marks = {fingerprint(t) for t in (base, {"v": base["w"]}, {"w": base["w"].view(3, 2)}, {"w": base["w"].double()}, {"w": base["w"] + 1})}
+    marks = {
+        fingerprint(t)
+        for t in (base, {"v": base["w"]}, {"w": base["w"].view(3, 2)}, {"w": base["w"].double()}, {"w": base["w"] + 1})
+    }
     assert len(marks) == 5
     assert fingerprint(base) == fingerprint({"w": base["w"].t().contiguous().t()})
     assert fingerprint({"w": torch.tensor([0.0])}) != fingerprint({"w": torch.tensor([-0.0])})

@@ -77,7 +77,12 @@ def test_state_is_k_and_no_dense_gradient_stays():
     nn.functional.cross_entropy(module(X), Y).backward()
     assert all(p.grad is None for p in module.parameters())
     optimizer.step()
-    assert {n: t.numel() for n, t in optimizer.state().items()} == {"values": mask.k, "exp_avg": mask.k, "exp_avg_sq": mask.k, "step": 1}
+    assert {n: t.numel() for n, t in optimizer.state().items()} == {
+        "values": mask.k,
+        "exp_avg": mask.k,
+        "exp_avg_sq": mask.k,
+        "step": 1,
+    }
     assert not module[0].weight.requires_grad and not module[1].weight.requires_grad and module[3].weight.requires_grad
 
 
@@ -105,7 +110,9 @@ def train(module, start=None, steps=40, stop=None, **options):
             raise KeyboardInterrupt
 
     try:
-        losses = finetune(optimizer, plan(steps), module, lambda i: (X[i], Y[i]), start=start, on_step=on_step, **options)
+        losses = finetune(
+            optimizer, plan(steps), module, lambda i: (X[i], Y[i]), start=start, on_step=on_step, **options
+        )
     except KeyboardInterrupt:
         losses = None
     optimizer.close()

@@ -42,7 +42,9 @@ def test_it_climbs_where_targets_gain_and_stops_where_control_falls():
 def test_proposals_are_new_inside_the_bounds_and_best_first():
     s = linear_world()
     first = s.propose([torch.zeros(2)], [], 4)
-    assert [v for v, _ in first] == sorted((v for v, _ in first), reverse=True) and first[0][0] > s.predict(torch.zeros(2))
+    assert [v for v, _ in first] == sorted((v for v, _ in first), reverse=True) and first[0][0] > s.predict(
+        torch.zeros(2)
+    )
     assert all(float(a.min()) >= 0 and float(a.max()) <= 1 for _, a in first)
     known = [a for _, a in first]
     second = s.propose([known[0]], known, 4)

@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ORDER = {"errors": 0, "core": 1, "config": 2, "tasks": 3, "demo": 3, "models": 3, "storage": 3, "progress": 3, "report": 4, "orchestrate": 5, "api": 6, "cli": 7}
+ORDER = {
+    "errors": 0,
+    "core": 1,
+    "config": 2,
+    "tasks": 3,
+    "demo": 3,
+    "models": 3,
+    "storage": 3,
+    "progress": 3,
+    "report": 4,
+    "orchestrate": 5,
+    "api": 6,
+    "cli": 7,
+}
 
 
 def imports(path: Path):

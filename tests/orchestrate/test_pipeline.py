@@ -24,33 +24,39 @@ from talos_ray.tasks import Examples, load_task
 
 
 @pytest.fixture(scope="module")
-def finished(ray_here, sides, tmp_path_factory):
+def finished(ray_here, small_spec, tmp_path_factory):
     """A run of the small spec, and the spec's values."""
-    values = {
-        "model": "demo",
-        "tasks": ["demo:pointers", "demo:scanned_digits", sides],
-        "control": ["demo:coloured_shapes"],
-        "output": str(tmp_path_factory.mktemp("finished") / "run"),
-        "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
-        "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
-        "search": {"shared_points": 3, "trials": 4, "generation": 2},
-        "baseline": {"enabled": True, "lr": 1e-4},
-    }
+    values = {**small_spec, "output": str(tmp_path_factory.mktemp("finished") / "run")}
     return talos_ray.edit(**copy.deepcopy(values)), values
 
 
 def files(folder) -> dict[str, tuple[float, int]]:
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) for p in Path(folder).rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size)
+        for p in Path(folder).rglob("*")
+        if p.is_file()
+    }
 
 
 def test_the_run_holds_what_the_design_lists(finished):
     run, _ = finished
     found = set(files(run.path))
-    assert {"run.json", "head.json", "mask.safetensors", "versions/0000.json", "versions/0001.json", "report/index.html", "report/scores.csv"} <= found
+    assert {
+        "run.json",
+        "head.json",
+        "mask.safetensors",
+        "versions/0000.json",
+        "versions/0001.json",
+        "report/index.html",
+        "report/scores.csv",
+    } <= found
     assert {f"deltas/{t}.safetensors" for t in ("pointers", "scanned_digits", "sides")} <= found
-    assert not any(f.startswith("checkpoints/") or Path(f).name.startswith(".") or f.endswith((".pkl", ".pickle", ".pt")) for f in found)
+    assert not any(
+        f.startswith("checkpoints/") or Path(f).name.startswith(".") or f.endswith((".pkl", ".pickle", ".pt"))
+        for f in found
+    )
     assert [e["operation"] for e in run.history()] == ["start", "calibrate", "train", "version", "version"]
-    assert run.head == 1 and set(run.scores) == {"pointers", "scanned_digits", "sides", "coloured_shapes"}
+    assert run.head == 1 and set(run.scores) == {"pointers", "scanned_digits", "sides", "held"}
     assert set(run.scores["sides"]) == {"base", "single", "merged"} and run.scores["sides"]["merged"]["n"] == 24
 
 
@@ -63,7 +69,9 @@ def test_report_and_version_show_the_same_numbers(finished):
             assert f"{s['value']:.3f} <small>{s['low']:.3f}-{s['high']:.3f}</small>" in page
     rows = (Path(run.path) / "report/scores.csv").read_text().splitlines()
     assert len(rows) == 1 + sum(len(k) for k in run.scores.values())
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
 
 
 def test_scores_are_those_of_the_stored_deltas(finished):
@@ -77,7 +85,9 @@ def test_scores_are_those_of_the_stored_deltas(finished):
         inputs, labels = examples.batch(torch.arange(len(examples)))
         with torch.inference_mode():
             right = int((family.logits(inputs, family.head(data.phrases, task.prompts)).argmax(-1) == labels).sum())
-        assert right / len(labels) == pytest.approx(version["scores"][task.name]["merged"]["value"], abs=1.01 / len(labels))
+        assert right / len(labels) == pytest.approx(
+            version["scores"][task.name]["merged"]["value"], abs=1.01 / len(labels)
+        )
 
 
 def test_outside_the_mask_every_version_is_bitwise_the_base(finished):
@@ -89,7 +99,11 @@ def test_outside_the_mask_every_version_is_bitwise_the_base(finished):
         outside = ~flags[n] if n in flags else torch.ones_like(t, dtype=torch.bool)
         assert torch.equal(t[outside], edited[n][outside]), n
     for delta in run.deltas.values():
-        assert delta.values.dtype == torch.bfloat16 and delta.values.numel() == run.mask.k and float(delta.values.abs().max()) > 0
+        assert (
+            delta.values.dtype == torch.bfloat16
+            and delta.values.numel() == run.mask.k
+            and float(delta.values.abs().max()) > 0
+        )
 
 
 def test_rollback_restores_the_bases_fingerprint_and_can_be_undone(finished):
@@ -125,7 +139,10 @@ def test_only_a_changed_task_is_trained_again(finished, tmp_path):
     again = talos_ray.edit(**values)
     after = files(values["output"])
     assert again.head == 2 and [e["operation"] for e in again.history()][5:][-3:] == ["resume", "train", "version"]
-    assert after["deltas/sides.safetensors"] == before["deltas/sides.safetensors"] and after["mask.safetensors"] == before["mask.safetensors"]
+    assert (
+        after["deltas/sides.safetensors"] == before["deltas/sides.safetensors"]
+        and after["mask.safetensors"] == before["mask.safetensors"]
+    )
     assert again.deltas["pointers"].fingerprint != old["pointers"].fingerprint
     again.rollback(1)  # the version made with the replaced delta still composes to its own bits
     assert again.deltas["pointers"].fingerprint == old["pointers"].fingerprint
@@ -148,7 +165,9 @@ def test_the_mask_does_not_depend_on_the_number_of_workers(finished, tmp_path):
     for workers in (1, 2):
         mask = calibrate(s.shared_ref, s.shared, data, workers, lambda done, total: None)
         assert mask.fingerprint == run.mask.fingerprint
-    assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(0 <= o <= 1 for o in run.mask.info["overlap"].values())
+    assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(
+        0 <= o <= 1 for o in run.mask.info["overlap"].values()
+    )
 
 
 def jobs_of(s, folder, mask, **settings):
@@ -177,7 +196,15 @@ def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
             killed.append(now["step"])
 
     for name, on_status in (("calm", lambda *_: None), ("killed", kill_once)):
-        train(s.shared_ref, s.shared, arms, jobs_of(s, tmp_path / name, run.mask, **settings), 1, str(tmp_path / f"scratch-{name}"), on_status)
+        train(
+            s.shared_ref,
+            s.shared,
+            arms,
+            jobs_of(s, tmp_path / name, run.mask, **settings),
+            1,
+            str(tmp_path / f"scratch-{name}"),
+            on_status,
+        )
     calm, resumed = (RunFolder(str(tmp_path / n)).load_delta("pointers") for n in ("calm", "killed"))
     assert killed and restarts == {0: 1}
     assert resumed.info["resumed_at"] >= 10 and calm.info["resumed_at"] == 0
@@ -192,27 +219,53 @@ def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
     run, values = finished
     found = []
     for world in (1, 2):
-        s = session({**copy.deepcopy(values), "output": str(tmp_path / f"x{world}"), "cluster": {"workers_per_task": world}})
-        jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-4)
-        train(s.shared_ref, s.shared, {"sparse": Arm("sparse", run.mask.bits)}, jobs, 1, str(tmp_path / "scratch"), lambda *_: None)
+        s = session(
+            {**copy.deepcopy(values), "output": str(tmp_path / f"x{world}"), "cluster": {"workers_per_task": world}}
+        )
+        jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-5)
+        train(
+            s.shared_ref,
+            s.shared,
+            {"sparse": Arm("sparse", run.mask.bits)},
+            jobs,
+            1,
+            str(tmp_path / "scratch"),
+            lambda *_: None,
+        )
         found.append(RunFolder(str(tmp_path / str(world))).load_delta("pointers").values)
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.999  # and the tolerance is not what makes them equal
 
 
 def test_settings_that_diverge_keep_what_is_finished(finished, tmp_path):
     run, values = finished
-    values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}, "mask": {"path": str(Path(run.path) / "mask.safetensors")}}
+    values = {
+        **copy.deepcopy(values),
+        "output": str(tmp_path / "run"),
+        "baseline": {"enabled": False},
+        "mask": {"path": str(Path(run.path) / "mask.safetensors")},
+    }
     values["train"]["steps"] = 2
-    values["tasks"][0] = {"recipe": "demo:pointers", "train": {"lr": 1e30, "steps": 6, "clip_norm": None, "warmup_steps": 0}}
+    values["tasks"][0] = {
+        "recipe": "demo:pointers",
+        "train": {"lr": 1e30, "steps": 6, "clip_norm": None, "warmup_steps": 0},
+    }
     with pytest.raises(TalosError, match=r"not trained: sparse/pointers.*lower train\.lr"):
         talos_ray.edit(**values)
-    assert sorted(p.name for p in (tmp_path / "run" / "deltas").iterdir()) == ["scanned_digits.safetensors", "sides.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "run" / "deltas").iterdir()) == [
+        "scanned_digits.safetensors",
+        "sides.safetensors",
+    ]
 
 
 def test_a_folder_of_another_run_is_refused_untouched(finished):
     run, values = finished
     before = files(run.path)
-    for change, match in (({"tasks": ["demo:counts"]}, "another run: its tasks is"), ({"seed": 1}, "another run: its seed is 0, this spec's is 1"), ({"mask": {"keep": 0.2}}, "another run: its mask is")):
+    for change, match in (
+        ({"tasks": ["demo:counts"]}, "another run: its tasks is"),
+        ({"seed": 1}, "another run: its seed is 0, this spec's is 1"),
+        ({"mask": {"keep": 0.2}}, "another run: its mask is"),
+    ):
         with pytest.raises(SpecError, match=match):
             talos_ray.edit(**{**copy.deepcopy(values), **change})
     assert files(run.path) == before
@@ -248,4 +301,7 @@ def test_spec_in_run_json_is_the_spec(finished):
     run, values = finished
     stored = json.loads((Path(run.path) / "run.json").read_text())
     assert Spec.model_validate(stored["spec"]) == make_spec(values)
-    assert stored["software"]["ray"] and mask_from_flags(run.mask.layout, run.mask.flags).fingerprint == run.version["mask"]
+    assert (
+        stored["software"]["ray"]
+        and mask_from_flags(run.mask.layout, run.mask.flags).fingerprint == run.version["mask"]
+    )

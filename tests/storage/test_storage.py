@@ -35,7 +35,11 @@ def test_mask_and_deltas_come_back_bitwise(folder):
     for dtype in (torch.bfloat16, torch.float32):
         folder.save_delta(delta(dtype=dtype))
         found = folder.load_delta("t")
-        assert found.values.dtype == dtype and torch.equal(found.values, delta(dtype=dtype).values) and found.fingerprint == delta(dtype=dtype).fingerprint
+        assert (
+            found.values.dtype == dtype
+            and torch.equal(found.values, delta(dtype=dtype).values)
+            and found.fingerprint == delta(dtype=dtype).fingerprint
+        )
 
 
 def test_a_mask_of_another_base_names_both(folder):
@@ -113,7 +117,9 @@ def test_another_run_and_other_files_are_refused_and_left_alone(folder, tmp_path
     folder.check_new()
     folder.write_info({}, BASE, {"base": BASE, "tasks": ["a"]})
     folder.check_new(BASE, {"base": BASE, "tasks": ["a"]})
-    with pytest.raises(SpecError, match=r"another run: its tasks is \['a'\], this spec's is \['b'\]; choose another output"):
+    with pytest.raises(
+        SpecError, match=r"another run: its tasks is \['a'\], this spec's is \['b'\]; choose another output"
+    ):
         folder.check_new(BASE, {"base": BASE, "tasks": ["b"]})
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
