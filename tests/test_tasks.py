@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from images import write_images
 from PIL import Image
 
 from talos_ray import SpecError, Task

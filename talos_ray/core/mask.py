@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from talos_ray.core.layout import Layout, fingerprint
 
 CHUNK = 1 << 22  # scores looked at together
 
+DATA_FREE = ("random", "magnitude", "all")  # strategies that need no sensitivity, and so no calibration
 Strategy = Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"]
 
 
@@ -142,7 +142,7 @@ def select(
     keep: float,
     *,
     scores: torch.Tensor | None = None,
-    module: nn.Module | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
     """bool [P] with exactly `round(keep * P)` weights set.
@@ -152,7 +152,7 @@ def select(
             `most_sensitive` (an ablation), `random`, `magnitude` (the smallest absolute values: what a
             pruning criterion without data would call unimportant), `all` (dense; `keep` is ignored).
         scores: float32 [P], for the sensitivity strategies.
-        module: the base, for `magnitude`.
+        weights: the base by name, for `magnitude`.
         seed: for `random`.
     """
     k = layout.total if strategy == "all" else round(keep * layout.total)
@@ -161,8 +161,7 @@ def select(
     if strategy == "random":
         scores = torch.rand(layout.total, generator=torch.Generator().manual_seed(seed))
     elif strategy == "magnitude":
-        params = dict(module.named_parameters())
-        scores = torch.cat([params[n].detach().float().abs().reshape(-1) for n in layout.names])
+        scores = torch.cat([weights[n].detach().float().abs().reshape(-1) for n in layout.names])
     if strategy == "least_sensitive_per_tensor":
         parts = zip(scores.split(layout.sizes), shares(layout.sizes, k), strict=True)
         return torch.cat([smallest(s, part) for s, part in parts])

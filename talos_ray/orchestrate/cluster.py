@@ -62,7 +62,7 @@ def connect(settings: Cluster, verbose: bool) -> bool:
         level = logging.INFO if verbose else logging.ERROR
         try:
             ray.init(
-                address=address,
+                address=address or "local",  # None would join whatever cluster last ran on this machine, alive or not
                 log_to_driver=verbose,
                 logging_level=level,
                 configure_logging=True,

@@ -20,7 +20,7 @@ import torch
 from talos_ray.config import Spec, Task
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
-from talos_ray.core.mask import Mask, mask_from_flags
+from talos_ray.core.mask import DATA_FREE, Mask, mask_from_flags, select
 from talos_ray.errors import TalosError
 from talos_ray.models import base_tensors, check_model, layout_of, load_model
 from talos_ray.progress import Progress
@@ -280,10 +280,10 @@ class _Session:
         if spec.mask.path is not None:
             where = Path(spec.mask.path)
             mask = load_mask(Store(str(where.parent)), where.name, self.p.base)
-        elif spec.mask.strategy == "all":
-            mask = mask_from_flags(
-                self.p.layout, torch.ones(self.p.layout.total, dtype=torch.bool), {"strategy": "all", "keep": 1.0}
-            )
+        elif spec.mask.strategy in DATA_FREE:
+            made_from = {"strategy": spec.mask.strategy, "keep": spec.mask.keep, "seed": spec.seed}
+            flags = select(self.p.layout, spec.mask.strategy, spec.mask.keep, weights=self.p.tensors, seed=spec.seed)
+            mask = mask_from_flags(self.p.layout, flags, made_from)
         else:
             data = [self.p.data[t] for t in self.p.targets]
             workers = self._slots(1, spec.cluster.calibration_workers)

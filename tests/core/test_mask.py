@@ -67,7 +67,7 @@ def test_per_tensor_shares_differ_by_at_most_one():
 def test_magnitude_takes_the_smallest_weights_of_the_base():
     module = nn.Linear(8, 8)
     layout = eligible_layout(module)
-    flags = select(layout, "magnitude", 0.25, module=module)
+    flags = select(layout, "magnitude", 0.25, weights=dict(module.named_parameters()))
     values = torch.cat([dict(module.named_parameters())[n].detach().abs().view(-1) for n in layout.names])
     assert values[flags].max() <= values[~flags].min()
 
