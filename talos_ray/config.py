@@ -27,6 +27,9 @@ class Mask(_Settings):
     strategy: Literal[
         "least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"
     ] = Field("least_sensitive", description="how they are chosen; the paper's way is the default")
+    granularity: Literal["element", "row"] = Field(
+        "element", description="single weights (the paper), or whole rows of a matrix: faster to train and to compose"
+    )
     path: str | None = Field(None, description="reuse this mask.safetensors (of the same base) and skip calibration")
 
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from talos_ray.core.delta import Delta, gather
+from talos_ray.core.blocks import blocks, gather
+from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
 from talos_ray.errors import TalosError
+
+CHUNK = 1 << 20  # weights summed together: small enough for a cache, large enough for all cores
 
 
 class Composer:
@@ -30,10 +33,7 @@ class Composer:
         self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
         params = dict(module.named_parameters())
         self.base = gather(module, mask)  # [k]
-        self.slots, start = [], 0
-        for name, index in mask.indices.items():
-            self.slots.append((params[name], index.to(params[name].device), slice(start, start + index.numel())))
-            start += index.numel()
+        self.blocks = [(params[b.name], b) for b in blocks(mask, self.base.device)]
         self.values = {n: d.values.to(self.base.device) for n, d in self.deltas.items()}
         self.coefficients: dict[str, float] = {}
 
@@ -51,15 +51,23 @@ class Composer:
         active = {t: float(coefficients[t]) for t in self.deltas if coefficients.get(t)}
         if active == self.coefficients:
             return
-        flat = self.base
-        if active:
-            flat = self.base.float() if self.base.dtype != torch.float32 else self.base.clone()
-            for task, alpha in active.items():
-                flat.add_(self.values[task].float(), alpha=alpha)
-            flat = flat.to(self.base.dtype)
-        for p, index, place in self.slots:
-            p.view(-1).index_copy_(0, index, flat[place])
+        flat = self._sum(active) if active else self.base
+        for p, block in self.blocks:
+            block.scatter(p, flat[block.place])
         self.coefficients = active
+
+    def _sum(self, active: Mapping[str, float]) -> torch.Tensor:
+        """base + sum of coefficient x delta, [k] in the base's dtype; added task by task in float32, so that a task that
+        is left out leaves no trace in the bits of the others."""
+        flat = self.base.float() if self.base.dtype != torch.float32 else torch.empty_like(self.base)
+        for start in range(0, len(flat), CHUNK):
+            part = slice(start, start + CHUNK)
+            out = flat[part]
+            if self.base.dtype == torch.float32:
+                out.copy_(self.base[part])
+            for task, alpha in active.items():
+                out.add_(self.values[task][part], alpha=alpha)
+        return flat.to(self.base.dtype)
 
     def rollback(self) -> None:
         """The base, bitwise."""

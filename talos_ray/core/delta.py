@@ -7,19 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from talos_ray.core.layout import fingerprint
-from talos_ray.core.mask import Mask
 from talos_ray.errors import MismatchError
-
-
-def gather(module: nn.Module, mask: Mask) -> torch.Tensor:
-    """The masked weights of a module in canonical order, [k], in the module's dtype."""
-    params = dict(module.named_parameters())
-    return torch.cat(
-        [params[n].detach().view(-1).index_select(0, i.to(params[n].device)) for n, i in mask.indices.items()]
-    )
 
 
 @dataclass(frozen=True, eq=False)

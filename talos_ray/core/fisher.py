@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from talos_ray.core.attention import attention
 from talos_ray.core.layout import Layout
 
 log = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ class _Hooks:
         self.frozen.__enter__()
         for m in self.module.modules():
             if isinstance(m, nn.MultiheadAttention) and id(m.in_proj_weight) in self.names:
-                m.forward = self._attention(m)
+                m.forward = attention(m, self._linear)
                 self.replaced.append(m)
             elif (rule := _rule(m)) and any(id(p) in self.names for p in m.parameters(recurse=False)):
                 self.handles.append(m.register_forward_hook(self._after(rule)))
@@ -288,52 +289,7 @@ class _Hooks:
                 for start in range(0, self.samples, step):
                     self.sums[name] += per_sample(slice(start, start + step)).float().square_().sum(0).reshape(-1)
 
-    def _attention(self, m: nn.MultiheadAttention):
-        """nn.MultiheadAttention spelled out, so that its packed projections can be hooked."""
-
-        def forward(
-            query,
-            key,
-            value,
-            key_padding_mask=None,
-            need_weights=True,
-            attn_mask=None,
-            average_attn_weights=True,
-            is_causal=False,
-        ):
-            if not (query is key and key is value):
-                raise NotImplementedError("cross attention")
-            x = query if m.batch_first else query.transpose(0, 1)  # [n, t, d]
-            n, t, d = x.shape
-            mask = None
-            if attn_mask is not None:
-                mask = (
-                    torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, -torch.inf)
-                    if attn_mask.dtype == torch.bool
-                    else attn_mask
-                )
-            if key_padding_mask is not None:
-                pad = key_padding_mask[:, None, None, :]
-                pad = (
-                    torch.zeros_like(pad, dtype=x.dtype).masked_fill(pad, -torch.inf)
-                    if pad.dtype == torch.bool
-                    else pad
-                )
-                mask = pad if mask is None else mask + pad
-            qkv = self._listen(
-                F.linear(x, m.in_proj_weight, m.in_proj_bias),
-                (m.in_proj_weight, m.in_proj_bias),
-                lambda g, x=x.detach(): _linear_rule(m.in_proj_weight, m.in_proj_bias, x, g),
-            )
-            q, k, v = qkv.view(n, t, 3, m.num_heads, d // m.num_heads).permute(
-                2, 0, 3, 1, 4
-            )  # each [n, heads, t, d/heads]
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(n, t, d)
-            out = self._listen(
-                F.linear(mixed, m.out_proj.weight, m.out_proj.bias),
-                (m.out_proj.weight, m.out_proj.bias),
-                lambda g, x=mixed.detach(): _linear_rule(m.out_proj.weight, m.out_proj.bias, x, g),
-            )
-            return (out if m.batch_first else out.transpose(0, 1)), None
-
-        return forward
+    def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """One projection of an attention layer, listened to."""
+        seen = x.detach()
+        return self._listen(F.linear(x, weight, bias), (weight, bias), lambda g: _linear_rule(weight, bias, seen, g))

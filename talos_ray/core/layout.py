@@ -27,6 +27,11 @@ class Layout:
         return tuple(int(torch.Size(s).numel()) for s in self.shapes)
 
     @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        """(output rows, weights in each) of every parameter; the rows of a vector are its elements."""
+        return tuple((s[0], n // s[0]) for s, n in zip(self.shapes, self.sizes, strict=True))
+
+    @property
     def total(self) -> int:
         """P, the number of eligible weights."""
         return sum(self.sizes)

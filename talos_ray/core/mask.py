@@ -19,6 +19,7 @@ from talos_ray.core.layout import Layout, fingerprint
 CHUNK = 1 << 22  # scores looked at together
 
 DATA_FREE = ("random", "magnitude", "all")  # strategies that need no sensitivity, and so no calibration
+Granularity = Literal["element", "row"]
 Strategy = Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"]
 
 
@@ -136,36 +137,58 @@ def shares(sizes: Sequence[int], k: int) -> list[int]:
     return parts
 
 
+def _smallest_rows(layout: Layout, keys: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
+    """bool [P]: whole rows in the order of `keys` (one a row, ties by canonical order), as many as fit into k weights."""
+    sizes = torch.cat([torch.full((rows,), width) for rows, width in layout.rows])
+    order = torch.argsort(keys, stable=True, descending=largest)
+    flags = torch.zeros(len(keys), dtype=torch.bool)
+    flags[order[sizes[order].cumsum(0) <= k]] = True
+    return flags.repeat_interleave(sizes)
+
+
 def select(
     layout: Layout,
     strategy: Strategy,
     keep: float,
     *,
+    granularity: Granularity = "element",
     scores: torch.Tensor | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
-    """bool [P] with exactly `round(keep * P)` weights set.
+    """bool [P] with `round(keep * P)` weights set: exactly so for elements; for rows, as many whole rows as fit.
 
     Args:
         strategy: `least_sensitive` (TaLoS), `least_sensitive_per_tensor` (the same share of every tensor),
             `most_sensitive` (an ablation), `random`, `magnitude` (the smallest absolute values: what a
             pruning criterion without data would call unimportant), `all` (dense; `keep` is ignored).
+        granularity: `element` (the paper), or `row`: whole output rows of a matrix, in the order of their *mean*
+            score. So rows of different lengths compete fairly, and for a budget of k weights the total
+            sensitivity is the least. A vector's rows are its elements.
         scores: float32 [P], for the sensitivity strategies.
         weights: the base by name, for `magnitude`.
         seed: for `random`.
     """
-    k = layout.total if strategy == "all" else round(keep * layout.total)
     if strategy == "all":
         return torch.ones(layout.total, dtype=torch.bool)
+    k, largest = round(keep * layout.total), strategy == "most_sensitive"
     if strategy == "random":
-        scores = torch.rand(layout.total, generator=torch.Generator().manual_seed(seed))
-    elif strategy == "magnitude":
+        count = sum(rows for rows, _ in layout.rows) if granularity == "row" else layout.total
+        keys = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+        return _smallest_rows(layout, keys, k, False) if granularity == "row" else smallest(keys, k)
+    if strategy == "magnitude":
         scores = torch.cat([weights[n].detach().float().abs().reshape(-1) for n in layout.names])
     if strategy == "least_sensitive_per_tensor":
-        parts = zip(scores.split(layout.sizes), shares(layout.sizes, k), strict=True)
-        return torch.cat([smallest(s, part) for s, part in parts])
-    return smallest(scores, k, largest=strategy == "most_sensitive")
+        parts = zip(layout.names, layout.shapes, scores.split(layout.sizes), shares(layout.sizes, k), strict=True)
+        return torch.cat([_lowest(Layout((n,), (shape,)), s, part, False, granularity) for n, shape, s, part in parts])
+    return _lowest(layout, scores, k, largest, granularity)
+
+
+def _lowest(layout: Layout, scores: torch.Tensor, k: int, largest: bool, granularity: Granularity) -> torch.Tensor:
+    if granularity == "element":
+        return smallest(scores, k, largest)
+    parts = zip(scores.split(layout.sizes), layout.rows, strict=True)
+    return _smallest_rows(layout, torch.cat([s.view(rows, width).mean(1) for s, (rows, width) in parts]), k, largest)
 
 
 def round_keep(keep: float, r: int, rounds: int) -> float:

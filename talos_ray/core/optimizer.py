@@ -1,6 +1,7 @@
 """AdamW for the masked weights only: values, gradients and moments are flat buffers of k numbers.
 
-A hook on every masked parameter gathers its gradient to the mask and frees the dense one at once.
+Where a mask touches few rows of a matrix, only their gradient is computed (`core.rows`). Elsewhere a hook on the
+parameter gathers its gradient to the mask and frees the dense one at once.
 Parameters outside the mask ask for no gradient, so backward stops at the lowest masked tensor.
 """
 
@@ -10,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from talos_ray.core.blocks import Block, blocks
 from talos_ray.core.mask import Mask
+from talos_ray.core.rows import RowGradients
 
 
 class SparseAdamW:
@@ -36,41 +39,36 @@ class SparseAdamW:
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
         self.values.grad = torch.zeros_like(self.values)
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self.slots: list[
-            tuple[nn.Parameter, torch.Tensor, slice]
-        ] = []  # parameter, positions in it, place in the buffers
+        self.blocks = [(params[b.name], b) for b in blocks(mask, device)]
         self.handles = []
-        start = 0
         for p in module.parameters():
             p.requires_grad_(False)
-        for name, index in mask.indices.items():
-            p, place = params[name], slice(start, start + index.numel())
-            start = place.stop
-            index = index.to(device)
-            self.slots.append((p, index, place))
+        for p, block in self.blocks:
             p.requires_grad_(True)
             p.grad = None
-            self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(index, place)))
+            self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(block)))
+        self.rows = RowGradients(module, [b for _, b in self.blocks], self.values.grad)
         self.pull()
 
-    def _gatherer(self, index: torch.Tensor, place: slice):
+    def _gatherer(self, block: Block):
         def gather(p: torch.Tensor) -> None:
-            self.values.grad[place] += p.grad.view(-1).index_select(0, index)
-            p.grad = None
+            if p.grad is not None:  # otherwise its rows have gone into the buffer already
+                self.values.grad[block.place] += block.gather(p.grad)
+                p.grad = None
 
         return gather
 
     @torch.no_grad()
     def pull(self) -> None:
         """Read the values from the module."""
-        for p, index, place in self.slots:
-            self.values[place] = p.detach().view(-1).index_select(0, index).float()
+        for p, block in self.blocks:
+            self.values[block.place] = block.gather(p.detach()).float()
 
     @torch.no_grad()
     def push(self) -> None:
         """Write the values into the module."""
-        for p, index, place in self.slots:
-            p.view(-1).index_copy_(0, index, self.values[place].to(p.dtype))
+        for p, block in self.blocks:
+            block.scatter(p, self.values[block.place])
 
     def step(self, lr: float | None = None) -> float:
         """One update with the gathered gradient, which is then cleared. Returns the gradient's norm before clipping."""
@@ -116,6 +114,7 @@ class SparseAdamW:
         return sum(t.numel() * t.element_size() for t in (*self.state().values(), self.values.grad))
 
     def close(self) -> None:
-        """Take the hooks off the module."""
+        """Take the hooks off the module and give its layers their own forward back."""
+        self.rows.close()
         for handle in self.handles:
             handle.remove()

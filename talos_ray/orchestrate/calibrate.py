@@ -65,15 +65,14 @@ def add_shards(*shards: np.ndarray) -> np.ndarray:
 @ray.remote
 def choose(shared: Shared, keep: float, overlaps: bool, *scores: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """Packed mask of the mean of the tasks' scores, and its Jaccard overlap with every task's own mask."""
-    strategy, seed = shared.spec.mask.strategy, shared.spec.seed
+    settings, seed = shared.spec.mask, shared.spec.seed
     total = np.zeros(scores[0].shape, dtype=np.float32)
     for s in scores:
         total += s
 
     def mask(values: np.ndarray) -> Mask:
-        return mask_from_flags(
-            shared.layout, select(shared.layout, strategy, keep, scores=torch.from_numpy(values), seed=seed)
-        )
+        scores, how = torch.from_numpy(values), {"granularity": settings.granularity, "seed": seed}
+        return mask_from_flags(shared.layout, select(shared.layout, settings.strategy, keep, scores=scores, **how))
 
     chosen = mask(total)
     return chosen.bits, [chosen.jaccard(mask(s.copy())) for s in scores] if overlaps else []
@@ -117,7 +116,7 @@ def calibrate(
         on_shard(done, rounds * len(shards))
     samples = {d.task.name: min(settings.samples_per_task, len(d.train)) for d in data}
     info = {
-        "strategy": spec.mask.strategy, "keep": spec.mask.keep, "seed": spec.seed, "rounds": rounds, "samples": samples,
+        **spec.mask.model_dump(exclude={"path"}), "seed": spec.seed, "rounds": rounds, "samples": samples,
         "overlap": {d.task.name: o for d, o in zip(data, overlaps, strict=True)},
     }  # fmt: skip
     return Mask(shared.layout, kept, info)

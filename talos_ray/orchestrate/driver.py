@@ -281,9 +281,9 @@ class _Session:
             where = Path(spec.mask.path)
             mask = load_mask(Store(str(where.parent)), where.name, self.p.base)
         elif spec.mask.strategy in DATA_FREE:
-            made_from = {"strategy": spec.mask.strategy, "keep": spec.mask.keep, "seed": spec.seed}
-            flags = select(self.p.layout, spec.mask.strategy, spec.mask.keep, weights=self.p.tensors, seed=spec.seed)
-            mask = mask_from_flags(self.p.layout, flags, made_from)
+            how = {**spec.mask.model_dump(exclude={"path"}), "seed": spec.seed}
+            flags = select(self.p.layout, weights=self.p.tensors, **how)
+            mask = mask_from_flags(self.p.layout, flags, how)
         else:
             data = [self.p.data[t] for t in self.p.targets]
             workers = self._slots(1, spec.cluster.calibration_workers)

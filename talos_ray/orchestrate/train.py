@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 
 from talos_ray.config import Task, Train
-from talos_ray.core.delta import gather, make_delta
+from talos_ray.core.blocks import gather
+from talos_ray.core.delta import make_delta
 from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW

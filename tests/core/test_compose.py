@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
-from talos_ray.core.delta import Delta, gather, make_delta
+from talos_ray.core.delta import Delta, make_delta
 from talos_ray.core.layout import eligible_layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.errors import MismatchError, TalosError

@@ -1,0 +1,60 @@
+"""nn.MultiheadAttention spelled out, so that its packed projections can be watched or replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+
+
+def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
+    """A forward for `m` that computes its two projections as `linear(x [n, t, d], weight, bias)`.
+
+    Self-attention is what it computes; any other call goes to `m`'s own forward.
+    """
+    own = type(m).forward
+
+    def forward(
+        query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False
+    ):  # fmt: skip
+        if query.dim() != 3 or not (query is key and key is value):
+            return own(
+                m, query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
+                average_attn_weights=average_attn_weights, is_causal=is_causal,
+            )  # fmt: skip
+        x = query if m.batch_first else query.transpose(0, 1)  # [n, t, d]
+        n, t, d = x.shape
+        mask = _additive(attn_mask, x.dtype)
+        if mask is not None and mask.dim() == 3:  # [n * heads, t, t]
+            mask = mask.view(n, m.num_heads, t, t)
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, x.dtype)[:, None, None, :]
+            mask = padding if mask is None else mask + padding
+        qkv = linear(x, m.in_proj_weight, m.in_proj_bias)
+        q, k, v = qkv.view(n, t, 3, m.num_heads, d // m.num_heads).permute(
+            2, 0, 3, 1, 4
+        )  # each [n, heads, t, d / heads]
+        mask, dropout = None if mask is None else mask.to(q.dtype), m.dropout if m.training else 0.0
+        shares = None
+        if need_weights:  # [n, heads, t, t], as m's own forward returns them
+            shares = F.dropout(
+                (q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + (0 if mask is None else mask)).softmax(-1), dropout
+            )
+            mixed = shares @ v
+            shares = shares.mean(1) if average_attn_weights else shares
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        out = linear(mixed.transpose(1, 2).reshape(n, t, d), m.out_proj.weight, m.out_proj.bias)
+        return (out if m.batch_first else out.transpose(0, 1)), shares
+
+    return forward

@@ -1,0 +1,154 @@
+"""Blocks and row gradients: the same numbers as the plain way, for every shape of mask, at the cost of the rows."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from talos_ray.core.blocks import blocks, gather
+from talos_ray.core.layout import eligible_layout
+from talos_ray.core.mask import mask_from_flags, select
+from talos_ray.core.optimizer import SparseAdamW
+
+KINDS = ("elements", "rows", "one tensor", "everything")
+
+
+def mask_of(module: nn.Module, kind: str, seed: int = 0):
+    layout = eligible_layout(module)
+    if kind == "elements":
+        flags = select(layout, "random", 0.1, seed=seed)
+    elif kind == "rows":
+        flags = select(layout, "random", 0.3, granularity="row", seed=seed)
+    elif kind == "one tensor":
+        wanted = max(layout.names, key=lambda n: layout.sizes[layout.names.index(n)])
+        flags = torch.cat([torch.full((s,), n == wanted) for n, s in zip(layout.names, layout.sizes, strict=True)])
+    else:
+        flags = torch.ones(layout.total, dtype=torch.bool)
+    return mask_from_flags(layout, flags)
+
+
+def tower() -> nn.Module:
+    torch.manual_seed(0)
+    return open_clip.transformer.VisionTransformer(16, 8, 48, 2, 3, 4.0, output_dim=12).eval()
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(24, 3, 32, dropout=0.0, batch_first=True) for _ in range(2)]
+    return nn.Sequential(*layers, nn.Linear(24, 5)).train()
+
+
+def tied() -> nn.Module:
+    """A linear layer whose weight is also used directly: its ordinary gradient must not get lost."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = nn.Linear(24, 24), nn.LayerNorm(24)
+
+        def forward(self, x):
+            return self.norm(self.inner(x)) @ self.inner.weight
+
+    torch.manual_seed(0)
+    return Tied()
+
+
+MODELS = {
+    "open_clip": (tower, lambda: torch.randn(4, 3, 16, 16)),
+    "encoder": (encoder, lambda: torch.randn(4, 6, 24)),
+    "tied": (tied, lambda: torch.randn(4, 24)),
+    "deep input": (
+        lambda: nn.Sequential(nn.Linear(24, 8), nn.GELU(), nn.Linear(8, 3)),
+        lambda: torch.randn(2, 3, 5, 24),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_gathered_gradients_equal_autograd(name, kind):
+    build, draw = MODELS[name]
+    torch.manual_seed(1)
+    module, x = build(), draw()
+    plain = copy.deepcopy(module)
+    plain(x).square().sum().backward()
+    mask = mask_of(module, kind)
+    params = dict(plain.named_parameters())
+    expected = torch.cat([params[n].grad.view(-1)[i] for n, i in mask.indices.items()])
+    optimizer = SparseAdamW(module, mask, lr=1e-3)
+    for _ in range(2):  # two backwards add up, as in gradient accumulation
+        module(x).square().sum().backward()
+    torch.testing.assert_close(optimizer.values.grad, 2 * expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert all(p.grad is None for p in module.parameters())
+    before = module(x)
+    optimizer.close()
+    torch.testing.assert_close(module(x), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_as_wide_as_the_mask_allows_and_move_the_right_values(kind):
+    module = tower()
+    mask = mask_of(module, kind)
+    found, params = blocks(mask), dict(module.named_parameters())
+    if kind == "rows":
+        assert all(
+            b.width == params[b.name][0].numel() for b in found if params[b.name].ndim > 1 and b.index is not None
+        )
+        assert any(b.width > 1 and b.index is not None for b in found)
+    if kind in ("one tensor", "everything"):
+        assert all(b.index is None for b in found)
+    values = torch.arange(mask.k, dtype=torch.float32)
+    with torch.no_grad():
+        for b in found:
+            b.scatter(params[b.name].data, values[b.place])
+    assert torch.equal(gather(module, mask), values)
+    untouched = dict(tower().named_parameters())
+    for n, flags in mask.layout.split(mask.flags).items():
+        outside = ~flags.view(params[n].shape)
+        assert torch.equal(params[n][outside], untouched[n][outside])
+
+
+def test_a_tenth_of_the_rows_costs_a_tenth_of_the_weight_gradient():
+    def backward_flops(sparse: bool) -> int:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(200, 200, bias=False), nn.GELU(), nn.Linear(200, 200, bias=False))
+        x = torch.randn(50, 200, requires_grad=True)
+        if sparse:
+            SparseAdamW(
+                module,
+                mask_from_flags(layout := eligible_layout(module), select(layout, "random", 0.1, granularity="row")),
+                lr=1e-3,
+            )
+        loss = module(x).sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        return counter.get_total_flops()
+
+    dense, rows = backward_flops(False), backward_flops(True)
+    assert rows == pytest.approx(dense * 1.1 / 2, rel=0.02)
+
+
+def test_autocast_trains_float32_values():
+    module, x = tower(), torch.randn(4, 3, 16, 16)
+    optimizer = SparseAdamW(module, mask_of(module, "rows"), lr=1e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module(x).float().square().mean()
+    loss.backward()
+    before = optimizer.values.detach().clone()
+    optimizer.step()
+    assert optimizer.values.dtype == torch.float32 and not torch.equal(before, optimizer.values)
+
+
+def test_evaluation_and_foreign_calls_take_the_ordinary_way():
+    layer, x = nn.MultiheadAttention(24, 3, batch_first=True).eval(), torch.randn(2, 5, 24)
+    expected = layer(x, x, x)
+    other = layer(x, x[:, :3], x[:, :3], need_weights=False)[0]
+    SparseAdamW(layer, mask_of(layer, "rows"), lr=1e-3)
+    out, weights = layer(x, x, x)
+    torch.testing.assert_close(out, expected[0])
+    torch.testing.assert_close(weights, expected[1])
+    torch.testing.assert_close(layer(x, x[:, :3], x[:, :3], need_weights=False)[0], other)
+    torch.testing.assert_close(layer(x, x, x, need_weights=False)[0], expected[0])
