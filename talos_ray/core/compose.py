@@ -35,6 +35,9 @@ class Composer:
         self.base = gather(module, mask)  # [k]
         self.blocks = [(params[b.name], b) for b in blocks(mask, self.base.device)]
         self.values = {n: d.values.to(self.base.device) for n, d in self.deltas.items()}
+        self.work = torch.empty(
+            mask.k, dtype=torch.float32, device=self.base.device
+        )  # kept: fresh pages cost more than the sum
         self.coefficients: dict[str, float] = {}
 
     @torch.no_grad()
@@ -59,15 +62,12 @@ class Composer:
     def _sum(self, active: Mapping[str, float]) -> torch.Tensor:
         """base + sum of coefficient x delta, [k] in the base's dtype; added task by task in float32, so that a task that
         is left out leaves no trace in the bits of the others."""
-        flat = self.base.float() if self.base.dtype != torch.float32 else torch.empty_like(self.base)
-        for start in range(0, len(flat), CHUNK):
+        for start in range(0, len(self.base), CHUNK):
             part = slice(start, start + CHUNK)
-            out = flat[part]
-            if self.base.dtype == torch.float32:
-                out.copy_(self.base[part])
+            out = self.work[part].copy_(self.base[part])
             for task, alpha in active.items():
                 out.add_(self.values[task][part], alpha=alpha)
-        return flat.to(self.base.dtype)
+        return self.work.to(self.base.dtype)
 
     def rollback(self) -> None:
         """The base, bitwise."""

@@ -37,12 +37,12 @@ class Mask:
     bits: np.ndarray
     info: Mapping[str, object] = field(default_factory=dict)
 
-    @functools.cached_property
+    @property
     def flags(self) -> torch.Tensor:
-        """bool [P] in canonical order."""
+        """bool [P] in canonical order; made from the bits at each call, because it is eight times their size."""
         return torch.from_numpy(np.unpackbits(self.bits, count=self.layout.total).view(bool))
 
-    @functools.cached_property
+    @property
     def indices(self) -> dict[str, torch.Tensor]:
         """Positions (int64, ascending, row-major in the parameter) of the masked weights, for parameters that hold any."""
         split = self.layout.split(self.flags)

@@ -33,9 +33,9 @@ class SparseAdamW:
         self, module: nn.Module, mask: Mask, lr: float, weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, clip_norm: float | None = 1.0,
     ) -> None:  # fmt: skip
-        self.mask, self.clip_norm, self.lr = mask, clip_norm, lr
+        self.clip_norm, self.lr = clip_norm, lr
         params = dict(module.named_parameters())
-        device = params[next(iter(mask.indices))].device
+        device = params[mask.layout.names[0]].device
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
         self.values.grad = torch.zeros_like(self.values)
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
