@@ -149,6 +149,9 @@ def guard(program: str, work: Callable[[], object]) -> int:
     except TalosError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{program}: {error}; check that the path exists and can be read and written", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             f"{program}: interrupted; finished stages and tasks are kept; run the same command again to go on",

@@ -36,9 +36,15 @@ class Mask(_Settings):
 class Calibration(_Settings):
     """How the sensitivity of every weight is measured."""
 
-    samples_per_task: Count = Field(256, description="training inputs of each task that are scored, in every round")
+    samples_per_task: Count = Field(
+        256, description="most training inputs of each task that are scored, in every round"
+    )
     shards_per_task: Count = Field(
         4, description="virtual shards; fixed, so that the mask does not depend on the number of workers"
+    )
+    stable: Share | None = Field(
+        0.97,
+        description="overlap of two successive estimates of the mask at which a round ends early; null scores every sample",
     )
     rounds: Count = Field(4, description="rounds R; round r keeps keep^(r/R) of the weights")
     damping: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -103,10 +109,11 @@ class Search(_Settings):
             raise ValueError(f"search.low is {self.low:g} and search.high {self.high:g}; wanted low < high")
         return self
 
-    def most(self, targets: int) -> int:
-        """Upper bound of the true evaluations of candidates for so many target tasks."""
+    @property
+    def most(self) -> int:
+        """Upper bound of the candidates that are truly evaluated."""
         shared = self.generation if self.method == "surrogate" else self.shared_points
-        return shared + (self.trials if targets > 1 and self.method != "grid" else 0)
+        return shared + (0 if self.method == "grid" else self.trials)
 
 
 class Cluster(_Settings):

@@ -66,9 +66,11 @@ class Mask:
         """Share of masked weights in each parameter."""
         return {n: float(f.float().mean()) for n, f in self.layout.split(self.flags).items()}
 
-    def jaccard(self, other: Mask) -> float:
-        """Overlap of two masks: |A and B| / |A or B|."""
-        return float((self.flags & other.flags).sum() / (self.flags | other.flags).sum())
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Overlap |A and B| / |A or B| of two masks given by their packed bits; 1 where both are empty."""
+    either = int(np.bitwise_count(a | b).sum(dtype=np.int64))
+    return int(np.bitwise_count(a & b).sum(dtype=np.int64)) / either if either else 1.0
 
 
 def mask_from_flags(layout: Layout, flags: torch.Tensor, info: Mapping[str, object] | None = None) -> Mask:

@@ -71,11 +71,12 @@ def load(name: str, pretrained: bool = True) -> Clip:
     arch, weights = _parse(name.removeprefix("open_clip:"))
     try:
         model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=weights if pretrained else None)
+        tokenizer = open_clip.get_tokenizer(arch)
     except (OSError, RuntimeError) as error:
         raise SpecError(
             f"model {name!r}: weights {weights!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from None
-    return Clip(model, transform, open_clip.get_tokenizer(arch))
+    return Clip(model, transform, tokenizer)
 
 
 def _demo(pretrained: bool) -> Clip:

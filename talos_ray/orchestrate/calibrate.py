@@ -16,7 +16,7 @@ from datasets import Image
 from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import SquaredGradients
-from talos_ray.core.mask import Mask, mask_from_flags, round_keep, select
+from talos_ray.core.mask import Mask, jaccard, mask_from_flags, round_keep, select
 from talos_ray.orchestrate.worker import Shared, workbench
 from talos_ray.tasks import Split, TaskData, encoded
 
@@ -54,28 +54,30 @@ def score_shard(shared: Shared, task: str, examples: list, kept: np.ndarray | No
 
 
 @ray.remote
-def add_shards(*shards: np.ndarray) -> np.ndarray:
-    """Sum in shard order, then normalise to sum 1, so that no task drowns another. float32 [P]."""
-    total = np.zeros(shards[0].shape, dtype=np.float64)
-    for shard in shards:
-        total += shard
-    return (total / max(float(total.sum()), 1e-300)).astype(np.float32)
+def add_shard(total: np.ndarray | None, shard: np.ndarray) -> np.ndarray:
+    """A task's sum with one more shard, float32 [P]. Shards are added one by one, in their order."""
+    return shard if total is None else total + shard
 
 
 @ray.remote
-def choose(shared: Shared, keep: float, overlaps: bool, *scores: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Packed mask of the mean of the tasks' scores, and its Jaccard overlap with every task's own mask."""
-    settings, seed = shared.spec.mask, shared.spec.seed
-    total = np.zeros(scores[0].shape, dtype=np.float32)
-    for s in scores:
-        total += s
+def choose(shared: Shared, keep: float, *totals: np.ndarray) -> np.ndarray:
+    """Packed mask by the mean of the tasks' scores, each normalised to sum 1, so that no task drowns another."""
+    return _select(shared, keep, *totals)
 
-    def mask(values: np.ndarray) -> Mask:
-        scores, how = torch.from_numpy(values), {"granularity": settings.granularity, "seed": seed}
-        return mask_from_flags(shared.layout, select(shared.layout, settings.strategy, keep, scores=scores, **how))
 
-    chosen = mask(total)
-    return chosen.bits, [chosen.jaccard(mask(s.copy())) for s in scores] if overlaps else []
+@ray.remote
+def overlap(shared: Shared, keep: float, bits: np.ndarray, total: np.ndarray) -> float:
+    """Jaccard overlap of the shared mask with the one that a task would have chosen alone."""
+    return jaccard(bits, _select(shared, keep, total))
+
+
+def _select(shared: Shared, keep: float, *totals: np.ndarray) -> np.ndarray:
+    mean = np.zeros(totals[0].shape, dtype=np.float32)
+    for t in totals:
+        mean += t / max(float(t.sum(dtype=np.float64)), 1e-300)
+    how = shared.spec.mask.model_dump(include={"strategy", "granularity"})
+    flags = select(shared.layout, keep=keep, scores=torch.from_numpy(mean), seed=shared.spec.seed, **how)
+    return mask_from_flags(shared.layout, flags).bits
 
 
 def calibrate(
@@ -83,42 +85,60 @@ def calibrate(
 ) -> Mask:
     """Score all tasks over R rounds and return the mask of `round(keep * P)` weights.
 
+    Shards come in *waves*, one of every task. After each wave the mask is estimated, and a round ends once two
+    successive estimates overlap by `calibration.stable`. A wave counts when all of it is there, whoever was first,
+    so the same waves count for any number of workers.
+
     Args:
-        workers: shards scored at once. on_shard: called with (shards done, shards in all).
+        workers: shards scored at once; those of later waves start early and are dropped if they are not needed.
+        on_shard: called with (shards done, shards in all if no round ends early).
     """
     spec, settings = shared.spec, shared.spec.calibration
-    options = {
-        "num_cpus": spec.cluster.cpus_per_worker,
-        "num_gpus": spec.cluster.gpus_per_worker,
-        "scheduling_strategy": "SPREAD",
-    }
-    shards = [
-        (d.task.name, i, ref)
-        for d in data
-        for i, ref in enumerate(_cut(calibration_split(spec, d), settings.shards_per_task))
-    ]
-    rounds = settings.rounds
-    kept, overlaps, done = None, [], 0
-    for r in range(1, rounds + 1):
+    score = score_shard.options(
+        num_cpus=spec.cluster.cpus_per_worker, num_gpus=spec.cluster.gpus_per_worker, scheduling_strategy="SPREAD"
+    )
+    shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
+    waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
+    every = settings.rounds * sum(map(len, waves))
+    kept, stability = None, []
+    for r in range(1, settings.rounds + 1):
+        keep = round_keep(spec.mask.keep, r, settings.rounds)
+        todo = iter([key for wave in waves for key in wave])
         sums: dict[tuple[str, int], object] = {}
-        waiting: list = []
-        for task, i, ref in shards:
-            if len(waiting) >= workers:
-                ready, waiting = ray.wait(waiting, num_returns=1)
-                done += len(ready)
-                on_shard(done, rounds * len(shards))
-            seed = derive_seed(spec.seed, task, "labels", r, i)
-            sums[task, i] = score_shard.options(**options).remote(shared_ref, task, ref, kept, seed)
-            waiting.append(sums[task, i])
-        scores = [add_shards.remote(*(sums[key] for key in sums if key[0] == d.task.name)) for d in data]
-        kept, overlaps = ray.get(choose.remote(shared_ref, round_keep(spec.mask.keep, r, rounds), r == rounds, *scores))
-        done = r * len(shards)
-        on_shard(done, rounds * len(shards))
-    samples = {d.task.name: min(settings.samples_per_task, len(d.train)) for d in data}
+        running: dict[object, tuple[str, int]] = {}
+        totals: dict[str, object] = dict.fromkeys(shards)
+        finished: set[tuple[str, int]] = set()
+        estimate = None
+        for wave in waves:
+            while not finished.issuperset(wave):
+                while len(running) < workers and (key := next(todo, None)) is not None:
+                    task, i = key
+                    seed = derive_seed(spec.seed, task, "labels", r, i)
+                    sums[key] = score.remote(shared_ref, task, shards[task][i], kept, seed)
+                    running[sums[key]] = key
+                ready, _ = ray.wait(list(running), num_returns=1)
+                finished.add(running.pop(ready[0]))
+                on_shard((r - 1) * every // settings.rounds + len(finished), every)
+            for task, i in wave:
+                totals[task] = add_shard.remote(totals[task], sums.pop((task, i)))
+            before, estimate = estimate, ray.get(choose.remote(shared_ref, keep, *totals.values()))
+            if before is not None:
+                stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
+                if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:
+                    break
+        for ref in running:
+            ray.cancel(ref, force=False)
+        kept = estimate
+        on_shard(r * every // settings.rounds, every)
+    overlaps = ray.get([overlap.remote(shared_ref, keep, kept, total) for total in totals.values()])
     info = {
-        **spec.mask.model_dump(exclude={"path"}), "seed": spec.seed, "rounds": rounds, "samples": samples,
-        "overlap": {d.task.name: o for d, o in zip(data, overlaps, strict=True)},
-    }  # fmt: skip
+        **spec.mask.model_dump(exclude={"path"}),
+        "seed": spec.seed,
+        "rounds": settings.rounds,
+        "samples": {d.task.name: min(settings.samples_per_task, len(d.train)) for d in data},
+        "stability": stability,
+        "overlap": dict(zip(shards, overlaps, strict=True)),
+    }
     return Mask(shared.layout, kept, info)
 
 

@@ -24,6 +24,8 @@ from talos_ray.config import Spec
 from talos_ray.core.layout import key_of
 from talos_ray.core.metrics import MergeObjective
 from talos_ray.core.surrogate import Surrogate, rank_correlation
+from talos_ray.errors import TalosError
+from talos_ray.orchestrate.cluster import root_cause
 from talos_ray.orchestrate.worker import Arm, sampled_rows, workbench
 from talos_ray.storage.run_folder import RunFolder
 
@@ -179,8 +181,8 @@ class SurrogateSearch(Searcher):
         return dict(zip(self.problem.targets, self.pending[trial_id][1].tolist(), strict=True))
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        predicted, a = self.pending.pop(trial_id)
-        if result is not None and not error:  # Tune hands its results over flattened
+        predicted, a = self.pending.pop(trial_id, (None, None))
+        if a is not None and result is not None and not error:  # Tune hands its results over flattened
             scores = {t: result[f"scores/{t}"] for t in self.problem.tasks}
             self.found.append(
                 Candidate(
@@ -238,7 +240,7 @@ class Search:
         """Evaluate candidates. `labels`: validation labels of every task, int64 [n]."""
         p, s = self.problem, self.problem.spec.search
         grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
-        trials = s.trials if len(p.targets) > 1 else 0
+        trials = s.trials
         if s.method == "surrogate":
             searcher = SurrogateSearch(p, self._surrogate(labels), grid, trials)
             self._tune(None, searcher, s.generation + trials)
@@ -293,5 +295,5 @@ class Search:
             ),
         ).fit()  # fmt: skip
         if results.errors:
-            raise results.errors[0]
+            raise TalosError(f"a trial of the merge search failed: {root_cause(results.errors[0])}")
         return [Candidate(r.metrics["objective"], p.spread(r.config), r.metrics["scores"]) for r in results]

@@ -81,9 +81,7 @@ class Judge:
 
         def on_trial(value: float) -> None:
             seen.append(value)
-            self.progress.update(
-                stage, len(seen) / p.spec.search.most(len(p.targets)), f"candidate {len(seen)}, best {max(seen):.4f}"
-            )
+            self.progress.update(stage, len(seen) / p.spec.search.most, f"candidate {len(seen)}, best {max(seen):.4f}")
 
         problem = Problem((self.shared_ref,), p.spec, arm, objective, ledger)
         found = Search(problem, self.at_once, self.scratch, on_trial).run(

@@ -146,6 +146,11 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
             f"<p class=how>{mask.k:,} of {mask.layout.total:,} eligible weights ({mask.info.get('strategy')}); all others are bitwise the base in every version. A long bar is a tensor to which the model is insensitive.</p>",
             plots.mask_by_tensor(mask.density()),
         ]
+        if stability := mask.info.get("stability"):
+            parts += [
+                "<p class=how>How sure the mask is: each point compares it with its estimate one wave of samples earlier. A round ends once the overlap reaches the spec's calibration.stable; a curve that is still rising at its end wants more samples.</p>",
+                plots.stability(stability),
+            ]
         if overlap:
             parts += [
                 "<p class=how>Overlap (Jaccard) of the shared mask with the mask each task would have chosen alone: near 1, sharing costs nothing; near 0, it is wrong for that task.</p>",

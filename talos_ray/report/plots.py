@@ -68,6 +68,19 @@ def mask_by_tensor(density: Mapping[str, float]) -> str:
     return _svg(figure, "Share of masked weights by tensor")
 
 
+def stability(points: Sequence[Mapping[str, float]]) -> str:
+    """Overlap of successive estimates of the mask as samples arrive, one line a round."""
+    figure, axes = _axes(2.4, "waves of samples", "overlap with the estimate before")
+    for r, color in zip(sorted({p["round"] for p in points}), PALETTE * 100, strict=False):
+        mine = [p for p in points if p["round"] == r]
+        axes.plot(
+            [p["wave"] for p in mine], [p["overlap"] for p in mine], "o-", label=f"round {r}", color=color, markersize=3
+        )
+    axes.set_ylim(0, 1.02)
+    _legend(axes)
+    return _svg(figure, "Overlap of successive estimates of the mask by waves of samples")
+
+
 def training_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """Loss by step of every task."""
     figure, axes = _axes(3.2, "step", "training loss")

@@ -6,7 +6,7 @@ from torch import nn
 
 from talos_ray.core import mask as mask_module
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
-from talos_ray.core.mask import Mask, mask_from_flags, mask_from_packed, round_keep, select, shares, smallest
+from talos_ray.core.mask import Mask, jaccard, mask_from_flags, mask_from_packed, round_keep, select, shares, smallest
 
 
 def by_sorting(scores: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_indices_are_positions_in_each_parameter():
     flags[[3, 99, 107, 166]] = True
     mask = mask_from_flags(LAYOUT, flags)
     assert {n: i.tolist() for n, i in mask.indices.items()} == {"a": [3, 99], "c": [0, 59]}
-    assert isinstance(mask, Mask) and mask.jaccard(mask) == 1.0
+    assert isinstance(mask, Mask) and jaccard(mask.bits, mask.bits) == 1.0
 
 
 def test_rounds_end_at_keep():
@@ -124,3 +124,35 @@ def test_fingerprint_sees_name_dtype_shape_and_bytes():
     assert len(marks) == 5
     assert fingerprint(base) == fingerprint({"w": base["w"].t().contiguous().t()})
     assert fingerprint({"w": torch.tensor([0.0])}) != fingerprint({"w": torch.tensor([-0.0])})
+
+
+def test_rows_are_whole_fit_the_budget_and_are_the_least_sensitive():
+    layout = Layout(("a", "b", "c"), ((4, 3), (5,), (2, 6)))
+    scores = torch.arange(layout.total, dtype=torch.float32)  # rows of a: means 1, 4, 7, 10; b: 12..16; c: 19.5, 25.5
+    flags = layout.split(select(layout, "least_sensitive", 10 / 29, granularity="row", scores=scores))
+    assert (
+        flags["a"].view(4, 3).tolist() == [[True] * 3] * 3 + [[False] * 3]
+        and not flags["b"].any()
+        and not flags["c"].any()
+    )
+    flags = layout.split(select(layout, "most_sensitive", 13 / 29, granularity="row", scores=scores))
+    assert flags["c"].all() and flags["b"].tolist() == [False] * 4 + [True] and not flags["a"].any()
+    per = layout.split(select(layout, "least_sensitive_per_tensor", 0.5, granularity="row", scores=scores))
+    assert [int(f.sum()) for f in per.values()] == [6, 2, 6]
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.37, 1.0])
+def test_random_rows_follow_the_seed_and_use_the_budget(keep):
+    layout = Layout(("a", "b"), ((300, 40), (300,)))
+    flags = [select(layout, "random", keep, granularity="row", seed=s) for s in (0, 0, 1)]
+    assert torch.equal(flags[0], flags[1]) and (keep == 1.0 or not torch.equal(flags[0], flags[2]))
+    assert round(keep * layout.total) - 40 < int(flags[0].sum()) <= round(keep * layout.total)
+    assert set(flags[0][:12000].view(300, 40).sum(1).tolist()) <= {0, 40}
+
+
+def test_overlap_of_masks():
+    a, b = (
+        mask_from_flags(Layout(("w",), (10,)), torch.tensor([i in on for i in range(10)]))
+        for on in ({0, 1, 9}, {1, 9, 4})
+    )
+    assert jaccard(a.bits, b.bits) == 0.5 and jaccard(a.bits, a.bits) == 1.0

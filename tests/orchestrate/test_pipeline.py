@@ -170,6 +170,22 @@ def test_the_mask_does_not_depend_on_the_number_of_workers(finished, tmp_path):
     )
 
 
+def test_calibration_ends_when_the_mask_is_known_whoever_scores_it(finished, tmp_path):
+    from talos_ray.orchestrate.calibrate import calibrate
+
+    _, values = finished
+    found = {}
+    for stable, workers in ((None, 2), (0.3, 1), (0.3, 2)):
+        settings = {"samples_per_task": 48, "shards_per_task": 6, "rounds": 1, "stable": stable}
+        s = session({**copy.deepcopy(values), "output": str(tmp_path / "x"), "calibration": settings})
+        data = [s.p.data[t] for t in s.p.targets]
+        found[stable, workers] = calibrate(s.shared_ref, s.shared, data, workers, lambda done, total: None)
+    full, early = found[None, 2].info["stability"], found[0.3, 1].info["stability"]
+    assert [p["wave"] for p in full] == [2, 3, 4, 5, 6] and full[-1]["overlap"] > full[0]["overlap"]
+    assert len(early) < 5 and early == full[: len(early)] and early[-1]["overlap"] >= 0.3
+    assert found[0.3, 1].fingerprint == found[0.3, 2].fingerprint != found[None, 2].fingerprint
+
+
 def jobs_of(s, folder, mask, **settings):
     from talos_ray.orchestrate.train import Job
 
