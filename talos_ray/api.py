@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from talos_ray.config import Spec, Task, load_spec, make_spec
+from talos_ray.config import Spec, Task
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
 from talos_ray.errors import MismatchError, TalosError
 from talos_ray.models import Family, base_tensors, load_model
+from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
 

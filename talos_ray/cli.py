@@ -37,7 +37,7 @@ def edit(
     Example: talos edit examples/demo.yaml
     """
     from talos_ray.api import edit as run
-    from talos_ray.config import load_spec
+    from talos_ray.spec import load_spec
 
     show(run(spec=load_spec(spec, **({"output": output} if output else {})), verbose=verbose))
 

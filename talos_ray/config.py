@@ -1,9 +1,8 @@
-"""Every setting, frozen and validated, with its unit. YAML in, YAML out; the resolved spec is stored with the run."""
+"""Every setting, frozen and validated, with its unit. `talos_ray.spec` reads them from YAML."""
 
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -176,7 +175,7 @@ class Task(_Settings):
     @field_validator("train")
     @classmethod
     def _known_settings(cls, train: dict[str, Any]) -> dict[str, Any]:
-        _validated(Train, train, "train")
+        validated(Train, train, "train")
         return train
 
 
@@ -207,7 +206,7 @@ class Spec(_Settings):
     def train_for(self, task: Task) -> Train:
         """`train` with the task's own settings on top."""
         return self.train.model_copy(
-            update=_validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train))
+            update=validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train))
         )
 
     def to_yaml(self) -> str:
@@ -257,55 +256,14 @@ def _description_at(model: type[BaseModel], loc: list[Any]) -> str:
     return (field.description if field else None) or "see docs of talos_ray.config"
 
 
-def _validated(model: type[BaseModel], values: dict[str, Any], where: str = "") -> Any:
+def validated(model: type[BaseModel], values: dict[str, Any], where: str = "") -> Any:
+    """An instance of one of the settings classes; `where` is its place in the spec, for the messages.
+
+    Raises:
+        SpecError: one line for each problem found.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = dict.fromkeys(_describe(e, model, where) for e in error.errors())
         raise SpecError("\n".join(lines)) from None
-
-
-def make_spec(values: dict[str, Any]) -> Spec:
-    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`.
-
-    Raises:
-        SpecError: one line for each problem found.
-    """
-    from talos_ray.tasks import resolve_task
-
-    values = dict(values)
-    for group in ("tasks", "control"):
-        items = values.get(group) or ()
-        if isinstance(items, str | dict | Task):
-            items = (items,)
-        values[group] = tuple(resolve_task(item) for item in items)
-    if not values["tasks"]:
-        raise SpecError(
-            "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
-        )
-    return _validated(Spec, values)
-
-
-def load_spec(path: str | Path, **overrides: Any) -> Spec:
-    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder.
-
-    Raises:
-        SpecError: no such file, not YAML, or not a valid spec.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SpecError(f"spec file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SpecError(f"spec file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise SpecError(
-            f"spec file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some"
-        )
-    for group in ("tasks", "control"):
-        for item in values.get(group) or ():
-            data = item.get("data") if isinstance(item, dict) else None
-            if isinstance(data, str) and not Path(data).is_absolute() and (path.parent / data).exists():
-                item["data"] = str(path.parent / data)
-    return make_spec({**values, **overrides})

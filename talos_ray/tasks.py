@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,39 +11,12 @@ from typing import Any
 
 import torch
 
-from talos_ray.config import Task, _validated
+from talos_ray.config import Task
 from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 CACHE_BYTES = 1 << 30  # decoded inputs of one split that a process keeps
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
-
-
-def resolve_task(item: str | dict[str, Any] | Task) -> Task:
-    """A `Task`, the name of a recipe, or a mapping (which may name a `recipe` to start from).
-
-    Raises:
-        SpecError: no such recipe, or a setting is wrong.
-    """
-    from talos_ray.demo.tasks import RECIPES
-
-    values = (
-        item.model_dump(exclude_unset=True)
-        if isinstance(item, Task)
-        else {"recipe": item}
-        if isinstance(item, str)
-        else dict(item)
-    )
-    if (recipe := values.pop("recipe", None)) is not None:
-        if recipe not in RECIPES:
-            raise SpecError(
-                f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
-            )
-        values = {**RECIPES[recipe], **values}
-    task = _validated(Task, values, f"task {values.get('name', '?')}")
-    if not Path(task.data).is_absolute() and Path(task.data).exists():
-        task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
-    return task
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,10 +273,3 @@ def encoded(split: Split) -> list[dict]:
     """The split's images as stored bytes, undecoded: small enough to travel, and independent of local files."""
     values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
     return [{"bytes": _content(v), "path": None} for v in values]
-
-
-def encode_png(image) -> bytes:
-    """PNG bytes of a PIL image."""
-    out = io.BytesIO()
-    image.save(out, format="PNG", compress_level=1)
-    return out.getvalue()

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from talos_ray import SpecError, Task, load_spec
-from talos_ray.config import Spec, Train, make_spec
+from talos_ray.config import Spec, Train
+from talos_ray.spec import make_spec
 
 GOOD = {"model": "demo", "tasks": ["demo:counts"], "output": "x"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import io
 import os
 import shutil
 import tempfile
@@ -81,8 +82,6 @@ def materialize(name: str) -> dict[str, str]:
 def _write(name: str, part: int, n: int, path: Path) -> None:
     import datasets
 
-    from talos_ray.tasks import encode_png
-
     made = SETS[name]
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     if made.draw is render.draw_scanned_digits:
@@ -91,8 +90,15 @@ def _write(name: str, part: int, n: int, path: Path) -> None:
         labels = [i % len(made.classes) for i in range(n)]
         images = [made.draw(label, np.random.default_rng((seed, part, i))) for i, label in enumerate(labels)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(made.classes))})
-    rows = {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels}
+    rows = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": labels}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+
+
+def _png(image) -> bytes:
+    """PNG bytes of a PIL image."""
+    out = io.BytesIO()
+    image.save(out, format="PNG", compress_level=1)
+    return out.getvalue()
 
 
 def _scans(part: int, n: int):

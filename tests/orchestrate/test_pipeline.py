@@ -13,12 +13,13 @@ import torch
 
 import talos_ray
 from talos_ray import MismatchError, SpecError, TalosError
-from talos_ray.config import Spec, make_spec
+from talos_ray.config import Spec
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate import driver
 from talos_ray.progress import Progress
+from talos_ray.spec import make_spec
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import Examples, load_task
 

@@ -1,0 +1,81 @@
+"""From what a user writes to a checked `Spec`: YAML files, mappings, and names of recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from talos_ray.config import Spec, Task, validated
+from talos_ray.demo.tasks import RECIPES
+from talos_ray.errors import SpecError, nearest
+
+
+def resolve_task(item: str | dict[str, Any] | Task) -> Task:
+    """A `Task`, the name of a recipe, or a mapping (which may name a `recipe` to start from).
+
+    Raises:
+        SpecError: no such recipe, or a setting is wrong.
+    """
+    values = (
+        item.model_dump(exclude_unset=True)
+        if isinstance(item, Task)
+        else {"recipe": item}
+        if isinstance(item, str)
+        else dict(item)
+    )
+    if (recipe := values.pop("recipe", None)) is not None:
+        if recipe not in RECIPES:
+            raise SpecError(
+                f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
+            )
+        values = {**RECIPES[recipe], **values}
+    task = validated(Task, values, f"task {values.get('name', '?')}")
+    if not Path(task.data).is_absolute() and Path(task.data).exists():
+        task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
+    return task
+
+
+def make_spec(values: dict[str, Any]) -> Spec:
+    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`.
+
+    Raises:
+        SpecError: one line for each problem found.
+    """
+    values = dict(values)
+    for group in ("tasks", "control"):
+        items = values.get(group) or ()
+        if isinstance(items, str | dict | Task):
+            items = (items,)
+        values[group] = tuple(resolve_task(item) for item in items)
+    if not values["tasks"]:
+        raise SpecError(
+            "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
+        )
+    return validated(Spec, values)
+
+
+def load_spec(path: str | Path, **overrides: Any) -> Spec:
+    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder.
+
+    Raises:
+        SpecError: no such file, not YAML, or not a valid spec.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SpecError(f"spec file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SpecError(f"spec file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SpecError(
+            f"spec file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some"
+        )
+    for group in ("tasks", "control"):
+        for item in values.get(group) or ():
+            data = item.get("data") if isinstance(item, dict) else None
+            if isinstance(data, str) and not Path(data).is_absolute() and (path.parent / data).exists():
+                item["data"] = str(path.parent / data)
+    return make_spec({**values, **overrides})
