@@ -12,7 +12,7 @@ from talos_ray.storage.run_folder import RunFolder
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2530;--dim:#5a6675;--ground:#fff;--line:#d5dbe3;--good:#1c7c43;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--dim:#a0abba;--ground:#14181f;--line:#343c48;--good:#5fd38d;--bad:#ff8a80}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:52rem;margin:0 auto;padding:1rem}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:66rem;margin:0 auto;padding:1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-top:1px solid var(--line);padding-top:1rem}
 p.how{color:var(--dim)}.decision{font-size:1.15rem;border-left:.3rem solid;padding:.5rem 1rem;font-weight:600}
 .pass{border-color:var(--good);color:var(--good)}.hold{border-color:var(--bad);color:var(--bad)}
