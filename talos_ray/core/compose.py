@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from talos_ray.core.blocks import blocks, gather
+from talos_ray.core.blocks import blocks
 from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
 from talos_ray.errors import TalosError
@@ -32,8 +32,8 @@ class Composer:
             delta.check(base, mask.fingerprint)
         self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
         params = dict(module.named_parameters())
-        self.base = gather(module, mask)  # [k]
-        self.blocks = [(params[b.name], b) for b in blocks(mask, self.base.device)]
+        self.blocks = [(params[b.name], b) for b in blocks(mask, params[mask.layout.names[0]].device)]
+        self.base = torch.cat([b.gather(p.detach()) for p, b in self.blocks])  # [k]
         self.values = {n: d.values.to(self.base.device) for n, d in self.deltas.items()}
         self.work = torch.empty(
             mask.k, dtype=torch.float32, device=self.base.device
