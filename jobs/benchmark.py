@@ -29,7 +29,7 @@ from torch import nn
 
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
-from talos_ray.core.fisher import SquaredGradients
+from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout
 from talos_ray.core.mask import Mask, mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
@@ -307,7 +307,7 @@ def calibration(repeats: int, batch: int) -> Iterator[Row]:
     layout, head = eligible_layout(module), F.normalize(torch.randn(512, CLASSES, device=DEVICE), dim=0) * 100
     images, labels = torch.randn(batch, 3, 224, 224, device=DEVICE), torch.randint(CLASSES, (batch,), device=DEVICE)
     wanted = [p for n, p in module.named_parameters() if n in set(layout.names)]
-    scores = SquaredGradients(module, layout, looped=())
+    scores = SquaredGradients(module, layout, Checked())
     few = min(4, batch)
 
     def forward(x: torch.Tensor) -> torch.Tensor:

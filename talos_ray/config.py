@@ -52,7 +52,13 @@ class Calibration(_Settings):
     score: Literal["log_prob", "logit"] = Field(
         "log_prob", description="log-probability (the paper's formula) or the sampled logit"
     )
-    batch_size: Count = Field(64, description="samples in one backward")
+    batch_size: Count = Field(64, description="samples in one backward, if memory_gb allows it")
+    memory_gb: Annotated[float, Field(gt=0)] = Field(
+        4.0, description="GB of activations that one backward may keep; larger batches are cut into micro-batches"
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        "bf16", description="precision of the products on a GPU, sums are float32; CPUs use float32"
+    )
 
 
 class Train(_Settings):
@@ -60,6 +66,9 @@ class Train(_Settings):
 
     steps: Count = Field(200, description="updates a task")
     batch_size: Count = Field(128, description="samples an update, over all workers of the team")
+    micro_batch_size: Count | None = Field(
+        None, description="samples in one backward of a worker; gradients of a batch add up. All at once, if not given"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay, on masked weights")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="updates of linear warm-up; cosine to 0 after it")

@@ -6,6 +6,8 @@ that order: a row is a `memcpy`, an index is a gather.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,35 +23,71 @@ class Block:
     Args:
         name: of the parameter.
         width: weights that move together: 1 (elements), the length of a row, or the whole tensor.
-        index: int64 [m], which groups of `width` weights, ascending; None for the whole tensor.
+        index: int64 [m], which groups of `width` weights, ascending; None for all of them, side by side.
         place: where their m * width values stand in the flat order of the mask.
+        start: of a part that was cut from a whole tensor, its first weight.
     """
 
     name: str
     width: int
     index: torch.Tensor | None
     place: slice
+    start: int = 0
+
+    def cut(self, most: int) -> Iterator[Block]:
+        """The same weights as parts of about `most` weights, in order."""
+        groups = max(1, most // self.width) if self.index is not None else most
+        total = len(self.index) if self.index is not None else self.width
+        each = self.width if self.index is not None else 1
+        for at in range(0, total, groups):
+            end = min(at + groups, total)
+            place = slice(self.place.start + at * each, self.place.start + end * each)
+            if self.index is None:
+                yield Block(self.name, end - at, None, place, self.start + at)
+            else:
+                yield Block(self.name, self.width, self.index[at:end], place)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The masked values [m * width] of a tensor of the parameter's shape; a view where the whole tensor is masked."""
         if self.index is None:
-            return tensor.reshape(-1)
+            return tensor.reshape(-1)[self.start : self.start + self.width]
         return tensor.reshape(-1, self.width).index_select(0, self.index).reshape(-1)
 
     def scatter(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
         """Write values [m * width] into a contiguous tensor of the parameter's shape, in place."""
         if self.index is None:
-            tensor.view(-1).copy_(values)
+            tensor.view(-1)[self.start : self.start + self.width].copy_(values)
         else:
             tensor.view(-1, self.width).index_copy_(0, self.index, values.view(-1, self.width).to(tensor.dtype))
 
-    def touched(self, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """For a matrix [out, in]: the rows that hold masked weights, int64 [r], and where those weights stand in the
-        r * in weights of these rows (None where they are all of them)."""
-        if self.width == shape[1]:
-            return self.index, None
-        rows, inverse = torch.unique(self.index // shape[1], return_inverse=True)
-        return rows, inverse * shape[1] + self.index % shape[1]
+    def touched(self, shape: torch.Size) -> Touched:
+        """Where the masked weights of a matrix [out, in] stand: what a partial gradient has to cover."""
+        rows, across = shape
+        if self.width == across:
+            return Touched(self.index, None, None)
+        r, at_row = torch.unique(self.index // across, return_inverse=True)
+        c, at_column = torch.unique(self.index % across, return_inverse=True)
+        all_rows, all_columns = len(r) == rows, len(c) == across
+        return Touched(None if all_rows else r, None if all_columns else c, at_row * len(c) + at_column)
+
+
+@dataclass(frozen=True, eq=False)
+class Touched:
+    """The smallest part of a matrix, whole rows by whole columns, that holds all of its masked weights.
+
+    Args:
+        rows, columns: int64, ascending; None where they are all of them.
+        inner: int64 [m], where the masked weights stand in the flattened part; None where they are all of it.
+    """
+
+    rows: torch.Tensor | None
+    columns: torch.Tensor | None
+    inner: torch.Tensor | None
+
+    def share(self, shape: torch.Size) -> float:
+        """Weights of the part / weights of the matrix."""
+        parts = (1.0 if i is None else len(i) / n for i, n in zip((self.rows, self.columns), shape, strict=True))
+        return math.prod(parts)
 
 
 def blocks(mask: Mask, device: torch.device | str = "cpu") -> list[Block]:

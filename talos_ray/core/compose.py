@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from talos_ray.core.blocks import blocks
+from talos_ray.core.blocks import Block, blocks
 from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
 from talos_ray.errors import TalosError
 
-CHUNK = 1 << 20  # weights summed together: small enough for a cache, large enough for all cores
+CHUNK = (
+    1 << 20
+)  # weights summed together: small enough for a cache, large enough for all cores and for a launch on a GPU
 
 
 class Composer:
@@ -32,12 +34,14 @@ class Composer:
             delta.check(base, mask.fingerprint)
         self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
         params = dict(module.named_parameters())
-        self.blocks = [(params[b.name], b) for b in blocks(mask, params[mask.layout.names[0]].device)]
-        self.base = torch.cat([b.gather(p.detach()) for p, b in self.blocks])  # [k]
-        self.values = {n: d.values.to(self.base.device) for n, d in self.deltas.items()}
-        self.work = torch.empty(
-            mask.k, dtype=torch.float32, device=self.base.device
-        )  # kept: fresh pages cost more than the sum
+        device = params[mask.layout.names[0]].device
+        parts = [(params[b.name], part) for b in blocks(mask, device) for part in b.cut(CHUNK)]
+        self.base = torch.cat([b.gather(p.detach()) for p, b in parts])  # [k]
+        self.values = {n: d.values.to(device) for n, d in self.deltas.items()}
+        self.chunks = _chunks(parts)
+        # Kept: fresh pages would cost more than the sum. One holds the sum, one a delta in float32.
+        longest = max((place.stop - place.start for place, _ in self.chunks), default=0)
+        self.work = torch.empty(2, longest, dtype=torch.float32, device=device)
         self.coefficients: dict[str, float] = {}
 
     @torch.no_grad()
@@ -54,21 +58,34 @@ class Composer:
         active = {t: float(coefficients[t]) for t in self.deltas if coefficients.get(t)}
         if active == self.coefficients:
             return
-        flat = self._sum(active) if active else self.base
-        for p, block in self.blocks:
-            block.scatter(p, flat[block.place])
+        for place, parts in self.chunks:
+            values = self._sum(active, place) if active else self.base[place]
+            for p, block in parts:
+                block.scatter(p, values[block.place.start - place.start : block.place.stop - place.start])
         self.coefficients = active
 
-    def _sum(self, active: Mapping[str, float]) -> torch.Tensor:
-        """base + sum of coefficient x delta, [k] in the base's dtype; added task by task in float32, so that a task that
-        is left out leaves no trace in the bits of the others."""
-        for start in range(0, len(self.base), CHUNK):
-            part = slice(start, start + CHUNK)
-            out = self.work[part].copy_(self.base[part])
-            for task, alpha in active.items():
-                out.add_(self.values[task][part], alpha=alpha)
-        return self.work.to(self.base.dtype)
+    def _sum(self, active: Mapping[str, float], place: slice) -> torch.Tensor:
+        """base + sum of coefficient x delta at `place`, float32; added task by task, so that a task that is left out
+        leaves no trace in the bits of the others."""
+        total, delta = self.work[:, : place.stop - place.start]
+        total.copy_(self.base[place])
+        for task, alpha in active.items():
+            # Converted by hand: an addition of mixed dtypes would convert into fresh memory each time, at twice the cost.
+            total.add_(delta.copy_(self.values[task][place]), alpha=alpha)
+        return total
 
     def rollback(self) -> None:
         """The base, bitwise."""
         self.compose({})
+
+
+def _chunks(parts: list[tuple[nn.Parameter, Block]]) -> list[tuple[slice, list[tuple[nn.Parameter, Block]]]]:
+    """Neighbouring blocks together, up to CHUNK weights: what is summed is written while it is still in the cache."""
+    chunks: list[tuple[slice, list]] = []
+    for p, block in parts:
+        if chunks and block.place.stop - chunks[-1][0].start <= CHUNK:
+            place, together = chunks[-1]
+            chunks[-1] = (slice(place.start, block.place.stop), [*together, (p, block)])
+        else:
+            chunks.append((block.place, [(p, block)]))
+    return chunks

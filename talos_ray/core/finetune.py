@@ -64,6 +64,7 @@ def finetune(
     rank: int = 0,
     world: int = 1,
     autocast: torch.dtype | None = None,
+    micro_batch_size: int | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[float]:
     """Train until `plan.steps` and leave the tuned weights in the optimizer's module.
@@ -74,6 +75,7 @@ def finetune(
         start: (step, optimizer state) of a checkpoint to go on from.
         rank, world: this worker's place in a team; each takes every world-th sample of a batch.
         autocast: dtype of the forward pass, or None for the model's own.
+        micro_batch_size: samples in one backward; the gradients of a batch add up. All at once, if not given.
         on_step: called after each update with the number of updates done and the batch's loss.
 
     Returns:
@@ -90,14 +92,17 @@ def finetune(
     for step in range(done, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         index = plan.batch_at(step)
-        inputs, labels = batch(index[rank::world])
-        with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
-            out = logits(inputs)
-        loss = torch.nn.functional.cross_entropy(
-            out.float(), labels, reduction="sum", label_smoothing=plan.label_smoothing
-        )
-        (loss * (world / len(index))).backward()
-        value = float(loss.detach()) / max(1, len(labels))
+        mine, total = index[rank::world], 0.0
+        for part in mine.split(micro_batch_size or max(1, len(mine))):
+            inputs, labels = batch(part)
+            with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
+                out = logits(inputs)
+            loss = torch.nn.functional.cross_entropy(
+                out.float(), labels, reduction="sum", label_smoothing=plan.label_smoothing
+            )
+            (loss * (world / len(index))).backward()
+            total = total + loss.detach()
+        value = float(total) / max(1, len(mine))
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})"

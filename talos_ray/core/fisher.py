@@ -10,8 +10,11 @@ adds; the ordinary weight gradient is never built. Weights that no hook fits are
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Per-sample weight gradients of one layer held at once: a CPU squares them while they are in its cache, a GPU wants large products.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+BUDGET = 4 << 30  # bytes of activations that one backward may keep
 Score = Literal["log_prob", "logit"]
 Batch = torch.Tensor | dict[str, torch.Tensor]
 
@@ -45,6 +49,19 @@ def sample_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return (u > cumulative).sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What the first batch showed about a module: reuse it for the same module and kind of input.
+
+    Args:
+        looped: weights that are scored one sample at a time, because no hook fits them.
+        sample_bytes: what one sample's forward keeps for its backward.
+    """
+
+    looped: tuple[str, ...] = ()
+    sample_bytes: int = 0
+
+
 def _objective(logits: torch.Tensor, labels: torch.Tensor, score: Score) -> torch.Tensor:
     """Summed over samples, so that every sample's gradient keeps its own scale."""
     if score == "logit":
@@ -58,27 +75,28 @@ class SquaredGradients:
     Args:
         module: any model; it is put in eval mode (batch statistics would mix samples).
         layout: the eligible weights; the sums come in its order.
-        looped: the result of an earlier check of the same module; without it the first batch is checked.
+        checked: the result of an earlier check of the same module; without it the first batch is checked.
+        budget: bytes of activations that one backward may keep; larger batches are cut into micro-batches.
+        autocast: dtype of the products (bfloat16 on a GPU), or None for the model's own; sums stay float32.
 
-    `sums` is float32 [P]; `samples` counts what was added; `looped` names the weights that are scored one
+    `sums` is float32 [P]; `samples` counts what was added; `checked.looped` names the weights that are scored one
     sample at a time because no hook fits them (the reason is logged once).
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, looped: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        checked: Checked | None = None,
+        budget: int = BUDGET,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         self.module, self.layout = module.eval(), layout
         self.params = {n: p for n, p in module.named_parameters() if n in set(layout.names)}
         device = next(iter(self.params.values())).device
         self.sums = torch.zeros(layout.total, dtype=torch.float32, device=device)
         self.samples = 0
-        self._checked = looped is not None
-        self.looped: tuple[str, ...] = tuple(sorted(set(layout.names) - self._hookable())) if looped is None else looped
-
-    def _hookable(self) -> set[str]:
-        found: set[str] = set()
-        for prefix, m in self.module.named_modules():
-            if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
-                found |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
-        return found
+        self.checked, self.budget, self.autocast = checked, budget, autocast
 
     def add(
         self,
@@ -92,9 +110,25 @@ class SquaredGradients:
         Raises:
             ValueError: a logit is not finite (the base is broken, or the precision too low).
         """
-        if not self._checked:
-            self._check(forward, take(batch, slice(0, 3)), score)
-        self._add(forward, batch, lambda logits: sample_labels(logits, generator), score, self.layout.split(self.sums))
+        if self.checked is None:
+            self.checked = self.check(forward, batch, score)
+        device = self.sums.device.type
+
+        def cast(inputs: Batch) -> torch.Tensor:
+            with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+                return forward(inputs)
+
+        size = max(1, self.budget // max(1, self.checked.sample_bytes))
+        for start in range(0, batch_len(batch), size):
+            part = take(batch, slice(start, start + size))
+            self._add(
+                cast,
+                part,
+                lambda logits: sample_labels(logits, generator),
+                score,
+                self.layout.split(self.sums),
+                self.checked.looped,
+            )
         self.samples += batch_len(batch)
 
     def _add(
@@ -104,12 +138,18 @@ class SquaredGradients:
         choose: Callable[[torch.Tensor], torch.Tensor],
         score: Score,
         sums: dict[str, torch.Tensor],
-    ) -> None:
-        """Add a batch's squares to `sums`; `choose` picks the labels [n] from the logits [n, C]."""
+        looped: Iterable[str],
+        weigh: bool = False,
+    ) -> int:
+        """Add a batch's squares to `sums`; `choose` picks the labels [n] from the logits [n, C].
+
+        Returns the bytes that the forward kept for its backward if `weigh`.
+        """
         n = batch_len(batch)
-        hooked = {id(p): name for name, p in self.params.items() if name not in self.looped}
-        with _Hooks(self.module, hooked, sums, n) as hooks, torch.set_grad_enabled(bool(hooked)):
-            logits = forward(batch)
+        hooked = {id(p): name for name, p in self.params.items() if name not in looped}
+        with _Hooks(self.module, hooked, sums, n, weigh) as hooks, torch.set_grad_enabled(bool(hooked)):
+            with torch.autograd.graph.saved_tensors_hooks(hooks.keep, lambda x: x) if weigh else nullcontext():
+                logits = forward(batch)
             if not torch.isfinite(logits).all():
                 raise ValueError(
                     "calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32"
@@ -119,41 +159,44 @@ class SquaredGradients:
             if objective.requires_grad:  # otherwise no hooked layer took part
                 objective.backward()
             hooks.flush()
-        if self.looped:
-            params = [self.params[name] for name in self.looped]
+        if looped:
+            params = [self.params[name] for name in looped]
             with _trainable(self.module, params):
                 for i in range(n):
                     objective = _objective(forward(take(batch, slice(i, i + 1))), labels[i : i + 1], score)
                     grads = torch.autograd.grad(objective, params, allow_unused=True)
-                    for name, grad in zip(self.looped, grads, strict=True):
+                    for name, grad in zip(looped, grads, strict=True):
                         if grad is not None:
                             sums[name] += grad.float().square().reshape(-1)
+        return hooks.bytes
 
-    def _check(self, forward, batch: Batch, score: Score) -> None:
-        """Compare hooks and loop on a few samples; weights on which they differ are looped from then on.
+    def check(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, score: Score = "log_prob") -> Checked:
+        """Compare hooks and loop on the first samples of a batch; weights on which they differ have to be looped.
 
         It catches what hooks cannot know: samples that do not lie along the first dimension, a layer whose
         forward is bypassed, samples that influence each other.
         """
-        self._checked = True
+        batch, hookable = take(batch, slice(0, 3)), set()
+        for prefix, m in self.module.named_modules():
+            if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
+                hookable |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
+        unknown = set(self.layout.names) - hookable
         with torch.no_grad():
             labels = forward(batch).argmax(-1)
-        by_hook, by_loop = torch.zeros_like(self.sums), torch.zeros_like(self.sums)
-        expected, self.looped = self.looped, tuple(self.layout.names)
-        self._add(forward, batch, lambda _: labels, score, self.layout.split(by_loop))
-        self.looped = expected
-        self._add(forward, batch, lambda _: labels, score, self.layout.split(by_hook))
-        a, b = self.layout.split(by_hook), self.layout.split(by_loop)
+        by_hook, by_loop = (self.layout.split(torch.zeros_like(self.sums)) for _ in range(2))
+        self._add(forward, batch, lambda _: labels, score, by_loop, self.layout.names)
+        kept = self._add(forward, batch, lambda _: labels, score, by_hook, sorted(unknown), weigh=True)
         wrong = {
-            n for n in self.layout.names if not torch.allclose(a[n], b[n], rtol=1e-2, atol=1e-4 * float(b[n].max()))
+            n
+            for n in self.layout.names
+            if not torch.allclose(by_hook[n], by_loop[n], rtol=1e-2, atol=1e-4 * float(by_loop[n].max()))
         }
-        if wrong - set(expected) or expected:
-            self.looped = tuple(sorted(wrong | set(expected)))
+        looped = tuple(sorted(wrong | unknown))
+        if looped:
             log.warning(
-                "calibration scores %d tensors one sample at a time (slower): %s",
-                len(self.looped),
-                ", ".join(self.looped[:4]),
+                "calibration scores %d tensors one sample at a time (slower): %s", len(looped), ", ".join(looped[:4])
             )
+        return Checked(looped, kept // batch_len(batch))
 
 
 # ------------------------------------------------------------------------------------------- hooks
@@ -180,17 +223,37 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
+def _outer(left: torch.Tensor, right: torch.Tensor):
+    """left^T right for each sample of [n, t, p] and [n, t, q], as fn(samples) -> [s, p, q], and a shortcut to the sum of squares."""
+    # One position a sample: the square of an outer product is the product of the squares, one matmul for all.
+    short = (lambda: left[:, 0].square().T @ right[:, 0].square()) if left.shape[1] == 1 else None
+    return lambda s: torch.bmm(left[s].transpose(1, 2), right[s]), short
+
+
 def _linear_rule(weight, bias, x: torch.Tensor, g: torch.Tensor):
     """Per-sample gradients of y = x W^T + b, as (parameter, fn(samples) -> [s, *shape], shortcut to the sum of squares)."""
-    x, g = _rows(x), _rows(g)
-    # One position a sample: the square of an outer product is the product of the squares, one matmul for all.
-    short = (lambda: g[:, 0].square().T @ x[:, 0].square()) if x.shape[1] == 1 else None
-    yield weight, lambda s: torch.bmm(g[s].transpose(1, 2), x[s]), short
+    x, g = _rows(x).to(g.dtype), _rows(g)
+    yield weight, *_outer(g, x)
     yield bias, lambda s: g[s].sum(1), None
 
 
 def _linear(m: nn.Linear, x, g):
     return _linear_rule(m.weight, m.bias, x, g)
+
+
+def _conv1d(m, x, g):
+    """y = x W + b: the linear layer of transformers' GPT-2, whose weight lies the other way round, [in, out]."""
+    x, g = _rows(x).to(g.dtype), _rows(g)
+    yield m.weight, *_outer(x, g)
+    yield m.bias, lambda s: g[s].sum(1), None
+
+
+def _rms_norm(m, x, g):
+    """y = w x / rms(x), in the many classes that models write for it (Zhang and Sennrich, 2019)."""
+    eps = getattr(m, "variance_epsilon", getattr(m, "eps", None)) or torch.finfo(x.dtype).eps
+    x = _rows(x).float()
+    normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    yield m.weight, lambda s: (normal[s] * _rows(g)[s]).sum(1), None
 
 
 def _layer_norm(m: nn.LayerNorm, x, g):
@@ -203,7 +266,7 @@ def _layer_norm(m: nn.LayerNorm, x, g):
 
 def _conv2d(m: nn.Conv2d, x, g):
     def weight(s):
-        patches = F.unfold(x[s], m.kernel_size, m.dilation, m.padding, m.stride)  # [s, i*kh*kw, positions]
+        patches = F.unfold(x[s].to(g.dtype), m.kernel_size, m.dilation, m.padding, m.stride)  # [s, i*kh*kw, positions]
         return torch.bmm(g[s].flatten(2), patches.transpose(1, 2)).view(-1, *m.weight.shape)
 
     yield m.weight, weight, None
@@ -218,6 +281,12 @@ def _rule(m: nn.Module):
         return _layer_norm
     if isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and not isinstance(m.padding, str):
         return _conv2d
+    # Known by name, because every library writes its own class; the check against the loop catches a namesake.
+    kind, own = type(m).__name__, [n for n, _ in m.named_parameters(recurse=False)]
+    if kind == "Conv1D" and own == ["weight", "bias"]:
+        return _conv1d
+    if kind.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"] and m.weight.ndim == 1:
+        return _rms_norm
     return None
 
 
@@ -228,12 +297,28 @@ def _plain_attention(m: nn.MultiheadAttention) -> bool:
 class _Hooks:
     """Forward and backward hooks on every module that owns a wanted weight, for one backward."""
 
-    def __init__(self, module: nn.Module, names: dict[int, str], sums: dict[str, torch.Tensor], samples: int) -> None:
+    def __init__(
+        self, module: nn.Module, names: dict[int, str], sums: dict[str, torch.Tensor], samples: int, weigh: bool
+    ) -> None:
         self.module, self.names, self.sums, self.samples = module, names, sums, samples
         self.uses: dict[str, int] = {}  # how often a weight was used in this forward
         self.shared: dict[str, torch.Tensor] = {}  # per-sample gradients of weights used more than once
         self.handles: list = []
         self.replaced: list[nn.Module] = []
+        # Storage -> bytes kept for the backward. Counted only where it is asked for: it slows a forward down.
+        self.kept: dict[int, int] | None = {} if weigh else None
+
+    @property
+    def bytes(self) -> int:
+        """What the forward has kept for the backward; weights that are used several times need a gradient a sample."""
+        owned = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        several = sum(p.numel() * 4 for p in self.module.parameters() if self.uses.get(self.names.get(id(p)), 0) > 1)
+        return sum(n for at, n in (self.kept or {}).items() if at not in owned) + several * self.samples
+
+    def keep(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is not None:
+            self.kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
 
     def __enter__(self):
         self.frozen = _trainable(self.module, ())
@@ -260,7 +345,7 @@ class _Hooks:
 
     def _after(self, rule):
         return lambda m, inputs, output: self._listen(
-            output, m.parameters(recurse=False), lambda g: rule(m, inputs[0].detach(), g)
+            output, m.parameters(recurse=False), functools.partial(rule, m, self.keep(inputs[0].detach()))
         )
 
     def _listen(self, y: torch.Tensor, params, rule) -> torch.Tensor:
@@ -291,5 +376,5 @@ class _Hooks:
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """One projection of an attention layer, listened to."""
-        seen = x.detach()
+        seen = self.keep(x.detach())
         return self._listen(F.linear(x, weight, bias), (weight, bias), lambda g: _linear_rule(weight, bias, seen, g))

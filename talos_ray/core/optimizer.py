@@ -1,6 +1,6 @@
 """AdamW for the masked weights only: values, gradients and moments are flat buffers of k numbers.
 
-Where a mask touches few rows of a matrix, only their gradient is computed (`core.rows`). Elsewhere a hook on the
+Where a mask touches few rows or columns of a matrix, only their gradient is computed (`core.rows`). Elsewhere a hook on the
 parameter gathers its gradient to the mask and frees the dense one at once.
 Parameters outside the mask ask for no gradient, so backward stops at the lowest masked tensor.
 """

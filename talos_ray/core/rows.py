@@ -1,8 +1,8 @@
-"""Weight gradients of masked rows only: an autograd function of our own in place of the full product.
+"""Weight gradients of masked rows and columns only: an autograd function of our own in place of the full product.
 
-The gradient of y = x W^T + b in W is g^T x, one row of it for each column of g. Where a mask touches few rows of a
-matrix, only those rows are computed and go straight into the optimizer's flat buffer: the dense gradient never
-exists, and backward costs 1 + (share of rows) products instead of 2.
+The gradient of y = x W^T + b in W is g^T x: one row of it for each column of g, one column for each column of x.
+Where a mask touches few rows or columns of a matrix, only that part is computed and goes straight into the
+optimizer's flat buffer: the dense gradient never exists, and backward costs 1 + (share touched) products, not 2.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ import torch.nn.functional as F
 from torch import nn
 
 from talos_ray.core.attention import attention
-from talos_ray.core.blocks import Block
+from talos_ray.core.blocks import Block, Touched
 
-WORTH_IT = 0.7  # share of touched rows above which the full product is as cheap
+WORTH_IT = 0.7  # share touched above which the full product is as cheap
 
 
 class _RowLinear(torch.autograd.Function):
-    """y = x W^T + b for x [..., in], W [out, in]; `sink` receives the gradient of `rows` of W, [r, in]."""
+    """y = x W^T + b for x [..., in], W [out, in]; `sink` receives the gradient of the touched part of W, [r, c]."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, rows, sink):
+    def forward(ctx, x, weight, bias, touched, sink):
         if torch.is_autocast_enabled(x.device.type):
             x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
             bias = None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
-        ctx.rows, ctx.sink = rows, sink
+        ctx.touched, ctx.sink = touched, sink
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
-        flat = g.reshape(-1, g.shape[-1])  # [positions, out]
-        ctx.sink(flat.index_select(1, ctx.rows).T @ x.reshape(-1, x.shape[-1]))
+        rows, columns = ctx.touched.rows, ctx.touched.columns
+        flat, seen = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])  # [positions, out], [positions, in]
+        left = flat if rows is None else flat.index_select(1, rows)
+        ctx.sink(left.T @ (seen if columns is None else seen.index_select(1, columns)))
         back = g @ weight if ctx.needs_input_grad[0] else None
         return back, None, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
 
 
 class RowGradients:
     """Sends the matrix products of one module's `nn.Linear` and `nn.MultiheadAttention` layers through `_RowLinear`
-    where `blocks` touch few enough rows. Gradients are added to `grad`, the flat float32 [k] buffer.
+    where `blocks` touch few enough rows and columns. Gradients are added to `grad`, the flat float32 [k] buffer.
 
     Weights used in any other way keep their ordinary gradients, so this changes the cost of a step and nothing else.
     """
@@ -51,13 +53,13 @@ class RowGradients:
         self.grad = grad
         self.patched: list[nn.Module] = []
         params = dict(module.named_parameters())
-        self.routes: dict[int, tuple[torch.Tensor, Callable]] = {}  # id of a weight -> (touched rows, sink)
+        self.routes: dict[int, tuple[Touched, Callable]] = {}  # by id of a weight
         for block in blocks:
             weight = params[block.name]
             if weight.ndim == 2 and block.index is not None:
-                rows, inner = block.touched(weight.shape)
-                if len(rows) <= WORTH_IT * weight.shape[0]:
-                    self.routes[id(weight)] = (rows, self._sink(block, inner))
+                touched = block.touched(weight.shape)
+                if touched.share(weight.shape) <= WORTH_IT:
+                    self.routes[id(weight)] = (touched, self._sink(block, touched.inner))
         for m in module.modules():
             if isinstance(m, nn.MultiheadAttention):
                 if m.in_proj_weight is not None and {id(m.in_proj_weight), id(m.out_proj.weight)} & set(self.routes):
@@ -70,8 +72,8 @@ class RowGradients:
         self.patched.append(m)
 
     def _sink(self, block: Block, inner: torch.Tensor | None) -> Callable[[torch.Tensor], None]:
-        def add(rows: torch.Tensor) -> None:
-            flat = rows.reshape(-1)
+        def add(part: torch.Tensor) -> None:
+            flat = part.reshape(-1)
             self.grad[block.place] += flat if inner is None else flat.index_select(0, inner)
 
         return add

@@ -15,12 +15,10 @@ from datasets import Image
 
 from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
-from talos_ray.core.fisher import SquaredGradients
+from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import Mask, jaccard, mask_from_flags, round_keep, select
-from talos_ray.orchestrate.worker import Shared, workbench
+from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, encoded
-
-_looped: dict[str, tuple[str, ...]] = {}  # base -> tensors without a hook, found once a process
 
 
 def calibration_split(spec: Spec, data: TaskData) -> Split:
@@ -31,7 +29,18 @@ def calibration_split(spec: Spec, data: TaskData) -> Split:
 
 
 @ray.remote
-def score_shard(shared: Shared, task: str, examples: list, kept: np.ndarray | None, seed: int) -> np.ndarray:
+def check(shared: Shared, task: str, examples: list) -> Checked:
+    """Which weights no hook fits and what a sample costs: found once, because all shards must go the same way."""
+    bench, settings = workbench(shared), shared.spec.calibration
+    bench.reset()
+    gradients = SquaredGradients(bench.family.module, shared.layout)
+    return gradients.check(bench.logits(task), _inputs(bench, examples[:3]), settings.score)
+
+
+@ray.remote
+def score_shard(
+    shared: Shared, task: str, examples: list, checked: Checked, kept: np.ndarray | None, seed: int
+) -> np.ndarray:
     """Sums of squared per-sample gradients, float32 [P], of one shard under one round's damping."""
     bench, settings = workbench(shared), shared.spec.calibration
     bench.reset()
@@ -43,14 +52,23 @@ def score_shard(shared: Shared, task: str, examples: list, kept: np.ndarray | No
                 p = params[name]
                 p.mul_(torch.where(keep.view(p.shape), 1.0, settings.damping).to(p.device, p.dtype))
     generator = torch.Generator().manual_seed(seed)
-    gradients = SquaredGradients(bench.family.module, shared.layout, _looped.get(shared.base))
-    decode = Image().decode_example
+    gradients = SquaredGradients(
+        bench.family.module,
+        shared.layout,
+        checked,
+        budget=round(settings.memory_gb * 1e9),
+        autocast=torch.bfloat16 if settings.precision == "bf16" and bench.device.type == "cuda" else None,
+    )
     for start in range(0, len(examples), settings.batch_size):
-        inputs = bench.family.preprocess([decode(e) for e in examples[start : start + settings.batch_size]])
-        gradients.add(bench.logits(task), inputs.to(bench.device), generator, settings.score)
-        _looped[shared.base] = gradients.looped
+        inputs = _inputs(bench, examples[start : start + settings.batch_size])
+        gradients.add(bench.logits(task), inputs, generator, settings.score)
     bench.reset()
     return gradients.sums.cpu().numpy()
+
+
+def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
+    decode = Image().decode_example
+    return bench.family.preprocess([decode(e) for e in examples]).to(bench.device)
 
 
 @ray.remote
@@ -98,6 +116,10 @@ def calibrate(
         num_cpus=spec.cluster.cpus_per_worker, num_gpus=spec.cluster.gpus_per_worker, scheduling_strategy="SPREAD"
     )
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
+    first = next(iter(shards))
+    checked = check.options(num_cpus=spec.cluster.cpus_per_worker, num_gpus=spec.cluster.gpus_per_worker).remote(
+        shared_ref, first, shards[first][0]
+    )
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
     kept, stability = None, []
@@ -114,7 +136,7 @@ def calibrate(
                 while len(running) < workers and (key := next(todo, None)) is not None:
                     task, i = key
                     seed = derive_seed(spec.seed, task, "labels", r, i)
-                    sums[key] = score.remote(shared_ref, task, shards[task][i], kept, seed)
+                    sums[key] = score.remote(shared_ref, task, shards[task][i], checked, kept, seed)
                     running[sums[key]] = key
                 ready, _ = ray.wait(list(running), num_returns=1)
                 finished.add(running.pop(ready[0]))

@@ -165,7 +165,8 @@ def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tup
         autocast = torch.bfloat16 if s.precision == "bf16" and bench.device.type == "cuda" else None
         losses = finetune(
             optimizer, plan, bench.logits(job.task.name), examples.batch,
-            start=start, rank=rank, world=world, autocast=autocast, on_step=on_step,
+            start=start, rank=rank, world=world, autocast=autocast,
+            micro_batch_size=s.micro_batch_size, on_step=on_step,
         )  # fmt: skip
         seconds = time.perf_counter() - started
         if rank == 0:

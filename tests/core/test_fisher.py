@@ -14,7 +14,7 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
-from talos_ray.core.fisher import SquaredGradients, sample_labels, take
+from talos_ray.core.fisher import SquaredGradients, batch_len, sample_labels, take
 from talos_ray.core.layout import eligible_layout
 
 
@@ -176,13 +176,16 @@ def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named():
         ("two_dimensional", set()),
         ("used_twice", set()),
         ("batch_first", set()),
+        ("bert", set()),
+        ("t5", set()),
+        ("gpt2", set()),
         ("bypassed", {"linear.weight", "linear.bias", "conv.weight", "conv.bias", "norm.weight", "norm.bias"}),
     ):
         torch.manual_seed(3)
         _, module, batch, make = next(c for c in cases() if c[0] == name)
         gradients = SquaredGradients(module, eligible_layout(module, "visual." if name == "clip" else ""))
         gradients.add(make(module), batch, torch.Generator().manual_seed(7))
-        assert set(gradients.looped) == looped, name
+        assert set(gradients.checked.looped) == looped, name
 
 
 def test_the_module_is_left_as_it_was():
@@ -207,6 +210,47 @@ def test_micro_batches_add_up():
             gradients.add(module, part, generator)
         sums.append(gradients.sums)
     torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["clip", "bert", "used_twice"])
+def test_a_byte_budget_cuts_the_batch_and_changes_nothing_else(name):
+    torch.manual_seed(3)
+    _, module, batch, make = next(c for c in cases() if c[0] == name)
+    forward, layout, sizes = make(module.eval()), eligible_layout(module, "visual." if name == "clip" else ""), []
+
+    def watched(part):
+        sizes.append(batch_len(part))
+        return forward(part)
+
+    whole = SquaredGradients(module, layout)
+    whole.add(watched, batch, torch.Generator().manual_seed(7))
+    assert sizes[-1] == 6 and whole.checked.sample_bytes > 0
+    sizes.clear()
+    small = SquaredGradients(module, layout, whole.checked, budget=2 * whole.checked.sample_bytes)
+    small.add(watched, batch, torch.Generator().manual_seed(7))
+    assert sizes == [2, 2, 2] and small.samples == 6
+    torch.testing.assert_close(small.sums, whole.sums, rtol=1e-4, atol=1e-6 * float(whole.sums.max()))
+
+
+def test_the_bytes_a_sample_keeps_are_counted():
+    """Of y = W2 tanh(W1 x): x and tanh(W1 x), which both a layer and the tanh keep, and what the loss keeps."""
+    module = nn.Sequential(nn.Linear(300, 500, bias=False), nn.Tanh(), nn.Linear(500, 5, bias=False))
+    gradients = SquaredGradients(module, eligible_layout(module))
+    gradients.add(module, torch.randn(3, 300), torch.Generator().manual_seed(0))
+    assert 4 * (300 + 500) <= gradients.checked.sample_bytes <= 4 * (300 + 2 * 500 + 40)
+
+
+def test_autocast_changes_the_products_and_keeps_float32_sums():
+    torch.manual_seed(3)
+    _, module, batch, make = next(c for c in cases() if c[0] == "clip")
+    layout, scores = eligible_layout(module, "visual."), []
+    for dtype in (None, torch.bfloat16):
+        gradients = SquaredGradients(module, layout, autocast=dtype)
+        gradients.add(make(module), batch, torch.Generator().manual_seed(7))
+        assert gradients.checked.looped == () and gradients.sums.dtype == torch.float32
+        scores.append(gradients.sums)
+    assert not torch.equal(*scores)
+    assert float(torch.corrcoef(torch.stack(scores).log1p())[0, 1]) > 0.99
 
 
 def test_labels_follow_the_models_own_distribution():

@@ -1,5 +1,8 @@
 """Selection is exact, breaks ties by canonical order, and survives packing."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +159,24 @@ def test_overlap_of_masks():
         for on in ({0, 1, 9}, {1, 9, 4})
     )
     assert jaccard(a.bits, b.bits) == 0.5 and jaccard(a.bits, a.bits) == 1.0
+
+
+def test_selection_holds_little_more_than_the_scores():
+    """Peak of the resident set, in a process of its own, over the bytes of 10^8 scores."""
+    script = """
+import re, torch
+from pathlib import Path
+from talos_ray.core.mask import smallest
+torch.manual_seed(0)
+smallest(torch.rand(1 << 23), 1000)
+scores = torch.rand(100_000_000)
+held = lambda word: int(re.search(rf"{word}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+ground = held("VmRSS") - scores.nbytes
+Path("/proc/self/clear_refs").write_text("5")
+flags = smallest(scores, 10_000_000)
+print((held("VmHWM") - ground) / scores.nbytes, int(flags.sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ratio, k = done.stdout.split()
+    assert k == "10000000" and 1.2 < float(ratio) < 1.35

@@ -124,6 +124,14 @@ def test_training_lowers_the_loss():
     assert len(losses) == 40 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+def test_micro_batches_of_any_size_add_up_to_the_same_training():
+    whole, losses, _ = train(model())
+    for size in (1, 5, 100):
+        values, found, _ = train(model(), micro_batch_size=size)
+        torch.testing.assert_close(values, whole, rtol=1e-3, atol=1e-4)
+        assert found == pytest.approx(losses, rel=1e-3)
+
+
 def test_a_resumed_training_ends_on_the_same_bits():
     straight, _, _ = train(model())
     _, _, saved = train(model(), stop=17)

@@ -62,7 +62,7 @@ head = family.head(data.phrases, task.prompts)
 inputs, labels = Examples(data.train, family.preprocess).batch(torch.arange(8))
 gradients = SquaredGradients(family.module, layout_of(family))
 gradients.add(lambda x: family.logits(x, head), inputs, torch.Generator())
-assert gradients.looped == () and float(gradients.sums.sum()) > 0
+assert gradients.checked.looped == () and float(gradients.sums.sum()) > 0
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
