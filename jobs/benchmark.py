@@ -2,7 +2,8 @@
 
 Every figure is measured here, side by side in one run: ours and the other alternate, so that a machine that slows
 down slows both. Weights are random, which speed does not depend on; shapes are those of open_clip's ViT-B/32 image
-tower. Runs on a GPU where there is one, and needs no ray.
+tower and of BERT-base. Runs on a GPU where there is one, and needs no ray; only `--run`, which looks at a finished
+run, does. `--peers` installs other packages, each into a virtual environment of its own, and compares with them.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,84 +26,62 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import BertConfig, BertModel
 
+from jobs.measuring import DEVICE, KEEP, TASKS, Row, row, side_by_side
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout
-from talos_ray.core.mask import Mask, mask_from_flags, select
+from talos_ray.core.mask import Mask, mask_from_flags, select, smallest
 from talos_ray.core.optimizer import SparseAdamW
 
-TASKS, KEEP, CLASSES = 8, 0.1, 100
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CLASSES = 100
 
 
 @dataclass(frozen=True)
-class Row:
-    """One comparison. `ratio` is other / ours where more is better (bar '>='), ours / other where less is ('<=')."""
+class Subject:
+    """A model that is measured.
 
-    name: str
-    ours: float
-    other: float
-    ratio: float
-    unit: str
-    against: str
-    repeats: int
-    spread: float  # (slowest - fastest) / median of ours
-    bar: str
-    holds: bool
+    Args:
+        draw: number of samples -> inputs.
+        features: inputs -> [n, d].
+        width: d.
+        lowest: a small parameter below every eligible matrix.
+    """
 
-
-def row(name: str, ours: list[float], other: list[float], unit: str, against: str, bar: str) -> Row:
-    a, b = statistics.median(ours), statistics.median(other)
-    sign, limit = bar.split()
-    ratio = b / a if sign == ">=" else a / b
-    holds = ratio >= float(limit) if sign == ">=" else ratio <= float(limit)
-    return Row(
-        name,
-        a,
-        b,
-        round(ratio, 3),
-        unit,
-        against,
-        len(ours),
-        round((max(ours) - min(ours)) / a, 3) if a else 0.0,
-        bar,
-        holds,
-    )
+    module: nn.Module
+    draw: Callable[[int], torch.Tensor]
+    features: Callable[[torch.Tensor], torch.Tensor]
+    width: int
+    lowest: str
 
 
-def seconds(work: Callable[[], object]) -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def side_by_side(repeats: int, *works: Callable[[], object]) -> list[list[float]]:
-    """Times of each work in ms, alternating, after one round that is not counted."""
-    times: list[list[float]] = [[] for _ in works]
-    for i in range(repeats + 1):
-        for work, kept in zip(works, times, strict=True):
-            spent = seconds(work) * 1e3
-            if i:
-                kept.append(spent)
-    return times
-
-
-def tower() -> nn.Module:
+def tower() -> Subject:
+    """The image tower of open_clip's ViT-B/32: 50 positions a sample."""
     torch.manual_seed(0)
-    return open_clip.create_model("ViT-B-32", pretrained=None).visual.to(DEVICE).eval()
+    module = open_clip.create_model("ViT-B-32", pretrained=None).visual.to(DEVICE).eval()
+    return Subject(module, lambda n: torch.randn(n, 3, 224, 224, device=DEVICE), module, 512, "class_embedding")
+
+
+def bert() -> Subject:
+    """BERT-base, 64 tokens a sample."""
+    torch.manual_seed(0)
+    module = BertModel(BertConfig(), add_pooling_layer=False).to(DEVICE).eval()
+    return Subject(
+        module,
+        lambda n: torch.randint(1000, 30000, (n, 64), device=DEVICE),
+        lambda ids: module(ids).last_hidden_state[:, 0],
+        768,
+        "embeddings.LayerNorm.bias",
+    )
 
 
 def masks(layout: Layout) -> dict[str, Mask]:
     """The layouts a mask can have: whole rows, whole matrices (clustered), single weights anywhere (scattered)."""
     flags, left = torch.zeros(layout.total, dtype=torch.bool), round(KEEP * layout.total)
     for name, part in layout.split(flags).items():
-        if name.endswith("in_proj_weight") and part.numel() <= left:
+        if name.endswith(("in_proj_weight", "query.weight", "key.weight")) and part.numel() <= left:
             part[:] = True
             left -= part.numel()
     return {
@@ -113,18 +91,35 @@ def masks(layout: Layout) -> dict[str, Mask]:
     }
 
 
-def paper_mask(module: nn.Module, layout: Layout, head: torch.Tensor) -> Mask:
-    scores = SquaredGradients(module, layout)
-    images = torch.randn(16, 3, 224, 224, device=DEVICE)
-    scores.add(lambda x: F.normalize(module(x), dim=-1) @ head, images, torch.Generator().manual_seed(0))
+def query_key_mask(layout: Layout) -> Mask:
+    """What the paper's mask looks like on pretrained weights: single weights, in query and key matrices only."""
+    places = torch.zeros(layout.total, dtype=torch.bool)
+    for (name, part), shape in zip(layout.split(places).items(), layout.shapes, strict=True):
+        if name.endswith("in_proj_weight"):
+            part.view(shape)[: shape[0] * 2 // 3] = True
+    scores = torch.where(places, torch.rand(layout.total, generator=torch.Generator().manual_seed(0)), 2.0)
+    return mask_from_flags(layout, select(layout, "least_sensitive", KEEP, scores=scores))
+
+
+def classifier(subject: Subject) -> Callable[[torch.Tensor], torch.Tensor]:
+    """inputs -> logits [n, CLASSES] by a frozen head, as CLIP makes them."""
+    generator = torch.Generator().manual_seed(1)
+    head = F.normalize(torch.randn(subject.width, CLASSES, generator=generator), dim=0).to(DEVICE) * 100
+    return lambda x: F.normalize(subject.features(x), dim=-1) @ head
+
+
+def paper_mask(subject: Subject, layout: Layout) -> Mask:
+    scores = SquaredGradients(subject.module, layout)
+    scores.add(classifier(subject), subject.draw(16), torch.Generator().manual_seed(0))
     return mask_from_flags(layout, select(layout, "least_sensitive", KEEP, scores=scores.sums.cpu()))
 
 
 # ------------------------------------------------------------------------------------------- composing
 
 
-def compose(repeats: int) -> Iterator[Row]:
-    module = tower()
+def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = "") -> Iterator[Row]:
+    """In place, with a copy of the base before it, and three ways of dense task arithmetic; `word` ends the rows' names."""
+    module = subject.module
     layout = eligible_layout(module)
     params = dict(module.named_parameters())
     base = {n: params[n].detach().clone() for n in layout.names}
@@ -144,6 +139,14 @@ def compose(repeats: int) -> Iterator[Row]:
             for alpha, delta in zip(a, dense, strict=True):
                 params[n].add_(delta[n], alpha=alpha)
 
+    flat_base, flat_out = (torch.cat([b.view(-1) for b in base.values()]) for _ in range(2))
+    flat_deltas = [torch.cat([d.view(-1) for d in delta.values()]) for delta in dense]
+
+    def flat_vectors() -> None:
+        flat_out.copy_(flat_base)
+        for alpha, delta in zip(alphas(), flat_deltas, strict=True):
+            flat_out.add_(delta, alpha=alpha)
+
     @torch.no_grad()
     def dictionaries() -> None:
         merged, a = {n: b.clone() for n, b in base.items()}, alphas()
@@ -152,7 +155,8 @@ def compose(repeats: int) -> Iterator[Row]:
             merged = {n: merged[n] + scaled[n] for n in merged}
         module.load_state_dict(merged, strict=False)
 
-    for kind, mask in masks(layout).items():
+    for kind in kinds:
+        mask = masks(layout)[kind]
         with torch.no_grad():
             for n, b in base.items():
                 params[n].copy_(b)
@@ -169,17 +173,18 @@ def compose(repeats: int) -> Iterator[Row]:
             composer.compose({str(t): a for t, a in enumerate(alphas())})
 
         print(
-            f"compose, {kind}: largest difference from the same sum in float64 is {difference(composer, base, flat, mask, params):.1e}"
+            f"compose{word}, {kind}: largest difference from the same sum in float64 is {difference(composer, base, flat, mask, params):.1e}"
         )
         bars = {"rows": (">= 13", ">= 65"), "clustered": (">= 8", ">= 40"), "scattered": (">= 5", ">= 5")}[kind]
-        suffix = "" if kind == "rows" else f"_{kind}"
-        a, b, c, d = side_by_side(repeats, ours, dense_in_place, dictionaries, with_copy)
-        yield row(f"compose_inplace_vs_dense_inplace{suffix}", a, b, "ms", "dense task arithmetic in place", bars[0])
+        suffix = word + ("" if kind == "rows" else f"_{kind}")
+        a, b, c, d, e = side_by_side(repeats, ours, dense_in_place, dictionaries, with_copy, flat_vectors)
+        yield row(f"compose_inplace_vs_dense_inplace{suffix}", a, b, "ms", "dense in place, tensor by tensor", bars[0])
+        yield row(f"compose_inplace_vs_flat_vectors{suffix}", a, e, "ms", "dense in place, as flat vectors", bars[0])
         yield row(f"compose_inplace_vs_dicts{suffix}", a, c, "ms", "dense task arithmetic as dictionaries", bars[1])
         yield row(
             f"compose_copy_vs_dense{suffix}", d, b, "ms", "dense in place; ours with a copy of the whole base", ">= 4"
         )
-        if kind == "rows":
+        if kind == "rows" and not word:
             stored = sum(v.nbytes for v in flat) + mask.bits.nbytes
             yield row(
                 "storage_vs_dense",
@@ -204,50 +209,73 @@ def difference(composer: Composer, base, flat, mask: Mask, params) -> float:
 # ------------------------------------------------------------------------------------------- training
 
 
-def stepper(kind: str, batch: int) -> tuple[Callable[[], None], object]:
-    """One training step of the tower under a mask ('dense' is AdamW on all eligible weights), and its optimizer."""
-    module = tower()
-    layout, head = eligible_layout(module), F.normalize(torch.randn(512, CLASSES, device=DEVICE), dim=0) * 100
-    images, labels = torch.randn(batch, 3, 224, 224, device=DEVICE), torch.randint(CLASSES, (batch,), device=DEVICE)
-    if kind == "dense":
-        wanted = [p for n, p in module.named_parameters() if n in set(layout.names)]
-        for p in module.parameters():
-            p.requires_grad_(any(p is w for w in wanted))
-        optimizer = torch.optim.AdamW(wanted, lr=1e-5, fused=True)
-    elif kind != "forward":
-        mask = paper_mask(module, layout, head) if kind == "paper" else masks(layout)[kind]
-        optimizer = SparseAdamW(module, mask, lr=1e-5)
+def stepper(build: Callable[[], Subject], kind: str, batch: int) -> tuple[Callable[[], None], object]:
+    """One training step under a mask, and its optimizer.
+
+    `kind` may also be 'dense' or 'dense_fused' (AdamW on all eligible weights, with torch's defaults or fused),
+    'floor' (forward and input gradients alone: what no mask can avoid) or 'forward'.
+    """
+    subject = build()
+    module, layout = subject.module, eligible_layout(subject.module)
+    logits, inputs = classifier(subject), subject.draw(batch)
+    labels = torch.randint(CLASSES, (batch,), device=DEVICE)
+    optimizer, wanted = None, []
+    if kind in ("forward", "floor"):
+        for n, p in module.named_parameters():
+            p.requires_grad_(n == subject.lowest and kind == "floor")
+    elif kind.startswith("dense"):
+        for n, p in module.named_parameters():
+            p.requires_grad_(n in set(layout.names))
+        wanted = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(wanted, lr=1e-5, fused=True if kind == "dense_fused" else None)
     else:
-        optimizer = None
+        if kind == "paper":
+            mask = paper_mask(subject, layout)
+        else:
+            mask = query_key_mask(layout) if kind == "query_key" else masks(layout)[kind]
+        optimizer = SparseAdamW(module, mask, lr=1e-5)
 
     def step() -> None:
         with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=DEVICE.type == "cuda"):
-            logits = F.normalize(module(images), dim=-1) @ head
-        loss = F.cross_entropy(logits.float(), labels)
-        if optimizer is None:
-            return
-        loss.backward()
-        if kind == "dense":
+            out = logits(inputs)
+        loss = F.cross_entropy(out.float(), labels)
+        if kind != "forward":
+            loss.backward()
+        if wanted:
             torch.nn.utils.clip_grad_norm_(wanted, 1.0)
-        optimizer.step()
-        if kind == "dense":
+        if optimizer is not None:
+            optimizer.step()
+        if wanted:
             optimizer.zero_grad()
 
     return step, optimizer
 
 
-def steps(repeats: int, batch: int, suffix: str = "") -> Iterator[Row]:
-    """A small batch, where the optimizer weighs most, and with a `suffix` a large one, where only the products do."""
-    dense, adam = stepper("dense", batch)
-    for kind, name, bar in (
-        ("rows", "", "<= 0.65"),
-        ("paper", "_paper_mask", "<= 0.75"),
-        ("scattered", "_random_elements", "<= 1.0"),
-    ):
-        step, optimizer = stepper(kind, batch)
-        a, b = side_by_side(repeats, step, dense)
-        yield row(f"step_time_vs_dense{name}{suffix}", a, b, "ms", f"dense AdamW step, batch {batch}", bar)
-        if kind == "rows" and not suffix:
+STEPS = (  # mask, ending of the rows' names, bar against AdamW with torch's defaults
+    ("rows", "", "<= 0.65"),
+    ("query_key", "_query_key", "<= 0.75"),
+    ("paper", "_paper_mask", "<= 0.75"),
+    ("scattered", "_random_elements", "<= 1.0"),
+)
+
+
+def steps(
+    repeats: int, build: Callable[[], Subject], batch: int, kinds: tuple[str, ...], word: str = ""
+) -> Iterator[Row]:
+    """Beside AdamW as torch makes it by default and beside its fused form, the fastest there is."""
+    dense, adam = stepper(build, "dense", batch)
+    fused, _ = stepper(build, "dense_fused", batch)
+    floor, _ = stepper(build, "floor", batch)
+    for kind, name, bar in (s for s in STEPS if s[0] in kinds):
+        step, optimizer = stepper(build, kind, batch)
+        a, b, c, d = side_by_side(repeats, step, dense, fused, floor)
+        yield row(f"step_time_vs_dense{name}{word}", a, b, "ms", f"dense AdamW step, batch {batch}", bar)
+        yield row(f"step_time_vs_fused{name}{word}", a, c, "ms", f"dense step, fused AdamW, batch {batch}", bar)
+        least = statistics.median(d)
+        print(
+            f"  forward and input gradients alone: {least:.0f} ms, {least / statistics.median(b):.2f} of the dense step"
+        )
+        if kind == "rows" and not word:
             state = sum(t.nbytes for s in adam.state.values() for t in s.values()) / 1e6
             ours = sum(t.nbytes for n, t in optimizer.state().items() if n != "values") / 1e6
             yield row("optimizer_state_vs_dense", [ours], [state], "MB", "AdamW's moments", "<= 0.15")
@@ -260,6 +288,7 @@ def steps(repeats: int, batch: int, suffix: str = "") -> Iterator[Row]:
                 "gradients that DDP sends a step",
                 "<= 0.11",
             )
+        optimizer.close()
         del step, optimizer
         gc.collect()
 
@@ -270,6 +299,9 @@ def peaks() -> Iterator[Row]:
     def peak(kind: str) -> float:
         done = subprocess.run([sys.executable, __file__, "--peak", kind], capture_output=True, text=True, check=True)
         return float(done.stdout.split()[-1])
+
+    if DEVICE.type == "cpu":
+        yield row("select_peak_vs_scores", [peak("select")], [SCORES * 4 / 1e6], "MB", "bytes of the scores", "<= 1.3")
 
     ground = peak("forward")
     for kind, name in (("rows", ""), ("scattered", "_random_elements")):
@@ -283,9 +315,18 @@ def peaks() -> Iterator[Row]:
         )
 
 
+SCORES = 200_000_000
+
+
 def measure_peak(kind: str) -> None:
     torch.set_num_threads(1)
-    step, _ = stepper(kind, 2)
+    if kind == "select":
+        smallest(torch.rand(1 << 22), 1000)  # what the libraries need once
+        ground, scores = resident("VmRSS"), torch.rand(SCORES)
+        Path("/proc/self/clear_refs").write_text("5")
+        smallest(scores, SCORES // 10)
+        return print(resident("VmHWM") - ground)
+    step, _ = stepper(tower, kind, 2)
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -296,22 +337,24 @@ def measure_peak(kind: str) -> None:
     if DEVICE.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e6)
     else:
-        print(float(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3)
+        print(resident("VmHWM"))
+
+
+def resident(word: str) -> float:
+    """MB of this process's resident set: VmRSS now, VmHWM at its highest (Linux)."""
+    return int(re.search(rf"{word}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 
 # ------------------------------------------------------------------------------------------- calibration
 
 
 def calibration(repeats: int, batch: int) -> Iterator[Row]:
-    module = tower()
-    layout, head = eligible_layout(module), F.normalize(torch.randn(512, CLASSES, device=DEVICE), dim=0) * 100
-    images, labels = torch.randn(batch, 3, 224, 224, device=DEVICE), torch.randint(CLASSES, (batch,), device=DEVICE)
+    subject = tower()
+    module, layout, forward = subject.module, eligible_layout(subject.module), classifier(subject)
+    images, labels = subject.draw(batch), torch.randint(CLASSES, (batch,), device=DEVICE)
     wanted = [p for n, p in module.named_parameters() if n in set(layout.names)]
     scores = SquaredGradients(module, layout, Checked())
     few = min(4, batch)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return F.normalize(module(x), dim=-1) @ head
 
     def ours() -> None:
         scores.add(forward, images, torch.Generator().manual_seed(0))
@@ -350,6 +393,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 repeats instead of 7, and no large batch")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="FOLDER",
+        help="compare with mergekit, fusion-bench and peft, installed under FOLDER",
+    )
+    parser.add_argument("--run", metavar="FOLDER", help="also measure search and orchestration of this finished run")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
@@ -361,9 +411,25 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {repeats} repeats")
     roofline(repeats)
     rows = []
-    parts = [compose(repeats), steps(repeats, small), peaks(), calibration(repeats, large)]
+    everything = tuple(kind for kind, _, _ in STEPS)
+    parts = [
+        compose(repeats, tower(), ("rows", "clustered", "scattered")),
+        steps(repeats, tower, small, everything),
+        peaks(),
+        calibration(repeats, large),
+    ]
     if not args.quick:
-        parts.append(steps(repeats, large, "_large_batch"))
+        parts.append(steps(repeats, tower, large, everything, "_large_batch"))
+        parts.append(compose(repeats, bert(), ("rows", "scattered"), "_bert"))
+        parts.append(steps(repeats, bert, small, ("rows", "scattered"), "_bert"))
+    if args.peers:
+        from jobs.peers.compare import compare
+
+        parts.append(compare(max(5, repeats), args.peers, tower().module))
+    if args.run:
+        from jobs.finished_run import look
+
+        parts.append(look(args.run))
     for part in parts:
         for found in part:
             rows.append(found)

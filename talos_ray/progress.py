@@ -51,6 +51,10 @@ class Progress:
         entry.update(state="done", note=note, share=1.0, seconds=time.monotonic() - entry["since"])
         self._show(f"{stage}: {note} ({entry['seconds']:.1f} s)")
 
+    def seconds(self) -> dict[str, float]:
+        """Wall time of every stage that has ended."""
+        return {name: round(s["seconds"], 3) for name, s in self.stages.items() if "seconds" in s}
+
     def say(self, line: str) -> None:
         (self.live.console if self.live else self.console).print(line, highlight=False)
 

@@ -6,6 +6,7 @@ samples, labels' seeds and the order of sums belong to the shard. Between rounds
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -40,9 +41,9 @@ def check(shared: Shared, task: str, examples: list) -> Checked:
 @ray.remote
 def score_shard(
     shared: Shared, task: str, examples: list, checked: Checked, kept: np.ndarray | None, seed: int
-) -> np.ndarray:
-    """Sums of squared per-sample gradients, float32 [P], of one shard under one round's damping."""
-    bench, settings = workbench(shared), shared.spec.calibration
+) -> tuple[np.ndarray, float]:
+    """Sums of squared per-sample gradients, float32 [P], of one shard under one round's damping, and seconds."""
+    bench, settings, started = workbench(shared), shared.spec.calibration, time.perf_counter()
     bench.reset()
     if kept is not None:
         flags = Mask(shared.layout, kept).flags
@@ -63,7 +64,7 @@ def score_shard(
         inputs = _inputs(bench, examples[start : start + settings.batch_size])
         gradients.add(bench.logits(task), inputs, generator, settings.score)
     bench.reset()
-    return gradients.sums.cpu().numpy()
+    return gradients.sums.cpu().numpy(), time.perf_counter() - started
 
 
 def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
@@ -113,7 +114,10 @@ def calibrate(
     """
     spec, settings = shared.spec, shared.spec.calibration
     score = score_shard.options(
-        num_cpus=spec.cluster.cpus_per_worker, num_gpus=spec.cluster.gpus_per_worker, scheduling_strategy="SPREAD"
+        num_cpus=spec.cluster.cpus_per_worker,
+        num_gpus=spec.cluster.gpus_per_worker,
+        scheduling_strategy="SPREAD",
+        num_returns=2,
     )
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
     first = next(iter(shards))
@@ -122,11 +126,12 @@ def calibrate(
     )
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
-    kept, stability = None, []
+    kept, stability, work = None, [], 0.0
     for r in range(1, settings.rounds + 1):
         keep = round_keep(spec.mask.keep, r, settings.rounds)
         todo = iter([key for wave in waves for key in wave])
         sums: dict[tuple[str, int], object] = {}
+        spent: dict[tuple[str, int], object] = {}
         running: dict[object, tuple[str, int]] = {}
         totals: dict[str, object] = dict.fromkeys(shards)
         finished: set[tuple[str, int]] = set()
@@ -136,11 +141,13 @@ def calibrate(
                 while len(running) < workers and (key := next(todo, None)) is not None:
                     task, i = key
                     seed = derive_seed(spec.seed, task, "labels", r, i)
-                    sums[key] = score.remote(shared_ref, task, shards[task][i], checked, kept, seed)
+                    sums[key], seconds = score.remote(shared_ref, task, shards[task][i], checked, kept, seed)
                     running[sums[key]] = key
+                    spent[key] = seconds
                 ready, _ = ray.wait(list(running), num_returns=1)
                 finished.add(running.pop(ready[0]))
                 on_shard((r - 1) * every // settings.rounds + len(finished), every)
+            work += sum(ray.get([spent.pop(key) for key in wave]))
             for task, i in wave:
                 totals[task] = add_shard.remote(totals[task], sums.pop((task, i)))
             before, estimate = estimate, ray.get(choose.remote(shared_ref, keep, *totals.values()))
@@ -159,6 +166,7 @@ def calibrate(
         "rounds": settings.rounds,
         "samples": {d.task.name: min(settings.samples_per_task, len(d.train)) for d in data},
         "stability": stability,
+        "work_seconds": round(work, 3),
         "overlap": dict(zip(shards, overlaps, strict=True)),
     }
     return Mask(shared.layout, kept, info)

@@ -215,6 +215,7 @@ class _Session:
     def __init__(self, prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progress) -> None:
         self.p, self.folder, self.verbose, self.progress = prepared, folder, verbose, progress
         self.spec = prepared.spec
+        self.slots: dict[str, int] = {}  # stage -> how much of it runs at once
 
     def run(self, mask: Mask | None) -> None:
         import ray
@@ -266,10 +267,11 @@ class _Session:
             software=software(),
         )
 
-    def _slots(self, workers: int, limit: int | None) -> int:
+    def _slots(self, stage: str, workers: int, limit: int | None) -> int:
         from talos_ray.orchestrate.cluster import slots
 
-        return slots(self.spec.cluster, workers, limit)
+        self.slots[stage] = slots(self.spec.cluster, workers, limit)
+        return self.slots[stage]
 
     def _calibrate(self) -> Mask:
         from talos_ray.orchestrate.calibrate import calibrate
@@ -286,7 +288,7 @@ class _Session:
             mask = mask_from_flags(self.p.layout, flags, how)
         else:
             data = [self.p.data[t] for t in self.p.targets]
-            workers = self._slots(1, spec.cluster.calibration_workers)
+            workers = self._slots("calibrate", 1, spec.cluster.calibration_workers)
             mask = calibrate(
                 self.shared_ref, self.shared, data, workers,
                 lambda done, total: progress.update("calibrate", done / total, f"shard {done} of {total}"),
@@ -323,7 +325,7 @@ class _Session:
         kept = sum(len(a.keys) for a in arms) - len(jobs)
         if jobs:
             self.progress.begin("train", "starting teams of Ray Train workers")
-            teams = self._slots(self.spec.cluster.workers_per_task, self.spec.cluster.teams)
+            teams = self._slots("train", self.spec.cluster.workers_per_task, self.spec.cluster.teams)
             bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
             train(self.shared_ref, self.shared, bits, jobs, teams, self.scratch, self.progress.training)
             again = sum(self.progress.restarts.values())
@@ -357,12 +359,13 @@ class _Session:
             self.folder,
             self.scratch,
             self.progress,
-            self._slots(1, self.spec.cluster.search_workers),
+            self._slots("search", 1, self.spec.cluster.search_workers),
         )
         chosen = {a.name: judge.search(a, deltas[a.name]) for a in arms}
         version = judge.verify(arms, deltas, chosen)
         version["key"] = _version_key(self.p, deltas[SPARSE], deltas.get(DENSE, {}))
         version["seconds"] = round(time.monotonic() - started_at, 1)
+        version["stages"] = {"seconds": self.progress.seconds(), "slots": self.slots}
         if not self.folder.versions():
             self.folder.add_version(judge.base_version(version), "version")
         number = self.folder.add_version(version, "version")

@@ -10,6 +10,7 @@ twice, whatever happens to Tune.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,13 +57,15 @@ class Ledger:
         folder, key = RunFolder(self.folder), self.key(arm, coefficients, tasks)
         if (found := folder.load_trial(key)) is not None:
             return found[0]["scores"]
-        bench = workbench(shared)
+        bench, started = workbench(shared), time.perf_counter()
         bench.compose(arm, coefficients)
         scores, logits = {}, {}
         for task in tasks:
             (right, n), kept = bench.correct(task, "validation", SURROGATE_ROWS)
             scores[task], logits[task] = right / n, kept
-        folder.save_trial(key, {"arm": arm.name, "coefficients": dict(coefficients), "scores": scores}, logits)
+        spent = round(time.perf_counter() - started, 4)
+        info = {"arm": arm.name, "coefficients": dict(coefficients), "scores": scores, "seconds": spent}
+        folder.save_trial(key, info, logits)
         return scores
 
     def logits(self, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str]) -> Logits:

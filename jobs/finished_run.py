@@ -1,0 +1,78 @@
+"""What a finished run tells about the search and about Ray's own share of the time: rows of `jobs/benchmark.py --run`."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.measuring import Row, row
+from talos_ray.config import Spec
+from talos_ray.core.metrics import MergeObjective
+from talos_ray.orchestrate.driver import SPARSE, prepare
+from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze
+from talos_ray.progress import Progress
+from talos_ray.storage.run_folder import RunFolder
+
+
+def look(uri: str) -> Iterator[Row]:
+    folder = RunFolder(uri)
+    spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
+    version = folder.load_version(folder.versions()[-1])
+    yield from _search(folder, spec, version)
+    yield from _overhead(folder, version)
+
+
+def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
+    """The run's search against every point of the paper's grid, each evaluated on all validation data."""
+    prepared = prepare(spec, Progress())
+    shared = Shared(spec, prepared.base, freeze(prepared.tensors), prepared.layout, prepared.heads)
+    bench, mask = Workbench(shared), folder.load_mask(prepared.base)
+    deltas = [folder.load_delta(t) for t in prepared.targets]
+    arm = Arm(SPARSE, mask.bits, tuple((d.task, freeze({"values": d.values}), d.fingerprint) for d in deltas))
+    everything = [*prepared.targets, *prepared.controls]
+
+    def scores(coefficients: dict[str, float]) -> dict[str, float]:
+        bench.compose(arm, coefficients)
+        return {t: right / n for t in everything for right, n in [bench.correct(t, "validation")[0]]}
+
+    single = {t: scores({t: 1.0})[t] for t in prepared.targets}
+    base = scores({})
+    objective = MergeObjective(single, {c: base[c] for c in prepared.controls}, spec.search.control_keep)
+    s, points = spec.search, 21
+    started = time.perf_counter()
+    grid = [
+        objective(scores(dict.fromkeys(single, s.low + i * (s.high - s.low) / (points - 1)))) for i in range(points)
+    ]
+    each = (time.perf_counter() - started) / points
+    found = objective(scores(version["coefficients"]))
+    used = len(version["search"]["candidates"])
+    print(
+        f"search: {found:.4f} with a coefficient a task after {used} candidates; the best of the grid {max(grid):.4f}; "
+        f"{each:.1f} s an evaluation. Both need the {len(single)} single edits and the base before"
+    )
+    measured = row(
+        "search_evals_vs_grid", [used], [points], "evaluations", f"the {points}-point grid, one coefficient", "<= 0.334"
+    )
+    yield measured if found >= max(grid) else Row(**{**measured.__dict__, "holds": False})
+
+
+def _overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
+    """Wall time of the stages against what their workers were busy for, shared out over the workers at once."""
+    walls, slots = version["stages"]["seconds"], version["stages"]["slots"]
+    deltas = [*(Path(n).stem for n in folder.store.list("deltas") if n.endswith(".safetensors"))]
+    dense = RunFolder(f"{folder.store.uri.rstrip('/')}/baseline")
+    arms = [folder, *([dense] if version["baseline"] else [])]
+    train = sum(float(a.load_delta(t).info["seconds"]) for a in arms for t in deltas)
+    trials = sum(
+        folder.load_trial(Path(n).stem)[0]["seconds"] for n in folder.store.list("trials") if n.endswith(".safetensors")
+    )
+    work = {
+        "calibrate": folder.load_mask(version["base"]).info["work_seconds"] / slots["calibrate"],
+        "train": train / min(slots["train"], len(arms) * len(deltas)),
+        "search": trials / slots["search"],
+    }
+    wall = {stage: sum(s for n, s in walls.items() if n.split()[0] == stage) for stage in work}
+    for stage in work:
+        print(f"  {stage}: {wall[stage]:.1f} s, of which work {work[stage]:.1f} s with {slots[stage]} at once")
+    yield row(
+        "orchestration_overhead", [sum(wall.values())], [sum(work.values())], "s", "the stages' own work", "<= 1.15"
+    )
