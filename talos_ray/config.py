@@ -105,7 +105,7 @@ class Search(_Settings):
         0.25, description="coefficient at which the surrogate measures each delta alone"
     )
     generation: Count = Field(
-        4, description="candidates proposed together; fixed, so that the result does not depend on the cluster"
+        3, description="candidates proposed together; fixed, so that the result does not depend on the cluster"
     )
     control_keep: Annotated[float, Field(ge=0, le=1)] = Field(
         0.97, description="share of the base's control score that a candidate must hold"
@@ -120,7 +120,7 @@ class Search(_Settings):
     @property
     def most(self) -> int:
         """Upper bound of the candidates that are truly evaluated."""
-        shared = self.generation if self.method == "surrogate" else self.shared_points
+        shared = 1 if self.method == "surrogate" else self.shared_points
         return shared + (0 if self.method == "grid" else self.trials)
 
 

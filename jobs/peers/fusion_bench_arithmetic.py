@@ -3,12 +3,14 @@
 import json
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
-import torch
-from fusion_bench.method.task_arithmetic.task_arithmetic import task_arithmetic_merge
+from fusion_bench.method.task_arithmetic.task_arithmetic import TaskArithmeticAlgorithm
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+ALPHA = 0.3
 
 
 def model(path: Path) -> nn.Module:
@@ -18,19 +20,17 @@ def model(path: Path) -> nn.Module:
     return module
 
 
-@torch.no_grad()
 def main(folder: Path, out: Path, repeats: int) -> None:
-    base = model(folder / "base.safetensors")
-    tuned = [model(p) for p in sorted(folder.glob("task*.safetensors"))]
-    save_file(
-        {n.replace("/", "."): p for n, p in task_arithmetic_merge(base, tuned, 0.3, inplace=False).named_parameters()},
-        out,
-    )
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        task_arithmetic_merge(base, tuned, 0.3, inplace=True)
-        times.append((time.perf_counter() - start) * 1e3)
+    tuned = {p.stem: model(p) for p in sorted(folder.glob("task*.safetensors"))}
+    pool = {"_pretrained_": model(folder / "base.safetensors"), **tuned}
+    with redirect_stdout(sys.stderr):  # it prints a profile
+        merged = TaskArithmeticAlgorithm(ALPHA, inplace=False).run(pool)
+        save_file({n.replace("/", "."): p.detach() for n, p in merged.named_parameters()}, out)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            TaskArithmeticAlgorithm(ALPHA, inplace=True).run(pool)
+            times.append((time.perf_counter() - start) * 1e3)
     print(json.dumps(times))
 
 

@@ -62,13 +62,17 @@ class Block:
 
     def touched(self, shape: torch.Size) -> Touched:
         """Where the masked weights of a matrix [out, in] stand: what a partial gradient has to cover."""
-        rows, across = shape
+        across = shape[1]
         if self.width == across:
-            return Touched(self.index, None, None)
-        r, at_row = torch.unique(self.index // across, return_inverse=True)
-        c, at_column = torch.unique(self.index % across, return_inverse=True)
-        all_rows, all_columns = len(r) == rows, len(c) == across
-        return Touched(None if all_rows else r, None if all_columns else c, at_row * len(c) + at_column)
+            return Touched(shape, self.index, None)
+        return Touched(shape, _some(self.index // across, shape[0]), _some(self.index % across, across))
+
+
+def _some(numbers: torch.Tensor, of: int) -> torch.Tensor | None:
+    """The different numbers, int64, ascending; None where they are all of 0 ... of - 1."""
+    seen = torch.zeros(of, dtype=torch.bool, device=numbers.device)
+    seen[numbers] = True
+    return None if bool(seen.all()) else seen.nonzero().view(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +80,30 @@ class Touched:
     """The smallest part of a matrix, whole rows by whole columns, that holds all of its masked weights.
 
     Args:
+        shape: of the matrix.
         rows, columns: int64, ascending; None where they are all of them.
-        inner: int64 [m], where the masked weights stand in the flattened part; None where they are all of it.
     """
 
+    shape: torch.Size
     rows: torch.Tensor | None
     columns: torch.Tensor | None
-    inner: torch.Tensor | None
 
-    def share(self, shape: torch.Size) -> float:
+    @property
+    def share(self) -> float:
         """Weights of the part / weights of the matrix."""
-        parts = (1.0 if i is None else len(i) / n for i, n in zip((self.rows, self.columns), shape, strict=True))
-        return math.prod(parts)
+        pairs = zip((self.rows, self.columns), self.shape, strict=True)
+        return math.prod(1.0 if i is None else len(i) / n for i, n in pairs)
+
+    def inner(self, block: Block) -> torch.Tensor | None:
+        """Where a block's weights stand in the flattened part, int64 [m]; None where they are all of it."""
+        if block.width > 1:
+            return None
+        row, column = block.index // self.shape[1], block.index % self.shape[1]
+        if self.rows is not None:
+            row = torch.searchsorted(self.rows, row)
+        if self.columns is None:
+            return row * self.shape[1] + column
+        return row * len(self.columns) + torch.searchsorted(self.columns, column)
 
 
 def blocks(mask: Mask, device: torch.device | str = "cpu") -> list[Block]:

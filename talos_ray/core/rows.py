@@ -58,8 +58,8 @@ class RowGradients:
             weight = params[block.name]
             if weight.ndim == 2 and block.index is not None:
                 touched = block.touched(weight.shape)
-                if touched.share(weight.shape) <= WORTH_IT:
-                    self.routes[id(weight)] = (touched, self._sink(block, touched.inner))
+                if touched.share <= WORTH_IT:
+                    self.routes[id(weight)] = (touched, self._sink(block, touched.inner(block)))
         for m in module.modules():
             if isinstance(m, nn.MultiheadAttention):
                 if m.in_proj_weight is not None and {id(m.in_proj_weight), id(m.out_proj.weight)} & set(self.routes):

@@ -1,7 +1,7 @@
 """Merge search on Ray Tune: a trial composes one candidate in place and scores it on validation data.
 
-First one coefficient shared by all tasks, on a grid (the paper's protocol), then one a task. The *surrogate*
-proposes from T + 1 cached evaluations (`core.surrogate`); where its predictions do not rank candidates as the
+One coefficient shared by all tasks (the paper's protocol), and one a task. The *surrogate* proposes from T + 1
+cached evaluations (`core.surrogate`); where its predictions do not rank candidates as the
 truth does, Optuna goes on. Candidates come in generations of a fixed size, so the result is a function of the
 spec, not of how many trials run at once. The ledger on storage makes sure that no candidate is evaluated
 twice, whatever happens to Tune.
@@ -35,6 +35,7 @@ Counts = dict[str, tuple[int, int]]  # task -> (right predictions, inputs)
 Logits = dict[str, torch.Tensor]
 
 SURROGATE_ROWS = 1000  # validation inputs of one task that the surrogate looks at
+WORTH = 0.002  # gain that the best of a generation must promise
 TRUSTED = 0.3  # rank correlation of predicted and true objectives below which the surrogate is left
 JUDGED_AFTER = 6  # candidates before it is judged
 
@@ -153,15 +154,17 @@ class Found:
 
 
 class SurrogateSearch(Searcher):
-    """Proposes generations: first the best shared coefficients, then what the surrogate climbs to from the best so far.
-    It ends when a whole generation is no better than what was there, or when `trials` candidates were tried."""
+    """Proposes generations: the most promising shared coefficient, then what the surrogate climbs to from the best so far.
+    It ends when nothing better is predicted, when a whole generation was no better than what was there, or after
+    `trials` candidates with one coefficient a task."""
 
     def __init__(self, problem: Problem, surrogate: Surrogate, shared: Sequence[float], trials: int) -> None:
         super().__init__(metric="objective", mode="max")
         self.problem, self.surrogate, self.left = problem, surrogate, trials
-        size, whole = problem.spec.search.generation, torch.ones(len(problem.targets))
-        ranked = sorted(((surrogate.predict(c * whole), -c) for c in shared), reverse=True)
-        self.queue = [(value, -c * whole) for value, c in ranked[:size]]
+        whole = torch.ones(len(problem.targets))
+        value, smaller = max((surrogate.predict(c * whole), -c) for c in shared)
+        start = -smaller * whole
+        self.queue = [(value, start), *self._proposals(surrogate, [0 * whole, start], [start])]
         self.pending: dict[str, tuple[float, torch.Tensor]] = {}
         self.found: list[Candidate] = []
         self.beaten = -float("inf")  # what the generation under way has to beat
@@ -200,12 +203,14 @@ class SurrogateSearch(Searcher):
         best = min(self.found, key=lambda c: c.rank, default=None)
         if best is None or self.left <= 0 or best.objective <= self.beaten or self.distrusted:
             return []
-        p = self.problem
-        if len(self.found) > p.spec.search.generation:  # the shared coefficients need not be beaten by the first climb
-            self.beaten = best.objective
+        p, self.beaten = self.problem, best.objective
         known = [torch.tensor([c.coefficients[t] for t in p.targets]) for c in (best, *self.found)]
         anchored = self.surrogate.around(known[0], p.ledger.logits(p.arm, best.coefficients, p.tasks))
-        proposed = anchored.propose(known[:1], known, min(self.left, p.spec.search.generation))
+        proposed = self._proposals(anchored, known[:1], known)
+        return proposed if proposed and proposed[0][0] > best.objective + WORTH else []
+
+    def _proposals(self, surrogate: Surrogate, starts, known) -> list[tuple[float, torch.Tensor]]:
+        proposed = surrogate.propose(starts, known, min(self.left, self.problem.spec.search.generation))
         self.left -= len(proposed)
         return proposed
 
@@ -246,7 +251,7 @@ class Search:
         trials = s.trials
         if s.method == "surrogate":
             searcher = SurrogateSearch(p, self._surrogate(labels), grid, trials)
-            self._tune(None, searcher, s.generation + trials)
+            self._tune(None, searcher, 1 + trials)
             fell_back = trials > 0 and searcher.distrusted and searcher.left > 0
             found = searcher.found + (self._optuna(searcher.found, searcher.left) if fell_back else [])
             return Found(sorted(found, key=lambda c: c.rank), searcher.correlation, fell_back)
