@@ -4,12 +4,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test test-all lint clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/python jobs/edit_all_tasks.py --output runs/demo
 
 test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m 'not slow'
+
+test-all: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.test

@@ -331,7 +331,9 @@ def measure_peak(kind: str) -> None:
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        ctypes.CDLL(None).malloc_trim(0)  # what building the model has freed goes back, and its peak is forgotten (Linux)
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what building the model has freed goes back, and its peak is forgotten (Linux)
         Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         step()

@@ -140,6 +140,17 @@ class Cluster(_Settings):
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
         0.0, description="GPUs of every worker, or a fraction of one"
     )
+    memory_gb_per_worker: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GB of memory that Ray reserves for every worker, if given"
+    )
+    accelerator_type: str | None = Field(None, description="kind of GPU, as Ray names it: 'H100', 'A100-80G'")
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels that the node of every worker must have, as `ray start --labels` sets them",
+    )
+    wait_minutes: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="how long to wait for nodes that an autoscaler may still bring; 0 refuses at once"
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="times a team is restarted before the run gives up"
     )

@@ -22,6 +22,10 @@ class CorruptError(TalosError):
     """A stored file is not what its format or its hash says."""
 
 
+class StorageError(TalosError):
+    """Storage refuses a write, or is full."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of `known`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -35,7 +35,7 @@ class Composer:
         self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
         params = dict(module.named_parameters())
         device = params[mask.layout.names[0]].device
-        parts = [(params[b.name], part) for b in blocks(mask, device) for part in b.cut(CHUNK)]
+        parts = [(params[b.name], part) for b in blocks(mask, device) for part in b.fast().cut(CHUNK)]
         self.base = torch.cat([b.gather(p.detach()) for p, b in parts])  # [k]
         self.values = {n: d.values.to(device) for n, d in self.deltas.items()}
         self.chunks = _chunks(parts)

@@ -18,6 +18,7 @@ from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import Mask, jaccard, mask_from_flags, round_keep, select
+from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, encoded
 
@@ -113,17 +114,10 @@ def calibrate(
         on_shard: called with (shards done, shards in all if no round ends early).
     """
     spec, settings = shared.spec, shared.spec.calibration
-    score = score_shard.options(
-        num_cpus=spec.cluster.cpus_per_worker,
-        num_gpus=spec.cluster.gpus_per_worker,
-        scheduling_strategy="SPREAD",
-        num_returns=2,
-    )
+    score = score_shard.options(**options(spec.cluster), scheduling_strategy="SPREAD", num_returns=2)
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
     first = next(iter(shards))
-    checked = check.options(num_cpus=spec.cluster.cpus_per_worker, num_gpus=spec.cluster.gpus_per_worker).remote(
-        shared_ref, first, shards[first][0]
-    )
+    checked = check.options(**options(spec.cluster)).remote(shared_ref, first, shards[first][0])
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
     kept, stability, work = None, [], 0.0

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
+from collections.abc import Callable, Sequence
 
 from talos_ray.config import Cluster
 from talos_ray.errors import SpecError
+
+Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -26,12 +30,36 @@ def remote_address(settings: Cluster) -> str | None:
     return settings.address or os.environ.get("RAY_ADDRESS")
 
 
+def resources(settings: Cluster) -> dict[str, float]:
+    """What one worker takes of a node, as Ray names it (memory in bytes)."""
+    found = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    if settings.memory_gb_per_worker:
+        found["memory"] = settings.memory_gb_per_worker * 1e9
+    if settings.accelerator_type:
+        found[f"accelerator_type:{settings.accelerator_type}"] = 0.001
+    return {kind: amount for kind, amount in found.items() if amount}
+
+
+def options(settings: Cluster) -> dict[str, object]:
+    """The same for the `options` of a Ray task."""
+    found: dict[str, object] = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
+    if settings.memory_gb_per_worker:
+        found["memory"] = int(settings.memory_gb_per_worker * 1e9)
+    if settings.accelerator_type:
+        found["accelerator_type"] = settings.accelerator_type
+    if settings.labels:
+        found["label_selector"] = settings.labels
+    return found
+
+
 def check_local(settings: Cluster) -> None:
     """Raises SpecError if this machine can never give one team what it asks for. Starts nothing."""
     if remote_address(settings) is None:
         import torch
 
-        _check(settings, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
+        here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        known = settings.model_copy(update={"memory_gb_per_worker": None, "accelerator_type": None, "labels": {}})
+        check_room(known, [(here, {})], "this machine")
 
 
 def check_output(output: str) -> None:
@@ -43,8 +71,10 @@ def check_output(output: str) -> None:
         )
 
 
-def connect(settings: Cluster, verbose: bool) -> bool:
+def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = lambda note: None) -> bool:
     """Join the cluster that `address` or RAY_ADDRESS names, or start Ray here. True if it was started by this call.
+
+    Waits up to `cluster.wait_minutes` for nodes, telling `on_wait` for what and how long.
 
     Raises:
         SpecError: no cluster answers at the address, or it can never give one team what it asks for.
@@ -73,7 +103,8 @@ def connect(settings: Cluster, verbose: bool) -> bool:
                 f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave cluster.address out"
             ) from None
     try:
-        _check(settings, ray.cluster_resources(), "the cluster")
+        _wait(settings, on_wait)
+        check_room(settings, nodes(), "the cluster")
     except SpecError:
         if started:
             ray.shutdown()
@@ -86,26 +117,74 @@ def _worker_env() -> dict[str, str]:
     return {**QUIET, **{k: os.environ[k] for k in passed if k in os.environ}}
 
 
-def _check(settings: Cluster, have: dict[str, float], who: str) -> None:
-    for kind, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker)):
-        wanted, there = each * settings.workers_per_task, have.get(kind, 0)
-        if wanted > there:
+def nodes() -> list[Node]:
+    """Resources and labels of every node that is alive."""
+    import ray
+
+    return [(n["Resources"], n.get("Labels", {})) for n in ray.nodes() if n["Alive"]]
+
+
+def room(settings: Cluster, there: Sequence[Node]) -> int:
+    """How many workers fit at once; a worker has to fit on one node."""
+    each, wanted = resources(settings), settings.labels.items()
+    return sum(
+        math.floor(min(have.get(kind, 0) / amount for kind, amount in each.items()) + 1e-9)
+        for have, labels in there
+        if all(labels.get(k) == v for k, v in wanted)
+    )
+
+
+def check_room(settings: Cluster, there: Sequence[Node], who: str) -> None:
+    """Raises SpecError, with what there is, unless one team fits."""
+    for kind in ("CPU", "GPU"):
+        each, sum_ = resources(settings).get(kind, 0), sum(have.get(kind, 0) for have, _ in there)
+        if (wanted := each * settings.workers_per_task) > sum_:
             key = f"{kind.lower()}s_per_worker"
             raise SpecError(
                 f"one team needs {wanted:g} {kind}s (cluster.workers_per_task {settings.workers_per_task} x {key} {each:g}), "
-                f"but {who} has {there:g}; lower cluster.{key} or workers_per_task, or join a larger cluster with cluster.address"
+                f"but {who} has {sum_:g}; lower cluster.{key} or workers_per_task, or join a larger cluster with cluster.address"
             )
+    if (places := room(settings, there)) < settings.workers_per_task:
+        raise SpecError(
+            f"one team needs {settings.workers_per_task} worker(s) with {_words(settings)} on one node each, but {who} "
+            f"({len(there)} node(s)) has places for {places}; lower what cluster asks for a worker, or join a larger cluster"
+        )
+
+
+def _words(settings: Cluster) -> str:
+    def word(kind: str, amount: float) -> str:
+        if kind.startswith("accelerator_type:"):
+            return kind
+        return f"{amount / 1e9:g} GB of memory" if kind == "memory" else f"{amount:g} {kind}"
+
+    labels = [f"label {k}={v}" for k, v in settings.labels.items()]
+    return ", ".join([*(word(k, a) for k, a in resources(settings).items()), *labels])
+
+
+def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
+    """Ask the autoscaler for one team's nodes and wait until they are there or `wait_minutes` are over."""
+    if room(settings, nodes()) >= settings.workers_per_task or not settings.wait_minutes:
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {k: a for k, a in resources(settings).items() if k in ("CPU", "GPU")}
+    request_resources(bundles=[bundle] * settings.workers_per_task)
+    started = time.monotonic()
+    while (places := room(settings, nodes())) < settings.workers_per_task:
+        spent = time.monotonic() - started
+        if spent > settings.wait_minutes * 60:
+            break
+        on_wait(
+            f"waiting for nodes: {settings.workers_per_task} worker(s) with {_words(settings)}, places for {places}; "
+            f"{spent:.0f} s of at most {settings.wait_minutes:g} min"
+        )
+        time.sleep(1)
+    request_resources(bundles=[])
 
 
 def slots(settings: Cluster, workers: int, limit: int | None) -> int:
     """How many groups of `workers` fit into the cluster at once, at most `limit`, at least 1."""
-    import ray
-
-    have = ray.cluster_resources()
-    fits = have.get("CPU", 1) / (settings.cpus_per_worker * workers)
-    if settings.gpus_per_worker:
-        fits = min(fits, have.get("GPU", 0) / (settings.gpus_per_worker * workers))
-    return max(1, min(math.floor(fits + 1e-9), limit or 1 << 30))
+    return max(1, min(room(settings, nodes()) // workers, limit or 1 << 30))
 
 
 def root_cause(error: BaseException) -> str:

@@ -226,7 +226,7 @@ class _Session:
         self.progress.begin(
             "ray", "joining a cluster" if cluster.remote_address(self.spec.cluster) else "starting on this machine"
         )
-        started = cluster.connect(self.spec.cluster, self.verbose)
+        started = cluster.connect(self.spec.cluster, self.verbose, lambda note: self.progress.update("ray", 0.0, note))
         self.scratch = tempfile.mkdtemp(prefix="talos_ray-")
         try:
             self._share()

@@ -26,7 +26,7 @@ from talos_ray.core.layout import key_of
 from talos_ray.core.metrics import MergeObjective
 from talos_ray.core.surrogate import Surrogate, rank_correlation
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import root_cause
+from talos_ray.orchestrate.cluster import options, resources, root_cause
 from talos_ray.orchestrate.worker import Arm, sampled_rows, workbench
 from talos_ray.storage.run_folder import RunFolder
 
@@ -264,7 +264,7 @@ class Search:
         """From the base's and every single delta's logits, evaluated in parallel unless the ledger has them."""
         p, s, cluster = self.problem, self.problem.spec.search, self.problem.spec.cluster
         points = [{}, *({t: s.probe} for t in p.targets)]
-        remote = measure.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)
+        remote = measure.options(**options(cluster))
         ray.get([remote.remote(p.shared[0], p.arm, a, p.tasks, p.ledger) for a in points])
         base, *probes = (p.ledger.logits(p.arm, a, p.tasks) for a in points)
         slopes = {t: torch.stack([probe[t] - base[t] for probe in probes]) / s.probe for t in p.tasks}
@@ -289,7 +289,8 @@ class Search:
     def _tune(self, space, searcher, samples: int) -> list[Candidate]:
         p, cluster = self.problem, self.problem.spec.cluster
         trainable = tune.with_resources(
-            tune.with_parameters(Trial, problem=p), {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker}
+            tune.with_parameters(Trial, problem=p),
+            tune.PlacementGroupFactory([resources(cluster)], bundle_label_selector=[cluster.labels]),
         )
         results = tune.Tuner(
             trainable,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import ray
 import torch
 import torch.distributed as dist
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from talos_ray.config import Task, Train
 from talos_ray.core.blocks import gather
@@ -25,7 +26,7 @@ from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import root_cause
+from talos_ray.orchestrate.cluster import resources, root_cause
 from talos_ray.orchestrate.worker import Arm, Shared, workbench
 from talos_ray.storage.run_folder import RunFolder
 
@@ -198,17 +199,14 @@ def _run_team(config: dict, settings, scratch: str, failures: list[BaseException
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    resources = {
-        "CPU": settings.cpus_per_worker,
-        **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
-    }
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=settings.workers_per_task,
             use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=resources(settings),
+            label_selector=settings.labels or None,
             placement_strategy="PACK",
         ),
         run_config=RunConfig(
@@ -239,7 +237,11 @@ def train(
             What was finished is on storage and is not trained again.
     """
     name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
-    queue = Queue.options(name=name, namespace=NAMESPACE).remote(list(jobs), [shared_ref], [ray.put(arms)])
+    # On the driver's own node: only with the driver may it be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote(
+        list(jobs), [shared_ref], [ray.put(arms)]
+    )
     failures: list[BaseException] = []
     running = [
         threading.Thread(

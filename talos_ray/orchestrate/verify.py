@@ -13,6 +13,7 @@ from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.models import base_tensors, load_model
+from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.search import Ledger, Problem, Search, evaluate, measure
 from talos_ray.orchestrate.worker import Arm, freeze
 
@@ -23,9 +24,8 @@ class Judge:
     def __init__(self, prepared, shared_ref, folder, scratch: str, progress, at_once: int) -> None:
         self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
         self.scratch, self.progress, self.at_once = scratch, progress, at_once
-        cluster = prepared.spec.cluster
-        resources = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker}
-        self.evaluate, self.measure = evaluate.options(**resources), measure.options(**resources)
+        each = options(prepared.spec.cluster)
+        self.evaluate, self.measure = evaluate.options(**each), measure.options(**each)
         self.arms: dict[str, tuple[Arm, object]] = {}
 
     def _arm(self, plan, deltas: Mapping[str, Delta]):

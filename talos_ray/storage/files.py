@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,8 +17,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from talos_ray.core.layout import fingerprint, key_of
-from talos_ray.errors import CorruptError, SpecError
+from talos_ray.errors import CorruptError, SpecError, StorageError
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds that storage may refuse a write before the run gives up
+FINAL = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # refusals that waiting does not mend
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in its own specification
 
 
@@ -54,12 +61,31 @@ class Store:
         with self.fs.open_input_stream(self.path(name)) as stream:
             return stream.read()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, patience: float | None = None) -> None:
         """Put `data` under `name`, whole or not at all: a reader sees the old file or the new one.
 
         Object stores publish an object when its upload ends. Elsewhere the bytes go to a temporary name in
-        the same folder, are flushed, and renamed.
+        the same folder, are flushed, and renamed. Storage that refuses is asked again for `patience` seconds
+        (PATIENCE, if not given), unless it is full or the folder is not ours.
+
+        Raises:
+            StorageError: it still refuses then, or it is full.
         """
+        started, pause, patience = time.monotonic(), 0.25, PATIENCE if patience is None else patience
+        while True:
+            try:
+                return self._write(name, data)
+            except OSError as error:
+                if error.errno in FINAL or time.monotonic() - started >= patience:
+                    raise StorageError(
+                        f"{self.path(name)} ({len(data)} bytes) cannot be written: {error}; free space or mend access, and "
+                        f"run the same command again"
+                    ) from error
+                log.warning("%s cannot be written, trying again: %s", self.path(name), error)
+                time.sleep(pause)
+                pause = min(2 * pause, 5.0)
+
+    def _write(self, name: str, data: bytes) -> None:
         target = self.path(name)
         folder, base = target.rsplit("/", 1)
         if self.local or self.fs.type_name == "hdfs":
@@ -109,8 +135,8 @@ class Store:
             )
         return value
 
-    def write_json(self, name: str, value: Mapping) -> None:
-        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    def write_json(self, name: str, value: Mapping, patience: float | None = None) -> None:
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), patience)
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict]:
         """Tensors and the JSON in the metadata key `talos`, both checked against the `digest` beside it.

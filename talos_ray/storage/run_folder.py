@@ -76,9 +76,8 @@ class RunFolder:
         return info
 
     def write_info(self, spec: Mapping, base: str, identity: Mapping[str, object]) -> None:
-        self.store.write_json(
-            "run.json", {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
-        )
+        info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
+        self.store.write_json("run.json", info, patience=0)  # the first write of a run: better refused now
 
     # -------------------------------------------------------------------------------- mask
 

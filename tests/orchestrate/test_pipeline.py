@@ -24,13 +24,6 @@ from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import Examples, load_task
 
 
-@pytest.fixture(scope="module")
-def finished(ray_here, small_spec, tmp_path_factory):
-    """A run of the small spec, and the spec's values."""
-    values = {**small_spec, "output": str(tmp_path_factory.mktemp("finished") / "run")}
-    return talos_ray.edit(**copy.deepcopy(values)), values
-
-
 def files(folder) -> dict[str, tuple[float, int]]:
     return {
         str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size)

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from talos_ray import CorruptError, MismatchError, SpecError, TalosError
+from talos_ray import CorruptError, MismatchError, SpecError, StorageError, TalosError
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import mask_from_flags
@@ -107,10 +107,26 @@ def test_a_write_that_fails_leaves_the_old_file(folder, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="head.json .*bytes.*No space"):  # at once: waiting does not mend it
         folder.store.write_json("head.json", {"version": 2})
     assert folder.store.read_json("head.json") == {"version": 1}
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["head.json"]
+
+
+def test_storage_that_refuses_for_a_while_is_asked_again(folder, monkeypatch):
+    refusals, replace = iter([OSError(5, "Input/output error"), OSError(110, "timed out")]), os.replace
+
+    def moody(*args):
+        if (error := next(refusals, None)) is not None:
+            raise error
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", moody)
+    folder.store.write_json("head.json", {"version": 1})
+    assert folder.store.read_json("head.json") == {"version": 1} and folder.store.list() == ["head.json"]
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(StorageError, match="cannot be written.*Input/output"):
+        folder.store.write("other", b"x", patience=0.3)
 
 
 def test_another_run_and_other_files_are_refused_and_left_alone(folder, tmp_path):

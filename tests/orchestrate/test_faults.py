@@ -1,0 +1,137 @@
+"""Processes killed in the middle of a run, live: what comes out is bitwise what an undisturbed run gives."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import talos_ray
+from talos_ray.storage.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bits(run) -> dict[str, object]:
+    """All that must not depend on what was killed."""
+    version = run.folder.load_version(1)
+    return {
+        "mask": run.mask.fingerprint,
+        "deltas": version["deltas"],
+        "dense": version["baseline"]["coefficients"],
+        "coefficients": version["coefficients"],
+        "model": version["model"],
+        "scores": version["scores"],
+    }
+
+
+class Killer(threading.Thread):
+    """Ends the first process of this session's Ray that runs each of some Ray functions, by SIGKILL."""
+
+    def __init__(self, *titles: str) -> None:
+        super().__init__(daemon=True)
+        self.left, self.killed, self.over = set(titles), [], threading.Event()
+
+    def run(self) -> None:
+        while self.left and not self.over.wait(0.1):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    title = " ".join(process.cmdline())
+                    for wanted in [w for w in self.left if title.startswith(f"ray::{w}")]:
+                        process.kill()
+                        self.left.discard(wanted)
+                        self.killed.append(wanted)
+                except psutil.NoSuchProcess:
+                    continue
+
+
+def test_a_calibration_task_a_training_worker_and_a_trial_are_killed(finished, tmp_path):
+    calm, values = finished
+    killer = Killer("score_shard", "RayTrainWorker", "Trial", "evaluate")
+    killer.start()
+    run = talos_ray.edit(**{**copy.deepcopy(values), "output": str(tmp_path / "run")})
+    killer.over.set()
+    killer.join()
+    assert sorted(killer.killed) == ["RayTrainWorker", "Trial", "evaluate", "score_shard"]
+    assert bits(run) == bits(calm)
+    assert [e["restarts"] for e in run.history() if e["operation"] == "teams restarted"] == [1]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_stood(finished, tmp_path):
+    calm, values = finished
+    output = tmp_path / "run"
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({**values, "output": str(output)}))
+    command = [sys.executable, "-c", f"import json, talos_ray; talos_ray.edit(**json.load(open({str(spec)!r})))"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 300
+    while not list(output.glob("deltas/*.safetensors")) and time.monotonic() < deadline:
+        children = psutil.Process(first.pid).children(recursive=True)
+        time.sleep(0.2)
+    first.kill()
+    first.wait()
+    done = {p: p.stat().st_mtime_ns for p in (*output.glob("deltas/*.safetensors"), output / "mask.safetensors")}
+    assert len(done) >= 2 and not (output / "versions").exists()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive  # nothing of the killed driver's own Ray is left
+    subprocess.run(command, check=True, capture_output=True, timeout=400, cwd=tmp_path)
+    run = talos_ray.open_run(str(output))
+    assert all(p.stat().st_mtime_ns == before for p, before in done.items())
+    assert bits(run) == bits(calm)
+    assert [e["operation"] for e in run.history()][:3] == ["start", "calibrate", "resume"]
+
+
+def on_raylets(values: dict, output: Path, *options: str) -> dict:
+    """The spec on a cluster of three raylets of one CPU each, which a process of its own starts and ends."""
+    spec = output.parent / f"{output.name}.json"
+    spec.write_text(json.dumps({**values, "output": str(output)}))
+    script = Path(__file__).parent / "raylets.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(spec), *options],
+        capture_output=True, text=True, timeout=400, cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--kill-a-node",)], ids=["undisturbed", "a node killed"])
+def test_three_raylets_give_the_same_bits_as_one(finished, tmp_path, options):
+    calm, values = finished
+    told = on_raylets(values, tmp_path / "run", *options)
+    assert bits(talos_ray.open_run(str(tmp_path / "run"))) == bits(calm)
+    assert told["nodes"] == (2 if options else 3) and bool(told["restarts"]) == bool(options)
+    if options:
+        assert told["trained_before"] < 6  # it was in the middle of training
+
+
+@pytest.mark.slow
+def test_storage_that_refuses_writes_for_a_while(finished, tmp_path):
+    """A file where the checkpoints' folder belongs: every write below it fails, until it goes away."""
+    calm, values = finished
+    output = tmp_path / "run"
+    folder = RunFolder(str(output))
+    blocked: list[float] = []
+
+    def block() -> None:
+        while not (output / "mask.safetensors").exists():
+            time.sleep(0.05)
+        (output / "deltas").write_text("in the way")
+        blocked.append(time.monotonic())
+        time.sleep(40)
+        (output / "deltas").unlink()
+        blocked.append(time.monotonic())
+
+    thread = threading.Thread(target=block, daemon=True)
+    thread.start()
+    run = talos_ray.edit(**{**copy.deepcopy(values), "output": str(output)})
+    thread.join()
+    assert len(blocked) == 2 and bits(run) == bits(calm) and folder.head == 1

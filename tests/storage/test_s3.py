@@ -1,0 +1,67 @@
+"""A run's folder in an S3 bucket: a server that a package provides, on this machine, ended with the test."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+
+from talos_ray import StorageError
+from talos_ray.core.delta import Delta
+from talos_ray.core.layout import Layout
+from talos_ray.core.mask import mask_from_flags
+from talos_ray.storage import history
+from talos_ray.storage.run_folder import RunFolder
+
+LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
+MASK = mask_from_flags(LAYOUT, torch.arange(27) % 3 == 0, {"strategy": "random", "keep": 1 / 3})
+BASE = "b" * 64
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An empty bucket's URI, as pyarrow.fs reads it, with its server's place in it."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        place = f"http://127.0.0.1:{port}"
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{place}/runs", method="PUT"), timeout=5)
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"s3://access:secret@runs/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def test_a_run_folder_in_a_bucket(bucket):
+    folder = RunFolder(bucket.format("team/first"))
+    folder.write_info({"seed": 0}, BASE, {"base": BASE})
+    folder.save_mask(MASK, BASE)
+    values = torch.randn(MASK.k).bfloat16()
+    folder.save_delta(Delta("t", values, BASE, MASK.fingerprint, {"key": "k"}))
+    history.append(folder.store, "start", base=BASE)
+    number = folder.add_version({"coefficients": {"t": 0.5}, "model": BASE}, "version")
+    again = RunFolder(bucket.format("team/first"))
+    assert again.info()["base"] == BASE and again.load_mask(BASE).fingerprint == MASK.fingerprint
+    assert torch.equal(again.load_delta("t").values, values) and again.head == number
+    assert [e["operation"] for e in history.read(again.store)] == ["start", "version"]
+    assert not RunFolder(bucket.format("team/second")).store.exists("run.json")
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    folder = RunFolder(bucket.format("x").replace("@runs/", "@missing/"))
+    with pytest.raises(StorageError, match="missing/x/run.json"):
+        folder.write_info({}, BASE, {})
