@@ -162,20 +162,22 @@ def _words(settings: Cluster) -> str:
 
 
 def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
-    """Ask the autoscaler for one team's nodes and wait until they are there or `wait_minutes` are over."""
-    if room(settings, nodes()) >= settings.workers_per_task or not settings.wait_minutes:
+    """Ask the autoscaler for the nodes of all `teams` (of one, if not given) and wait until they are there or
+    `wait_minutes` are over."""
+    wanted = settings.workers_per_task * (settings.teams or 1)
+    if room(settings, nodes()) >= wanted or not settings.wait_minutes:
         return
     from ray.autoscaler.sdk import request_resources
 
     bundle = {k: a for k, a in resources(settings).items() if k in ("CPU", "GPU")}
-    request_resources(bundles=[bundle] * settings.workers_per_task)
+    request_resources(bundles=[bundle] * wanted)
     started = time.monotonic()
-    while (places := room(settings, nodes())) < settings.workers_per_task:
+    while (places := room(settings, nodes())) < wanted:
         spent = time.monotonic() - started
         if spent > settings.wait_minutes * 60:
             break
         on_wait(
-            f"waiting for nodes: {settings.workers_per_task} worker(s) with {_words(settings)}, places for {places}; "
+            f"waiting for nodes: {wanted} worker(s) with {_words(settings)}, places for {places}; "
             f"{spent:.0f} s of at most {settings.wait_minutes:g} min"
         )
         time.sleep(1)

@@ -57,7 +57,7 @@ def test_a_run_folder_in_a_bucket(bucket):
     again = RunFolder(bucket.format("team/first"))
     assert again.info()["base"] == BASE and again.load_mask(BASE).fingerprint == MASK.fingerprint
     assert torch.equal(again.load_delta("t").values, values) and again.head == number
-    assert [e["operation"] for e in history.read(again.store)] == ["start", "version"]
+    assert [e["operation"] for e in history.events(again.store)] == ["start", "version"]
     assert not RunFolder(bucket.format("team/second")).store.exists("run.json")
 
 
