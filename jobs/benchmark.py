@@ -30,6 +30,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from jobs.measuring import DEVICE, KEEP, TASKS, Row, row, side_by_side
+from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.fisher import Checked, SquaredGradients
@@ -78,28 +79,25 @@ def bert() -> Subject:
     )
 
 
-def masks(layout: Layout) -> dict[str, Mask]:
-    """The layouts a mask can have: whole rows, whole matrices (clustered), single weights anywhere (scattered)."""
-    flags, left = torch.zeros(layout.total, dtype=torch.bool), round(KEEP * layout.total)
-    for name, part in layout.split(flags).items():
-        if name.endswith(("in_proj_weight", "query.weight", "key.weight")) and part.numel() <= left:
-            part[:] = True
-            left -= part.numel()
-    return {
-        "rows": mask_from_flags(layout, select(layout, "random", KEEP, granularity="row")),
-        "clustered": mask_from_flags(layout, flags),
-        "scattered": mask_from_flags(layout, select(layout, "random", KEEP)),
-    }
-
-
-def query_key_mask(layout: Layout) -> Mask:
-    """What the paper's mask looks like on pretrained weights: single weights, in query and key matrices only."""
-    places = torch.zeros(layout.total, dtype=torch.bool)
-    for (name, part), shape in zip(layout.split(places).items(), layout.shapes, strict=True):
-        if name.endswith("in_proj_weight"):
-            part.view(shape)[: shape[0] * 2 // 3] = True
-    scores = torch.where(places, torch.rand(layout.total, generator=torch.Generator().manual_seed(0)), 2.0)
-    return mask_from_flags(layout, select(layout, "least_sensitive", KEEP, scores=scores))
+def mask_of(kind: str, layout: Layout) -> Mask:
+    """The layouts a mask can have: whole 'rows', whole matrices ('clustered'), single weights anywhere ('scattered'), and
+    'query_key', what the paper's mask looks like on pretrained weights: single weights, in query and key matrices only."""
+    flags = torch.zeros(layout.total, dtype=torch.bool)
+    if kind == "clustered":
+        left = round(KEEP * layout.total)
+        for name, part in layout.split(flags).items():
+            if name.endswith(("in_proj_weight", "query.weight", "key.weight")) and part.numel() <= left:
+                part[:] = True
+                left -= part.numel()
+    elif kind == "query_key":
+        for (name, part), shape in zip(layout.split(flags).items(), layout.shapes, strict=True):
+            if name.endswith("in_proj_weight"):
+                part.view(shape)[: shape[0] * 2 // 3] = True
+        scores = torch.where(flags, torch.rand(layout.total, generator=torch.Generator().manual_seed(0)), 2.0)
+        flags = select(layout, "least_sensitive", KEEP, scores=scores)
+    else:
+        flags = select(layout, "random", KEEP, granularity="row" if kind == "rows" else "element")
+    return mask_from_flags(layout, flags)
 
 
 def classifier(subject: Subject) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -156,7 +154,7 @@ def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = 
         module.load_state_dict(merged, strict=False)
 
     for kind in kinds:
-        mask = masks(layout)[kind]
+        mask = mask_of(kind, layout)
         with torch.no_grad():
             for n, b in base.items():
                 params[n].copy_(b)
@@ -173,7 +171,7 @@ def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = 
             composer.compose({str(t): a for t, a in enumerate(alphas())})
 
         print(
-            f"compose{word}, {kind}: largest difference from the same sum in float64 is {difference(composer, base, flat, mask, params):.1e}"
+            f"compose{word}, {kind}: largest difference from the same sum in float64 is {difference(composer, module, flat, mask):.1e}"
         )
         bars = {"rows": (">= 13", ">= 65"), "clustered": (">= 8", ">= 40"), "scattered": (">= 5", ">= 5")}[kind]
         suffix = word + ("" if kind == "rows" else f"_{kind}")
@@ -211,12 +209,11 @@ def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = 
 
 
 @torch.no_grad()
-def difference(composer: Composer, base, flat, mask: Mask, params) -> float:
+def difference(composer: Composer, module: nn.Module, flat: list[torch.Tensor], mask: Mask) -> float:
     weights = [0.1 + 0.05 * t for t in range(TASKS)]
     composer.compose({str(t): a for t, a in enumerate(weights)})
-    start = torch.cat([base[n].view(-1)[i.to(DEVICE)] for n, i in mask.indices.items()]).double()
-    wanted = start + sum(a * v.double() for a, v in zip(weights, flat, strict=True))
-    found = torch.cat([params[n].detach().view(-1)[i.to(DEVICE)] for n, i in mask.indices.items()]).double()
+    wanted = composer.base.double() + sum(a * v.double() for a, v in zip(weights, flat, strict=True))
+    found = gather(module, mask).double()
     return float((found - wanted).abs().max())
 
 
@@ -243,10 +240,7 @@ def stepper(build: Callable[[], Subject], kind: str, batch: int) -> tuple[Callab
         wanted = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(wanted, lr=1e-5, fused=True if kind == "dense_fused" else None)
     else:
-        if kind == "paper":
-            mask = paper_mask(subject, layout)
-        else:
-            mask = query_key_mask(layout) if kind == "query_key" else masks(layout)[kind]
+        mask = paper_mask(subject, layout) if kind == "paper" else mask_of(kind, layout)
         optimizer = SparseAdamW(module, mask, lr=1e-5)
 
     def step() -> None:
@@ -345,9 +339,8 @@ def measure_peak(kind: str) -> None:
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what building the model has freed goes back, and its peak is forgotten (Linux)
+        # What building the model has freed goes back, and its peak is forgotten (Linux).
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         step()

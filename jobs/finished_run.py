@@ -1,7 +1,8 @@
 """What a finished run tells about the search and about Ray's own share of the time: rows of `jobs/benchmark.py --run`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.measuring import Row, row
@@ -30,13 +31,12 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     arm = Arm(SPARSE, mask.bits, tuple((d.task, freeze({"values": d.values}), d.fingerprint) for d in deltas))
     everything = [*prepared.targets, *prepared.controls]
 
-    def scores(coefficients: dict[str, float]) -> dict[str, float]:
+    def scores(coefficients: dict[str, float], tasks: Sequence[str] = everything) -> dict[str, float]:
         bench.compose(arm, coefficients)
-        return {t: right / n for t in everything for right, n in [bench.correct(t, "validation")[0]]}
+        return {t: right / n for t in tasks for right, n in [bench.correct(t, "validation")[0]]}
 
-    single = {t: scores({t: 1.0})[t] for t in prepared.targets}
-    base = scores({})
-    objective = MergeObjective(single, {c: base[c] for c in prepared.controls}, spec.search.control_keep)
+    single = {t: scores({t: 1.0}, [t])[t] for t in prepared.targets}
+    objective = MergeObjective(single, scores({}, prepared.controls), spec.search.control_keep)
     s, points = spec.search, 21
     started = time.perf_counter()
     grid = [
@@ -52,13 +52,13 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     measured = row(
         "search_evals_vs_grid", [used], [points], "evaluations", f"the {points}-point grid, one coefficient", "<= 0.334"
     )
-    yield measured if found >= max(grid) else Row(**{**measured.__dict__, "holds": False})
+    yield measured if found >= max(grid) else replace(measured, holds=False)
 
 
 def _overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
     """Wall time of the stages against what their workers were busy for, shared out over the workers at once."""
     walls, slots = version["stages"]["seconds"], version["stages"]["slots"]
-    deltas = [*(Path(n).stem for n in folder.store.list("deltas") if n.endswith(".safetensors"))]
+    deltas = version["targets"]
     dense = RunFolder(f"{folder.store.uri.rstrip('/')}/baseline")
     arms = [folder, *([dense] if version["baseline"] else [])]
     train = sum(float(a.load_delta(t).info["seconds"]) for a in arms for t in deltas)

@@ -59,7 +59,7 @@ def score_shard(
         shared.layout,
         checked,
         budget=round(settings.memory_gb * 1e9),
-        autocast=torch.bfloat16 if settings.precision == "bf16" and bench.device.type == "cuda" else None,
+        autocast=bench.autocast(settings.precision),
     )
     for start in range(0, len(examples), settings.batch_size):
         inputs = _inputs(bench, examples[start : start + settings.batch_size])

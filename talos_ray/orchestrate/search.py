@@ -248,16 +248,15 @@ class Search:
         """Evaluate candidates. `labels`: validation labels of every task, int64 [n]."""
         p, s = self.problem, self.problem.spec.search
         grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
-        trials = s.trials
         if s.method == "surrogate":
-            searcher = SurrogateSearch(p, self._surrogate(labels), grid, trials)
-            self._tune(None, searcher, 1 + trials)
-            fell_back = trials > 0 and searcher.distrusted and searcher.left > 0
+            searcher = SurrogateSearch(p, self._surrogate(labels), grid, s.trials)
+            self._tune(None, searcher, 1 + s.trials)
+            fell_back = s.trials > 0 and searcher.distrusted and searcher.left > 0
             found = searcher.found + (self._optuna(searcher.found, searcher.left) if fell_back else [])
             return Found(sorted(found, key=lambda c: c.rank), searcher.correlation, fell_back)
         found = self._tune({"shared": tune.grid_search(grid)}, None, 1)
-        if s.method == "optuna" and trials:
-            found += self._optuna(found, trials)
+        if s.method == "optuna" and s.trials:
+            found += self._optuna(found, s.trials)
         return Found(sorted(found, key=lambda c: c.rank))
 
     def _surrogate(self, labels: Mapping[str, torch.Tensor]) -> Surrogate:

@@ -163,10 +163,9 @@ def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tup
             queue.progress.remote(job.name, step, loss, os.getpid())
 
     try:
-        autocast = torch.bfloat16 if s.precision == "bf16" and bench.device.type == "cuda" else None
         losses = finetune(
             optimizer, plan, bench.logits(job.task.name), examples.batch,
-            start=start, rank=rank, world=world, autocast=autocast,
+            start=start, rank=rank, world=world, autocast=bench.autocast(s.precision),
             micro_batch_size=s.micro_batch_size, on_step=on_step,
         )  # fmt: skip
         seconds = time.perf_counter() - started

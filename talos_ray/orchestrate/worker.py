@@ -93,6 +93,10 @@ class Workbench:
         data = load_task(self.shared.task(task), self.shared.spec.seed)
         return Examples(getattr(data, split), self.family.preprocess, self.device)
 
+    def autocast(self, precision: str) -> torch.dtype | None:
+        """The dtype of products under a `precision` setting; None for the model's own."""
+        return torch.bfloat16 if precision == "bf16" and self.device.type == "cuda" else None
+
     def logits(self, task: str):
         """inputs -> logits [n, classes] under the task's head."""
         head = self.head(task)

@@ -4,15 +4,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import IDS, IDS_THAT_END, bert, gpt2, t5
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    T5Config,
-    T5ForSequenceClassification,
-)
 
 from talos_ray.core.fisher import SquaredGradients, batch_len, sample_labels, take
 from talos_ray.core.layout import eligible_layout
@@ -88,17 +81,6 @@ def clip():
     return model
 
 
-SIZE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "vocab_size": 50,
-    "num_labels": 3,
-}
-IDS = torch.randint(3, 50, (6, 7), generator=torch.Generator().manual_seed(1))
-
-
 def cases():
     yield "two_dimensional", nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)), torch.randn(6, 6), lambda m: m
     yield "used_twice", Twice(), torch.randn(6, 4, 6), lambda m: m
@@ -108,31 +90,9 @@ def cases():
     yield "vision", vision(), torch.randn(6, 3, 16, 16), lambda m: m
     head = F.normalize(torch.randn(5, 16), dim=-1) * 5
     yield "clip", clip(), torch.randn(6, 3, 16, 16), lambda m: lambda x: m.encode_image(x, normalize=True) @ head.T
-    yield (
-        "bert",
-        BertForSequenceClassification(BertConfig(**SIZE)),
-        {"input_ids": IDS},
-        lambda m: lambda b: m(**b).logits,
-    )
-    t5 = T5Config(
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_layers=2,
-        num_heads=2,
-        vocab_size=50,
-        num_labels=3,
-        decoder_start_token_id=0,
-        eos_token_id=1,
-    )
-    yield (
-        "t5",
-        T5ForSequenceClassification(t5),
-        {"input_ids": torch.cat([IDS, torch.ones(6, 1, dtype=torch.long)], 1)},
-        lambda m: lambda b: m(**b).logits,
-    )
-    gpt = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, num_labels=3, pad_token_id=0)
-    yield "gpt2", GPT2ForSequenceClassification(gpt), {"input_ids": IDS}, lambda m: lambda b: m(**b).logits
+    yield "bert", bert(), {"input_ids": IDS}, lambda m: lambda b: m(**b).logits
+    yield "t5", t5(), {"input_ids": IDS_THAT_END}, lambda m: lambda b: m(**b).logits
+    yield "gpt2", gpt2(), {"input_ids": IDS}, lambda m: lambda b: m(**b).logits
 
 
 def reference(module, layout, forward, batch, labels, score):

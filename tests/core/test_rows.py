@@ -5,16 +5,9 @@ import copy
 import open_clip
 import pytest
 import torch
+from small_models import IDS, IDS_THAT_END, bert, gpt2, t5
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    T5Config,
-    T5ForSequenceClassification,
-)
 
 from talos_ray.core.blocks import blocks, gather
 from talos_ray.core.layout import eligible_layout
@@ -84,34 +77,10 @@ def head_of(model: nn.Module) -> nn.Module:
     return Head()
 
 
-def bert() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    return head_of(BertForSequenceClassification(BertConfig(**sizes, vocab_size=50, num_labels=3)))
-
-
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=50, num_labels=3, pad_token_id=0, bos_token_id=1)
-    return head_of(GPT2ForSequenceClassification(config))
-
-
-def t5() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3, "vocab_size": 50}
-    config = T5Config(**sizes, num_labels=3, decoder_start_token_id=0, eos_token_id=1)
-    return head_of(T5ForSequenceClassification(config))
-
-
-def ids() -> torch.Tensor:
-    """Token ids [4, 7] that end with the one for the end of a text, as T5 wants it."""
-    return torch.cat([torch.randint(3, 50, (4, 6)), torch.ones(4, 1, dtype=torch.long)], 1)
-
-
 MODELS = {
-    "bert": (bert, ids),
-    "gpt2": (gpt2, ids),
-    "t5": (t5, ids),
+    "bert": (lambda: head_of(bert()), lambda: IDS),
+    "gpt2": (lambda: head_of(gpt2()), lambda: IDS),
+    "t5": (lambda: head_of(t5()), lambda: IDS_THAT_END),
     "open_clip": (tower, lambda: torch.randn(4, 3, 16, 16)),
     "encoder": (encoder, lambda: torch.randn(4, 6, 24)),
     "tied": (tied, lambda: torch.randn(4, 24)),
