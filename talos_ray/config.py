@@ -107,6 +107,10 @@ class Search(_Settings):
     generation: Count = Field(
         3, description="candidates proposed together; fixed, so that the result does not depend on the cluster"
     )
+    parts: Count = Field(
+        4,
+        description="parts in which grid and Optuna score the validation data; a candidate that is clearly behind the best so far is stopped after one. 1 never stops",
+    )
     control_keep: Annotated[float, Field(ge=0, le=1)] = Field(
         0.97, description="share of the base's control score that a candidate must hold"
     )

@@ -18,7 +18,7 @@ from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import Mask, jaccard, mask_from_flags, round_keep, select
-from talos_ray.orchestrate.cluster import options
+from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, encoded
 
@@ -30,7 +30,7 @@ def calibration_split(spec: Spec, data: TaskData) -> Split:
     return data.train.select(torch.randperm(len(data.train), generator=generator)[:n].tolist())
 
 
-@ray.remote
+@ray.remote(**WARM)
 def check(shared: Shared, task: str, examples: list) -> Checked:
     """Which weights no hook fits and what a sample costs: found once, because all shards must go the same way."""
     bench, settings = workbench(shared), shared.spec.calibration
@@ -39,7 +39,13 @@ def check(shared: Shared, task: str, examples: list) -> Checked:
     return gradients.check(bench.logits(task), _inputs(bench, examples[:3]), settings.score)
 
 
-@ray.remote
+@ray.remote(**WARM)
+def warm(shared: Shared, task: str) -> None:
+    """What a worker process has to load before its first shard."""
+    workbench(shared).logits(task)
+
+
+@ray.remote(**WARM)
 def score_shard(
     shared: Shared, task: str, examples: list, checked: Checked, kept: np.ndarray | None, seed: int
 ) -> tuple[np.ndarray, float]:
@@ -73,19 +79,19 @@ def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
     return bench.family.preprocess([decode(e) for e in examples]).to(bench.device)
 
 
-@ray.remote
+@ray.remote(**WARM)
 def add_shard(total: np.ndarray | None, shard: np.ndarray) -> np.ndarray:
     """A task's sum with one more shard, float32 [P]. Shards are added one by one, in their order."""
     return shard if total is None else total + shard
 
 
-@ray.remote
+@ray.remote(**WARM)
 def choose(shared: Shared, keep: float, *totals: np.ndarray) -> np.ndarray:
     """Packed mask by the mean of the tasks' scores, each normalised to sum 1, so that no task drowns another."""
     return _select(shared, keep, *totals)
 
 
-@ray.remote
+@ray.remote(**WARM)
 def overlap(shared: Shared, keep: float, bits: np.ndarray, total: np.ndarray) -> float:
     """Jaccard overlap of the shared mask with the one that a task would have chosen alone."""
     return jaccard(bits, _select(shared, keep, total))
@@ -118,6 +124,8 @@ def calibrate(
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
     first = next(iter(shards))
     checked = check.options(**options(spec.cluster)).remote(shared_ref, first, shards[first][0])
+    others = warm.options(**options(spec.cluster), scheduling_strategy="SPREAD")
+    idle = [others.remote(shared_ref, first) for _ in range(workers - 1)]  # while one checks
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
     kept, stability, work = None, [], 0.0

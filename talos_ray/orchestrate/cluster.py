@@ -22,6 +22,14 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+# What Tune and Train set for their own actors. Set for all, so that processes can be handed on, warm.
+SHARED = {"PL_DISABLE_FORK": "1", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+# For `ray.remote`. It adds nothing, but has to be named: Ray hands a process on only between tasks whose environments
+# are written alike, and a task of a Tune trial writes its own.
+WARM = {"runtime_env": {"env_vars": SHARED}}
+# Only for a Ray of our own on one machine: nothing preempts it, and a process that is warm is worth keeping.
+LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+LOCAL_CONFIG = {"idle_worker_killing_time_threshold_ms": 600_000}
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
@@ -90,9 +98,13 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
     if started:
         address = remote_address(settings)
         level = logging.INFO if verbose else logging.ERROR
+        own = {} if address else {"_system_config": LOCAL_CONFIG}
+        for key, value in ({} if address else LOCAL).items():
+            os.environ.setdefault(key, value)
         try:
             ray.init(
                 address=address or "local",  # None would join whatever cluster last ran on this machine, alive or not
+                **own,
                 log_to_driver=verbose,
                 logging_level=level,
                 configure_logging=True,
@@ -113,8 +125,8 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
 
 
 def _worker_env() -> dict[str, str]:
-    passed = ("TALOS_CACHE", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT")
-    return {**QUIET, **{k: os.environ[k] for k in passed if k in os.environ}}
+    passed = ("TALOS_CACHE", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", *LOCAL)
+    return {**QUIET, **SHARED, **{k: os.environ[k] for k in passed if k in os.environ}}
 
 
 def nodes() -> list[Node]:

@@ -327,7 +327,7 @@ class _Session:
             self.progress.begin("train", "starting teams of Ray Train workers")
             teams = self._slots("train", self.spec.cluster.workers_per_task, self.spec.cluster.teams)
             bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
-            train(self.shared_ref, self.shared, bits, jobs, teams, self.scratch, self.progress.training)
+            train(self.shared_ref, bits, jobs, self.spec.cluster, teams, self.scratch, self.progress.training)
             again = sum(self.progress.restarts.values())
             if again:
                 history.append(self.folder.store, "teams restarted", restarts=again)
@@ -361,11 +361,15 @@ class _Session:
             self.progress,
             self._slots("search", 1, self.spec.cluster.search_workers),
         )
-        chosen = {a.name: judge.search(a, deltas[a.name]) for a in arms}
+        chosen = judge.search(arms, deltas)
         version = judge.verify(arms, deltas, chosen)
         version["key"] = _version_key(self.p, deltas[SPARSE], deltas.get(DENSE, {}))
         version["seconds"] = round(time.monotonic() - started_at, 1)
-        version["stages"] = {"seconds": self.progress.seconds(), "slots": self.slots}
+        version["stages"] = {
+            "seconds": self.progress.seconds(),
+            "slots": self.slots,
+            "candidate_overhead": round(judge.overhead, 4),
+        }
         if not self.folder.versions():
             self.folder.add_version(judge.base_version(version), "version")
         number = self.folder.add_version(version, "version")

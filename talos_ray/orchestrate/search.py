@@ -1,120 +1,149 @@
-"""Merge search on Ray Tune: a trial composes one candidate in place and scores it on validation data.
+"""Merge search on Ray Tune: a trial scores one candidate on validation data, composed in place by warm workers.
 
 One coefficient shared by all tasks (the paper's protocol), and one a task. The *surrogate* proposes from T + 1
 cached evaluations (`core.surrogate`); where its predictions do not rank candidates as the
-truth does, Optuna goes on. Candidates come in generations of a fixed size, so the result is a function of the
-spec, not of how many trials run at once. The ledger on storage makes sure that no candidate is evaluated
-twice, whatever happens to Tune.
+truth does, Optuna goes on. Candidates come in generations of a fixed size, and a candidate is stopped early by the
+best of the generations before its own, so the result is a function of the spec, not of how many trials run at once
+or which of them is first. All arms are searched in one Tune run: while one waits for its generation, the others go on.
+The ledger on storage makes sure that nothing is evaluated twice, whatever happens to Tune.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
 import ray
 import torch
 from ray import tune
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from talos_ray.config import Spec
 from talos_ray.core.layout import key_of
-from talos_ray.core.metrics import MergeObjective
+from talos_ray.core.metrics import MergeObjective, normalized_accuracy
 from talos_ray.core.surrogate import Surrogate, rank_correlation
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import options, resources, root_cause
-from talos_ray.orchestrate.worker import Arm, sampled_rows, workbench
+from talos_ray.orchestrate.cluster import WARM, options, root_cause
 from talos_ray.storage.run_folder import RunFolder
 
 Coefficients = dict[str, float]
 Counts = dict[str, tuple[int, int]]  # task -> (right predictions, inputs)
 Logits = dict[str, torch.Tensor]
+Part = tuple[int, int]  # (i, n): the i-th of n parts of the validation data
+WHOLE: Part = (0, 1)
 
+UNIT = 4  # most tasks that one worker scores in one go
 SURROGATE_ROWS = 1000  # validation inputs of one task that the surrogate looks at
 WORTH = 0.002  # gain that the best of a generation must promise
 TRUSTED = 0.3  # rank correlation of predicted and true objectives below which the surrogate is left
 JUDGED_AFTER = 6  # candidates before it is judged
+NOTHING = {"CPU": 0, "memory": 1}  # a trial only waits; Ray Tune wants at least something, and a byte is least
+DOUBT = 2.0  # standard errors by which a candidate must be behind before it is stopped
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Evaluated candidates on storage, by (deltas in use, coefficients, validation data, tasks scored)."""
+    """What was evaluated, on storage, by (deltas in use, coefficients, validation data, tasks and part scored)."""
 
     folder: str
     base: str
     data: str
 
-    def key(self, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str]) -> str:
-        used = {t: [f, coefficients[t]] for t, _, f in arm.deltas if coefficients.get(t)}
-        return key_of([self.base, self.data, used, sorted(tasks)])
-
-    def measure(self, shared, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
-        """Validation accuracy of one candidate on `tasks`, from storage or by evaluation. What is stored holds the
-        logits of the surrogate's rows too, so that a search that was cut off goes on as if it had not been."""
-        folder, key = RunFolder(self.folder), self.key(arm, coefficients, tasks)
-        if (found := folder.load_trial(key)) is not None:
-            return found[0]["scores"]
-        bench, started = workbench(shared), time.perf_counter()
-        bench.compose(arm, coefficients)
-        scores, logits = {}, {}
-        for task in tasks:
-            (right, n), kept = bench.correct(task, "validation", SURROGATE_ROWS)
-            scores[task], logits[task] = right / n, kept
-        spent = round(time.perf_counter() - started, 4)
-        info = {"arm": arm.name, "coefficients": dict(coefficients), "scores": scores, "seconds": spent}
-        folder.save_trial(key, info, logits)
-        return scores
-
-    def logits(self, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str]) -> Logits:
-        """What `measure` stored, float32 [n, C] a task."""
-        return RunFolder(self.folder).load_trial(self.key(arm, coefficients, tasks))[1]
+    def key(
+        self, deltas: Mapping[str, str], coefficients: Mapping[str, float], tasks: Sequence[str], part: Part
+    ) -> str:
+        used = {t: [f, coefficients[t]] for t, f in deltas.items() if coefficients.get(t)}
+        return key_of([self.base, self.data, used, sorted(tasks), part])
 
 
-@ray.remote
-def evaluate(shared, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str], split: str) -> Counts:
+@ray.remote(**WARM)
+def measure(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str], part: Part, ledger: Ledger) -> Counts:
+    """Right predictions of one candidate on a part of the validation data of `tasks`: from the ledger, or by evaluation.
+    What is stored holds the logits of the surrogate's rows too, so that a search that was cut off goes on as if it had not been."""
+    from talos_ray.orchestrate.worker import workbench
+
+    folder = RunFolder(ledger.folder)
+    key = ledger.key({t: f for t, _, f in arm.deltas}, coefficients, tasks, part)
+    if (found := folder.load_trial(key)) is not None:
+        return {t: tuple(c) for t, c in found[0]["counts"].items()}
+    bench, started = workbench(shared), time.perf_counter()
+    bench.compose(arm, coefficients)
+    counts, logits = {}, {}
+    for task in tasks:
+        counts[task], kept = bench.correct(task, "validation", SURROGATE_ROWS if part == WHOLE else 0, part)
+        logits[task] = kept
+    spent = round(time.perf_counter() - started, 4)
+    info = {"arm": arm.name, "coefficients": dict(coefficients), "part": part, "counts": counts, "seconds": spent}
+    folder.save_trial(key, info, logits)
+    return counts
+
+
+@ray.remote(**WARM)
+def evaluate(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str], split: str) -> Counts:
     """Right predictions of base + sum of coefficient x delta on some tasks."""
+    from talos_ray.orchestrate.worker import workbench
+
     bench = workbench(shared)
     bench.compose(arm, coefficients)
     return {t: bench.correct(t, split)[0] for t in tasks}
 
 
-@ray.remote
-def measure(
-    shared, arm: Arm, coefficients: Mapping[str, float], tasks: Sequence[str], ledger: Ledger
-) -> dict[str, float]:
-    """One entry of the ledger, on validation data."""
-    return ledger.measure(shared, arm, coefficients, tasks)
+@dataclass(frozen=True)
+class Evaluator:
+    """Has candidates of one arm scored on validation data, by whatever workers are free.
+
+    `refs`: of the shared base and of the arm, in a container, so that Ray passes them on as they are.
+    `deltas`: the arm's tasks and their deltas' fingerprints.
+    """
+
+    refs: tuple
+    arm: str
+    deltas: Mapping[str, str]
+    ledger: Ledger
+    spec: Spec
+
+    def submit(self, coefficients: Mapping[str, float], tasks: Sequence[str], part: Part = WHOLE) -> list:
+        """References of the counts, a unit of tasks each."""
+        # A strategy is named, or Ray would look for the CPUs in the trial's own placement group.
+        remote = measure.options(**options(self.spec.cluster), scheduling_strategy="DEFAULT")
+        return [remote.remote(*self.refs, coefficients, unit, part, self.ledger) for unit in _units(tasks)]
+
+    def counts(self, submitted: Sequence) -> Counts:
+        """Waits for what was submitted."""
+        return {t: c for unit in ray.get(list(submitted)) for t, c in unit.items()}
+
+    def logits(self, coefficients: Mapping[str, float], tasks: Sequence[str]) -> Logits:
+        """Of a candidate that was scored on all validation data: float32 [n, C] a task."""
+        found: Logits = {}
+        for unit in _units(tasks):
+            found |= RunFolder(self.ledger.folder).load_trial(self.ledger.key(self.deltas, coefficients, unit, WHOLE))[
+                1
+            ]
+        return found
 
 
-class Trial(tune.Trainable):
-    """One candidate. Ray Tune resets and reuses the actor, so model and data stay warm."""
-
-    def setup(self, config: dict, problem: Problem | None = None) -> None:
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        self.problem = problem
-
-    def reset_config(self, config: dict) -> bool:
-        return True
-
-    def step(self) -> dict:
-        p = self.problem
-        scores = p.ledger.measure(ray.get(p.shared[0]), p.arm, p.spread(self.config), p.tasks)
-        return {"objective": p.objective(scores), "scores": scores, "done": True}
+def _units(tasks: Sequence[str]) -> list[tuple[str, ...]]:
+    """Tasks in groups of nearly equal size, at most UNIT each."""
+    n = -(-len(tasks) // UNIT)
+    return [tuple(tasks[i * len(tasks) // n : (i + 1) * len(tasks) // n]) for i in range(n)]
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is searched: an arm's coefficients, by an objective over target and control tasks."""
 
-    shared: tuple  # of one reference: inside a container Ray passes it on as it is
-    spec: Spec
-    arm: Arm
+    evaluator: Evaluator
     objective: MergeObjective
-    ledger: Ledger
+    parts: int  # of the validation data, no more than the smallest task has inputs
+
+    @property
+    def search(self):
+        return self.evaluator.spec.search
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -122,26 +151,38 @@ class Problem:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return tuple(t for t, _, _ in self.arm.deltas)
+        return tuple(sorted(self.evaluator.deltas))
 
-    def spread(self, config: Mapping[str, float]) -> Coefficients:
-        """Trial parameters -> one coefficient a task; `shared` stands for all of them."""
-        return {t: round(float(config.get("shared", config.get(t, 0.0))), 4) for t in self.targets}
+    def point(self, values: torch.Tensor | Mapping[str, float]) -> Coefficients:
+        """One coefficient a task, rounded to what is stored."""
+        if isinstance(values, torch.Tensor):
+            values = dict(zip(self.targets, values.tolist(), strict=True))
+        return {t: round(float(values[t]), 4) for t in self.targets}
+
+    def doubt(self, counts: Counts) -> float:
+        """How far two candidates' mean normalized accuracies on the inputs counted may lie apart by chance alone."""
+        single = self.objective.single
+        variance = sum(0.25 / counts[t][1] / max(s, 1e-9) ** 2 for t, s in single.items()) / len(single) ** 2
+        return DOUBT * (2 * variance) ** 0.5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One truly evaluated point, and what was predicted of it (None where nothing was)."""
+    """One evaluated point: `parts` holds its mean normalized accuracy and `doubt` after each part of the validation data,
+    `predicted` what the surrogate promised (None where nothing was). Not `whole`: stopped before the last part."""
 
     objective: float
     coefficients: Coefficients
     scores: dict[str, float]
+    parts: tuple[tuple[float, float], ...] = ()
+    whole: bool = True
     predicted: float | None = None
 
     @property
     def rank(self):
         """The best sorts first; ties go to the smaller coefficients."""
-        return (-self.objective, sum(abs(a) for a in self.coefficients.values()), sorted(self.coefficients.items()))
+        size = sum(abs(a) for a in self.coefficients.values())
+        return (not self.whole, -self.objective, size, sorted(self.coefficients.items()))
 
 
 @dataclass(frozen=True)
@@ -153,21 +194,165 @@ class Found:
     fell_back: bool = False
 
 
-class SurrogateSearch(Searcher):
-    """Proposes generations: the most promising shared coefficient, then what the surrogate climbs to from the best so far.
-    It ends when nothing better is predicted, when a whole generation was no better than what was there, or after
-    `trials` candidates with one coefficient a task."""
+# A search is a generator: it yields generations of points, is sent their candidates in the same order, and returns them all.
+Points = list[tuple[Coefficients, float | None]]  # with what was predicted
+Generations = Generator[Points, list[Candidate], Found]
 
-    def __init__(self, problem: Problem, surrogate: Surrogate, shared: Sequence[float], trials: int) -> None:
+
+def generations(problem: Problem, labels: Mapping[str, torch.Tensor], probes: Sequence[Coefficients]) -> Generations:
+    """The search that the spec asks for. `labels`: validation labels, int64 [n] a task; `probes`: `probes(...)`, evaluated."""
+    s = problem.search
+    grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
+    if s.method == "surrogate":
+        return _by_surrogate(problem, _surrogate(problem, labels, probes), grid)
+    return _by_grid(problem, grid)
+
+
+def probes(spec: Spec, targets: Sequence[str]) -> list[Coefficients]:
+    """What the surrogate must know: the base, and every delta alone."""
+    return [{}, *({t: spec.search.probe} for t in targets)] if spec.search.method == "surrogate" else []
+
+
+def _surrogate(problem: Problem, labels: Mapping[str, torch.Tensor], points: Sequence[Coefficients]) -> Surrogate:
+    from talos_ray.orchestrate.worker import sampled_rows
+
+    p, s = problem, problem.search
+    base, *single = (p.evaluator.logits(a, p.tasks) for a in points)
+    slopes = {t: torch.stack([probe[t] - base[t] for probe in single]) / s.probe for t in p.tasks}
+    rows = {t: labels[t][sampled_rows(len(labels[t]), SURROGATE_ROWS)] for t in p.tasks}
+    return Surrogate(base, slopes, rows, p.objective, s.low, s.high)
+
+
+def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float]) -> Generations:
+    """The most promising shared coefficient, and what the surrogate climbs to from it; then, from generation to generation,
+    what it climbs to around the best so far. Ends when nothing better is predicted, when a whole generation was no better
+    than what was there, or after `search.trials` candidates with one coefficient a task."""
+    p, left = problem, problem.search.trials
+    ones = torch.ones(len(p.targets))
+    value, smaller = max((surrogate.predict(c * ones), -c) for c in grid)
+    start = -smaller * ones
+
+    def proposals(surrogate: Surrogate, starts, known) -> Points:
+        found = surrogate.propose(starts, known, min(left, p.search.generation))
+        return [(p.point(a), predicted) for predicted, a in found]
+
+    points = proposals(surrogate, [0 * ones, start], [start])
+    left -= len(points)
+    found = yield [(p.point(start), value), *points]
+
+    def correlation() -> float:
+        return rank_correlation([c.predicted for c in found], [c.objective for c in found])
+
+    def distrusted() -> bool:
+        return len(found) >= JUDGED_AFTER and correlation() < TRUSTED
+
+    beaten = -float("inf")
+    while left > 0 and (best := min(found, key=lambda c: c.rank)).objective > beaten and not distrusted():
+        beaten = best.objective
+        known = [torch.tensor([c.coefficients[t] for t in p.targets]) for c in (best, *found)]
+        anchored = surrogate.around(known[0], p.evaluator.logits(best.coefficients, p.tasks))
+        points = proposals(anchored, known[:1], known)
+        if not points or points[0][1] <= beaten + WORTH:
+            break
+        left -= len(points)
+        found += yield points
+    agreement, fell_back = correlation(), left > 0 and distrusted()
+    if fell_back:
+        found = yield from _by_optuna(p, found, left)
+    return Found(sorted(found, key=lambda c: c.rank), agreement, fell_back)
+
+
+def _by_grid(problem: Problem, grid: Sequence[float]) -> Generations:
+    """One coefficient shared by all tasks; then Optuna with one a task, if the spec wants it. A few points, evenly spread,
+    come first, so that the others have something to be stopped by."""
+    s, n = problem.search, len(grid)
+    first = sorted({i * (n - 1) // max(1, s.generation - 1) for i in range(min(s.generation, n))})
+    rest = [i for i in range(n) if i not in first]
+    found: list[Candidate] = []
+    for generation in (first, rest):
+        if generation:
+            found += yield [(problem.point(dict.fromkeys(problem.targets, grid[i])), None) for i in generation]
+    if s.method == "optuna" and s.trials:
+        found = yield from _by_optuna(problem, found, s.trials)
+    return Found(sorted(found, key=lambda c: c.rank))
+
+
+def _by_optuna(
+    problem: Problem, found: list[Candidate], trials: int
+) -> Generator[Points, list[Candidate], list[Candidate]]:
+    """Per-task candidates by Optuna, in generations, from the two best so far. Returns `found` and what was added."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    s, seed = problem.search, problem.evaluator.spec.seed
+    start = [c.coefficients for c in sorted(found, key=lambda c: c.rank)[:2]]
+    space = {t: tune.uniform(s.low, s.high) for t in problem.targets}
+    searcher = OptunaSearch(space=space, metric="objective", mode="max", seed=seed, points_to_evaluate=start)
+    found = list(found)
+    for first in range(0, trials, s.generation):
+        names = [str(i) for i in range(first, min(first + s.generation, trials))]
+        candidates = yield [(problem.point(searcher.suggest(name)), None) for name in names]
+        for name, candidate in zip(names, candidates, strict=True):
+            searcher.on_trial_complete(name, {"objective": candidate.objective})
+        found += candidates
+    return found
+
+
+class Trial(tune.Trainable):
+    """One candidate, part by part. It only asks and counts: what is heavy stays warm in the workers that answer. It
+    ends itself where the best candidate of the generations before its own is out of reach."""
+
+    def setup(self, config: dict, problems: Mapping[str, Problem] | None = None) -> None:
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        self.problems = problems
+        self.reset_config(config)
+
+    def reset_config(self, config: dict) -> bool:
+        self.problem = self.problems[config["arm"]]
+        self.counts: Counts = {}
+        self.parts: list[tuple[float, float]] = []
+        self.spent = 0.0
+        return True
+
+    def step(self) -> dict:
+        p, started, n = self.problem, time.perf_counter(), self.config["parts"]
+        submitted = p.evaluator.submit(p.point(self.config["coefficients"]), p.tasks, (len(self.parts), n))
+        for task, (right, seen) in p.evaluator.counts(submitted).items():
+            before = self.counts.get(task, (0, 0))
+            self.counts[task] = (before[0] + right, before[1] + seen)
+        scores = {t: right / seen for t, (right, seen) in self.counts.items()}
+        reached = normalized_accuracy({t: scores[t] for t in p.objective.single}, p.objective.single)
+        self.parts.append((reached, p.doubt(self.counts)))
+        self.spent += time.perf_counter() - started
+        whole, bars = len(self.parts) == n, self.config["bars"]
+        behind = not whole and bool(bars) and reached < bars[len(self.parts) - 1]
+        return {
+            "objective": p.objective(scores), "scores": scores, "done": whole or behind, "whole": whole,
+            "parts": list(self.parts), "seconds": self.spent,
+        }  # fmt: skip
+
+
+class Proposals(Searcher):
+    """Hands the generations of all arms to Tune, and Tune's results back to them.
+
+    Args:
+        searches: arm -> (its problem, its generations).
+        at_once: trials under way.
+        on_candidate: called with the arm's name and each of its candidates.
+    """
+
+    def __init__(
+        self, searches: Mapping[str, tuple[Problem, Generations]], at_once: int, on_candidate: Callable
+    ) -> None:
         super().__init__(metric="objective", mode="max")
-        self.problem, self.surrogate, self.left = problem, surrogate, trials
-        whole = torch.ones(len(problem.targets))
-        value, smaller = max((surrogate.predict(c * whole), -c) for c in shared)
-        start = -smaller * whole
-        self.queue = [(value, start), *self._proposals(surrogate, [0 * whole, start], [start])]
-        self.pending: dict[str, tuple[float, torch.Tensor]] = {}
-        self.found: list[Candidate] = []
-        self.beaten = -float("inf")  # what the generation under way has to beat
+        self.searches, self.at_once, self.on_candidate = dict(searches), at_once, on_candidate
+        self.queue: list[tuple[str, int]] = []
+        self.points: dict[str, Points] = {}
+        self.results: dict[str, dict[int, Candidate]] = {}
+        self.best: dict[str, Candidate | None] = dict.fromkeys(self.searches)
+        self.pending: dict[str, tuple[str, int, float]] = {}
+        self.found: dict[str, Found] = {}
+        self.overheads: list[float] = []  # seconds of a trial beyond its evaluation
+        for arm in self.searches:
+            self._send(arm, None)
 
     def __getstate__(self) -> dict:  # Tune saves its searcher; the ledger is what outlives us
         return {}
@@ -176,132 +361,81 @@ class SurrogateSearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None: ...
 
+    def _send(self, arm: str, candidates: list[Candidate] | None) -> None:
+        try:
+            self.points[arm] = self.searches[arm][1].send(candidates)
+        except StopIteration as end:
+            self.found[arm] = end.value
+            return
+        self.results[arm] = {}
+        self.queue += [(arm, i) for i in range(len(self.points[arm]))]
+
     def suggest(self, trial_id: str):
-        if not self.queue:
-            if self.pending:
-                return None
-            self.queue = self._next_generation()
-            if not self.queue:
-                return self.FINISHED
-        self.pending[trial_id] = self.queue.pop(0)
-        return dict(zip(self.problem.targets, self.pending[trial_id][1].tolist(), strict=True))
+        if self.queue and len(self.pending) < self.at_once:
+            arm, i = self.queue.pop(0)
+            self.pending[trial_id] = (arm, i, time.monotonic())
+            coefficients, predicted = self.points[arm][i]
+            best = self.best[arm]
+            parts = 1 if predicted is not None else self.searches[arm][0].parts
+            reachable = best is not None and best.objective >= 0 and len(best.parts) == parts
+            bars = [value - doubt for value, doubt in best.parts] if reachable else []
+            return {"arm": arm, "coefficients": coefficients, "parts": parts, "bars": bars}
+        return None if self.pending else self.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        predicted, a = self.pending.pop(trial_id, (None, None))
-        if a is not None and result is not None and not error:  # Tune hands its results over flattened
-            scores = {t: result[f"scores/{t}"] for t in self.problem.tasks}
-            self.found.append(
-                Candidate(
-                    result["objective"],
-                    self.problem.spread(dict(zip(self.problem.targets, a.tolist(), strict=True))),
-                    scores,
-                    predicted,
-                )
-            )
-
-    def _next_generation(self) -> list[tuple[float, torch.Tensor]]:
-        best = min(self.found, key=lambda c: c.rank, default=None)
-        if best is None or self.left <= 0 or best.objective <= self.beaten or self.distrusted:
-            return []
-        p, self.beaten = self.problem, best.objective
-        known = [torch.tensor([c.coefficients[t] for t in p.targets]) for c in (best, *self.found)]
-        anchored = self.surrogate.around(known[0], p.ledger.logits(p.arm, best.coefficients, p.tasks))
-        proposed = self._proposals(anchored, known[:1], known)
-        return proposed if proposed and proposed[0][0] > best.objective + WORTH else []
-
-    def _proposals(self, surrogate: Surrogate, starts, known) -> list[tuple[float, torch.Tensor]]:
-        proposed = surrogate.propose(starts, known, min(self.left, self.problem.spec.search.generation))
-        self.left -= len(proposed)
-        return proposed
-
-    @property
-    def correlation(self) -> float:
-        """Spearman's correlation of predicted and true objectives so far."""
-        return rank_correlation([c.predicted for c in self.found], [c.objective for c in self.found])
-
-    @property
-    def distrusted(self) -> bool:
-        return len(self.found) >= JUDGED_AFTER and self.correlation < TRUSTED
-
-
-class _Watch(tune.Callback):
-    def __init__(self, on_trial: Callable[[float], None]) -> None:
-        self.on_trial = on_trial
-
-    def __getstate__(self) -> dict:  # Tune pickles callbacks into its own state, which nobody reads here
-        return {}
-
-    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self.on_trial(trial.last_result["objective"])
-
-
-@dataclass(frozen=True)
-class Search:
-    """One arm's search. `at_once`: trials that run at the same time; `scratch`: a folder for Tune's own state, of no use afterwards."""
-
-    problem: Problem
-    at_once: int
-    scratch: str
-    on_trial: Callable[[float], None]
-
-    def run(self, labels: Mapping[str, torch.Tensor]) -> Found:
-        """Evaluate candidates. `labels`: validation labels of every task, int64 [n]."""
-        p, s = self.problem, self.problem.spec.search
-        grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
-        if s.method == "surrogate":
-            searcher = SurrogateSearch(p, self._surrogate(labels), grid, s.trials)
-            self._tune(None, searcher, 1 + s.trials)
-            fell_back = s.trials > 0 and searcher.distrusted and searcher.left > 0
-            found = searcher.found + (self._optuna(searcher.found, searcher.left) if fell_back else [])
-            return Found(sorted(found, key=lambda c: c.rank), searcher.correlation, fell_back)
-        found = self._tune({"shared": tune.grid_search(grid)}, None, 1)
-        if s.method == "optuna" and s.trials:
-            found += self._optuna(found, s.trials)
-        return Found(sorted(found, key=lambda c: c.rank))
-
-    def _surrogate(self, labels: Mapping[str, torch.Tensor]) -> Surrogate:
-        """From the base's and every single delta's logits, evaluated in parallel unless the ledger has them."""
-        p, s, cluster = self.problem, self.problem.spec.search, self.problem.spec.cluster
-        points = [{}, *({t: s.probe} for t in p.targets)]
-        remote = measure.options(**options(cluster))
-        ray.get([remote.remote(p.shared[0], p.arm, a, p.tasks, p.ledger) for a in points])
-        base, *probes = (p.ledger.logits(p.arm, a, p.tasks) for a in points)
-        slopes = {t: torch.stack([probe[t] - base[t] for probe in probes]) / s.probe for t in p.tasks}
-        return Surrogate(
-            base,
-            slopes,
-            {t: labels[t][sampled_rows(len(labels[t]), SURROGATE_ROWS)] for t in p.tasks},
-            p.objective,
-            s.low,
-            s.high,
+        arm, i, since = self.pending.pop(trial_id, (None, 0, 0.0))
+        if arm is None or result is None or error:
+            return
+        p, (coefficients, predicted) = self.searches[arm][0], self.points[arm][i]
+        self.overheads.append(time.monotonic() - since - result["seconds"])
+        candidate = Candidate(
+            result["objective"],
+            coefficients,
+            {t: result[f"scores/{t}"] for t in p.tasks},  # Tune hands its results over flattened
+            tuple(map(tuple, result["parts"])),
+            result["whole"],
+            predicted,
         )
+        self.results[arm][i] = candidate
+        self.on_candidate(arm, candidate)
+        if len(self.results[arm]) == len(self.points[arm]):
+            candidates = [self.results[arm][i] for i in range(len(self.points[arm]))]
+            best = [c for c in (self.best[arm], *candidates) if c is not None]
+            self.best[arm] = min(best, key=lambda c: c.rank)
+            self._send(arm, candidates)
 
-    def _optuna(self, found: list[Candidate], trials: int) -> list[Candidate]:
-        """Per-task candidates by Optuna, in generations, from the two best so far."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        p, s = self.problem, self.problem.spec.search
-        start = [c.coefficients for c in sorted(found, key=lambda c: c.rank)[:2]]
-        space = {t: tune.uniform(s.low, s.high) for t in p.targets}
-        searcher = OptunaSearch(space=space, metric="objective", mode="max", seed=p.spec.seed, points_to_evaluate=start)
-        return self._tune(None, ConcurrencyLimiter(searcher, max_concurrent=s.generation, batch=True), trials)
 
-    def _tune(self, space, searcher, samples: int) -> list[Candidate]:
-        p, cluster = self.problem, self.problem.spec.cluster
-        trainable = tune.with_resources(
-            tune.with_parameters(Trial, problem=p),
-            tune.PlacementGroupFactory([resources(cluster)], bundle_label_selector=[cluster.labels]),
-        )
-        results = tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                metric="objective", mode="max", search_alg=searcher, num_samples=samples, reuse_actors=True, max_concurrent_trials=None if searcher else self.at_once
-            ),
-            run_config=tune.RunConfig(
-                storage_path=self.scratch, verbose=0, callbacks=[_Watch(self.on_trial)], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
-            ),
-        ).fit()  # fmt: skip
-        if results.errors:
-            raise TalosError(f"a trial of the merge search failed: {root_cause(results.errors[0])}")
-        return [Candidate(r.metrics["objective"], p.spread(r.config), r.metrics["scores"]) for r in results]
+def run(
+    searches: Mapping[str, tuple[Problem, Generations]],
+    slots: int,
+    scratch: str,
+    on_candidate: Callable[[str, Candidate], None],
+) -> tuple[dict[str, Found], float]:
+    """All searches in one Tune run. Returns what each found, and the median of the seconds that a trial took beyond
+    its evaluation.
+
+    Args:
+        slots: workers that evaluate at once.
+        scratch: a folder for Tune's own state, of no use afterwards.
+
+    Raises:
+        TalosError: a trial failed more often than `cluster.max_failures`.
+    """
+    problems = {arm: problem for arm, (problem, _) in searches.items()}
+    units = min(len(_units(p.tasks)) for p in problems.values())
+    proposals = Proposals(searches, 1 + -(-slots // units), on_candidate)
+    spec = next(iter(problems.values())).evaluator.spec
+    trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems), NOTHING)
+    results = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric="objective", mode="max", search_alg=proposals, num_samples=len(problems) * spec.search.most, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            storage_path=scratch, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=spec.cluster.max_failures),
+        ),
+    ).fit()  # fmt: skip
+    if results.errors:
+        raise TalosError(f"a trial of the merge search failed: {root_cause(results.errors[0])}")
+    return proposals.found, statistics.median(proposals.overheads)

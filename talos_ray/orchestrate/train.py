@@ -4,35 +4,30 @@ A *team* is one `TorchTrainer`. Its start-up is paid once a team, not once a tas
 storage by themselves: `ray.train.report` would make every team member wait at every step worth keeping.
 When Ray Train restarts a team after a failure, the queue hands it the task it was on, which resumes from its
 last checkpoint and ends bitwise where it would have ended.
+
+Nothing here imports torch: the queue and Ray Train's own controllers load this file, and each is a process.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import ray
-import torch
-import torch.distributed as dist
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from talos_ray.config import Task, Train
-from talos_ray.core.blocks import gather
-from talos_ray.core.delta import make_delta
-from talos_ray.core.finetune import Plan, finetune
-from talos_ray.core.mask import Mask
-from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.config import Cluster, Task, Train
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.cluster import resources, root_cause
-from talos_ray.orchestrate.worker import Arm, Shared, workbench
-from talos_ray.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from talos_ray.orchestrate.worker import Arm
 
 NAMESPACE = "talos_ray"
 POLL_SECONDS = 0.5  # between two looks of the driver at the queue
-REPORT_SECONDS = 0.5  # between two progress messages of a worker
 
 
 @dataclass(frozen=True)
@@ -107,19 +102,20 @@ def train_loop(config: dict) -> None:
     queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
     if rank == 0:
         ray.get(queue.begin.remote(team))
-    shared_ref, arms_ref = ray.get(queue.objects.remote())
-    shared: Shared = ray.get(shared_ref)
-    arms: dict[str, Arm] = ray.get(arms_ref)
-    bench = workbench(shared)
+    if (make := config["member"]) is None:
+        from talos_ray.orchestrate.team import Member as make
+    member = make(*ray.get(queue.objects.remote()))
     while True:
         box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
         if world > 1:
+            import torch.distributed as dist
+
             dist.broadcast_object_list(box, src=0)
         job: Job | None = box[0]
         if job is None:
             return
         try:
-            seconds, loss = _train_one(bench, job, Mask(shared.layout, arms[job.arm].bits), rank, world, queue)
+            seconds, loss = member.train(job, rank, world, queue)
             error = None
         except (FloatingPointError, ValueError) as e:  # the settings are at fault: a restart would meet it again
             seconds, loss, error = 0.0, float("nan"), str(e)
@@ -128,72 +124,7 @@ def train_loop(config: dict) -> None:
         ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})
 
 
-def _train_one(bench, job: Job, mask: Mask, rank: int, world: int, queue) -> tuple[float, float]:
-    """Train one job from the base or its checkpoint, store the delta, roll back. Returns (seconds, last loss)."""
-    started = time.perf_counter()
-    folder, s = RunFolder(job.folder), job.settings
-    examples = bench.examples(job.task.name, "train")
-    bench.reset()
-    base_values = gather(bench.family.module, mask)
-    optimizer = SparseAdamW(bench.family.module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
-    plan = Plan(
-        job.task.name,
-        len(examples),
-        s.steps,
-        s.batch_size,
-        s.lr,
-        s.warmup_steps,
-        bench.shared.spec.seed,
-        s.label_smoothing,
-    )
-    start = folder.load_checkpoint(job.task.name, job.key)
-    curve: list[list[float]] = []
-    last = [0.0]
-
-    def on_step(step: int, loss: float) -> None:
-        if rank != 0:
-            return
-        if step % max(1, s.steps // 50) == 0:
-            curve.append([step, round(loss, 5)])
-        saved = step % s.checkpoint_every == 0 and step < s.steps
-        if saved:
-            folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
-        if saved or time.monotonic() - last[0] > REPORT_SECONDS:
-            last[0] = time.monotonic()
-            queue.progress.remote(job.name, step, loss, os.getpid())
-
-    try:
-        losses = finetune(
-            optimizer, plan, bench.logits(job.task.name), examples.batch,
-            start=start, rank=rank, world=world, autocast=bench.autocast(s.precision),
-            micro_batch_size=s.micro_batch_size, on_step=on_step,
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
-        if rank == 0:
-            info = {
-                **job.info, "key": job.key, "settings": s.model_dump(), "seconds": round(seconds, 3), "curve": curve,
-                "resumed_at": start[0] if start else 0, "state_bytes": optimizer.bytes(),
-            }  # fmt: skip
-            dtype = getattr(torch, s.delta_dtype)
-            folder.save_delta(
-                make_delta(
-                    job.task.name,
-                    optimizer.values.detach(),
-                    base_values,
-                    bench.shared.base,
-                    mask.fingerprint,
-                    dtype,
-                    info,
-                )
-            )
-            folder.drop_checkpoints(job.task.name)
-        return seconds, losses[-1] if losses else float("nan")
-    finally:
-        optimizer.close()
-        bench.reset()
-
-
-def _run_team(config: dict, settings, scratch: str, failures: list[BaseException]) -> None:
+def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[BaseException]) -> None:
     """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -222,14 +153,19 @@ def _run_team(config: dict, settings, scratch: str, failures: list[BaseException
 
 def train(
     shared_ref,
-    shared: Shared,
     arms: dict[str, Arm],
     jobs: Sequence[Job],
+    cluster: Cluster,
     teams: int,
     scratch: str,
     on_status: Callable[[dict, dict], None],
+    member: type | None = None,
 ) -> None:
     """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
+
+    Args:
+        on_status: called twice a second with the queue's view of all jobs, and the restarts of each team.
+        member: what a worker is made of, if not `team.Member`.
 
     Raises:
         TalosError: a job's settings made it diverge, or a team failed more often than `cluster.max_failures`.
@@ -244,7 +180,9 @@ def train(
     failures: list[BaseException] = []
     running = [
         threading.Thread(
-            target=_run_team, args=({"queue": name, "team": i}, shared.spec.cluster, scratch, failures), daemon=True
+            target=_run_team,
+            args=({"queue": name, "team": i, "member": member}, cluster, scratch, failures),
+            daemon=True,
         )
         for i in range(min(teams, len(jobs)))
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import ray
@@ -14,26 +14,34 @@ from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
-from talos_ray.orchestrate.search import Ledger, Problem, Search, evaluate, measure
+from talos_ray.orchestrate.search import (
+    Candidate,
+    Evaluator,
+    Found,
+    Ledger,
+    Problem,
+    evaluate,
+    generations,
+    probes,
+    run,
+)
 from talos_ray.orchestrate.worker import Arm, freeze
 
 
 class Judge:
     """Evaluates candidates of every arm on Ray, and writes down what they score."""
 
-    def __init__(self, prepared, shared_ref, folder, scratch: str, progress, at_once: int) -> None:
+    def __init__(self, prepared, shared_ref, folder, scratch: str, progress, slots: int) -> None:
         self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
-        self.scratch, self.progress, self.at_once = scratch, progress, at_once
-        each = options(prepared.spec.cluster)
-        self.evaluate, self.measure = evaluate.options(**each), measure.options(**each)
-        self.arms: dict[str, tuple[Arm, object]] = {}
+        self.scratch, self.progress, self.slots = scratch, progress, slots
+        self.evaluate = evaluate.options(**options(prepared.spec.cluster))
+        self.arms: dict[str, object] = {}
 
     def _arm(self, plan, deltas: Mapping[str, Delta]):
         """The arm with its deltas, put into the object store by the driver, who outlives the teams that made them."""
         if plan.name not in self.arms:
             packed = tuple((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
-            arm = Arm(plan.name, plan.mask.bits, packed)
-            self.arms[plan.name] = (arm, ray.put(arm))
+            self.arms[plan.name] = ray.put(Arm(plan.name, plan.mask.bits, packed))
         return self.arms[plan.name]
 
     def _wait(self, refs: list, split: str, stage: str) -> list:
@@ -46,60 +54,58 @@ class Judge:
             )
         return ray.get(refs)
 
-    def _scores(
-        self, requests: Sequence[tuple[object, Mapping[str, float], Sequence[str]]], split: str, stage: str
-    ) -> list[dict[str, tuple[int, int]]]:
-        """Counts for each (arm reference, coefficients, tasks), computed in parallel."""
-        return self._wait(
-            [
-                self.evaluate.remote(self.shared_ref, arm, coefficients, tasks, split)
-                for arm, coefficients, tasks in requests
-            ],
-            split,
-            stage,
-        )
+    def search(self, arms, deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, dict]:
+        """The best coefficients of every arm by validation, with every candidate's objective."""
+        p = self.p
+        self.progress.begin("search", "single-task scores")
+        held_out = {
+            n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
+            for n, d in p.data.items()
+        }
+        ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
+        everything = (*p.targets, *p.controls)
+        probed = probes(p.spec, p.targets)
+        points = [*(({t: 1.0}, (t,)) for t in p.targets), ({}, tuple(p.controls)), *((a, everything) for a in probed)]
+        evaluators = {
+            a.name: Evaluator(
+                (self.shared_ref, self._arm(a, deltas[a.name])), a.name, {t: d.fingerprint for t, d in deltas[a.name].items()}, ledger, p.spec
+            )
+            for a in arms
+        }  # fmt: skip
+        submitted = {name: [e.submit(a, tasks) for a, tasks in points] for name, e in evaluators.items()}
+        self._wait([ref for refs in submitted.values() for units in refs for ref in units], "validation", "search")
+        labels = {n: d.validation.labels for n, d in p.data.items()}
+        parts = min(p.spec.search.parts, *map(len, labels.values()))
+        searches = {}
+        for name, evaluator in evaluators.items():
+            counts = [evaluator.counts(refs) for refs in submitted[name][: len(p.targets) + 1]]
+            scores = {t: right / n for c in counts for t, (right, n) in c.items()}
+            objective = MergeObjective(
+                {t: scores[t] for t in p.targets}, {t: scores[t] for t in p.controls}, p.spec.search.control_keep
+            )
+            problem = Problem(evaluator, objective, parts)
+            searches[name] = (problem, generations(problem, labels, probed))
+        seen: dict[str, float] = {}
+        n = 0
 
-    def search(self, plan, deltas: Mapping[str, Delta]) -> dict:
-        """The best coefficients of one arm by validation, with every candidate's objective."""
-        p, stage = self.p, f"search {plan.name}"
-        self.progress.begin(stage, "single-task scores")
-        arm, ref = self._arm(plan, deltas)
-        data = key_of(
-            {
-                n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
-                for n, d in p.data.items()
-            }
-        )
-        ledger = Ledger(self.folder.store.uri, p.base, data)
-        points = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
-        scores = self._wait(
-            [self.measure.remote(self.shared_ref, ref, a, tasks, ledger) for a, tasks in points], "validation", stage
-        )
-        single = {t: s[t] for t, s in zip(p.targets, scores, strict=False)}
-        objective = MergeObjective(single, scores[-1], p.spec.search.control_keep)
-        seen: list[float] = []
+        def on_candidate(arm: str, candidate: Candidate) -> None:
+            nonlocal n
+            n += 1
+            seen[arm] = max(candidate.objective, seen.get(arm, -1e9)) if candidate.whole else seen.get(arm, -1e9)
+            best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
+            self.progress.update("search", n / (p.spec.search.most * len(arms)), f"candidate {n}, best {best}")
 
-        def on_trial(value: float) -> None:
-            seen.append(value)
-            self.progress.update(stage, len(seen) / p.spec.search.most, f"candidate {len(seen)}, best {max(seen):.4f}")
+        found, self.overhead = run(searches, self.slots, self.scratch, on_candidate)
+        self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
+        return {a: self._chosen(found[a], searches[a][0].objective) for a in searches}
 
-        problem = Problem((self.shared_ref,), p.spec, arm, objective, ledger)
-        found = Search(problem, self.at_once, self.scratch, on_trial).run(
-            {n: d.validation.labels for n, d in p.data.items()}
-        )
+    def _chosen(self, found: Found, objective: MergeObjective) -> dict:
         best = found.candidates[0]
-        note = (
-            ""
-            if found.correlation is None
-            else f"; the surrogate's ranks agree with the truth to {found.correlation:.2f}"
-            + (", Optuna took over" if found.fell_back else "")
-        )
-        self.progress.end(
-            stage, f"{len(seen)} candidates, best normalized validation accuracy {best.objective:.4f}{note}"
-        )
         return {
-            "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores, "single_validation": single,
-            "candidates": [{"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients} for c in found.candidates],
+            "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores, "single_validation": dict(objective.single),
+            "candidates": [
+                {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole} for c in found.candidates
+            ],
             "correlation": found.correlation, "fell_back": found.fell_back, "control_held": best.objective >= 0,
         }  # fmt: skip
 
@@ -108,12 +114,13 @@ class Judge:
         p = self.p
         self.progress.begin("verify", "test scores")
         everything = [*p.targets, *p.controls]
-        requests = [(self.arms[arms[0].name][1], {}, everything)]
+        requests = [(self.arms[arms[0].name], {}, everything)]
         for plan in arms:
-            ref = self.arms[plan.name][1]
+            ref = self.arms[plan.name]
             requests.append((ref, chosen[plan.name]["coefficients"], everything))
             requests += [(ref, {t: 1.0}, [t]) for t in p.targets]
-        counts = iter(self._scores(requests, "test", "verify"))
+        refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks, "test") for arm, a, tasks in requests]
+        counts = iter(self._wait(refs, "test", "verify"))
         base = next(counts)
         result = {}
         for plan in arms:
@@ -196,3 +203,13 @@ class Judge:
             "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
             "summary": {"zero_shot": zero_shot, "merged": zero_shot, "control_kept": dict.fromkeys(version["controls"], 1.0)},
         }  # fmt: skip
+
+
+def _told(found: Found) -> str:
+    """One arm's search in a line."""
+    stopped = sum(not c.whole for c in found.candidates)
+    note = f"{len(found.candidates)} candidates" + (f" ({stopped} stopped early)" if stopped else "")
+    note += f", best normalized validation accuracy {found.candidates[0].objective:.4f}"
+    if found.correlation is not None:
+        note += f", the surrogate's ranks agree with the truth to {found.correlation:.2f}"
+    return note + (", Optuna took over" if found.fell_back else "")

@@ -83,6 +83,7 @@ class Workbench:
         self.family: Family = build_model(shared.spec.model, self.tensors, private=shared.layout.names)
         self.family.module.to(self.device)
         self.composers: dict[str, Composer] = {}
+        self.composed: str | None = None  # the arm whose edit may be in the model
 
     @functools.cache  # noqa: B019 - one workbench a process, for its whole life
     def head(self, task: str) -> torch.Tensor:
@@ -109,11 +110,16 @@ class Workbench:
             for name in self.shared.layout.names:
                 params[name].copy_(self.tensors[name])
         self.composers.clear()
+        self.composed = None
 
     def compose(self, arm: Arm, coefficients: Mapping[str, float]) -> None:
         """Put one candidate of one arm into the model."""
-        if arm.name not in self.composers:
+        if self.composed is None:
             self.reset()
+        elif self.composed != arm.name:
+            self.composers[self.composed].rollback()
+        self.composed = arm.name
+        if arm.name not in self.composers:
             mask = Mask(self.shared.layout, arm.bits)
             deltas = [
                 Delta(task, thaw(values)["values"], self.shared.base, mask.fingerprint)
@@ -124,19 +130,18 @@ class Workbench:
 
     @torch.inference_mode()
     def correct(
-        self, task: str, split: str, rows: int = 0, batch_size: int = 256
+        self, task: str, split: str, rows: int = 0, part: tuple[int, int] = (0, 1), batch_size: int = 256
     ) -> tuple[tuple[int, int], torch.Tensor]:
-        """(right predictions, inputs) of the model as it stands, and the logits [m, classes] of `sampled_rows(n, rows)`."""
+        """(right predictions, inputs) of the model as it stands on every `part[1]`-th input from `part[0]` on, and the
+        logits [m, classes] of those of them that are in `sampled_rows(n, rows)`."""
         examples, logits, right, kept = self.examples(task, split), self.logits(task), 0, []
-        wanted = sampled_rows(len(examples), rows)
-        for index in torch.arange(len(examples)).split(batch_size):
+        wanted, mine = sampled_rows(len(examples), rows), torch.arange(part[0], len(examples), part[1])
+        for index in mine.split(batch_size):
             inputs, labels = examples.batch(index)
             out = logits(inputs)
             right += int((out.argmax(-1) == labels).sum())
-            kept.append(
-                out[(wanted[(wanted >= index[0]) & (wanted <= index[-1])] - index[0]).to(out.device)].float().cpu()
-            )
-        return (right, len(examples)), torch.cat(kept)
+            kept.append(out[torch.isin(index, wanted).to(out.device)].float().cpu())
+        return (right, len(mine)), torch.cat(kept)
 
 
 def sampled_rows(n: int, most: int) -> torch.Tensor:

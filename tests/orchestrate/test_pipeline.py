@@ -208,9 +208,9 @@ def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
     for name, on_status in (("calm", lambda *_: None), ("killed", kill_once)):
         train(
             s.shared_ref,
-            s.shared,
             arms,
             jobs_of(s, tmp_path / name, run.mask, **settings),
+            s.spec.cluster,
             1,
             str(tmp_path / f"scratch-{name}"),
             on_status,
@@ -235,9 +235,9 @@ def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
         jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-5)
         train(
             s.shared_ref,
-            s.shared,
             {"sparse": Arm("sparse", run.mask.bits)},
             jobs,
+            s.spec.cluster,
             1,
             str(tmp_path / "scratch"),
             lambda *_: None,

@@ -1,0 +1,96 @@
+"""What a worker of a team does: train one job after the other on a warm model, and roll back in between."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import ray
+import torch
+
+from talos_ray.core.blocks import gather
+from talos_ray.core.delta import make_delta
+from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.mask import Mask
+from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.orchestrate.worker import Arm, Shared, workbench
+from talos_ray.storage.run_folder import RunFolder
+
+REPORT_SECONDS = 0.5  # between two progress messages
+LINES = 10  # in the worker's log, a task
+
+
+class Member:
+    """One worker, with the base and the masks of all arms."""
+
+    def __init__(self, shared_ref, arms_ref) -> None:
+        shared: Shared = ray.get(shared_ref)
+        arms: dict[str, Arm] = ray.get(arms_ref)
+        self.bench = workbench(shared)
+        self.masks = {name: Mask(shared.layout, arm.bits) for name, arm in arms.items()}
+
+    def train(self, job, rank: int, world: int, queue) -> tuple[float, float]:
+        """Train one job from the base or its checkpoint, store the delta, roll back. Returns (seconds, last loss)."""
+        started = time.perf_counter()
+        bench, mask, folder, s = self.bench, self.masks[job.arm], RunFolder(job.folder), job.settings
+        examples = bench.examples(job.task.name, "train")
+        bench.reset()
+        base_values = gather(bench.family.module, mask)
+        optimizer = SparseAdamW(bench.family.module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
+        plan = Plan(
+            job.task.name,
+            len(examples),
+            s.steps,
+            s.batch_size,
+            s.lr,
+            s.warmup_steps,
+            bench.shared.spec.seed,
+            s.label_smoothing,
+        )
+        start = folder.load_checkpoint(job.task.name, job.key)
+        curve: list[list[float]] = []
+        last = [0.0]
+
+        def on_step(step: int, loss: float) -> None:
+            if rank != 0:
+                return
+            if step % max(1, s.steps // 50) == 0:
+                curve.append([step, round(loss, 5)])
+            saved = step % s.checkpoint_every == 0 and step < s.steps
+            if step == s.steps or step % max(1, s.steps // LINES) == 0:
+                print(f"{job.name}: step {step} of {s.steps}, loss {loss:.4f}", flush=True)
+            if saved:
+                folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
+            if saved or time.monotonic() - last[0] > REPORT_SECONDS:
+                last[0] = time.monotonic()
+                queue.progress.remote(job.name, step, loss, os.getpid())
+
+        try:
+            losses = finetune(
+                optimizer, plan, bench.logits(job.task.name), examples.batch,
+                start=start, rank=rank, world=world, autocast=bench.autocast(s.precision),
+                micro_batch_size=s.micro_batch_size, on_step=on_step,
+            )  # fmt: skip
+            seconds = time.perf_counter() - started
+            if rank == 0:
+                info = {
+                    **job.info, "key": job.key, "settings": s.model_dump(), "seconds": round(seconds, 3), "curve": curve,
+                    "resumed_at": start[0] if start else 0, "state_bytes": optimizer.bytes(),
+                }  # fmt: skip
+                dtype = getattr(torch, s.delta_dtype)
+                folder.save_delta(
+                    make_delta(
+                        job.task.name,
+                        optimizer.values.detach(),
+                        base_values,
+                        bench.shared.base,
+                        mask.fingerprint,
+                        dtype,
+                        info,
+                    )
+                )
+                folder.drop_checkpoints(job.task.name)
+            return seconds, losses[-1] if losses else float("nan")
+        finally:
+            optimizer.close()
+            bench.reset()
