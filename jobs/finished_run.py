@@ -71,6 +71,9 @@ def _overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
         "search": trials / slots["search"],
     }
     wall = {stage: sum(s for n, s in walls.items() if n.split()[0] == stage) for stage in work}
+    if (first := version["stages"]["first_step"]) is not None:
+        print(f"  the first training step came {first:.1f} s after the start")
+    print(f"  a candidate costs {version['stages']['candidate_overhead']:.2f} s beyond its evaluation (median)")
     for stage in work:
         print(f"  {stage}: {wall[stage]:.1f} s, of which work {work[stage]:.1f} s with {slots[stage]} at once")
     yield row(

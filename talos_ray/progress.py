@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 QUIET_SECONDS = 10.0  # between two lines about the same stage in a plain log
+MOST_TASKS = 20  # in the live view
 
 
 class Progress:
@@ -24,6 +25,7 @@ class Progress:
         self.restarts: dict[int, int] = {}
         self.live: Live | None = None
         self.last_line = 0.0
+        self.first_step: float | None = None  # seconds from the start to the first training step
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -70,6 +72,8 @@ class Progress:
         steps = sum(s["steps"] for s in state.values())
         now = sum(s["steps"] if s["state"] == "done" else s["step"] for s in state.values())
         finished = sum(s["state"] == "done" for s in state.values())
+        if now and self.first_step is None:
+            self.first_step = round(time.monotonic() - self.started, 1)
         again = sum(restarts.values())
         note = f"{finished} of {len(state)} tasks, step {now} of {steps}" + (
             f", {again} team restarts" if again else ""
@@ -99,7 +103,10 @@ class Progress:
         if not self.tasks or all(t["state"] == "done" for t in self.tasks.values()):
             return Group(stages)
         tasks = Table.grid(padding=(0, 2))
-        for name, t in self.tasks.items():
+        # All of a few; of many, those that somebody would look for.
+        few = len(self.tasks) <= MOST_TASKS
+        shown = {n: t for n, t in self.tasks.items() if few or t["state"] in ("training", "failed")}
+        for name, t in list(shown.items())[:MOST_TASKS]:
             loss = "" if t["loss"] is None else f"loss {t['loss']:.3f}"
             step = t["steps"] if t["state"] == "done" else t["step"]
             tasks.add_row(
@@ -109,4 +116,6 @@ class Progress:
                 f"{step}/{t['steps']}",
                 loss or t["state"],
             )
+        if not few:
+            tasks.add_row("   ", f"and {len(self.tasks) - min(len(shown), MOST_TASKS)} more")
         return Group(stages, tasks)

@@ -125,7 +125,8 @@ def calibrate(
     first = next(iter(shards))
     checked = check.options(**options(spec.cluster)).remote(shared_ref, first, shards[first][0])
     others = warm.options(**options(spec.cluster), scheduling_strategy="SPREAD")
-    idle = [others.remote(shared_ref, first) for _ in range(workers - 1)]  # while one checks
+    for _ in range(workers - 1):  # while one checks
+        others.remote(shared_ref, first)
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
     kept, stability, work = None, [], 0.0

@@ -27,9 +27,10 @@ SHARED = {"PL_DISABLE_FORK": "1", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 # For `ray.remote`. It adds nothing, but has to be named: Ray hands a process on only between tasks whose environments
 # are written alike, and a task of a Tune trial writes its own.
 WARM = {"runtime_env": {"env_vars": SHARED}}
-# Only for a Ray of our own on one machine: nothing preempts it, and a process that is warm is worth keeping.
+# Only for a Ray of our own on one machine: nothing preempts it, a process that is warm is worth keeping, and the
+# dozen helpers of two teams are no reason for a warning.
 LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-LOCAL_CONFIG = {"idle_worker_killing_time_threshold_ms": 600_000}
+LOCAL_CONFIG = {"idle_worker_killing_time_threshold_ms": 600_000, "worker_maximum_startup_concurrency": 8}
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 

@@ -368,6 +368,7 @@ class _Session:
         version["stages"] = {
             "seconds": self.progress.seconds(),
             "slots": self.slots,
+            "first_step": self.progress.first_step,
             "candidate_overhead": round(judge.overhead, 4),
         }
         if not self.folder.versions():

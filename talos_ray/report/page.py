@@ -172,6 +172,8 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
 
 def _search_words(found: dict) -> str:
     words = f"{len(found['candidates'])} candidates were tried; the best is what the table above uses."
+    if stopped := sum(not c.get("whole", True) for c in found["candidates"]):
+        words += f" {stopped} of them were stopped after a part of the validation data: they were clearly behind."
     if found["correlation"] is not None:
         words += f" The surrogate's predictions ranked them as the truth did to a rank correlation of {found['correlation']:.2f}."
     return words + (" That was too little, so Optuna went on." if found["fell_back"] else "")

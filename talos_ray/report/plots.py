@@ -93,7 +93,7 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
 
 
 def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
-    """Objective of every evaluated candidate by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
+    """Objective of every candidate that was not stopped early, by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
     figure, axes = _axes(2.8, "mean coefficient", "normalized validation accuracy")
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
         points = [
@@ -103,6 +103,7 @@ def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
                 len(set(c["coefficients"].values())) == 1,
             )
             for c in found
+            if c.get("whole", True)
         ]
         for shared, marker in ((True, "o"), (False, "D")):
             held = [(x, y) for x, y, s in points if s == shared and y >= 0]
