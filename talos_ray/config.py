@@ -156,7 +156,7 @@ class Cluster(_Settings):
         0.0, description="how long to wait for nodes that an autoscaler may still bring; 0 refuses at once"
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
-        3, description="times a team is restarted before the run gives up"
+        3, description="times a team, or a trial of the search, is started again before the run gives up"
     )
 
 

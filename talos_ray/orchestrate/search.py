@@ -336,14 +336,20 @@ class Proposals(Searcher):
     Args:
         searches: arm -> (its problem, its generations).
         at_once: trials under way.
+        max_failures: trials that may be lost, and are started again, before the search is given up.
         on_candidate: called with the arm's name and each of its candidates.
     """
 
     def __init__(
-        self, searches: Mapping[str, tuple[Problem, Generations]], at_once: int, on_candidate: Callable
+        self,
+        searches: Mapping[str, tuple[Problem, Generations]],
+        at_once: int,
+        max_failures: int,
+        on_candidate: Callable,
     ) -> None:
         super().__init__(metric="objective", mode="max")
         self.searches, self.at_once, self.on_candidate = dict(searches), at_once, on_candidate
+        self.failures_left = max_failures
         self.queue: list[tuple[str, int]] = []
         self.points: dict[str, Points] = {}
         self.results: dict[str, dict[int, Candidate]] = {}
@@ -384,7 +390,12 @@ class Proposals(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         arm, i, since = self.pending.pop(trial_id, (None, 0, 0.0))
-        if arm is None or result is None or error:
+        if arm is None:
+            return
+        if error or result is None:
+            # By our own count: Tune gives a trial up when two calls to a dead actor fail one after the other.
+            self.failures_left -= 1
+            self.queue = [(arm, i), *self.queue] if self.failures_left >= 0 else []
             return
         p, (coefficients, predicted) = self.searches[arm][0], self.points[arm][i]
         self.overheads.append(time.monotonic() - since - result["seconds"])
@@ -423,19 +434,18 @@ def run(
     """
     problems = {arm: problem for arm, (problem, _) in searches.items()}
     units = min(len(_units(p.tasks)) for p in problems.values())
-    proposals = Proposals(searches, 1 + -(-slots // units), on_candidate)
     spec = next(iter(problems.values())).evaluator.spec
+    proposals = Proposals(searches, 1 + -(-slots // units), spec.cluster.max_failures, on_candidate)
     trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems), NOTHING)
     results = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            metric="objective", mode="max", search_alg=proposals, num_samples=len(problems) * spec.search.most, reuse_actors=True
+            metric="objective", mode="max", search_alg=proposals, num_samples=len(problems) * spec.search.most + spec.cluster.max_failures, reuse_actors=True
         ),
         run_config=tune.RunConfig(
             storage_path=scratch, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=spec.cluster.max_failures),
         ),
     ).fit()  # fmt: skip
-    if results.errors:
+    if len(proposals.found) < len(problems):
         raise TalosError(f"a trial of the merge search failed: {root_cause(results.errors[0])}")
     return proposals.found, statistics.median(proposals.overheads)

@@ -31,7 +31,7 @@ def played(order) -> tuple[list, dict]:
     """A whole search of two arms, whose trials finish in an order of our choice. Returns all that was suggested, and what was found."""
     peaks = {"one": 0.5, "two": 0.75}
     problems = {arm: problem(arm, generation=2, method="grid") for arm in peaks}
-    proposals = Proposals({a: (p, _by_grid(p, GRID)) for a, p in problems.items()}, 3, lambda arm, candidate: None)
+    proposals = Proposals({a: (p, _by_grid(p, GRID)) for a, p in problems.items()}, 3, 0, lambda arm, candidate: None)
     told, running = [], {}
     for n in range(100):
         config = proposals.suggest(str(n))
@@ -70,6 +70,29 @@ def test_only_generations_before_its_own_stop_a_candidate():
     assert bars["two", 0.5] == pytest.approx([1 - 0.25**2 - 0.01] * 2)
     stopped = [c.coefficients["a"] for c in found["two"].candidates if not c.whole]
     assert stopped == [0.25] and found["two"].candidates[-1].coefficients["a"] == 0.25  # and never wins
+
+
+def test_a_lost_trial_is_started_again_as_often_as_allowed():
+    for allowed, lost in ((2, 2), (1, 2)):
+        p = problem("one", generation=2, method="grid")
+        proposals = Proposals({"one": (p, _by_grid(p, GRID[:2]))}, 1, allowed, lambda arm, candidate: None)
+        asked = []
+        for n in range(20):
+            config = proposals.suggest(str(n))
+            if config == Proposals.FINISHED:
+                break
+            asked.append(config["coefficients"]["a"])
+            result = {
+                "objective": 1.0,
+                "parts": [(1.0, 0.1)] * 2,
+                "whole": True,
+                "seconds": 0.0,
+                "scores/a": 1.0,
+                "scores/b": 1.0,
+            }
+            proposals.on_trial_complete(str(n), None if n < lost else result, error=n < lost)
+        assert asked == ([0.0, 0.0, 0.0, 0.25] if allowed == 2 else [0.0, 0.0])
+        assert set(proposals.found) == ({"one"} if allowed == 2 else set())
 
 
 def test_doubt_shrinks_with_the_inputs_seen():
