@@ -209,8 +209,8 @@ def generations(problem: Problem, labels: Mapping[str, torch.Tensor], probes: Se
 
 
 def probes(spec: Spec, targets: Sequence[str]) -> list[Coefficients]:
-    """What the surrogate must know: the base, and every delta alone."""
-    return [{}, *({t: spec.search.probe} for t in targets)] if spec.search.method == "surrogate" else []
+    """What the surrogate must know: the base, and every delta alone, in the order of `Problem.targets`."""
+    return [{}, *({t: spec.search.probe} for t in sorted(targets))] if spec.search.method == "surrogate" else []
 
 
 def _surrogate(problem: Problem, labels: Mapping[str, torch.Tensor], points: Sequence[Coefficients]) -> Surrogate:

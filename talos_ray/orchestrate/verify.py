@@ -64,7 +64,7 @@ class Judge:
         }
         ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
         everything = (*p.targets, *p.controls)
-        probed = probes(p.spec, sorted(p.targets))  # in the order of `Problem.targets`
+        probed = probes(p.spec, p.targets)
         points = [*(({t: 1.0}, (t,)) for t in p.targets), ({}, tuple(p.controls)), *((a, everything) for a in probed)]
         evaluators = {
             a.name: Evaluator(

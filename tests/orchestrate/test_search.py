@@ -8,7 +8,7 @@ import pytest
 
 import talos_ray
 from talos_ray.core.metrics import MergeObjective
-from talos_ray.orchestrate.search import Evaluator, Ledger, Problem, Proposals, _by_grid, _units
+from talos_ray.orchestrate.search import Evaluator, Ledger, Problem, Proposals, _by_grid, _units, probes
 from talos_ray.spec import make_spec
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -119,3 +119,8 @@ def test_grid_and_optuna_live_and_nothing_is_evaluated_twice(finished, tmp_path)
     once_more = talos_ray.edit(**copy.deepcopy(values))
     assert (once_more.coefficients, once_more.scores) == (coefficients, scores)
     assert {p: p.stat().st_mtime_ns for p in Path(values["output"]).glob("trials/*")} == trials
+
+
+def test_probes_stand_in_the_order_of_the_coefficients_whatever_the_order_of_the_spec():
+    p = problem("one")
+    assert [next(iter(a)) for a in probes(p.evaluator.spec, ["b", "a"])[1:]] == list(p.targets)
