@@ -99,9 +99,11 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
     if started:
         address = remote_address(settings)
         level = logging.INFO if verbose else logging.ERROR
-        own = {} if address else {"_system_config": LOCAL_CONFIG}
-        for key, value in ({} if address else LOCAL).items():
-            os.environ.setdefault(key, value)
+        own: dict[str, object] = {}
+        if not address:
+            own["_system_config"] = LOCAL_CONFIG
+            for key, value in LOCAL.items():
+                os.environ.setdefault(key, value)
         try:
             ray.init(
                 address=address or "local",  # None would join whatever cluster last ran on this machine, alive or not

@@ -5,6 +5,7 @@ cached evaluations (`core.surrogate`); where its predictions do not rank candida
 truth does, Optuna goes on. Candidates come in generations of a fixed size, and a candidate is stopped early by the
 best of the generations before its own, so the result is a function of the spec, not of how many trials run at once
 or which of them is first. All arms are searched in one Tune run: while one waits for its generation, the others go on.
+What only the workers need is imported where they need it: a trial's process loads this file too, and not the data's libraries.
 The ledger on storage makes sure that nothing is evaluated twice, whatever happens to Tune.
 """
 
@@ -102,7 +103,6 @@ class Evaluator:
     """
 
     refs: tuple
-    arm: str
     deltas: Mapping[str, str]
     ledger: Ledger
     spec: Spec
@@ -119,11 +119,10 @@ class Evaluator:
 
     def logits(self, coefficients: Mapping[str, float], tasks: Sequence[str]) -> Logits:
         """Of a candidate that was scored on all validation data: float32 [n, C] a task."""
-        found: Logits = {}
+        folder, found = RunFolder(self.ledger.folder), {}
         for unit in _units(tasks):
-            found |= RunFolder(self.ledger.folder).load_trial(self.ledger.key(self.deltas, coefficients, unit, WHOLE))[
-                1
-            ]
+            _, logits = folder.load_trial(self.ledger.key(self.deltas, coefficients, unit, WHOLE))
+            found |= logits
         return found
 
 
@@ -153,10 +152,8 @@ class Problem:
     def targets(self) -> tuple[str, ...]:
         return tuple(sorted(self.evaluator.deltas))
 
-    def point(self, values: torch.Tensor | Mapping[str, float]) -> Coefficients:
+    def point(self, values: Mapping[str, float]) -> Coefficients:
         """One coefficient a task, rounded to what is stored."""
-        if isinstance(values, torch.Tensor):
-            values = dict(zip(self.targets, values.tolist(), strict=True))
         return {t: round(float(values[t]), 4) for t in self.targets}
 
     def doubt(self, counts: Counts) -> float:
@@ -174,9 +171,9 @@ class Candidate:
     objective: float
     coefficients: Coefficients
     scores: dict[str, float]
-    parts: tuple[tuple[float, float], ...] = ()
-    whole: bool = True
-    predicted: float | None = None
+    parts: tuple[tuple[float, float], ...]
+    whole: bool
+    predicted: float | None
 
     @property
     def rank(self):
@@ -199,12 +196,12 @@ Points = list[tuple[Coefficients, float | None]]  # with what was predicted
 Generations = Generator[Points, list[Candidate], Found]
 
 
-def generations(problem: Problem, labels: Mapping[str, torch.Tensor], probes: Sequence[Coefficients]) -> Generations:
-    """The search that the spec asks for. `labels`: validation labels, int64 [n] a task; `probes`: `probes(...)`, evaluated."""
+def generations(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Generations:
+    """The search that the spec asks for; its `probes` are in the ledger. `labels`: validation labels, int64 [n] a task."""
     s = problem.search
     grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
     if s.method == "surrogate":
-        return _by_surrogate(problem, _surrogate(problem, labels, probes), grid)
+        return _by_surrogate(problem, _surrogate(problem, labels), grid)
     return _by_grid(problem, grid)
 
 
@@ -213,11 +210,11 @@ def probes(spec: Spec, targets: Sequence[str]) -> list[Coefficients]:
     return [{}, *({t: spec.search.probe} for t in sorted(targets))] if spec.search.method == "surrogate" else []
 
 
-def _surrogate(problem: Problem, labels: Mapping[str, torch.Tensor], points: Sequence[Coefficients]) -> Surrogate:
+def _surrogate(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrogate:
     from talos_ray.orchestrate.worker import sampled_rows
 
     p, s = problem, problem.search
-    base, *single = (p.evaluator.logits(a, p.tasks) for a in points)
+    base, *single = (p.evaluator.logits(a, p.tasks) for a in probes(p.evaluator.spec, p.targets))
     slopes = {t: torch.stack([probe[t] - base[t] for probe in single]) / s.probe for t in p.tasks}
     rows = {t: labels[t][sampled_rows(len(labels[t]), SURROGATE_ROWS)] for t in p.tasks}
     return Surrogate(base, slopes, rows, p.objective, s.low, s.high)
@@ -232,13 +229,15 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float])
     value, smaller = max((surrogate.predict(c * ones), -c) for c in grid)
     start = -smaller * ones
 
+    def point(a: torch.Tensor) -> Coefficients:
+        return p.point(dict(zip(p.targets, a.tolist(), strict=True)))
+
     def proposals(surrogate: Surrogate, starts, known) -> Points:
-        found = surrogate.propose(starts, known, min(left, p.search.generation))
-        return [(p.point(a), predicted) for predicted, a in found]
+        return [(point(a), v) for v, a in surrogate.propose(starts, known, min(left, p.search.generation))]
 
     points = proposals(surrogate, [0 * ones, start], [start])
     left -= len(points)
-    found = yield [(p.point(start), value), *points]
+    found = yield [(point(start), value), *points]
 
     def correlation() -> float:
         return rank_correlation([c.predicted for c in found], [c.objective for c in found])
@@ -314,7 +313,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict:
         p, started, n = self.problem, time.perf_counter(), self.config["parts"]
-        submitted = p.evaluator.submit(p.point(self.config["coefficients"]), p.tasks, (len(self.parts), n))
+        submitted = p.evaluator.submit(self.config["coefficients"], p.tasks, (len(self.parts), n))
         for task, (right, seen) in p.evaluator.counts(submitted).items():
             before = self.counts.get(task, (0, 0))
             self.counts[task] = (before[0] + right, before[1] + seen)

@@ -102,9 +102,9 @@ def train_loop(config: dict) -> None:
     queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
     if rank == 0:
         ray.get(queue.begin.remote(team))
-    if (make := config["member"]) is None:
-        from talos_ray.orchestrate.team import Member as make
-    member = make(*ray.get(queue.objects.remote()))
+    from talos_ray.orchestrate.team import Member
+
+    member = Member(*ray.get(queue.objects.remote()))
     while True:
         box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
         if world > 1:
@@ -159,13 +159,11 @@ def train(
     teams: int,
     scratch: str,
     on_status: Callable[[dict, dict], None],
-    member: type | None = None,
 ) -> None:
     """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
 
     Args:
         on_status: called twice a second with the queue's view of all jobs, and the restarts of each team.
-        member: what a worker is made of, if not `team.Member`.
 
     Raises:
         TalosError: a job's settings made it diverge, or a team failed more often than `cluster.max_failures`.
@@ -181,7 +179,7 @@ def train(
     running = [
         threading.Thread(
             target=_run_team,
-            args=({"queue": name, "team": i, "member": member}, cluster, scratch, failures),
+            args=({"queue": name, "team": i}, cluster, scratch, failures),
             daemon=True,
         )
         for i in range(min(teams, len(jobs)))

@@ -64,11 +64,11 @@ class Judge:
         }
         ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
         everything = (*p.targets, *p.controls)
-        probed = probes(p.spec, p.targets)
-        points = [*(({t: 1.0}, (t,)) for t in p.targets), ({}, tuple(p.controls)), *((a, everything) for a in probed)]
+        points = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
+        points += [(a, everything) for a in probes(p.spec, p.targets)]
         evaluators = {
             a.name: Evaluator(
-                (self.shared_ref, self._arm(a, deltas[a.name])), a.name, {t: d.fingerprint for t, d in deltas[a.name].items()}, ledger, p.spec
+                (self.shared_ref, self._arm(a, deltas[a.name])), {t: d.fingerprint for t, d in deltas[a.name].items()}, ledger, p.spec
             )
             for a in arms
         }  # fmt: skip
@@ -84,14 +84,15 @@ class Judge:
                 {t: scores[t] for t in p.targets}, {t: scores[t] for t in p.controls}, p.spec.search.control_keep
             )
             problem = Problem(evaluator, objective, parts)
-            searches[name] = (problem, generations(problem, labels, probed))
+            searches[name] = (problem, generations(problem, labels))
         seen: dict[str, float] = {}
         n = 0
 
         def on_candidate(arm: str, candidate: Candidate) -> None:
             nonlocal n
             n += 1
-            seen[arm] = max(candidate.objective, seen.get(arm, -1e9)) if candidate.whole else seen.get(arm, -1e9)
+            if candidate.whole:
+                seen[arm] = max(candidate.objective, seen.get(arm, candidate.objective))
             best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
             self.progress.update("search", n / (p.spec.search.most * len(arms)), f"candidate {n}, best {best}")
 

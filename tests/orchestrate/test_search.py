@@ -21,16 +21,16 @@ def test_units_are_nearly_equal_and_cover_all_tasks():
         assert max(map(len, units)) <= 4 and max(map(len, units)) - min(map(len, units)) <= 1
 
 
-def problem(arm: str, **search) -> Problem:
+def problem(**search) -> Problem:
     spec = make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x", "search": search})
-    evaluator = Evaluator((None, None), arm, {"a": "f", "b": "g"}, Ledger("x", "base", "data"), spec)
+    evaluator = Evaluator((None, None), {"a": "f", "b": "g"}, Ledger("x", "base", "data"), spec)
     return Problem(evaluator, MergeObjective({"a": 0.8, "b": 0.8}, {}, 0.9), parts=2)
 
 
 def played(order) -> tuple[list, dict]:
     """A whole search of two arms, whose trials finish in an order of our choice. Returns all that was suggested, and what was found."""
     peaks = {"one": 0.5, "two": 0.75}
-    problems = {arm: problem(arm, generation=2, method="grid") for arm in peaks}
+    problems = {arm: problem(generation=2, method="grid") for arm in peaks}
     proposals = Proposals({a: (p, _by_grid(p, GRID)) for a, p in problems.items()}, 3, 0, lambda arm, candidate: None)
     told, running = [], {}
     for n in range(100):
@@ -74,7 +74,7 @@ def test_only_generations_before_its_own_stop_a_candidate():
 
 def test_a_lost_trial_is_started_again_as_often_as_allowed():
     for allowed, lost in ((2, 2), (1, 2)):
-        p = problem("one", generation=2, method="grid")
+        p = problem(generation=2, method="grid")
         proposals = Proposals({"one": (p, _by_grid(p, GRID[:2]))}, 1, allowed, lambda arm, candidate: None)
         asked = []
         for n in range(20):
@@ -96,7 +96,7 @@ def test_a_lost_trial_is_started_again_as_often_as_allowed():
 
 
 def test_doubt_shrinks_with_the_inputs_seen():
-    p = problem("one")
+    p = problem()
     few, many = (p.doubt({"a": (0, n), "b": (0, n)}) for n in (25, 2500))
     assert few == pytest.approx(10 * many) and 0.1 < few < 0.3
 
@@ -122,5 +122,5 @@ def test_grid_and_optuna_live_and_nothing_is_evaluated_twice(finished, tmp_path)
 
 
 def test_probes_stand_in_the_order_of_the_coefficients_whatever_the_order_of_the_spec():
-    p = problem("one")
+    p = problem()
     assert [next(iter(a)) for a in probes(p.evaluator.spec, ["b", "a"])[1:]] == list(p.targets)
