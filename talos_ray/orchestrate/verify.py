@@ -14,17 +14,9 @@ from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
-from talos_ray.orchestrate.search import (
-    Candidate,
-    Evaluator,
-    Found,
-    Ledger,
-    Problem,
-    evaluate,
-    generations,
-    probes,
-    run,
-)
+from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Found, Ledger, Problem, evaluate
+from talos_ray.orchestrate.proposals import generations, probes
+from talos_ray.orchestrate.search import run
 from talos_ray.orchestrate.worker import Arm, freeze
 
 
