@@ -73,7 +73,8 @@ def _overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
     wall = {stage: sum(s for n, s in walls.items() if n.split()[0] == stage) for stage in work}
     if (first := version["stages"]["first_step"]) is not None:
         print(f"  the first training step came {first:.1f} s after the start")
-    print(f"  a candidate costs {version['stages']['candidate_overhead']:.2f} s beyond its evaluation (median)")
+    print(f"  a candidate costs {1000 * version['stages']['candidate_overhead']:.0f} ms beyond its evaluation (median)")
+    print(f"  the object stores of all nodes held {version['stages']['object_store_peak'] / 1e6:.0f} MB at most")
     for stage in work:
         print(f"  {stage}: {wall[stage]:.1f} s, of which work {work[stage]:.1f} s with {slots[stage]} at once")
     yield row(

@@ -211,6 +211,9 @@ class Spec(_Settings):
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
     output: str = Field(description="run folder, local or any pyarrow.fs URI")
     seed: int = 0
+    tracker: Literal["mlflow", "wandb"] | None = Field(
+        None, description="also send metrics there, from the driver; its server and keys come from its own environment"
+    )
     mask: Mask = Mask()
     calibration: Calibration = Calibration()
     train: Train = Train()

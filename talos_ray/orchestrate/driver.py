@@ -62,9 +62,11 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     """
     from talos_ray.orchestrate.calibrate import calibration_split
     from talos_ray.orchestrate.cluster import check_local, check_output
+    from talos_ray.orchestrate.watch import check_tracker
 
     progress.begin("check", "spec, data and model")
     check_output(spec.output)
+    check_tracker(spec.tracker)
     folder = RunFolder(spec.output)
     folder.check_new()
     check_model(spec.model)
@@ -221,6 +223,7 @@ class _Session:
         import ray
 
         from talos_ray.orchestrate import cluster
+        from talos_ray.orchestrate.watch import Tracker, Watch
 
         started_at = time.monotonic()
         self.progress.begin(
@@ -235,10 +238,17 @@ class _Session:
                 "ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)"
             )
             self._open_folder()
-            mask = mask or self._calibrate()
-            arms = _arms(self.p, mask)
-            deltas = self._train(arms)
-            self._finish(arms, deltas, started_at)
+            params = {
+                "model": self.spec.model,
+                "base": self.p.base,
+                "seed": self.spec.seed,
+                "keep": self.spec.mask.keep,
+            }
+            with Watch(Tracker(self.spec.tracker, self.spec.output, params, self.progress.say)) as self.watch:
+                mask = mask or self._calibrate()
+                arms = _arms(self.p, mask)
+                deltas = self._train(arms)
+                self._finish(arms, deltas, started_at)
         except ray.exceptions.RayError as error:
             raise TalosError(
                 f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same command again"
@@ -327,7 +337,7 @@ class _Session:
             self.progress.begin("train", "starting teams of Ray Train workers")
             teams = self._slots("train", self.spec.cluster.workers_per_task, self.spec.cluster.teams)
             bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
-            train(self.shared_ref, bits, jobs, self.spec.cluster, teams, self.scratch, self.progress.training)
+            train(self.shared_ref, bits, jobs, self.spec.cluster, teams, self.scratch, self._on_status)
             again = sum(self.progress.restarts.values())
             if again:
                 history.append(self.folder.store, "teams restarted", restarts=again)
@@ -350,6 +360,10 @@ class _Session:
             history.append(self.folder.store, "train", mask=arms[0].mask.fingerprint, deltas=made)
         return deltas
 
+    def _on_status(self, state: dict[str, dict], restarts: dict[int, int]) -> None:
+        self.progress.training(state, restarts)
+        self.watch.training(state, restarts)
+
     def _finish(self, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
         from talos_ray.orchestrate.verify import Judge
 
@@ -360,6 +374,7 @@ class _Session:
             self.scratch,
             self.progress,
             self._slots("search", 1, self.spec.cluster.search_workers),
+            self.watch,
         )
         chosen = judge.search(arms, deltas)
         version = judge.verify(arms, deltas, chosen)
@@ -370,7 +385,9 @@ class _Session:
             "slots": self.slots,
             "first_step": self.progress.first_step,
             "candidate_overhead": round(judge.overhead, 4),
+            "object_store_peak": self.watch.peak,
         }
+        self.watch.version(version["scores"], version["summary"])
         if not self.folder.versions():
             self.folder.add_version(judge.base_version(version), "version")
         number = self.folder.add_version(version, "version")

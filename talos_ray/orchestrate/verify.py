@@ -23,9 +23,9 @@ from talos_ray.orchestrate.worker import Arm, freeze
 class Judge:
     """Evaluates candidates of every arm on Ray, and writes down what they score."""
 
-    def __init__(self, prepared, shared_ref, folder, scratch: str, progress, slots: int) -> None:
+    def __init__(self, prepared, shared_ref, folder, scratch: str, progress, slots: int, watch) -> None:
         self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
-        self.scratch, self.progress, self.slots = scratch, progress, slots
+        self.scratch, self.progress, self.slots, self.watch = scratch, progress, slots, watch
         self.evaluate = evaluate.options(**options(prepared.spec.cluster))
         self.arms: dict[str, object] = {}
 
@@ -85,6 +85,7 @@ class Judge:
             n += 1
             if candidate.whole:
                 seen[arm] = max(candidate.objective, seen.get(arm, candidate.objective))
+                self.watch.candidate(arm, n, candidate.objective, seen[arm])
             best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
             self.progress.update("search", n / (p.spec.search.most * len(arms)), f"candidate {n}, best {best}")
 

@@ -156,6 +156,8 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
                 "<p class=how>Overlap (Jaccard) of the shared mask with the mask each task would have chosen alone: near 1, sharing costs nothing; near 0, it is wrong for that task.</p>",
                 _table(["task", "overlap"], [[html.escape(t), f"{o:.2f}"] for t, o in overlap.items()]),
             ]
+    if stages := version.get("stages"):
+        parts += _what_it_took(version["seconds"], stages)
     facts = [
         ["base", info["base"]],
         ["mask", version["mask"]],
@@ -168,6 +170,22 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
         _table(["what", "value"], [[html.escape(str(a)), f"<code>{html.escape(str(b))}</code>"] for a, b in facts]),
     ]
     return parts
+
+
+def _what_it_took(seconds: float, stages: dict) -> list[str]:
+    rows = [[html.escape(n), f"{s:.1f} s", str(stages["slots"].get(n, ""))] for n, s in stages["seconds"].items()]
+    told = {  # a version that an earlier release made may lack some
+        "first_step": "The first training step came after {:.1f} s.",
+        "candidate_overhead": "A candidate of the search cost {:.3f} s beyond its evaluation (median).",
+        "object_store_peak": "Ray's object stores held {:,} bytes at most, all nodes together.",
+    }
+    notes = [text.format(stages[key]) for key, text in told.items() if stages.get(key) is not None]
+    words = " ".join([f"{seconds:.1f} s in all.", *notes])
+    return [
+        "<h2>What the run took</h2>",
+        f"<p class=how>{words}</p>",
+        _table(["stage", "wall time", "at once"], rows),
+    ]
 
 
 def _search_words(found: dict) -> str:

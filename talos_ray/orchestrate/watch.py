@@ -1,0 +1,129 @@
+"""What others see of a run while it goes on: gauges on Ray's dashboard, a tracker of the user's choice, and how full
+the object store became. All of it from the driver, so that no worker needs a tracker's package or its keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from talos_ray.errors import SpecError
+
+SAMPLE_SECONDS = 0.25  # between two looks at the object store
+
+
+def check_tracker(name: str | None) -> None:
+    """Raises SpecError if the tracker's package is not installed."""
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise SpecError(
+            f"tracker is {name!r}, but its package is not installed; `pip install talos_ray[{name}]`, or leave tracker out"
+        )
+
+
+class Tracker:
+    """Metrics to MLflow or Weights & Biases, which find their server and keys in their own environment variables.
+
+    A tracker that fails is told once to `say` and left alone: it never costs a run.
+    """
+
+    def __init__(self, name: str | None, run: str, params: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        self.name, self.say = name, say
+        self._try(lambda: getattr(self, f"_open_{name}")(run, params))
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """`step` counts a task's own updates."""
+        self._try(lambda: self._log(dict(metrics), step))
+
+    def close(self) -> None:
+        self._try(lambda: self._close())
+
+    def _try(self, what: Callable[[], None]) -> None:
+        if self.name is None:
+            return
+        try:
+            what()
+        except Exception as error:  # whatever a tracker can raise
+            self.say(f"tracker {self.name}: {error}; the run goes on without it")
+            self.name = None
+
+    def _open_mlflow(self, run: str, params: Mapping[str, Any]) -> None:
+        import mlflow
+
+        mlflow.start_run(run_name=run)
+        mlflow.log_params(dict(params))
+        self._log = lambda metrics, step: mlflow.log_metrics(metrics, step=step)
+        self._close = mlflow.end_run
+
+    def _open_wandb(self, run: str, params: Mapping[str, Any]) -> None:
+        import wandb
+
+        there = wandb.init(name=run, config=dict(params))
+        # Tasks train at once and each has steps of its own, so a step is a metric and not wandb's own counter.
+        self._log = lambda metrics, step: there.log(metrics if step is None else {**metrics, "step": step})
+        self._close = there.finish
+
+
+class Watch:
+    """One run, watched. Use as a context manager, with Ray connected."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        from ray.util.metrics import Gauge
+
+        self.tracker = tracker
+        self.peak = 0  # most bytes in the object stores of all nodes together
+        self.told: dict[str, tuple] = {}
+        self.over = threading.Event()
+        self.tasks = Gauge("talos_ray_tasks", "Tasks of the run by state", ("state",))
+        self.step = Gauge("talos_ray_step", "Updates of a task so far", ("task",))
+        self.loss = Gauge("talos_ray_loss", "Training loss of a task", ("task",))
+        self.restarts = Gauge("talos_ray_team_restarts", "Times a team was started again")
+        self.objective = Gauge("talos_ray_objective", "Best objective of the merge search", ("arm",))
+
+    def __enter__(self) -> Watch:
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.over.set()
+        self.thread.join()
+        self.tracker.close()
+
+    def training(self, state: Mapping[str, dict], restarts: Mapping[int, int]) -> None:
+        """The queue's view of all jobs; what has not changed is not told again."""
+        states = [s["state"] for s in state.values()]
+        for kind in ("waiting", "training", "done", "failed"):
+            self.tasks.set(states.count(kind), {"state": kind})
+        self.restarts.set(sum(restarts.values()))
+        for name, s in state.items():
+            if s["loss"] is not None and self.told.get(name) != (s["step"], s["loss"]):
+                self.told[name] = (s["step"], s["loss"])
+                self.step.set(s["step"], {"task": name})
+                self.loss.set(s["loss"], {"task": name})
+                self.tracker.log({f"{name}/loss": s["loss"]}, s["step"])
+
+    def candidate(self, arm: str, number: int, objective: float, best: float) -> None:
+        """The `number`-th candidate of the search was scored."""
+        self.objective.set(best, {"arm": arm})
+        self.tracker.log({f"search/{arm}/objective": objective}, number)
+
+    def version(self, scores: Mapping[str, Mapping[str, dict]], summary: Mapping[str, Any]) -> None:
+        """Test scores of the version that was made."""
+        self.tracker.log(
+            {
+                **{f"test/{t}/{kind}": s[kind]["value"] for t, s in scores.items() for kind in s},
+                **{f"test/{k}": v for k, v in summary.items() if isinstance(v, float)},
+            }
+        )
+
+    def _sample(self) -> None:
+        import ray
+
+        while not self.over.wait(SAMPLE_SECONDS):
+            with contextlib.suppress(Exception):  # a cluster that is going down answers no more
+                total, free = ray.cluster_resources(), ray.available_resources()
+                used = total.get("object_store_memory", 0) - free.get("object_store_memory", 0)
+                self.peak = max(self.peak, int(used))

@@ -1,0 +1,66 @@
+"""Trackers get what was measured, and one that fails costs nothing."""
+
+import importlib.util
+
+import pytest
+
+from talos_ray import SpecError
+from talos_ray.orchestrate.watch import Tracker, Watch, check_tracker
+
+STATE = {
+    "sparse/a": {"step": 3, "steps": 9, "loss": 0.5, "state": "training"},
+    "sparse/b": {"step": 0, "steps": 9, "loss": None, "state": "waiting"},
+}
+SCORES = {"a": {"base": {"value": 0.25}, "merged": {"value": 0.75}}}
+
+
+def told(tracker: Tracker) -> None:
+    watch = Watch(tracker)
+    watch.training(STATE, {0: 1})
+    watch.training(STATE, {0: 1})
+    watch.candidate("sparse", 1, 0.625, 0.625)
+    watch.version(SCORES, {"merged": 0.75, "control_kept": {}})
+    tracker.close()
+
+
+def test_mlflow_gets_the_metrics(tmp_path, monkeypatch):
+    where = (tmp_path / "store").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its server needs more than the package that is tested
+    said = []
+    told(Tracker("mlflow", "runs/x", {"seed": 7}, said.append))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(where)
+    (run,) = client.search_runs(["0"])
+    assert said == [] and run.info.run_name == "runs/x" and run.data.params == {"seed": "7"}
+    assert run.data.metrics == {
+        "sparse/a/loss": 0.5, "search/sparse/objective": 0.625, "test/a/base": 0.25, "test/a/merged": 0.75, "test/merged": 0.75,
+    }  # fmt: skip
+    history = client.get_metric_history(run.info.run_id, "sparse/a/loss")
+    assert [m.step for m in history] == [3]  # what has not changed is told once
+
+
+def test_wandb_gets_the_metrics(tmp_path, monkeypatch):
+    for key, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(key, value)
+    said = []
+    told(Tracker("wandb", "runs/x", {"seed": 7}, said.append))
+    (log,) = tmp_path.rglob("run-*.wandb")
+    assert said == [] and all(
+        word in log.read_bytes() for word in (b"sparse/a/loss", b"search/sparse/objective", b"test/a/merged")
+    )
+
+
+def test_a_tracker_that_fails_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere:/x")
+    said = []
+    told(Tracker("mlflow", "runs/x", {}, said.append))
+    assert len(said) == 1 and "the run goes on without it" in said[0]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=r"tracker is 'wandb'.*pip install"):
+        check_tracker("wandb")
+    check_tracker(None)
