@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,7 +31,12 @@ WARM = {"runtime_env": {"env_vars": SHARED}}
 # Only for a Ray of our own on one machine: nothing preempts it, a process that is warm is worth keeping, and the
 # dozen helpers of two teams are no reason for a warning.
 LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-LOCAL_CONFIG = {"idle_worker_killing_time_threshold_ms": 600_000, "worker_maximum_startup_concurrency": 8}
+LOCAL_CONFIG = {
+    "idle_worker_killing_time_threshold_ms": 600_000,
+    "worker_maximum_startup_concurrency": 8,
+    "task_oom_retries": 3,  # without end, if not said: the same shard would be killed for ever
+}
+SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # what makes a worker take less memory
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
@@ -207,8 +213,16 @@ def slots(settings: Cluster, workers: int, limit: int | None) -> int:
 def root_cause(error: BaseException) -> str:
     """The last line of the innermost cause: what a person needs of Ray's nested tracebacks."""
     cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    text = lines[-1].strip() if lines else type(cause).__name__
-    if "OutOfMemory" in type(error).__name__ + text:
-        text += "; a worker ran out of memory: lower train.batch_size, or give fewer workers a node"
-    return text
+    text = str(cause).strip()
+    if found := re.search(r"was ([\d.]+GB) used / ([\d.]+GB) limit", text):
+        return (
+            f"a worker ran out of memory (its node used {found[1]} of {found[2]}), and Ray ended it; "
+            f"lower {SMALLER}, or set cluster.memory_gb_per_worker so that fewer workers share a node"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1] if lines else type(cause).__name__
+    if "out of memory" in last:  # as torch words it, of a GPU
+        last += f"; lower {SMALLER}"
+    elif "OOM killer" in text:  # among Ray's guesses, where a process was ended from outside
+        last = "a worker process was killed from outside, perhaps by the system for memory; see `dmesg` on its node"
+    return last

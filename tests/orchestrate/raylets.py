@@ -1,6 +1,6 @@
-"""A run on three raylets of one CPU each, on this machine: `raylets.py SPEC.json [--kill-a-node]`, prints JSON.
+"""A run on three raylets of one CPU each, on this machine: `raylets.py SPEC.json nothing|calibration|training`, prints JSON.
 
-With `--kill-a-node` one raylet ends by force, with all that runs on it, once the first delta is there.
+One raylet ends by force, with all that runs on it, while the first shards are scored or once the first delta is there.
 """
 
 import json
@@ -9,27 +9,36 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
 import talos_ray
 
 
-def main(spec: dict, kill: bool) -> None:
+def scoring(nodes: list) -> list:
+    """Those of the nodes that are at a shard."""
+    at_it = {p.ppid() for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::score_shar")}
+    return [n for n in nodes if n.all_processes["raylet"][0].process.pid in at_it]
+
+
+def main(spec: dict, kill: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         others = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
         told: dict[str, object] = {"trained_before": None}
 
-        def strike() -> None:
-            deltas = Path(spec["output"])
-            while not (found := list(deltas.glob("**/deltas/*.safetensors"))):
-                time.sleep(0.1)
-            cluster.remove_node(others[0], allow_graceful=False)
-            told["trained_before"] = len(found)
+        def trained() -> list[Path]:
+            return list(Path(spec["output"]).glob("**/deltas/*.safetensors"))
 
-        if kill:
+        def strike() -> None:
+            while not (at_it := scoring(others) if kill == "calibration" else others[: len(trained())]):
+                time.sleep(0.02)
+            cluster.remove_node(at_it[0], allow_graceful=False)
+            told["trained_before"] = len(trained())
+
+        if kill != "nothing":
             threading.Thread(target=strike, daemon=True).start()
         started = time.monotonic()
         run = talos_ray.edit(**{**spec, "cluster": {"address": cluster.address}})
@@ -44,4 +53,4 @@ def main(spec: dict, kill: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()), "--kill-a-node" in sys.argv)
+    main(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2])
