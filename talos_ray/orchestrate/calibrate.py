@@ -22,6 +22,8 @@ from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, encoded
 
+FOLD = 8  # tasks whose scores one worker adds up in one go
+
 
 def calibration_split(spec: Spec, data: TaskData) -> Split:
     """The training inputs of one task that are scored: drawn by seed, in a fixed order."""
@@ -86,24 +88,35 @@ def add_shard(total: np.ndarray | None, shard: np.ndarray) -> np.ndarray:
 
 
 @ray.remote(**WARM)
-def choose(shared: Shared, keep: float, *totals: np.ndarray) -> np.ndarray:
-    """Packed mask by the mean of the tasks' scores, each normalised to sum 1, so that no task drowns another."""
-    return _select(shared, keep, *totals)
+def choose(shared: Shared, keep: float, mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
+    """Packed mask by the mean of the tasks' scores: those in `mean`, and some more."""
+    scores = torch.from_numpy(_add_normalized(mean, *totals))
+    how = shared.spec.mask.model_dump(include={"strategy", "granularity"})
+    flags = select(shared.layout, keep=keep, scores=scores, seed=shared.spec.seed, **how)
+    return mask_from_flags(shared.layout, flags).bits
 
 
 @ray.remote(**WARM)
-def overlap(shared: Shared, keep: float, bits: np.ndarray, total: np.ndarray) -> float:
-    """Jaccard overlap of the shared mask with the one that a task would have chosen alone."""
-    return jaccard(bits, _select(shared, keep, total))
+def add_normalized(mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
+    """The mean of the tasks' scores with some more tasks, float32 [P], unscaled."""
+    return _add_normalized(mean, *totals)
 
 
-def _select(shared: Shared, keep: float, *totals: np.ndarray) -> np.ndarray:
-    mean = np.zeros(totals[0].shape, dtype=np.float32)
+def _add_normalized(mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
+    """Each task's scores are normalised to sum 1, so that no task drowns another."""
+    mean = np.zeros(totals[0].shape, dtype=np.float32) if mean is None else mean.copy()
     for t in totals:
         mean += t / max(float(t.sum(dtype=np.float64)), 1e-300)
-    how = shared.spec.mask.model_dump(include={"strategy", "granularity"})
-    flags = select(shared.layout, keep=keep, scores=torch.from_numpy(mean), seed=shared.spec.seed, **how)
-    return mask_from_flags(shared.layout, flags).bits
+    return mean
+
+
+def _choose(shared_ref, keep: float, totals: list):
+    """Reference of the mask by the scores of all tasks: a few at a time, because P scores of every task at once are
+    more than one node holds."""
+    mean, last = None, (len(totals) - 1) // FOLD * FOLD
+    for i in range(0, last, FOLD):
+        mean = add_normalized.remote(mean, *totals[i : i + FOLD])
+    return choose.remote(shared_ref, keep, mean, *totals[last:])
 
 
 def calibrate(
@@ -153,7 +166,7 @@ def calibrate(
             work += sum(ray.get([spent.pop(key) for key in wave]))
             for task, i in wave:
                 totals[task] = add_shard.remote(totals[task], sums.pop((task, i)))
-            before, estimate = estimate, ray.get(choose.remote(shared_ref, keep, *totals.values()))
+            before, estimate = estimate, ray.get(_choose(shared_ref, keep, list(totals.values())))
             if before is not None:
                 stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
                 if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:
@@ -162,7 +175,8 @@ def calibrate(
             ray.cancel(ref, force=False)
         kept = estimate
         on_shard(r * every // settings.rounds, every)
-    overlaps = ray.get([overlap.remote(shared_ref, keep, kept, total) for total in totals.values()])
+    alone = [choose.remote(shared_ref, keep, None, total) for total in totals.values()]
+    overlaps = [jaccard(kept, ray.get(bits)) for bits in alone]
     info = {
         **spec.mask.model_dump(exclude={"path"}),
         "seed": spec.seed,

@@ -10,6 +10,7 @@ Nothing here imports torch: the queue and Ray Train's own controllers load this 
 
 from __future__ import annotations
 
+import pkgutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from talos_ray.orchestrate.worker import Arm
 
 NAMESPACE = "talos_ray"
+MEMBER = "talos_ray.orchestrate.team:Member"  # by name, so that only the workers load it
 POLL_SECONDS = 0.5  # between two looks of the driver at the queue
 
 
@@ -102,9 +104,7 @@ def train_loop(config: dict) -> None:
     queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
     if rank == 0:
         ray.get(queue.begin.remote(team))
-    from talos_ray.orchestrate.team import Member
-
-    member = Member(*ray.get(queue.objects.remote()))
+    member = pkgutil.resolve_name(config["member"])(*ray.get(queue.objects.remote()))
     while True:
         box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
         if world > 1:
@@ -159,11 +159,13 @@ def train(
     teams: int,
     scratch: str,
     on_status: Callable[[dict, dict], None],
+    member: str = MEMBER,
 ) -> None:
     """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
 
     Args:
         on_status: called twice a second with the queue's view of all jobs, and the restarts of each team.
+        member: 'module:class' of what a worker does; a simulation gives one that sleeps.
 
     Raises:
         TalosError: a job's settings made it diverge, or a team failed more often than `cluster.max_failures`.
@@ -179,7 +181,7 @@ def train(
     running = [
         threading.Thread(
             target=_run_team,
-            args=({"queue": name, "team": i}, cluster, scratch, failures),
+            args=({"queue": name, "team": i, "member": member}, cluster, scratch, failures),
             daemon=True,
         )
         for i in range(min(teams, len(jobs)))

@@ -150,13 +150,15 @@ def session(values) -> "driver._Session":
     return s
 
 
-def test_the_mask_does_not_depend_on_the_number_of_workers(finished, tmp_path):
+def test_the_mask_does_not_depend_on_who_scores_or_adds_up(finished, tmp_path, monkeypatch):
+    from talos_ray.orchestrate import calibrate as stage
     from talos_ray.orchestrate.calibrate import calibrate
 
     run, values = finished
     s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
     data = [s.p.data[t] for t in s.p.targets]
-    for workers in (1, 2):
+    for workers, fold in ((1, 8), (2, 2)):
+        monkeypatch.setattr(stage, "FOLD", fold)
         mask = calibrate(s.shared_ref, s.shared, data, workers, lambda done, total: None)
         assert mask.fingerprint == run.mask.fingerprint
     assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(
