@@ -35,6 +35,7 @@ SCALES = (
     1.5,
 )  # each climb is also proposed shorter and longer: the linear model errs most in length
 APART = 0.03  # of the range, in the largest coefficient: what is closer counts as the same candidate
+AT_ONCE = 16  # points that are predicted together
 HOLD_OUT = 4  # every fourth input judges a climb and does not lead it
 
 
@@ -61,50 +62,55 @@ class Surrogate:
         """The same slopes through the true logits of one evaluated candidate."""
         return replace(self, constant={t: logits[t] - torch.tensordot(a, s, 1) for t, s in self.slopes.items()})
 
-    def accuracies(self, a: torch.Tensor) -> dict[str, float]:
-        """Predicted accuracy of every task."""
-        found = {t: self.constant[t] + torch.tensordot(a, s, 1) for t, s in self.slopes.items()}
-        return {t: float((f.argmax(-1) == self.labels[t]).float().mean()) for t, f in found.items()}
+    def _logits(self, task: str, a: torch.Tensor) -> torch.Tensor:
+        """Of every input under every point of a [B, T]: float32 [B, n, C]."""
+        slopes = self.slopes[task]
+        return self.constant[task] + (a @ slopes.flatten(1)).view(-1, *slopes.shape[1:])
 
-    def predict(self, a: torch.Tensor) -> float:
-        """Predicted objective."""
-        return self.objective(self.accuracies(a))
-
-    def _confidence(self, a: torch.Tensor, rows: slice | torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mean probability of the right class: an accuracy that has a gradient."""
-        found = {}
-        for t, s in self.slopes.items():
-            logits = self.constant[t][rows[t]] + torch.tensordot(a, s[:, rows[t]], 1)
-            found[t] = logits.softmax(-1).gather(-1, self.labels[t][rows[t], None]).mean()
+    def accuracies(self, a: torch.Tensor) -> list[dict[str, float]]:
+        """Predicted accuracy of every task at every point of a [B, T]."""
+        found: list[dict[str, float]] = []
+        for points in a.split(AT_ONCE):
+            right = {t: (self._logits(t, points).argmax(-1) == y).float().mean(1) for t, y in self.labels.items()}
+            found += [{t: float(r[i]) for t, r in right.items()} for i in range(len(points))]
         return found
 
-    def climb(self, start: torch.Tensor, pressure: float) -> torch.Tensor:
-        """Gradient ascent from `start` [T] on the mean confidence of the targets, each in units of its single-task score,
-        less `pressure` times what control tasks lose. Returns the point at which inputs that did not lead were best."""
+    def predict(self, a: torch.Tensor) -> list[float]:
+        """Predicted objective at every point of a [B, T]."""
+        return [self.objective(scores) for scores in self.accuracies(a)]
+
+    def climb(self, starts: torch.Tensor, pressures: torch.Tensor) -> torch.Tensor:
+        """Gradient ascent from every point of `starts` [B, T] on the mean confidence of the targets, each in units of its
+        single-task score, less its `pressures` [B] times what control tasks lose. Returns the points [B, T] at which
+        inputs that did not lead were best."""
         target, control = self.objective.single, self.objective.control
-        lead = {t: torch.arange(len(y)) % HOLD_OUT != 0 for t, y in self.labels.items()}
-        judge = {t: ~rows for t, rows in lead.items()}
-        with torch.no_grad():
-            floor = {
-                kind: self._confidence(torch.zeros_like(start), rows)
-                for kind, rows in (("lead", lead), ("judge", judge))
-            }
+        judge = {t: torch.arange(len(y)) % HOLD_OUT == 0 for t, y in self.labels.items()}
 
-        def worth(a: torch.Tensor, kind: str, rows) -> torch.Tensor:
-            c = self._confidence(a, rows)
+        def confidence(a: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+            """Mean probability [B] of the right class, an accuracy that has a gradient: of those that lead and that judge."""
+            lead, held = {}, {}
+            for t, y in self.labels.items():
+                right = self._logits(t, a).softmax(-1).gather(-1, y.expand(len(a), -1)[..., None])[..., 0]
+                lead[t], held[t] = right[:, ~judge[t]].mean(1), right[:, judge[t]].detach().mean(1)
+            return lead, held
+
+        def worth(c: dict[str, torch.Tensor], floor: dict[str, torch.Tensor]) -> torch.Tensor:
             gain = sum(c[t] / max(target[t], 1e-9) for t in target) / len(target)
-            return gain - pressure * sum((1 - c[t] / floor[kind][t]).clamp(min=0) for t in control)
+            return gain - pressures * sum((1 - c[t] / floor[t]).clamp(min=0) for t in control)
 
-        a = start.clone().requires_grad_()
+        with torch.no_grad():
+            floors = confidence(torch.zeros_like(starts[:1]))
+        a = starts.clone().requires_grad_()
         adam = torch.optim.Adam([a], lr=STEP_SHARE * (self.high - self.low))
-        best, best_worth = start, -torch.inf
+        best, best_worth = starts.clone(), torch.full((len(starts),), -torch.inf)
         for _ in range(CLIMB_STEPS):
             adam.zero_grad()
-            (-worth(a, "lead", lead)).backward()
+            lead, held = confidence(a)
+            (-worth(lead, floors[0]).sum()).backward()
             with torch.no_grad():
-                judged = float(worth(a, "judge", judge))
-                if judged > best_worth:
-                    best, best_worth = a.detach().clone(), judged
+                judged = worth(held, floors[1])
+                better = judged > best_worth
+                best[better], best_worth[better] = a[better], judged[better]
                 adam.step()
                 a.clamp_(self.low, self.high)
         return best
@@ -113,9 +119,11 @@ class Surrogate:
         self, starts: Sequence[torch.Tensor], known: Sequence[torch.Tensor], count: int
     ) -> list[tuple[float, torch.Tensor]]:
         """(predicted objective, a [T]) of the `count` most promising candidates that are not `known`, best first."""
-        found = [self.climb(start, pressure) for start in starts for pressure in PRESSURES]
-        found += [(scale * a).clamp(self.low, self.high) for a in found for scale in SCALES]
-        ranked = sorted(((self.predict(a), a) for a in found), key=lambda p: -p[0])
+        climbs = torch.stack([start for start in starts for _ in PRESSURES])
+        climbed = self.climb(climbs, torch.tensor(PRESSURES * len(starts)))
+        scaled = (climbed[:, None] * torch.tensor(SCALES)[:, None]).flatten(0, 1).clamp(self.low, self.high)
+        found = torch.cat([climbed, scaled])
+        ranked = sorted(zip(self.predict(found), found, strict=True), key=lambda p: -p[0])
         chosen: list[tuple[float, torch.Tensor]] = []
         for value, a in ranked:
             others = [*known, *(b for _, b in chosen)]

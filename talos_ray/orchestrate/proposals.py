@@ -53,7 +53,8 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float])
     than what was there, or after `search.trials` candidates with one coefficient a task."""
     p, left = problem, problem.search.trials
     ones = torch.ones(len(p.targets))
-    value, smaller = max((surrogate.predict(c * ones), -c) for c in grid)
+    shared = torch.tensor(grid)[:, None] * ones
+    value, smaller = max(zip(surrogate.predict(shared), (-c for c in grid), strict=True))
     start = -smaller * ones
 
     def point(a: torch.Tensor) -> Coefficients:

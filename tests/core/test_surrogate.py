@@ -25,26 +25,33 @@ def test_prediction_is_exact_for_a_linear_model_and_at_the_anchor():
     s, a = linear_world(), torch.tensor([0.3, 0.7])
     logits = {t: s.constant[t] + 0.3 * s.slopes[t][0] + 0.7 * s.slopes[t][1] for t in TASKS}
     truth = {t: float((logits[t].argmax(-1) == s.labels[t]).float().mean()) for t in TASKS}
-    assert s.accuracies(a) == truth
+    assert s.accuracies(a[None]) == [truth]
     bent = {t: f + 5 * torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(1)) for t, f in logits.items()}
     truth = {t: float((bent[t].argmax(-1) == s.labels[t]).float().mean()) for t in TASKS}
-    assert s.around(a, bent).accuracies(a) == truth
+    assert s.around(a, bent).accuracies(a[None]) == [truth]
 
 
 def test_it_climbs_where_targets_gain_and_stops_where_control_falls():
     s = linear_world()
-    free = s.climb(torch.tensor([0.1, 0.1]), pressure=0.0)
-    held = s.climb(torch.tensor([0.1, 0.1]), pressure=5.0)
+    free, held = s.climb(torch.full((2, 2), 0.1), torch.tensor([0.0, 5.0]))
     assert free.min() > 0.4 and held[0] > 0.4 and held[1] < 0.1
-    assert s.accuracies(held)["held"] >= 0.97 * 0.9 > s.accuracies(free)["held"]
+    assert s.accuracies(held[None])[0]["held"] >= 0.97 * 0.9 > s.accuracies(free[None])[0]["held"]
+
+
+def test_points_climb_and_are_predicted_alike_alone_and_together():
+    s, points = linear_world(), torch.rand(40, 2, generator=torch.Generator().manual_seed(3))
+    assert s.predict(points) == [v for a in points for v in s.predict(a[None])]
+    pressures = torch.linspace(0, 1, 4)
+    alone = torch.cat([s.climb(points[i : i + 1], pressures[i : i + 1]) for i in range(4)])
+    assert torch.allclose(s.climb(points[:4], pressures), alone, atol=1e-4)
 
 
 def test_proposals_are_new_inside_the_bounds_and_best_first():
     s = linear_world()
     first = s.propose([torch.zeros(2)], [], 4)
     assert [v for v, _ in first] == sorted((v for v, _ in first), reverse=True) and first[0][0] > s.predict(
-        torch.zeros(2)
-    )
+        torch.zeros(1, 2)
+    )[0]
     assert all(float(a.min()) >= 0 and float(a.max()) <= 1 for _, a in first)
     known = [a for _, a in first]
     second = s.propose([known[0]], known, 4)
