@@ -175,11 +175,15 @@ class Task(_Settings):
     train_split: str = "train"
     validation_split: str | None = Field(None, description="'validation', if there is one; otherwise cut from train")
     test_split: str | None = Field(None, description="'test', if there is one; otherwise cut from train")
-    input: str = Field("image", description="column that holds the inputs")
+    kind: Literal["image", "text"] = Field(
+        "image", description="what the inputs are; what the model reads, if not given"
+    )
+    input: str = Field("image", description="column that holds the inputs; 'text' for a model that reads text")
     label: str = Field("label", description="column that holds the labels, as numbers or names")
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
     prompts: tuple[str, ...] = Field(
-        ("a photo of a {}.",), description="templates for the zero-shot head; {} is the class name"
+        ("a photo of a {}.",),
+        description="templates for the zero-shot head; {} is the class name. Just '{}' for a model that reads text",
     )
     phrases: tuple[str, ...] | None = Field(
         None, description="what stands for each class in a prompt, where its name is not the right word"
@@ -206,7 +210,9 @@ class Task(_Settings):
 class Spec(_Settings):
     """A whole job. `talos edit spec.yaml` reads it; `run.json` holds it as resolved."""
 
-    model: str = Field(description="'demo', or 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint)")
+    model: str = Field(
+        description="'demo', 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint), or 'hf:NAME' (a text encoder of the Hub, or a folder)"
+    )
     tasks: tuple[Task, ...] = Field(min_length=1, description="target tasks")
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
     output: str = Field(description="run folder, local or any pyarrow.fs URI")

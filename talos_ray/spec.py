@@ -11,9 +11,14 @@ from talos_ray.config import Spec, Task, validated
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import SpecError, nearest
 
+TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs where the model reads text
 
-def resolve_task(item: str | dict[str, Any] | Task) -> Task:
+
+def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
     """A `Task`, the name of a recipe, or a mapping (which may name a `recipe` to start from).
+
+    Args:
+        text: the model reads text.
 
     Raises:
         SpecError: no such recipe, or a setting is wrong.
@@ -31,7 +36,7 @@ def resolve_task(item: str | dict[str, Any] | Task) -> Task:
                 f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
             )
         values = {**RECIPES[recipe], **values}
-    task = validated(Task, values, f"task {values.get('name', '?')}")
+    task = validated(Task, {**(TEXT if text else {}), **values}, f"task {values.get('name', '?')}")
     if not Path(task.data).is_absolute() and Path(task.data).exists():
         task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
     return task
@@ -44,11 +49,14 @@ def make_spec(values: dict[str, Any]) -> Spec:
         SpecError: one line for each problem found.
     """
     values = dict(values)
+    model = str(values.get("model", ""))
+    if model.startswith("hf:") and (path := Path(model.removeprefix("hf:")).expanduser()).is_dir():
+        values["model"] = f"hf:{path.resolve()}"  # workers have other working folders
     for group in ("tasks", "control"):
         items = values.get(group) or ()
         if isinstance(items, str | dict | Task):
             items = (items,)
-        values[group] = tuple(resolve_task(item) for item in items)
+        values[group] = tuple(resolve_task(item, model.startswith("hf:")) for item in items)
     if not values["tasks"]:
         raise SpecError(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"

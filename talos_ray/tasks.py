@@ -134,7 +134,7 @@ def _load_task(settings: str, seed: int) -> TaskData:
             f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
         )
     parts = {
-        kind: Split(_as_images(task, splits[n]), task.input, _labels(task, splits[n], n, classes))
+        kind: Split(_as_inputs(task, splits[n], n), task.input, _labels(task, splits[n], n, classes))
         for kind, n in wanted.items()
         if n
     }
@@ -222,12 +222,23 @@ def _labels(task: Task, rows, split: str, classes: tuple[str, ...]) -> torch.Ten
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _as_images(task: Task, rows):
-    """Paths and bytes become images; paths are relative to the file that names them."""
+def _as_inputs(task: Task, rows, split: str):
+    """Texts as they are. Paths and bytes become images; paths are relative to the file that names them."""
     import datasets
     from datasets import Image, Value
 
     feature = rows.features[task.input]
+    if task.kind == "text":
+        if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+            raise SpecError(
+                f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted texts; set input to such a column"
+            )
+        if rows.with_format("arrow")[:].column(task.input).null_count:
+            row = list(rows[task.input]).index(None)
+            raise SpecError(
+                f"task {task.name!r}: row {row} of split {split!r} has no text in column {task.input!r}; fill it, or drop the row"
+            )
+        return rows
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         folder = Path(task.data).expanduser().parent
         paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input]]
@@ -269,7 +280,15 @@ def _cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Sp
     return parts
 
 
-def encoded(split: Split) -> list[dict]:
-    """The split's images as stored bytes, undecoded: small enough to travel, and independent of local files."""
+def encoded(split: Split) -> list:
+    """The split's texts, or its images as stored bytes: small enough to travel, and independent of local files."""
     values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
-    return [{"bytes": _content(v), "path": None} for v in values]
+    return [v if isinstance(v, str) else {"bytes": _content(v), "path": None} for v in values]
+
+
+def decoded(values: list) -> list:
+    """What `encoded` gave, as examples that a family reads."""
+    from datasets import Image
+
+    decode = Image().decode_example
+    return [v if isinstance(v, str) else decode(v) for v in values]

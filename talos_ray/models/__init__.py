@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Protocol
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
 
-FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED")
+FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED", "hf:TEXT_ENCODER")
+_HOME = {"demo": "clip", "open_clip": "clip", "hf": "encoder"}  # loaded when first used: each brings its library
 
 
 class Family(Protocol):
@@ -24,7 +26,7 @@ class Family(Protocol):
     edited: str
 
     def preprocess(self, examples: list) -> torch.Tensor:
-        """Raw examples (PIL images) -> inputs [n, ...] float32 on the CPU."""
+        """Raw examples (PIL images, or texts) -> inputs [n, ...] on the CPU, of the same shape for every batch."""
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Frozen zero-shot head [classes, d] float32, scaled, from class phrases and prompt templates."""
@@ -33,16 +35,20 @@ class Family(Protocol):
         """Inputs [n, ...] -> logits [n, classes]."""
 
 
+def _home(name: str):
+    """The family's own file."""
+    kind = name.partition(":")[0]
+    if kind not in _HOME or (kind == "demo") != (name == "demo"):
+        hint = nearest(kind, _HOME)
+        raise SpecError(f"model {name!r} is not known{hint}; wanted one of: {', '.join(FAMILIES)}")
+    return import_module(f"talos_ray.models.{_HOME[kind]}")
+
+
 def check_model(name: str) -> None:
     """Raises SpecError, in milliseconds, unless `name` is a model that could be loaded."""
-    if name == "demo":
-        return
-    if not name.startswith("open_clip:"):
-        hint = nearest(name, ("demo", "open_clip"))
-        raise SpecError(f"model {name!r} is not known{hint}; wanted one of: {', '.join(FAMILIES)}")
-    from talos_ray.models import clip
-
-    clip.check(name.removeprefix("open_clip:"))
+    home = _home(name)
+    if name != "demo":
+        home.check(name.partition(":")[2])
 
 
 def load_model(name: str) -> Family:
@@ -52,17 +58,13 @@ def load_model(name: str) -> Family:
         SpecError: not known, or its checkpoint cannot be read.
     """
     check_model(name)
-    from talos_ray.models import clip
-
-    return clip.load(name)
+    return _home(name).load(name)
 
 
 def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequence[str]) -> Family:
     """The same model without reading a checkpoint: weights are *aliased* to `tensors`, except that those
     named in `private`, which will be written to, are copied. So all processes of a node can share one base."""
-    from talos_ray.models import clip
-
-    family = clip.load(name, pretrained=False)
+    family = _home(name).load(name, pretrained=False)
     mine = set(private)
     own = {**dict(family.module.named_parameters()), **dict(family.module.named_buffers())}
     for key, value in tensors.items():

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numpy as np
 import ray
 import torch
-from datasets import Image
 
 from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
@@ -20,7 +19,7 @@ from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import Mask, jaccard, mask_from_flags, round_keep, select
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
-from talos_ray.tasks import Split, TaskData, encoded
+from talos_ray.tasks import Split, TaskData, decoded, encoded
 
 FOLD = 8  # tasks whose scores one worker adds up in one go
 
@@ -77,8 +76,7 @@ def score_shard(
 
 
 def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
-    decode = Image().decode_example
-    return bench.family.preprocess([decode(e) for e in examples]).to(bench.device)
+    return bench.family.preprocess(decoded(examples)).to(bench.device)
 
 
 @ray.remote(**WARM)
