@@ -6,6 +6,7 @@ from images import write_images
 from texts import save_encoder, write_texts
 
 from talos_ray import SpecError
+from talos_ray.core.fisher import SquaredGradients
 from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import Examples, decoded, encoded, load_task
@@ -45,6 +46,14 @@ def test_every_eligible_weight_matters(family):
     f.module.zero_grad(set_to_none=True)
     # The bias of a key adds the same to all scores of a query, so softmax ignores it.
     assert all(n.endswith("key.bias") for n in unused)
+
+
+def test_every_score_comes_from_hooks(family):
+    """Not even a key's bias, whose gradients are rounding errors, makes calibration go sample by sample."""
+    _, f, data = family
+    head = f.head(data.phrases, data.task.prompts)
+    inputs, _ = Examples(data.train, f.preprocess).batch(torch.arange(4))
+    assert SquaredGradients(f.module, layout_of(f)).check(lambda x: f.logits(x, head), inputs).looped == ()
 
 
 def test_a_model_is_built_from_shared_tensors_without_a_copy(family):
