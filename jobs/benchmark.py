@@ -220,7 +220,9 @@ def difference(composer: Composer, module: nn.Module, flat: list[torch.Tensor], 
 # ------------------------------------------------------------------------------------------- training
 
 
-def stepper(build: Callable[[], Subject], kind: str, batch: int) -> tuple[Callable[[], None], object]:
+def stepper(
+    build: Callable[[], Subject], kind: str, batch: int, compiled: bool = False
+) -> tuple[Callable[[], None], object]:
     """One training step under a mask, and its optimizer.
 
     `kind` may also be 'dense' or 'dense_fused' (AdamW on all eligible weights, with torch's defaults or fused),
@@ -229,6 +231,7 @@ def stepper(build: Callable[[], Subject], kind: str, batch: int) -> tuple[Callab
     subject = build()
     module, layout = subject.module, eligible_layout(subject.module)
     logits, inputs = classifier(subject), subject.draw(batch)
+    logits = torch.compile(logits) if compiled else logits
     labels = torch.randint(CLASSES, (batch,), device=DEVICE)
     optimizer, wanted = None, []
     if kind in ("forward", "floor"):
@@ -299,6 +302,14 @@ def steps(
         optimizer.close()
         del step, optimizer
         gc.collect()
+
+
+def compiled_steps(repeats: int, batch: int) -> Iterator[Row]:
+    """The same steps with and without `torch.compile`."""
+    for kind in ("dense_fused", "rows", "query_key"):
+        ours, other = (stepper(tower, kind, batch, compiled)[0] for compiled in (True, False))
+        a, b = side_by_side(repeats, ours, other)
+        yield row(f"step_time_compiled_{kind}", a, b, "ms", f"the same step as it is, batch {batch}", "<= 1.0")
 
 
 def peaks() -> Iterator[Row]:
@@ -409,6 +420,7 @@ def main() -> None:
         metavar="FOLDER",
         help="compare with mergekit, fusion-bench and peft, installed under FOLDER",
     )
+    parser.add_argument("--compile", action="store_true", help="also training steps through torch.compile (minutes)")
     parser.add_argument("--run", metavar="FOLDER", help="also measure search and orchestration of this finished run")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -436,6 +448,8 @@ def main() -> None:
         from jobs.peers.compare import compare
 
         parts.append(compare(max(5, repeats), args.peers, tower().module))
+    if args.compile:
+        parts.append(compiled_steps(repeats, small))
     if args.run:
         from jobs.finished_run import look
 

@@ -152,6 +152,10 @@ class Cluster(_Settings):
         default_factory=dict,
         description="labels that the node of every worker must have, as `ray start --labels` sets them",
     )
+    base: Literal["object_store", "storage"] = Field(
+        "object_store",
+        description="how the base reaches the workers: through Ray's object store or, if it is tens of GB, as a file in `output` that every node reads once",
+    )
     wait_minutes: Annotated[float, Field(ge=0)] = Field(
         0.0, description="how long to wait for nodes that an autoscaler may still bring; 0 refuses at once"
     )

@@ -232,12 +232,12 @@ class _Session:
         started = cluster.connect(self.spec.cluster, self.verbose, lambda note: self.progress.update("ray", 0.0, note))
         self.scratch = tempfile.mkdtemp(prefix="talos_ray-")
         try:
-            self._share()
             have = ray.cluster_resources()
             self.progress.end(
                 "ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)"
             )
             self._open_folder()
+            self._share()
             params = {
                 "model": self.spec.model,
                 "base": self.p.base,
@@ -263,7 +263,11 @@ class _Session:
 
         from talos_ray.orchestrate.worker import Shared, freeze
 
-        self.shared = Shared(self.spec, self.p.base, freeze(self.p.tensors), self.p.layout, self.p.heads)
+        if self.spec.cluster.base == "storage":
+            tensors = (self.folder.store.uri, self.folder.save_base(self.p.base, self.p.tensors))
+        else:
+            tensors = freeze(self.p.tensors)
+        self.shared = Shared(self.spec, self.p.base, tensors, self.p.layout, self.p.heads)
         self.shared_ref = ray.put(self.shared)
 
     def _open_folder(self) -> None:

@@ -20,7 +20,9 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
+from talos_ray.demo.tasks import cache_folder
 from talos_ray.models import Family, build_model
+from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import Examples, load_task
 
 Frozen = dict[str, tuple[np.ndarray, str]]  # tensors as Ray stores them without a copy
@@ -52,7 +54,7 @@ class Shared:
 
     spec: Spec
     base: str  # fingerprint
-    tensors: Frozen
+    tensors: Frozen | tuple[str, str]  # the base, or (URI of a run's folder, name of the base's file in it)
     layout: Layout
     heads: dict[str, np.ndarray]  # task -> [classes, d] float32
 
@@ -79,7 +81,11 @@ class Workbench:
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
             os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
-        self.tensors = thaw(shared.tensors)
+        if isinstance(shared.tensors, tuple):
+            uri, name = shared.tensors
+            self.tensors = RunFolder(uri).load_base(name, cache_folder() / "base")
+        else:
+            self.tensors = thaw(shared.tensors)
         self.family: Family = build_model(shared.spec.model, self.tensors, private=shared.layout.names)
         self.family.module.to(self.device)
         self.composers: dict[str, Composer] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 60.0  # seconds that storage may refuse a write before the run gives up
 FINAL = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # refusals that waiting does not mend
+OBJECT_STORES = ("s3", "gcs", "abfs")  # publish an object when its upload ends, and cannot rename
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in its own specification
 
 
@@ -90,7 +92,7 @@ class Store:
         folder, base = target.rsplit("/", 1)
         if self.local or self.fs.type_name == "hdfs":
             self.fs.create_dir(folder, recursive=True)
-        if self.fs.type_name in ("s3", "gcs", "abfs"):
+        if self.fs.type_name in OBJECT_STORES:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(data)
             return
@@ -110,6 +112,35 @@ class Store:
             if self.fs.get_file_info(work).type != pafs.FileType.NotFound:
                 self.fs.delete_file(work)
             raise
+
+    def upload(self, path: Path, name: str) -> None:
+        """Put a local file under `name`, piece by piece, whole or not at all."""
+        target = self.path(name)
+        folder, base = target.rsplit("/", 1)
+        if self.fs.type_name in OBJECT_STORES:
+            return self._copy(pafs.LocalFileSystem(), str(path), self.fs, target)
+        self.fs.create_dir(folder, recursive=True)
+        work = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}"
+        self._copy(pafs.LocalFileSystem(), str(path), self.fs, work)
+        self.fs.move(work, target)
+
+    def on_this_node(self, name: str, cache: Path) -> Path:
+        """A local path of the file: its own, or a copy in `cache` that all processes of this node share."""
+        if self.local:
+            return Path(self.path(name))
+        here = cache / PurePosixPath(name).name
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / f".{here.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the first process fetches, the others wait for it
+            if not here.exists():
+                work = cache / f".{here.name}.part"
+                self._copy(self.fs, self.path(name), pafs.LocalFileSystem(), str(work))
+                os.replace(work, here)
+        return here
+
+    @staticmethod
+    def _copy(source: pafs.FileSystem, a: str, target: pafs.FileSystem, b: str) -> None:
+        pafs.copy_files(a, b, source_filesystem=source, destination_filesystem=target, chunk_size=16 << 20)
 
     def delete(self, name: str) -> None:
         if self.exists(name):

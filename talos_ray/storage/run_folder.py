@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from talos_ray.core.delta import Delta
-from talos_ray.core.layout import Layout
+from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_packed
 from talos_ray.errors import CorruptError, MismatchError, SpecError, TalosError
 from talos_ray.storage import history
@@ -78,6 +82,33 @@ class RunFolder:
     def write_info(self, spec: Mapping, base: str, identity: Mapping[str, object]) -> None:
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
         self.store.write_json("run.json", info, patience=0)  # the first write of a run: better refused now
+
+    # -------------------------------------------------------------------------------- base
+
+    def save_base(self, base: str, tensors: Mapping[str, torch.Tensor]) -> str:
+        """The base as one safetensors file, for nodes to read, unless it is there. Returns its name."""
+        name = f"base/{base}.safetensors"
+        if not self.store.exists(name):
+            with tempfile.TemporaryDirectory() as scratch:
+                save_file({n: t.contiguous() for n, t in tensors.items()}, Path(scratch) / "base.safetensors")
+                self.store.upload(Path(scratch) / "base.safetensors", name)
+        return name
+
+    def load_base(self, name: str, cache: Path) -> dict[str, torch.Tensor]:
+        """The base's tensors, mapped from a file of this node, so that processes share its pages.
+
+        Raises:
+            CorruptError: the file does not hold the base that it names.
+        """
+        path = self.store.on_this_node(name, cache)
+        try:
+            if fingerprint(tensors := load_file(path)) == Path(name).stem:
+                return tensors
+        except SafetensorError:
+            pass
+        raise CorruptError(
+            f"{path} does not hold the base that it names; the file was changed; delete it and run the same command again"
+        )
 
     # -------------------------------------------------------------------------------- mask
 

@@ -166,6 +166,20 @@ def test_the_mask_does_not_depend_on_who_scores_or_adds_up(finished, tmp_path, m
     )
 
 
+def test_a_base_from_storage_gives_the_same_bits(finished, tmp_path):
+    from talos_ray.orchestrate.calibrate import calibrate
+
+    run, values = finished
+    s = session({**copy.deepcopy(values), "output": str(tmp_path / "x"), "cluster": {"base": "storage"}})
+    (file,) = (tmp_path / "x/base").iterdir()
+    assert file.name == f"{s.p.base}.safetensors" and isinstance(s.shared.tensors, tuple)
+    data = [s.p.data[t] for t in s.p.targets]
+    assert calibrate(s.shared_ref, s.shared, data, 2, lambda done, total: None).fingerprint == run.mask.fingerprint
+    written = file.stat().st_mtime_ns
+    s._share()
+    assert file.stat().st_mtime_ns == written  # what is there and whole is kept
+
+
 def test_calibration_ends_when_the_mask_is_known_whoever_scores_it(finished, tmp_path):
     from talos_ray.orchestrate.calibrate import calibrate
 

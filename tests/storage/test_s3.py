@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 import torch
 
-from talos_ray import StorageError
+from talos_ray import CorruptError, StorageError
 from talos_ray.core.delta import Delta
-from talos_ray.core.layout import Layout
+from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
@@ -65,3 +65,19 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
     folder = RunFolder(bucket.format("x").replace("@runs/", "@missing/"))
     with pytest.raises(StorageError, match="missing/x/run.json"):
         folder.write_info({}, BASE, {})
+
+
+def test_the_base_is_fetched_once_a_node(bucket, tmp_path):
+    folder, base = RunFolder(bucket.format("team/base")), {"a": torch.randn(300, 7), "b": torch.arange(5).bfloat16()}
+    mark = fingerprint(base)
+    name = folder.save_base(mark, base)
+    for _ in range(2):
+        found = folder.load_base(name, tmp_path)
+        assert fingerprint(found) == mark
+        files = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+        assert list(files) == [f"{mark}.safetensors"]
+    assert files == {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+    for broken in (folder.store.read(name)[:-9], folder.store.read(name)[:-1] + b"?"):
+        folder.store.write(name, broken)
+        with pytest.raises(CorruptError, match="does not hold the base"):
+            folder.load_base(name, tmp_path / str(len(broken)))
