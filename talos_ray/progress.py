@@ -12,6 +12,7 @@ from rich.text import Text
 
 QUIET_SECONDS = 10.0  # between two lines about the same stage in a plain log
 MOST_TASKS = 20  # in the live view
+MOST_NAMED = 4  # tasks in one line of a plain log
 
 
 class Progress:
@@ -78,6 +79,11 @@ class Progress:
         note = f"{finished} of {len(state)} tasks, step {now} of {steps}" + (
             f", {again} team restarts" if again else ""
         )
+        if not self.live:  # where no table shows them
+            at_work = [
+                f"team {s['team']} {n} {s['step']}/{s['steps']}" for n, s in state.items() if s["state"] == "training"
+            ]
+            note += "".join(f"; {words}" for words in at_work[:MOST_NAMED])
         self.update("train", now / max(1, steps), note if restarts else "starting teams of Ray Train workers")
 
     def _show(self, line: str, sparse: bool = False) -> None:
