@@ -12,6 +12,7 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
+from talos_ray.core.merging import merged
 from talos_ray.errors import MismatchError, TalosError
 from talos_ray.models import Family, base_tensors, load_model
 from talos_ray.spec import load_spec, make_spec
@@ -142,7 +143,8 @@ class Run:
                 f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
             )
         version = self.version
-        Composer(family.module, self.mask, list(self.deltas.values()), base).compose(version["coefficients"])
+        rows = merged(self.deltas, self.mask, **version.get("merge", {}))
+        Composer(family.module, self.mask, list(rows.values()), base).compose(version["coefficients"])
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
             raise MismatchError(

@@ -88,6 +88,24 @@ class Baseline(_Settings):
     lr: Annotated[float, Field(gt=0)] | None = Field(None, description="its peak learning rate; train.lr if not given")
 
 
+class Merge(_Settings):
+    """What is done to the task vectors before they are added up; `core.merging` cites each method's paper."""
+
+    method: Literal["linear", "ties", "dare", "breadcrumbs", "consensus", "normalized"] = Field(
+        "linear",
+        description="task arithmetic as it is, or one that resolves conflicts between tasks; those that thin out may need search.high above 1",
+    )
+    density: Share = Field(0.2, description="share of a task vector that is kept (ties, dare, breadcrumbs)")
+    outliers: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.01, description="share of its largest changes that is dropped in every tensor (breadcrumbs)"
+    )
+    threshold: Annotated[float, Field(ge=0)] = Field(
+        0.4, description="a change matters to its task if it is this many times what the other tasks add (consensus)"
+    )
+    agreement: Count = Field(2, description="tasks to which a weight must matter to be kept (consensus)")
+    seed: int = Field(0, description="of what is dropped at random (dare)")
+
+
 class Search(_Settings):
     """Merge search over the scaling coefficients, on validation data."""
 
@@ -111,6 +129,7 @@ class Search(_Settings):
         4,
         description="parts in which grid and Optuna score the validation data; a candidate that is clearly behind the best so far is stopped after one. 1 never stops",
     )
+    merge: Merge = Field(Merge(), description="merge method of the sparse arm; the dense baseline is task arithmetic")
     control_keep: Annotated[float, Field(ge=0, le=1)] = Field(
         0.97, description="share of the base's control score that a candidate must hold"
     )

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 import ray
 import torch
 
+from talos_ray.config import Merge
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
+from talos_ray.core.merging import merged
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
@@ -27,14 +29,25 @@ class Judge:
         self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
         self.scratch, self.progress, self.slots, self.watch = scratch, progress, slots, watch
         self.evaluate = evaluate.options(**options(prepared.spec.cluster))
-        self.arms: dict[str, object] = {}
+        self.rows: dict[str, dict[str, Delta]] = {}  # arm -> what is added up
+        self.single: dict[str, object] = {}  # arm -> reference of its deltas as trained
+        self.merged: dict[str, object] = {}  # arm -> reference of its rows
 
-    def _arm(self, plan, deltas: Mapping[str, Delta]):
-        """The arm with its deltas, put into the object store by the driver, who outlives the teams that made them."""
-        if plan.name not in self.arms:
-            packed = tuple((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
-            self.arms[plan.name] = ray.put(Arm(plan.name, plan.mask.bits, packed))
-        return self.arms[plan.name]
+    def _share(self, arms, deltas: Mapping[str, Mapping[str, Delta]]) -> None:
+        """Every arm's task vectors, as trained and as the merge method leaves them, put into the object store by the driver,
+        who outlives the teams that made them."""
+        for plan in arms:
+            how = self.p.spec.search.merge if plan is arms[0] else Merge()
+            self.rows[plan.name] = merged(deltas[plan.name], plan.mask, **how.model_dump())
+            self.single[plan.name] = self._put(plan, plan.name, deltas[plan.name])
+            self.merged[plan.name] = self.single[plan.name]
+            if how.method != "linear":
+                self.merged[plan.name] = self._put(plan, f"{plan.name}, {how.method}", self.rows[plan.name])
+
+    @staticmethod
+    def _put(plan, name: str, deltas: Mapping[str, Delta]):
+        packed = tuple((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
+        return ray.put(Arm(name, plan.mask.bits, packed))
 
     def _wait(self, refs: list, split: str, stage: str) -> list:
         """The results of Ray tasks, with progress while they come."""
@@ -56,21 +69,26 @@ class Judge:
         }
         ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
         everything = (*p.targets, *p.controls)
-        points = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
-        points += [(a, everything) for a in probes(p.spec, p.targets)]
-        evaluators = {
-            a.name: Evaluator(
-                (self.shared_ref, self._arm(a, deltas[a.name])), {t: d.fingerprint for t, d in deltas[a.name].items()}, ledger, p.spec
-            )
+        self._share(arms, deltas)
+        alone = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
+        together = [(a, everything) for a in probes(p.spec, p.targets)]
+
+        def evaluator(ref, deltas: Mapping[str, Delta]) -> Evaluator:
+            return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
+
+        singles = {a.name: evaluator(self.single[a.name], deltas[a.name]) for a in arms}
+        evaluators = {a.name: evaluator(self.merged[a.name], self.rows[a.name]) for a in arms}
+        submitted = {
+            a.name: [singles[a.name].submit(c, tasks) for c, tasks in alone]
+            + [evaluators[a.name].submit(c, tasks) for c, tasks in together]
             for a in arms
-        }  # fmt: skip
-        submitted = {name: [e.submit(a, tasks) for a, tasks in points] for name, e in evaluators.items()}
+        }
         self._wait([ref for refs in submitted.values() for units in refs for ref in units], "validation", "search")
         labels = {n: d.validation.labels for n, d in p.data.items()}
         parts = min(p.spec.search.parts, *map(len, labels.values()))
         searches = {}
         for name, evaluator in evaluators.items():
-            counts = [evaluator.counts(refs) for refs in submitted[name][: len(p.targets) + 1]]
+            counts = [evaluator.counts(refs) for refs in submitted[name][: len(alone)]]
             scores = {t: right / n for c in counts for t, (right, n) in c.items()}
             objective = MergeObjective(
                 {t: scores[t] for t in p.targets}, {t: scores[t] for t in p.controls}, p.spec.search.control_keep
@@ -108,19 +126,18 @@ class Judge:
         p = self.p
         self.progress.begin("verify", "test scores")
         everything = [*p.targets, *p.controls]
-        requests = [(self.arms[arms[0].name], {}, everything)]
+        requests = [(self.single[arms[0].name], {}, everything)]
         for plan in arms:
-            ref = self.arms[plan.name]
-            requests.append((ref, chosen[plan.name]["coefficients"], everything))
-            requests += [(ref, {t: 1.0}, [t]) for t in p.targets]
+            requests.append((self.merged[plan.name], chosen[plan.name]["coefficients"], everything))
+            requests += [(self.single[plan.name], {t: 1.0}, [t]) for t in p.targets]
         refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks, "test") for arm, a, tasks in requests]
         counts = iter(self._wait(refs, "test", "verify"))
         base = next(counts)
         result = {}
         for plan in arms:
-            merged = next(counts)
+            together = next(counts)
             single = {t: next(counts)[t] for t in p.targets}
-            result[plan.name] = self._arm_result(plan, deltas[plan.name], chosen[plan.name], base, merged, single)
+            result[plan.name] = self._arm_result(plan, deltas[plan.name], chosen[plan.name], base, together, single)
         sparse = result[arms[0].name]
         version = {
             "kind": "addition",
@@ -128,7 +145,8 @@ class Judge:
             "base": p.base,
             "mask": arms[0].mask.fingerprint,
             "deltas": {t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
-            "model": self._model_fingerprint(arms[0].mask, deltas[arms[0].name], sparse["coefficients"]),
+            "model": self._model_fingerprint(arms[0].mask, self.rows[arms[0].name], sparse["coefficients"]),
+            "merge": p.spec.search.merge.model_dump(),
             "targets": p.targets,
             "controls": p.controls,
             **sparse,

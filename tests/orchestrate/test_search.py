@@ -118,14 +118,23 @@ def test_doubt_shrinks_with_the_inputs_seen():
     assert few == pytest.approx(10 * many) and 0.1 < few < 0.3
 
 
-def test_grid_and_optuna_live_and_nothing_is_evaluated_twice(finished, tmp_path):
+def test_grid_optuna_and_ties_live_and_nothing_is_evaluated_twice(finished, tmp_path):
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
     shutil.copytree(run.path, values["output"])
-    values["search"] = {"method": "optuna", "shared_points": 5, "trials": 2, "generation": 2, "parts": 2}
+    values["search"] = {
+        "method": "optuna",
+        "shared_points": 5,
+        "trials": 2,
+        "generation": 2,
+        "parts": 2,
+        "merge": {"method": "ties"},
+    }
     again = talos_ray.edit(**copy.deepcopy(values))
     candidates = again.version["search"]["candidates"]
     assert len(candidates) == 7 and candidates[0]["whole"] and again.head == 2
+    assert again.version["merge"]["method"] == "ties"
+    again.model()  # composed anew from the stored deltas, it has the recorded bits
     shared = [c for c in candidates if len(set(c["coefficients"].values())) == 1]
     assert {next(iter(c["coefficients"].values())) for c in shared} >= set(GRID)
     trials = {p: p.stat().st_mtime_ns for p in Path(values["output"]).glob("trials/*")}
