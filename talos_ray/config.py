@@ -91,9 +91,9 @@ class Baseline(_Settings):
 class Merge(_Settings):
     """What is done to the task vectors before they are added up; `core.merging` cites each method's paper."""
 
-    method: Literal["linear", "ties", "dare", "breadcrumbs", "consensus", "normalized"] = Field(
-        "linear",
-        description="task arithmetic as it is, or one that resolves conflicts between tasks; those that thin out may need search.high above 1",
+    method: Literal["auto", "linear", "ties", "dare", "breadcrumbs", "consensus", "normalized"] = Field(
+        "auto",
+        description="task arithmetic as it is (linear, the paper), or one that resolves conflicts between tasks; auto searches linear and consensus and takes the better on validation data. Those that thin out may need search.high above 1",
     )
     density: Share = Field(0.2, description="share of a task vector that is kept (ties, dare, breadcrumbs)")
     outliers: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -104,6 +104,13 @@ class Merge(_Settings):
     )
     agreement: Count = Field(2, description="tasks to which a weight must matter to be kept (consensus)")
     seed: int = Field(0, description="of what is dropped at random (dare)")
+
+    @property
+    def tried(self) -> tuple[Merge, ...]:
+        """What is searched."""
+        if self.method != "auto":
+            return (self,)
+        return tuple(self.model_copy(update={"method": m}) for m in ("linear", "consensus"))
 
 
 class Search(_Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import ray
@@ -22,6 +23,16 @@ from talos_ray.orchestrate.search import run
 from talos_ray.orchestrate.worker import Arm, freeze
 
 
+@dataclass(frozen=True)
+class Way:
+    """One arm under one merge method: the rows that are added up, and a reference of them."""
+
+    arm: str
+    how: Merge
+    rows: Mapping[str, Delta]
+    ref: object
+
+
 class Judge:
     """Evaluates candidates of every arm on Ray, and writes down what they score."""
 
@@ -29,20 +40,21 @@ class Judge:
         self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
         self.scratch, self.progress, self.slots, self.watch = scratch, progress, slots, watch
         self.evaluate = evaluate.options(**options(prepared.spec.cluster))
-        self.rows: dict[str, dict[str, Delta]] = {}  # arm -> what is added up
         self.single: dict[str, object] = {}  # arm -> reference of its deltas as trained
-        self.merged: dict[str, object] = {}  # arm -> reference of its rows
+        self.ways: dict[str, Way] = {}  # name of a search -> what it searches
 
     def _share(self, arms, deltas: Mapping[str, Mapping[str, Delta]]) -> None:
-        """Every arm's task vectors, as trained and as the merge method leaves them, put into the object store by the driver,
+        """Every arm's task vectors, as trained and as each merge method leaves them, put into the object store by the driver,
         who outlives the teams that made them."""
         for plan in arms:
-            how = self.p.spec.search.merge if plan is arms[0] else Merge()
-            self.rows[plan.name] = merged(deltas[plan.name], plan.mask, **how.model_dump())
             self.single[plan.name] = self._put(plan, plan.name, deltas[plan.name])
-            self.merged[plan.name] = self.single[plan.name]
-            if how.method != "linear":
-                self.merged[plan.name] = self._put(plan, f"{plan.name}, {how.method}", self.rows[plan.name])
+            tried = self.p.spec.search.merge.tried if plan is arms[0] else (Merge(method="linear"),)
+            for how in tried:
+                rows = merged(deltas[plan.name], plan.mask, **how.model_dump())
+                name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
+                plain = how.method == "linear"
+                ref = self.single[plan.name] if plain else self._put(plan, name, rows)
+                self.ways[name] = Way(plan.name, how, rows, ref)
 
     @staticmethod
     def _put(plan, name: str, deltas: Mapping[str, Delta]):
@@ -77,23 +89,26 @@ class Judge:
             return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
 
         singles = {a.name: evaluator(self.single[a.name], deltas[a.name]) for a in arms}
-        evaluators = {a.name: evaluator(self.merged[a.name], self.rows[a.name]) for a in arms}
-        submitted = {
-            a.name: [singles[a.name].submit(c, tasks) for c, tasks in alone]
-            + [evaluators[a.name].submit(c, tasks) for c, tasks in together]
-            for a in arms
-        }
-        self._wait([ref for refs in submitted.values() for units in refs for ref in units], "validation", "search")
+        evaluators = {name: evaluator(way.ref, way.rows) for name, way in self.ways.items()}
+        edits = {name: [e.submit(c, tasks) for c, tasks in alone] for name, e in singles.items()}
+        measured = {name: [e.submit(c, tasks) for c, tasks in together] for name, e in evaluators.items()}
+        self._wait(
+            [ref for refs in (*edits.values(), *measured.values()) for units in refs for ref in units],
+            "validation",
+            "search",
+        )
         labels = {n: d.validation.labels for n, d in p.data.items()}
         parts = min(p.spec.search.parts, *map(len, labels.values()))
-        searches = {}
-        for name, evaluator in evaluators.items():
-            counts = [evaluator.counts(refs) for refs in submitted[name][: len(alone)]]
+        objectives = {}
+        for name, refs in edits.items():
+            counts = [singles[name].counts(units) for units in refs]
             scores = {t: right / n for c in counts for t, (right, n) in c.items()}
-            objective = MergeObjective(
+            objectives[name] = MergeObjective(
                 {t: scores[t] for t in p.targets}, {t: scores[t] for t in p.controls}, p.spec.search.control_keep
             )
-            problem = Problem(evaluator, objective, parts)
+        searches = {}
+        for name, way in self.ways.items():
+            problem = Problem(evaluators[name], objectives[way.arm], parts)
             searches[name] = (problem, generations(problem, labels))
         seen: dict[str, float] = {}
         n = 0
@@ -105,20 +120,28 @@ class Judge:
                 seen[arm] = max(candidate.objective, seen.get(arm, candidate.objective))
                 self.watch.candidate(arm, n, candidate.objective, seen[arm])
             best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
-            self.progress.update("search", n / (p.spec.search.most * len(arms)), f"candidate {n}, best {best}")
+            self.progress.update("search", n / (p.spec.search.most * len(searches)), f"candidate {n}, best {best}")
 
         found, self.overhead = run(searches, self.slots, self.scratch, on_candidate)
         self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
-        return {a: self._chosen(found[a], searches[a][0].objective) for a in searches}
-
-    def _chosen(self, found: Found, objective: MergeObjective) -> dict:
-        best = found.candidates[0]
         return {
-            "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores, "single_validation": dict(objective.single),
+            a.name: self._chosen({n: found[n] for n, w in self.ways.items() if w.arm == a.name}, objectives[a.name])
+            for a in arms
+        }
+
+    def _chosen(self, found: Mapping[str, Found], objective: MergeObjective) -> dict:
+        """The best candidate of one arm under any merge method."""
+        name = min(found, key=lambda n: found[n].candidates[0].rank)
+        best = found[name].candidates[0]
+        return {
+            "way": name, "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores,
+            "single_validation": dict(objective.single),
             "candidates": [
-                {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole} for c in found.candidates
+                {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole} for c in found[name].candidates
             ],
-            "correlation": found.correlation, "fell_back": found.fell_back, "control_held": best.objective >= 0,
+            "methods": {self.ways[n].how.method: f.candidates[0].objective for n, f in found.items()},
+            "evaluated": sum(len(f.candidates) for f in found.values()),
+            "correlation": found[name].correlation, "fell_back": found[name].fell_back, "control_held": best.objective >= 0,
         }  # fmt: skip
 
     def verify(self, arms, deltas: Mapping[str, Mapping[str, Delta]], chosen: Mapping[str, dict]) -> dict:
@@ -128,7 +151,7 @@ class Judge:
         everything = [*p.targets, *p.controls]
         requests = [(self.single[arms[0].name], {}, everything)]
         for plan in arms:
-            requests.append((self.merged[plan.name], chosen[plan.name]["coefficients"], everything))
+            requests.append((self.ways[chosen[plan.name]["way"]].ref, chosen[plan.name]["coefficients"], everything))
             requests += [(self.single[plan.name], {t: 1.0}, [t]) for t in p.targets]
         refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks, "test") for arm, a, tasks in requests]
         counts = iter(self._wait(refs, "test", "verify"))
@@ -138,15 +161,15 @@ class Judge:
             together = next(counts)
             single = {t: next(counts)[t] for t in p.targets}
             result[plan.name] = self._arm_result(plan, deltas[plan.name], chosen[plan.name], base, together, single)
-        sparse = result[arms[0].name]
+        sparse, way = result[arms[0].name], self.ways[chosen[arms[0].name]["way"]]
         version = {
             "kind": "addition",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "base": p.base,
             "mask": arms[0].mask.fingerprint,
             "deltas": {t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
-            "model": self._model_fingerprint(arms[0].mask, self.rows[arms[0].name], sparse["coefficients"]),
-            "merge": p.spec.search.merge.model_dump(),
+            "model": self._model_fingerprint(arms[0].mask, way.rows, sparse["coefficients"]),
+            "merge": way.how.model_dump(),
             "targets": p.targets,
             "controls": p.controls,
             **sparse,
@@ -184,7 +207,7 @@ class Judge:
                     c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls
                 },
             },
-            "search": {k: v for k, v in chosen.items() if k != "coefficients"},
+            "search": {k: v for k, v in chosen.items() if k not in ("coefficients", "way")},
             "cost": {
                 "train_seconds": round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
                 "state_bytes": max(int(d.info["state_bytes"]) for d in deltas.values()),

@@ -190,6 +190,9 @@ def _what_it_took(seconds: float, stages: dict) -> list[str]:
 
 def _search_words(found: dict) -> str:
     words = f"{len(found['candidates'])} candidates were tried; the best is what the table above uses."
+    if len(methods := found.get("methods", {})) > 1:
+        words += f" {found['evaluated'] - len(found['candidates'])} more belong to merge methods that did less well ("
+        words += ", ".join(f"{m} {o:.4f}" for m, o in methods.items()) + " at best)."
     if stopped := sum(not c.get("whole", True) for c in found["candidates"]):
         words += f" {stopped} of them were stopped after a part of the validation data: they were clearly behind."
     if found["correlation"] is not None:
