@@ -422,6 +422,9 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true", help="also training steps through torch.compile (minutes)")
     parser.add_argument("--run", metavar="FOLDER", help="also measure search and orchestration of this finished run")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="just these parts; a name that there is not lists them"
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
@@ -431,31 +434,33 @@ def main() -> None:
     small, large = (4, 16) if DEVICE.type == "cpu" else (32, 256)
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, {repeats} repeats")
-    roofline(repeats)
     rows = []
     everything = tuple(kind for kind, _, _ in STEPS)
-    parts = [
-        compose(repeats, tower(), ("rows", "clustered", "scattered")),
-        steps(repeats, tower, small, everything),
-        peaks(),
-        calibration(repeats, large),
-    ]
+    parts = {
+        "compose": lambda: compose(repeats, tower(), ("rows", "clustered", "scattered")),
+        "steps": lambda: steps(repeats, tower, small, everything),
+        "peaks": peaks,
+        "calibration": lambda: calibration(repeats, large),
+    }
     if not args.quick:
-        parts.append(steps(repeats, tower, large, everything, "_large_batch"))
-        parts.append(compose(repeats, bert(), ("rows", "scattered"), "_bert"))
-        parts.append(steps(repeats, bert, small, ("rows", "scattered"), "_bert"))
+        parts["large"] = lambda: steps(repeats, tower, large, everything, "_large_batch")
+        parts["bert"] = lambda: compose(repeats, bert(), ("rows", "scattered"), "_bert")
+        parts["bert_steps"] = lambda: steps(repeats, bert, small, ("rows", "scattered"), "_bert")
     if args.peers:
         from jobs.peers.compare import compare
 
-        parts.append(compare(max(5, repeats), args.peers, tower().module))
+        parts["peers"] = lambda: compare(max(5, repeats), args.peers, tower().module)
     if args.compile:
-        parts.append(compiled_steps(repeats, small))
+        parts["compile"] = lambda: compiled_steps(repeats, small)
     if args.run:
         from jobs.finished_run import look
 
-        parts.append(look(args.run))
-    for part in parts:
-        for found in part:
+        parts["run"] = lambda: look(args.run)
+    if unknown := set(args.only or parts) - set(parts):
+        parser.error(f"--only: there is no part {min(unknown)!r}; there are: {', '.join(parts)}")
+    roofline(repeats)
+    for name in args.only or parts:
+        for found in parts[name]():
             rows.append(found)
             print(f"  {found.name}: {found.ratio} ({found.bar})", flush=True)
     table = Table("name", "ours", "other", "unit", "ratio", "bar", "holds", "spread", "against")
