@@ -13,6 +13,25 @@ from talos_ray.errors import SpecError, nearest
 
 TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs where the model reads text
 
+# Protocols by name; what a spec says itself wins over them.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {  # Iurada et al., 2025: one coefficient for all tasks on a 21-point grid, plain task arithmetic
+        "mask": {"keep": 0.1, "strategy": "least_sensitive", "granularity": "element"},
+        "calibration": {"rounds": 4, "score": "log_prob", "stable": None},
+        "search": {"method": "grid", "shared_points": 21, "low": 0.0, "high": 1.0, "parts": 1, "merge": {"method": "linear"}},
+    }
+}  # fmt: skip
+
+
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    name = values.pop("preset", None)
+    if name is None:
+        return values
+    if name not in PRESETS:
+        raise SpecError(f"preset {name!r} does not exist{nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
+    merged = {key: {**group, **(values.get(key) or {})} for key, group in PRESETS[name].items()}
+    return {**values, **merged}
+
 
 def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
     """A `Task`, the name of a recipe, or a mapping (which may name a `recipe` to start from).
@@ -43,12 +62,13 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
 
 
 def make_spec(values: dict[str, Any]) -> Spec:
-    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`.
+    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`, and the
+    whole from a `preset`: with `preset: paper`, mask, calibration and search are as published.
 
     Raises:
         SpecError: one line for each problem found.
     """
-    values = dict(values)
+    values = _with_preset(dict(values))
     model = str(values.get("model", ""))
     if model.startswith("hf:") and (path := Path(model.removeprefix("hf:")).expanduser()).is_dir():
         values["model"] = f"hf:{path.resolve()}"  # workers have other working folders

@@ -105,3 +105,13 @@ def test_every_setting_has_a_sentence():
     for section in (Spec, *(f.annotation for f in Spec.model_fields.values() if hasattr(f.annotation, "model_fields"))):
         for name, field in section.model_fields.items():
             assert section is Spec or section is Task or field.description, f"{section.__name__}.{name}"
+
+
+def test_the_paper_is_a_preset_and_own_words_win():
+    values = {"model": "demo", "tasks": ["demo:counts"], "output": "x", "preset": "paper"}
+    spec = make_spec({**values, "mask": {"keep": 0.05}, "search": {"high": 2.0}})
+    assert (spec.mask.keep, spec.search.high, spec.search.method, spec.calibration.stable) == (0.05, 2.0, "grid", None)
+    assert spec.search.most == 21 and [m.method for m in spec.search.merge.tried] == ["linear"]
+    assert [m.method for m in make_spec({**values, "preset": None}).search.merge.tried] == ["linear", "consensus"]
+    with pytest.raises(SpecError, match="preset 'papers' does not exist.*'paper'"):
+        make_spec({**values, "preset": "papers"})

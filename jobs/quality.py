@@ -1,0 +1,75 @@
+"""Are sparse edits better than dense task arithmetic? Several seeds of one spec, and the mean of each way to merge.
+
+    python jobs/quality.py FOLDER                       # the demo, three seeds
+    python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
+
+Every seed is a run with a dense baseline, searched twice: as the spec says, and by the paper's grid of one coefficient for
+all tasks. Choices are made on validation data; the table shows test data.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import talos_ray
+
+DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
+GRID = {"method": "grid", "shared_points": 21, "parts": 1, "merge": {"method": "linear"}}
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % quantiles of Student's t, by the number of seeds
+
+
+def told(values: Sequence[float]) -> str:
+    """Mean, and half of its 95 % interval over seeds."""
+    mean = statistics.mean(values)
+    if len(values) not in T95:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the runs are written; finished ones are not repeated")
+    parser.add_argument("--spec", type=Path, default=DEMO)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        rows.setdefault(name, []).append(value)
+
+    for seed in range(args.seeds):
+        spec = talos_ray.load_spec(args.spec, output=str((args.folder / f"seed-{seed}").resolve()), seed=seed)
+        if not spec.baseline.enabled:
+            spec = spec.model_copy(update={"baseline": spec.baseline.model_copy(update={"enabled": True})})
+        ours = talos_ray.edit(spec=spec).version
+        by_grid = type(spec.search).model_validate({"low": spec.search.low, "high": spec.search.high, "control_keep": spec.search.control_keep, **GRID})  # fmt: skip
+        grid = talos_ray.edit(spec=spec.model_copy(update={"search": by_grid})).version
+        dense = grid["baseline"]
+        add("zero-shot", ours["summary"]["zero_shot"])
+        add("single-task, dense", dense["summary"]["single"])
+        add("single-task, sparse", ours["summary"]["single"])
+        add("merged, dense, 21-point grid", dense["summary"]["merged"])
+        add("merged, dense, the spec's search", ours["baseline"]["summary"]["merged"])
+        add("merged, sparse, 21-point grid", grid["summary"]["merged"])
+        add("merged, sparse, the spec's search", ours["summary"]["merged"])
+        add("gain over dense with the grid", ours["summary"]["merged"] - dense["summary"]["merged"])
+        add("size of the deltas / dense", ours["cost"]["delta_bytes"] / dense["cost"]["delta_bytes"])
+        add("training time / dense", ours["cost"]["train_seconds"] / dense["cost"]["train_seconds"])
+        for control in ours["controls"]:
+            add(f"control {control} kept", ours["summary"]["control_kept"][control])
+    table = Table("mean over targets, test data", *(f"seed {i}" for i in range(args.seeds)), "mean, 95 % interval")
+    for name, values in rows.items():
+        table.add_row(name, *(f"{v:.3f}" for v in values), told(values))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
