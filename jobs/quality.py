@@ -49,9 +49,11 @@ def main() -> None:
         spec = talos_ray.load_spec(args.spec, output=str((args.folder / f"seed-{seed}").resolve()), seed=seed)
         if not spec.baseline.enabled:
             spec = spec.model_copy(update={"baseline": spec.baseline.model_copy(update={"enabled": True})})
-        ours = talos_ray.edit(spec=spec).version
+        talos_ray.edit(spec=spec)
         by_grid = type(spec.search).model_validate({"low": spec.search.low, "high": spec.search.high, "control_keep": spec.search.control_keep, **GRID})  # fmt: skip
-        grid = talos_ray.edit(spec=spec.model_copy(update={"search": by_grid})).version
+        _, ours, grid, *_ = talos_ray.edit(
+            spec=spec.model_copy(update={"search": by_grid})
+        ).versions  # the first is the base
         dense = grid["baseline"]
         add("zero-shot", ours["summary"]["zero_shot"])
         add("single-task, dense", dense["summary"]["single"])

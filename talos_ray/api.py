@@ -28,7 +28,7 @@ def edit(
 
     Args:
         tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings.
-        model: `"demo"`, or `"open_clip:ARCHITECTURE/PRETRAINED"`.
+        model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, or `"hf:NAME"` (a text encoder).
         control: tasks that must hold.
         output: the run's folder, local or a URI.
         spec: a `Spec` or the path of a YAML spec, instead of all the others.
