@@ -128,7 +128,7 @@ class Trial(tune.Trainable):
         }  # fmt: skip
 
 
-class Driver(tune.Callback):
+class Dealer(tune.Callback):
     """The driver's side: lays the generations of all arms on the desk, and hands Tune's results back to them.
 
     Args:
@@ -228,19 +228,19 @@ def run(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
     failures = next(iter(problems.values())).evaluator.spec.cluster.max_failures
-    driver = Driver(searches, Waiting(desk), failures, on_candidate)
+    dealer = Dealer(searches, Waiting(desk), failures, on_candidate)
     trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
     # One more trial than can be served at once, so that no worker waits for a trial's turn.
     at_once = 1 + -(-slots // min(len(units(p.tasks)) for p in problems.values()))
-    while len(driver.found) < len(problems):  # again only if all trials were lost
+    while len(dealer.found) < len(problems):  # again only if all trials were lost
         results = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(num_samples=at_once),
             run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, callbacks=[driver], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                storage_path=scratch, verbose=0, callbacks=[dealer], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()  # fmt: skip
-        if driver.failures_left < 0:
+        if dealer.failures_left < 0:
             raise TalosError(f"the trials of the merge search failed: {root_cause(results.errors[0])}")
     ray.kill(desk)
-    return driver.found, statistics.median(driver.overheads)
+    return dealer.found, statistics.median(dealer.overheads)

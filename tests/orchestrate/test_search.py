@@ -12,7 +12,7 @@ import talos_ray
 from talos_ray.core.metrics import MergeObjective
 from talos_ray.orchestrate.evaluation import Evaluator, Ledger, Problem, units
 from talos_ray.orchestrate.proposals import _by_grid, probes
-from talos_ray.orchestrate.search import Desk, Driver
+from talos_ray.orchestrate.search import Dealer, Desk
 from talos_ray.spec import make_spec
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -53,7 +53,7 @@ def played(order, lost: int = 0, failures: int = 0) -> tuple[list, dict]:
     peaks = {"one": 0.5, "two": 0.75}
     problems = {arm: problem(generation=2, method="grid") for arm in peaks}
     desk = HereDesk()
-    driver = Driver(
+    dealer = Dealer(
         {a: (p, _by_grid(p, GRID)) for a, p in problems.items()}, desk, failures, lambda arm, candidate: None
     )
     told, running, finished = [], {}, {}
@@ -63,13 +63,13 @@ def played(order, lost: int = 0, failures: int = 0) -> tuple[list, dict]:
             if trial not in running and (work := desk.next(trial, finished.get(trial))[0]) is not None:
                 running[trial] = work
         if not running:
-            return sorted(told, key=str), driver.found
+            return sorted(told, key=str), dealer.found
         trial = order(sorted(running))
         work = running.pop(trial)
         if lost:
             lost -= 1
             trials.remove(trial)
-            driver.on_trial_error(0, [], SimpleNamespace(trial_id=trial))
+            dealer.on_trial_error(0, [], SimpleNamespace(trial_id=trial))
             continue
         told.append({k: work[k] for k in ("arm", "coefficients", "parts", "bars")})
         finished[trial] = work["number"]
@@ -85,7 +85,7 @@ def played(order, lost: int = 0, failures: int = 0) -> tuple[list, dict]:
             "scores": {"a": reached, "b": reached},
         }
         for _ in range(2):  # told twice, as after the loss of a trial, it counts once
-            driver.on_trial_result(0, [], None, result)
+            dealer.on_trial_result(0, [], None, result)
     raise AssertionError("all trials were lost")
 
 
