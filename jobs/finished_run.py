@@ -9,7 +9,7 @@ from jobs.measuring import Row, row
 from talos_ray.config import Spec
 from talos_ray.core.merging import merged
 from talos_ray.core.metrics import MergeObjective
-from talos_ray.orchestrate.driver import SPARSE, prepare
+from talos_ray.orchestrate.plan import SPARSE, prepare
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
@@ -30,11 +30,7 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     bench, mask = Workbench(shared), folder.load_mask(prepared.base)
     deltas = {t: folder.load_delta(t) for t in prepared.targets}
     linear, chosen = (
-        Arm(
-            f"{SPARSE} {name}",
-            mask.bits,
-            tuple((t, freeze({"values": d.values}), d.fingerprint) for t, d in rows.items()),
-        )
+        Arm.of(f"{SPARSE} {name}", mask.bits, rows)
         for name, rows in (("linear", deltas), ("chosen", merged(deltas, mask, **version["merge"])))
     )
     everything = [*prepared.targets, *prepared.controls]

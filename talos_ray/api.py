@@ -118,7 +118,7 @@ class Run:
     @property
     def deltas(self) -> dict[str, Delta]:
         """The deltas (task vectors) that head is made of; at the base, those on storage."""
-        wanted = self.version["deltas"] or {t: None for t in self.info["identity"]["tasks"]}
+        wanted = self.version["deltas"] or {t["name"]: None for t in self.info["spec"]["tasks"]}
         found = {}
         for task, mark in wanted.items():
             delta = self.folder.load_delta(task, mark)
@@ -166,6 +166,56 @@ class Run:
                 f"version {head} is the first of run {self.path!r}; there is nothing before it to roll back to"
             )
         self.folder.set_head(number, "rollback", was=head, reason=reason)
+        return self
+
+    def add(self, task: Task | str | dict, *, verbose: bool = False) -> Run:
+        """Train one more task on the run's mask, and find all coefficients anew. The other deltas stay as they are.
+
+        Raises:
+            SpecError: the task, before any work.
+        """
+        spec = self.info["spec"]
+        edit(spec=make_spec({**spec, "output": self.path, "tasks": [*spec["tasks"], task]}), verbose=verbose)
+        self.info = self.folder.info()
+        return self
+
+    def merge(self, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> Run:
+        """A version of some of the tasks, with coefficients of its own; trains nothing.
+
+        Raises:
+            TalosError: no such task.
+        """
+        from talos_ray.orchestrate import operations
+
+        operations.merge(self.path, tasks, reason=reason, verbose=verbose)
+        return self
+
+    def remove(self, task: str, *, reason: str | None = None, verbose: bool = False) -> Run:
+        """A version without one task, exactly as if its delta had never been there; the others keep their coefficients.
+
+        Raises:
+            TalosError: head holds no edit of this task.
+        """
+        from talos_ray.orchestrate import operations
+
+        operations.remove(self.path, task, reason=reason, verbose=verbose)
+        return self
+
+    def forget(
+        self, task: str, keep: float = 0.95, *, at_most: float | None = None, reason: str | None = None, verbose: bool = False,
+    ) -> Run:  # fmt: skip
+        """A version that has forgotten one task (a negative coefficient), while all control tasks and all that head has
+        learnt keep `keep` of their scores.
+
+        Args:
+            at_most: validation accuracy that counts as forgotten; by default 0.05 above chance.
+
+        Raises:
+            TalosError: not reachable; shows the best that is, and the curve. Nothing is changed.
+        """
+        from talos_ray.orchestrate import operations
+
+        operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, verbose=verbose)
         return self
 
     def history(self) -> list[dict]:

@@ -23,6 +23,8 @@ app = typer.Typer(
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
+Reason = Annotated[Optional[str], typer.Option(help="Why; kept in the history.")]
+Folder = Annotated[str, typer.Argument(help="A run folder.")]
 Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folder, instead of the spec's.")]
 
 
@@ -53,7 +55,7 @@ def demo(output: Output = "runs/demo", verbose: Verbose = False) -> None:
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(help="A run folder.")],
+    run: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run's head: coefficients, target and control scores.
@@ -71,11 +73,11 @@ def status(
 
 @app.command()
 def rollback(
-    run: Annotated[str, typer.Argument(help="A run folder.")],
+    run: Folder,
     version: Annotated[
         Optional[int], typer.Argument(help="Version to go back to; the one before head, if not given.")
     ] = None,
-    reason: Annotated[Optional[str], typer.Option(help="Why; kept in the history.")] = None,
+    reason: Reason = None,
 ) -> None:
     """Move head to an earlier version, exactly. Can itself be rolled back.
 
@@ -91,9 +93,77 @@ def rollback(
     )
 
 
+@app.command()
+def add(
+    run: Folder,
+    task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
+    verbose: Verbose = False,
+) -> None:
+    """Train one more task on the run's mask and find all coefficients anew. The other deltas stay as they are.
+
+    Example: talos add runs/demo invoices.yaml
+    """
+    from talos_ray.api import open_run
+    from talos_ray.spec import load_task_file
+
+    show(open_run(run).add(load_task_file(task) if Path(task).suffix in (".yaml", ".yml") else task, verbose=verbose))
+
+
+@app.command()
+def merge(
+    run: Folder,
+    tasks: Annotated[list[str], typer.Argument(help="Target tasks of the run.")],
+    reason: Reason = None,
+    verbose: Verbose = False,
+) -> None:
+    """Merge some of a run's tasks, with coefficients of their own. Trains nothing.
+
+    Example: talos merge runs/demo street_numbers road_signs
+    """
+    from talos_ray.api import open_run
+
+    show(open_run(run).merge(tasks, reason=reason, verbose=verbose))
+
+
+@app.command()
+def remove(
+    run: Folder,
+    task: Annotated[str, typer.Argument(help="A task that head holds.")],
+    reason: Reason = None,
+    verbose: Verbose = False,
+) -> None:
+    """Take one task out of head, exactly. The others keep their coefficients.
+
+    Example: talos remove runs/demo lighting --reason "no longer needed"
+    """
+    from talos_ray.api import open_run
+
+    show(open_run(run).remove(task, reason=reason, verbose=verbose))
+
+
+@app.command()
+def forget(
+    run: Folder,
+    task: Annotated[str, typer.Argument(help="A target task of the run.")],
+    keep: Annotated[float, typer.Option(help="Share of its score that every other task must keep.")] = 0.95,
+    at_most: Annotated[
+        Optional[float], typer.Option(help="Accuracy that counts as forgotten; 0.05 above chance, if not given.")
+    ] = None,
+    reason: Reason = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make head forget one task, while all control tasks and all it has learnt hold. Changes nothing if that cannot be.
+
+    Example: talos forget runs/demo road_signs --keep 0.95
+    """
+    from talos_ray.api import open_run
+
+    show(open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose))
+
+
 @app.command("log")
 def log_(
-    run: Annotated[str, typer.Argument(help="A run folder.")],
+    run: Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the history: who did what, when. Fails if an event was changed or removed.
@@ -116,21 +186,26 @@ def log_(
 
 def show(run) -> None:
     """Print a run's head as the table of target and control scores."""
+    from talos_ray.storage.run_folder import kind_of
+
     version = run.version
     table = Table(title=f"{run.path}, version {version['version']}: accuracy on test data", title_justify="left")
     dense = version.get("baseline")
     for column in ("task", "coefficient", "base", "single", "merged", *(["dense merged"] if dense else [])):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, s in version["scores"].items():
-        kind = "" if task in version["targets"] else " (control)"
+        kind = {"control": " (control)", "forgotten": " (forgotten)", "other": " (not in it)"}.get(
+            kind_of(version, task), ""
+        )
         cells = [f"{s[c]['value']:.3f}" if c in s else "" for c in ("base", "single", "merged")]
         alpha = version["coefficients"].get(task)
         row = [task + kind, "" if alpha is None else f"{alpha:.2f}", *cells]
         table.add_row(*row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
     m = version["summary"]
-    means = [f"{m['zero_shot']:.3f}", f"{m['single']:.3f}" if "single" in m else "", f"{m['merged']:.3f}"]
-    table.add_section()
-    table.add_row("mean of targets", "", *means, *([f"{dense['summary']['merged']:.3f}"] if dense else []))
+    if "merged" in m:
+        means = [f"{m['zero_shot']:.3f}", f"{m['single']:.3f}" if "single" in m else "", f"{m['merged']:.3f}"]
+        table.add_section()
+        table.add_row("mean of targets", "", *means, *([f"{dense['summary']['merged']:.3f}"] if dense else []))
     Console(width=None if sys.stdout.isatty() else 110).print(table)
     for control, kept in m["control_kept"].items():
         print(f"control {control} keeps {kept:.1%} of its base score")

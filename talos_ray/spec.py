@@ -84,6 +84,15 @@ def make_spec(values: dict[str, Any]) -> Spec:
     return validated(Spec, values)
 
 
+def load_task_file(path: str | Path) -> dict[str, Any]:
+    """What a YAML file says of one task. A relative data path is relative to the file's folder.
+
+    Raises:
+        SpecError: no such file, or not YAML.
+    """
+    return _with_data_beside(_read_yaml(Path(path), "task"), Path(path).parent)
+
+
 def load_spec(path: str | Path, **overrides: Any) -> Spec:
     """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder.
 
@@ -91,19 +100,32 @@ def load_spec(path: str | Path, **overrides: Any) -> Spec:
         SpecError: no such file, not YAML, or not a valid spec.
     """
     path = Path(path)
+    values = _read_yaml(path, "spec")
+    for group in ("tasks", "control"):
+        values[group] = [_with_data_beside(t, path.parent) for t in _listed(values.get(group))]
+    return make_spec({**values, **overrides})
+
+
+def _listed(items: Any) -> Any:
+    return items if isinstance(items, list) else [] if items is None else [items]
+
+
+def _with_data_beside(task: Any, folder: Path) -> Any:
+    data = task.get("data") if isinstance(task, dict) else None
+    if isinstance(data, str) and not Path(data).is_absolute() and (folder / data).exists():
+        return {**task, "data": str(folder / data)}
+    return task
+
+
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
-        raise SpecError(f"spec file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
+        raise SpecError(f"{what} file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise SpecError(f"spec file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{what} file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise SpecError(
-            f"spec file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some"
+            f"{what} file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some"
         )
-    for group in ("tasks", "control"):
-        for item in values.get(group) or ():
-            data = item.get("data") if isinstance(item, dict) else None
-            if isinstance(data, str) and not Path(data).is_absolute() and (path.parent / data).exists():
-                item["data"] = str(path.parent / data)
-    return make_spec({**values, **overrides})
+    return values

@@ -47,6 +47,11 @@ def normalized_accuracy(merged: Mapping[str, float], single: Mapping[str, float]
     return sum(merged[t] / max(single[t], 1e-9) for t in merged) / len(merged)
 
 
+def worst_kept(scores: Mapping[str, float], before: Mapping[str, float]) -> tuple[float, str]:
+    """(share of the score before, task) of the task that kept least; (1, "") where there is none."""
+    return min(((scores[t] / max(score, 1e-9), t) for t, score in before.items()), default=(1.0, ""))
+
+
 @dataclass(frozen=True)
 class MergeObjective:
     """What a candidate is worth: mean normalized accuracy of the targets, if every control task holds.
@@ -65,7 +70,29 @@ class MergeObjective:
     keep: float
 
     def __call__(self, scores: Mapping[str, float]) -> float:
-        worst = min((scores[c] / max(self.control[c], 1e-9) for c in self.control), default=1.0)
-        if worst < self.keep:
-            return worst - self.keep - 1.0
+        kept, _ = worst_kept(scores, self.control)
+        if kept < self.keep:
+            return kept - self.keep - 1.0
         return normalized_accuracy({t: scores[t] for t in self.single}, self.single)
+
+
+@dataclass(frozen=True)
+class ForgetObjective:
+    """What a candidate is worth when one task is to be forgotten: the share of its inputs that are wrong, if all others
+    hold (task negation: Ilharco et al., 2023). Where one falls below `keep`, less than 0, as for `MergeObjective`.
+
+    Args:
+        single: the task to be forgotten -> accuracy before.
+        control: every task that must hold -> accuracy of which it must keep `keep`.
+    """
+
+    single: Mapping[str, float]
+    control: Mapping[str, float]
+    keep: float
+
+    def __call__(self, scores: Mapping[str, float]) -> float:
+        kept, _ = worst_kept(scores, self.control)
+        if kept < self.keep:
+            return kept - self.keep - 1.0
+        (task,) = self.single
+        return 1.0 - scores[task]

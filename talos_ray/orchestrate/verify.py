@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,8 +19,8 @@ from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Found, Ledger, Problem, evaluate
 from talos_ray.orchestrate.proposals import generations, probes
-from talos_ray.orchestrate.search import run
-from talos_ray.orchestrate.worker import Arm, freeze
+from talos_ray.orchestrate.search import Generations, run
+from talos_ray.orchestrate.worker import Arm
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,26 @@ class Way:
 
 
 class Judge:
-    """Evaluates candidates of every arm on Ray, and writes down what they score."""
+    """Evaluates candidates of every arm on Ray, and writes down what they score.
 
-    def __init__(self, prepared, shared_ref, folder, scratch: str, progress, slots: int, watch) -> None:
-        self.p, self.shared_ref, self.folder = prepared, shared_ref, folder
+    `others`: tasks of the run that are no part of this version, and are scored all the same.
+    """
+
+    def __init__(
+        self, prepared, shared_ref, folder, scratch: str, progress, slots: int, watch, others: Sequence[str] = ()
+    ) -> None:
+        self.p, self.shared_ref, self.folder, self.others = prepared, shared_ref, folder, tuple(others)
         self.scratch, self.progress, self.slots, self.watch = scratch, progress, slots, watch
         self.evaluate = evaluate.options(**options(prepared.spec.cluster))
         self.single: dict[str, object] = {}  # arm -> reference of its deltas as trained
         self.ways: dict[str, Way] = {}  # name of a search -> what it searches
 
-    def _share(self, arms, deltas: Mapping[str, Mapping[str, Delta]]) -> None:
-        """Every arm's task vectors, as trained and as each merge method leaves them, put into the object store by the driver,
-        who outlives the teams that made them."""
+    def share(self, arms, deltas: Mapping[str, Mapping[str, Delta]], methods: Sequence[Merge]) -> None:
+        """Every arm's task vectors, as trained and as each merge method leaves them (dense ones: as trained), put into the
+        object store by the driver, who outlives the teams that made them."""
         for plan in arms:
             self.single[plan.name] = self._put(plan, plan.name, deltas[plan.name])
-            tried = self.p.spec.search.merge.tried if plan is arms[0] else (Merge(method="linear"),)
+            tried = methods if plan is arms[0] else (Merge(method="linear"),)
             for how in tried:
                 rows = merged(deltas[plan.name], plan.mask, **how.model_dump())
                 name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
@@ -58,8 +63,17 @@ class Judge:
 
     @staticmethod
     def _put(plan, name: str, deltas: Mapping[str, Delta]):
-        packed = tuple((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
-        return ray.put(Arm(name, plan.mask.bits, packed))
+        return ray.put(Arm.of(name, plan.mask.bits, deltas))
+
+    def evaluator(self, ref, deltas: Mapping[str, Delta]) -> Evaluator:
+        """Of the candidates of one set of task vectors."""
+        p = self.p
+        held_out = {
+            n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
+            for n, d in p.data.items()
+        }
+        ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
+        return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
 
     def _wait(self, refs: list, split: str, stage: str) -> list:
         """The results of Ray tasks, with progress while they come."""
@@ -75,21 +89,13 @@ class Judge:
         """The best coefficients of every arm by validation, with every candidate's objective."""
         p = self.p
         self.progress.begin("search", "single-task scores")
-        held_out = {
-            n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
-            for n, d in p.data.items()
-        }
-        ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
         everything = (*p.targets, *p.controls)
-        self._share(arms, deltas)
+        self.share(arms, deltas, p.spec.search.merge.tried)
         alone = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
         together = [(a, everything) for a in probes(p.spec, p.targets)]
 
-        def evaluator(ref, deltas: Mapping[str, Delta]) -> Evaluator:
-            return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
-
-        singles = {a.name: evaluator(self.single[a.name], deltas[a.name]) for a in arms}
-        evaluators = {name: evaluator(way.ref, way.rows) for name, way in self.ways.items()}
+        singles = {a.name: self.evaluator(self.single[a.name], deltas[a.name]) for a in arms}
+        evaluators = {name: self.evaluator(way.ref, way.rows) for name, way in self.ways.items()}
         edits = {name: [e.submit(c, tasks) for c, tasks in alone] for name, e in singles.items()}
         measured = {name: [e.submit(c, tasks) for c, tasks in together] for name, e in evaluators.items()}
         self._wait(
@@ -110,6 +116,15 @@ class Judge:
         for name, way in self.ways.items():
             problem = Problem(evaluators[name], objectives[way.arm], parts)
             searches[name] = (problem, generations(problem, labels))
+        found = self.run(searches, p.spec.search.most * len(searches))
+        self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
+        return {
+            a.name: self._chosen({n: found[n] for n, w in self.ways.items() if w.arm == a.name}, objectives[a.name])
+            for a in arms
+        }
+
+    def run(self, searches: Mapping[str, tuple[Problem, Generations]], most: int) -> dict[str, Found]:
+        """What each search finds, with progress; `most` candidates in all."""
         seen: dict[str, float] = {}
         n = 0
 
@@ -120,14 +135,10 @@ class Judge:
                 seen[arm] = max(candidate.objective, seen.get(arm, candidate.objective))
                 self.watch.candidate(arm, n, candidate.objective, seen[arm])
             best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
-            self.progress.update("search", n / (p.spec.search.most * len(searches)), f"candidate {n}, best {best}")
+            self.progress.update("search", n / most, f"candidate {n}, best {best}")
 
         found, self.overhead = run(searches, self.slots, self.scratch, on_candidate)
-        self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
-        return {
-            a.name: self._chosen({n: found[n] for n, w in self.ways.items() if w.arm == a.name}, objectives[a.name])
-            for a in arms
-        }
+        return found
 
     def _chosen(self, found: Mapping[str, Found], objective: MergeObjective) -> dict:
         """The best candidate of one arm under any merge method."""
@@ -148,7 +159,7 @@ class Judge:
         """Test scores of base, single edits and merged model of every arm; the content of a version."""
         p = self.p
         self.progress.begin("verify", "test scores")
-        everything = [*p.targets, *p.controls]
+        everything = [*p.targets, *self.others, *p.controls]
         requests = [(self.single[arms[0].name], {}, everything)]
         for plan in arms:
             requests.append((self.ways[chosen[plan.name]["way"]].ref, chosen[plan.name]["coefficients"], everything))
@@ -171,21 +182,24 @@ class Judge:
             "model": self._model_fingerprint(arms[0].mask, way.rows, sparse["coefficients"]),
             "merge": way.how.model_dump(),
             "targets": p.targets,
+            "others": list(self.others),
             "controls": p.controls,
             **sparse,
             "baseline": result.get("dense"),
         }
-        gain = version["summary"]["merged"] - version["summary"]["zero_shot"]
+        means = version["summary"]
         self.progress.end(
             "verify",
-            f"targets {version['summary']['zero_shot']:.3f} -> {version['summary']['merged']:.3f} ({gain:+.3f}) on test data",
+            f"targets {means['zero_shot']:.3f} -> {means['merged']:.3f} ({means['merged'] - means['zero_shot']:+.3f}) on test data"
+            if p.targets
+            else "no target task is left",
         )
         return version
 
     def _arm_result(self, plan, deltas, chosen: dict, base, merged, single) -> dict:
         p = self.p
         scores = {}
-        for t in (*p.targets, *p.controls):
+        for t in (*p.targets, *self.others, *p.controls):
             scores[t] = {"base": accuracy(*base[t]).as_dict(), "merged": accuracy(*merged[t]).as_dict()}
             if t in single:
                 scores[t]["single"] = accuracy(*single[t]).as_dict()
@@ -199,15 +213,16 @@ class Judge:
             "coefficients": chosen["coefficients"],
             "scores": scores,
             "summary": {
-                "zero_shot": absolute_accuracy(values["base"]),
-                "single": absolute_accuracy(values["single"]),
-                "merged": absolute_accuracy(values["merged"]),
-                "normalized": normalized_accuracy(values["merged"], values["single"]),
+                **(_means(values) if p.targets else {}),
                 "control_kept": {
                     c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls
                 },
             },
-            "search": {k: v for k, v in chosen.items() if k not in ("coefficients", "way")},
+            **(
+                {"search": {k: v for k, v in chosen.items() if k not in ("coefficients", "way")}}
+                if "candidates" in chosen
+                else {}
+            ),
             "cost": {
                 "train_seconds": round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
                 "state_bytes": max(int(d.info["state_bytes"]) for d in deltas.values()),
@@ -238,6 +253,16 @@ class Judge:
             "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
             "summary": {"zero_shot": zero_shot, "merged": zero_shot, "control_kept": dict.fromkeys(version["controls"], 1.0)},
         }  # fmt: skip
+
+
+def _means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Over the targets."""
+    return {
+        "zero_shot": absolute_accuracy(values["base"]),
+        "single": absolute_accuracy(values["single"]),
+        "merged": absolute_accuracy(values["merged"]),
+        "normalized": normalized_accuracy(values["merged"], values["single"]),
+    }
 
 
 def _told(found: Found) -> str:

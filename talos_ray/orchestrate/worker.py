@@ -70,6 +70,17 @@ class Arm:
     bits: np.ndarray
     deltas: tuple[tuple[str, Frozen, str], ...] = ()  # (task, values, fingerprint)
 
+    @staticmethod
+    def of(name: str, bits: np.ndarray, deltas: Mapping[str, Delta]) -> Arm:
+        """With its deltas as Ray stores them without a copy."""
+        packed = ((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
+        return Arm(name, bits, tuple(packed))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What it is made of: a later operation of the same run may use a name again."""
+        return (self.name, *(f for _, _, f in self.deltas))
+
 
 class Workbench:
     """One process's warm model and data."""
@@ -88,8 +99,8 @@ class Workbench:
             self.tensors = thaw(shared.tensors)
         self.family: Family = build_model(shared.spec.model, self.tensors, private=shared.layout.names)
         self.family.module.to(self.device)
-        self.composers: dict[str, Composer] = {}
-        self.composed: str | None = None  # the arm whose edit may be in the model
+        self.composers: dict[tuple[str, ...], Composer] = {}
+        self.composed: tuple[str, ...] | None = None  # the arm whose edit may be in the model
 
     @functools.cache  # noqa: B019 - one workbench a process, for its whole life
     def head(self, task: str) -> torch.Tensor:
@@ -122,17 +133,19 @@ class Workbench:
         """Put one candidate of one arm into the model."""
         if self.composed is None:
             self.reset()
-        elif self.composed != arm.name:
+        elif self.composed != arm.key:
             self.composers[self.composed].rollback()
-        self.composed = arm.name
-        if arm.name not in self.composers:
+        self.composed = arm.key
+        if arm.key not in self.composers:
+            for old in [key for key in self.composers if key[0] == arm.name]:
+                del self.composers[old]
             mask = Mask(self.shared.layout, arm.bits)
             deltas = [
                 Delta(task, thaw(values)["values"], self.shared.base, mask.fingerprint)
                 for task, values, _ in arm.deltas
             ]
-            self.composers[arm.name] = Composer(self.family.module, mask, deltas, self.shared.base)
-        self.composers[arm.name].compose(coefficients)
+            self.composers[arm.key] = Composer(self.family.module, mask, deltas, self.shared.base)
+        self.composers[arm.key].compose(coefficients)
 
     @torch.inference_mode()
     def correct(

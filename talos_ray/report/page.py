@@ -7,7 +7,7 @@ import html
 import io
 
 from talos_ray.report import plots
-from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.run_folder import RunFolder, kind_of
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2530;--dim:#5a6675;--ground:#fff;--line:#d5dbe3;--good:#1c7c43;--bad:#b3261e}
@@ -36,8 +36,14 @@ def decision(version: dict, control_keep: float) -> tuple[bool, str]:
     """Whether every control task holds on test data, and the sentence that says so."""
     kept = version["summary"]["control_kept"]
     fallen = {c: k for c, k in kept.items() if k < control_keep}
-    gain = version["summary"]["merged"] - version["summary"]["zero_shot"]
-    words = f"targets {version['summary']['zero_shot']:.3f} to {version['summary']['merged']:.3f} ({gain:+.3f})"
+    notes, means = [], version["summary"]
+    if "merged" in means:
+        gain = means["merged"] - means["zero_shot"]
+        notes.append(f"targets {means['zero_shot']:.3f} to {means['merged']:.3f} ({gain:+.3f})")
+    for task in version.get("forgotten", ()):
+        s = version["scores"][task]
+        notes.append(f"{task} forgotten, {s['base']['value']:.3f} in the base and {s['merged']['value']:.3f} now")
+    words = "; ".join(notes) or "no target task is left"
     if fallen:
         worst = min(fallen, key=fallen.get)
         return (
@@ -55,10 +61,11 @@ def write_report(folder: RunFolder) -> None:
     good, sentence = decision(version, spec["search"]["control_keep"])
     scores, targets = version["scores"], version["targets"]
     rows = []
-    for task in (*targets, *version["controls"]):
+    shown = (*targets, *version.get("others", ()), *version["controls"])
+    for task in shown:
         s = scores[task]
         alpha = version["coefficients"].get(task)
-        kind = "target" if task in targets else "control"
+        kind = kind_of(version, task)
         change = s["merged"]["value"] - s["base"]["value"]
         rows.append(
             [
@@ -78,8 +85,14 @@ def write_report(folder: RunFolder) -> None:
         "<h2>Targets and control, side by side</h2>",
         "<p class=how>Accuracy on test data with 95 % intervals. The merged model should gain on targets and hold on control; single is what each edit reaches alone.</p>",
         _table(["task", "kind", "coefficient", "base", "merged", "change", "single", "n"], rows),
-        plots.scores({t: scores[t] for t in (*targets, *version["controls"])}),
+        plots.scores({t: scores[t] for t in shown}),
     ]
+    if told := version.get("negation"):
+        parts += [
+            f"<h2>How {html.escape(told['task'])} was forgotten</h2>",
+            f"<p class=how>Validation accuracy by its coefficient. Further left forgets more and costs the others more; what was chosen is the lowest point at which every other task keeps {told['keep']:.0%}. The dotted line is chance.</p>",
+            plots.negation(told),
+        ]
     parts += _comparison(version)
     parts += _how_it_was_made(folder, version, info)
     title = f"talos_ray: {html.escape(spec['output'])}"
@@ -205,7 +218,7 @@ def _csv(version: dict) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["task", "kind", "coefficient", "model", "accuracy", "low", "high", "n"])
     for task, kinds in version["scores"].items():
-        kind = "target" if task in version["targets"] else "control"
+        kind = kind_of(version, task)
         for model, s in kinds.items():
             writer.writerow(
                 [task, kind, version["coefficients"].get(task, ""), model, s["value"], s["low"], s["high"], s["n"]]

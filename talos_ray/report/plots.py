@@ -124,6 +124,19 @@ def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
     return _svg(figure, "Normalized validation accuracy of every candidate by its mean coefficient")
 
 
+def negation(told: Mapping) -> str:
+    """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by coefficient."""
+    figure, axes = _axes(2.8, "coefficient", "accuracy / share kept")
+    x = [p["coefficient"] for p in told["curve"]]
+    axes.plot(x, [p["target"] for p in told["curve"]], "o-", label=told["task"], color=PALETTE[5], markersize=3)
+    axes.plot(x, [p["kept"] for p in told["curve"]], "o-", label="who keeps least", color=PALETTE[2], markersize=3)
+    axes.axhline(told["keep"], color=PALETTE[2], linewidth=0.8, linestyle="--")
+    axes.axhline(told["chance"], color=PALETTE[5], linewidth=0.8, linestyle=":")
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return _svg(figure, "Accuracy of the forgotten task and the share that others keep, by coefficient")
+
+
 def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Base, merged and single-task accuracy of every task, with 95 % intervals."""
     names = list(rows)

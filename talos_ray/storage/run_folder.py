@@ -203,11 +203,11 @@ class RunFolder:
             )
         return self.store.read_json(name)
 
-    def add_version(self, version: Mapping, operation: str) -> int:
+    def add_version(self, version: Mapping, operation: str, **details: object) -> int:
         """Write the next version, its event, and move head to it: in this order, so that what head shows is always recorded."""
         number = len(self.versions())
         self.store.write_json(f"versions/{number:04d}.json", {"version": number, **version})
-        self.set_head(number, operation)
+        self.set_head(number, operation, **details)
         return number
 
     @property
@@ -226,6 +226,13 @@ class RunFolder:
             **details,
         )
         self.store.write_json("head.json", {"version": number})
+
+
+def kind_of(version: Mapping, task: str) -> str:
+    """'target', 'forgotten', 'control', or 'other': of the run, but no part of this version."""
+    if task in version.get("forgotten", ()):
+        return "forgotten"
+    return "target" if task in version["targets"] else "control" if task in version["controls"] else "other"
 
 
 def load_mask(store: Store, name: str, base: str) -> Mask:

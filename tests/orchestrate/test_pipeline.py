@@ -17,7 +17,8 @@ from talos_ray.config import Spec
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.models import base_tensors, load_model
-from talos_ray.orchestrate import driver
+from talos_ray.orchestrate.plan import prepare
+from talos_ray.orchestrate.session import Session
 from talos_ray.progress import Progress
 from talos_ray.spec import make_spec
 from talos_ray.storage.run_folder import RunFolder
@@ -143,10 +144,10 @@ def test_only_a_changed_task_is_trained_again(finished, tmp_path):
     again.model()
 
 
-def session(values) -> "driver._Session":
-    prepared = driver.prepare(make_spec(values), Progress())
-    s = driver._Session(prepared, RunFolder(prepared.spec.output), False, Progress())
-    s._share()
+def session(values) -> Session:
+    prepared = prepare(make_spec(values), Progress())
+    s = Session(prepared, RunFolder(prepared.spec.output), Progress(), None, "")
+    s.share()
     return s
 
 
@@ -176,7 +177,7 @@ def test_a_base_from_storage_gives_the_same_bits(finished, tmp_path):
     data = [s.p.data[t] for t in s.p.targets]
     assert calibrate(s.shared_ref, s.shared, data, 2, lambda done, total: None).fingerprint == run.mask.fingerprint
     written = file.stat().st_mtime_ns
-    s._share()
+    s.share()
     assert file.stat().st_mtime_ns == written  # what is there and whole is kept
 
 

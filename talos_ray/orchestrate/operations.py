@@ -1,0 +1,218 @@
+"""Edits of a finished run that train nothing: merge some of its tasks, remove one, forget one.
+
+Each makes a new version from deltas that are on storage; nothing that another version needs is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from talos_ray.config import Merge, Spec
+from talos_ray.core.delta import Delta
+from talos_ray.core.metrics import ForgetObjective, worst_kept
+from talos_ray.errors import TalosError, nearest
+from talos_ray.orchestrate.driver import publish
+from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem
+from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
+from talos_ray.orchestrate.session import Session, on_ray
+from talos_ray.progress import Progress
+from talos_ray.storage.run_folder import RunFolder
+
+LOWEST = -1.0  # coefficient, and number of points down to it: Iurada et al., 2025
+POINTS = 21
+FINER = 4  # points between the best of them and the next
+NEAR = 0.05  # accuracy above chance that still counts as forgotten
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A finished run, ready for an operation."""
+
+    prepared: Prepared
+    folder: RunFolder
+    arm: ArmPlan
+    head: dict
+    session: Session
+
+    def of(self, targets: Sequence[str]) -> Prepared:
+        """As if only these were its target tasks."""
+        tasks = tuple(t for t in self.prepared.spec.tasks if t.name in targets)
+        return replace(self.prepared, spec=self.prepared.spec.model_copy(update={"tasks": tasks}))
+
+    def deltas(self, tasks: Sequence[str]) -> dict[str, Delta]:
+        """Those that head is made of, or the newest."""
+        found = {t: self.folder.load_delta(t, self.head["deltas"].get(t)) for t in tasks}
+        if missing := [t for t, d in found.items() if d is None]:
+            raise TalosError(
+                f"run {self.folder.store.uri!r} misses the delta of task {missing[0]!r}; restore deltas/ from a copy, or finish the run"
+            )
+        return found
+
+    def version(self, targets: Sequence[str], deltas: dict[str, Delta], how: Merge, coefficients: Coefficients) -> dict:
+        """Test scores of what these make; all other tasks of the run are looked at too."""
+        judge = self.session.judge(self.of(targets), [t for t in self.prepared.targets if t not in targets])
+        judge.share([self.arm], {SPARSE: deltas}, (how,))
+        return judge.verify([self.arm], {SPARSE: deltas}, {SPARSE: {"way": SPARSE, "coefficients": coefficients}})
+
+
+@contextmanager
+def _opened(uri: str, tasks: Sequence[str], verbose: bool) -> Iterator[tuple[_Open, Progress]]:
+    """The run in a folder, on Ray. `tasks`: those that the operation names; checked before anything starts."""
+    folder = RunFolder(uri)
+    spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
+    names = [t.name for t in spec.tasks]
+    for task in tasks:
+        if task not in names:
+            raise TalosError(
+                f"run {uri!r} has no target task {task!r}{nearest(task, names)}; it has: {', '.join(names)}"
+            )
+    if folder.head is None:
+        raise TalosError(f"run {uri!r} has no version yet; run the same command again to finish it")
+    with Progress() as progress:
+        prepared = prepare(spec, progress)
+        arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
+        with on_ray(prepared, folder, verbose, progress) as session:
+            session.share()
+            yield _Open(prepared, folder, arm, folder.load_version(folder.head), session), progress
+
+
+def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> int:
+    """Find coefficients for some of a run's tasks, by the search of its spec. Returns the version's number.
+
+    Raises:
+        TalosError: no such task, or nothing to merge.
+    """
+    if not tasks:
+        raise TalosError("no task to merge is named; wanted one or more of the run's target tasks; add their names")
+    with _opened(uri, tasks, verbose) as (run, progress):
+        chosen_tasks = [t for t in run.prepared.targets if t in tasks]
+        part = run.of(chosen_tasks)
+        deltas = {SPARSE: run.arm.finished()}
+        if missing := sorted(set(chosen_tasks) - set(deltas[SPARSE])):
+            raise TalosError(
+                f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
+            )
+        deltas[SPARSE] = {t: deltas[SPARSE][t] for t in chosen_tasks}
+        judge = run.session.judge(part, [t for t in run.prepared.targets if t not in chosen_tasks])
+        version = judge.verify([run.arm], deltas, judge.search([run.arm], deltas))
+        version["key"] = version_key(part, deltas[SPARSE], {})
+        return publish(run.folder, progress, version, "merge", tasks=chosen_tasks, reason=reason)
+
+
+def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = False) -> int:
+    """Take one task out of head, exactly: the others keep their coefficients, and merge methods never see its delta.
+    Returns the version's number.
+
+    Raises:
+        TalosError: head holds no edit of this task.
+    """
+    with _opened(uri, [task], verbose) as (run, progress):
+        head = run.head
+        if task not in head["deltas"]:
+            raise TalosError(
+                f"version {head['version']} of run {uri!r} holds no edit of task {task!r}; it holds: {', '.join(head['deltas']) or 'none'}"
+            )
+        left = [t for t in head["deltas"] if t != task]
+        how = Merge.model_validate(head.get("merge", {"method": "linear"})) if left else Merge(method="linear")
+        coefficients = {t: a for t, a in head["coefficients"].items() if t != task}
+        version = run.version([t for t in head["targets"] if t != task], run.deltas(left), how, coefficients)
+        version |= {"kind": "removal", "forgotten": [t for t in head.get("forgotten", []) if t != task]}
+        return publish(run.folder, progress, version, "remove", task=task, reason=reason)
+
+
+def forget(
+    uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, reason: str | None = None, verbose: bool = False,
+) -> int:  # fmt: skip
+    """Task negation: the coefficient of `task`, from -1 to 0, that lowers it most while every control task keeps `keep` of
+    the base's score, and every task that head has learnt `keep` of head's (Ilharco et al., 2023). Chosen on validation data.
+    Returns the version's number.
+
+    Args:
+        at_most: validation accuracy that counts as forgotten; by default chance, which is what always answering the most
+            frequent class scores, and 0.05.
+
+    Raises:
+        TalosError: not reachable; with the best pair there is, and the whole curve. Nothing is changed.
+    """
+    if not 0 < keep <= 1:
+        raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
+    with _opened(uri, [task], verbose) as (run, progress):
+        head = run.head
+        learnt = [t for t in head["targets"] if t != task and head["coefficients"].get(t)]
+        deltas = run.deltas(sorted({*head["deltas"], task}))
+        how = Merge.model_validate(head.get("merge", {"method": "linear"}))
+        judge = run.session.judge()
+        judge.share([run.arm], {SPARSE: deltas}, (how,))
+        way = judge.ways[SPARSE]
+        evaluator = judge.evaluator(way.ref, way.rows)
+        progress.begin("search", f"how {task} can be forgotten")
+        held = (*learnt, *run.prepared.controls)
+        before = evaluator.counts(evaluator.submit(head["coefficients"], (task, *learnt)))
+        before |= evaluator.counts(evaluator.submit({}, run.prepared.controls))
+        scores = {t: right / n for t, (right, n) in before.items()}
+        objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
+        problem = Problem(evaluator, objective, 1)
+        found = judge.run({SPARSE: (problem, _downwards(problem, head["coefficients"], task))}, POINTS + FINER)[SPARSE]
+        labels = run.prepared.data[task].validation.labels
+        chance = float(labels.bincount().max()) / len(labels)
+        limit = min(1.0, chance + NEAR) if at_most is None else at_most
+        best, curve = found.candidates[0], _curve(found, objective, task)
+        told = {"task": task, "keep": keep, "chance": chance, "limit": limit, "before": scores[task], "curve": curve}
+        if best.objective < 0 or best.scores[task] > limit:
+            raise TalosError(_unreachable(told, best if best.objective >= 0 else None))
+        progress.end(
+            "search",
+            f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
+        )
+        targets = [t for t in head["targets"] if t != task]
+        version = run.version(targets, deltas, how, {t: a for t, a in best.coefficients.items() if a})
+        version |= {
+            "kind": "negation", "negation": told, "forgotten": sorted({*head.get("forgotten", []), task}),
+        }  # fmt: skip
+        return publish(run.folder, progress, version, "forget", task=task, keep=keep, reason=reason)
+
+
+def _downwards(
+    problem: Problem, head: Coefficients, task: str
+) -> Generator[list[tuple[Coefficients, None]], list[Candidate], Found]:
+    """The grid from 0 down to the lowest coefficient; then finer steps below the best that holds."""
+    step = LOWEST / (POINTS - 1)
+
+    def points(values: Sequence[float]) -> list[tuple[Coefficients, None]]:
+        return [
+            (problem.point({t: a if t == task else head.get(t, 0.0) for t in problem.targets}), None) for a in values
+        ]
+
+    found = yield points([i * step + 0.0 for i in range(POINTS)])
+    best = min(found, key=lambda c: c.rank)
+    at = best.coefficients[task]
+    if best.objective >= 0 and at > LOWEST:
+        found += yield points([at + step * (i + 1) / (FINER + 1) for i in range(FINER)])
+    return Found(sorted(found, key=lambda c: c.rank))
+
+
+def _curve(found: Found, objective: ForgetObjective, task: str) -> list[dict]:
+    """Every candidate from 0 downwards: accuracy of the task, and the task that kept least."""
+    curve = []
+    for c in sorted(found.candidates, key=lambda c: -c.coefficients[task]):
+        kept, worst = worst_kept(c.scores, objective.control)
+        curve.append({"coefficient": c.coefficients[task], "target": c.scores[task], "kept": kept, "worst": worst})
+    return curve
+
+
+def _unreachable(told: dict, best: Candidate | None) -> str:
+    task, curve = told["task"], told["curve"]
+    if best is None:
+        nearest_one = max(curve, key=lambda p: p["kept"])
+        reached = f"no coefficient lets every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps {nearest_one['kept']:.1%} at best, at {nearest_one['coefficient']:g}"
+        fix = "lower keep, or `talos remove` it"
+    else:
+        reached = f"{best.scores[task]:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}, at coefficient {best.coefficients[task]:g}"
+        fix = f"accept that with at_most={best.scores[task] + 5e-4:.3f}, or lower keep"
+    lines = [f"  {p['coefficient']:6.3f}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
+    return (
+        f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most {told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
+        + "\n".join(["coefficient: accuracy, and who keeps least (validation)", *lines])
+    )

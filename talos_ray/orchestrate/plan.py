@@ -1,0 +1,191 @@
+"""What can be known before any work: the spec checked against data, base and folder, and the keys of every result.
+
+Every stage's result is addressed by what decides it. What must be refused is refused here, before Ray starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from talos_ray.config import Spec, Task
+from talos_ray.core.delta import Delta
+from talos_ray.core.layout import Layout, fingerprint, key_of
+from talos_ray.core.mask import Mask, mask_from_flags
+from talos_ray.errors import TalosError
+from talos_ray.models import base_tensors, check_model, layout_of, load_model
+from talos_ray.progress import Progress
+from talos_ray.storage.files import Store
+from talos_ray.storage.run_folder import RunFolder, load_mask
+from talos_ray.tasks import TaskData, load_task
+
+DENSE, SPARSE = "dense", "sparse"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The spec with everything that can be known before any work: data, base, heads, keys."""
+
+    spec: Spec
+    data: dict[str, TaskData]
+    tensors: dict[str, torch.Tensor]
+    base: str
+    layout: Layout
+    heads: dict[str, np.ndarray]
+    mask_key: str
+    identity: dict[str, object]
+
+    @property
+    def targets(self) -> list[str]:
+        return [t.name for t in self.spec.tasks]
+
+    @property
+    def controls(self) -> list[str]:
+        return [t.name for t in self.spec.control]
+
+
+def prepare(spec: Spec, progress: Progress) -> Prepared:
+    """Check everything that can be wrong with a spec; touch nothing on storage and start nothing.
+
+    Raises:
+        SpecError: model, task, data, resources or output.
+    """
+    from talos_ray.orchestrate.calibrate import calibration_split
+    from talos_ray.orchestrate.cluster import check_local, check_output
+    from talos_ray.orchestrate.watch import check_tracker
+
+    progress.begin("check", "spec, data and model")
+    check_output(spec.output)
+    check_tracker(spec.tracker)
+    folder = RunFolder(spec.output)
+    folder.check_new()
+    check_model(spec.model)
+    check_local(spec.cluster)
+    everything = (*spec.tasks, *spec.control)
+    data = {}
+    for i, task in enumerate(everything):
+        progress.update("check", i / len(everything), f"data of {task.name}")
+        data[task.name] = load_task(task, spec.seed)
+    family = load_model(spec.model)
+    tensors = base_tensors(family)
+    base = fingerprint(tensors)
+    heads = {n: family.head(d.phrases, d.task.prompts).numpy() for n, d in data.items()}
+    layout = layout_of(family)
+    calibrated = _calibrated_on(folder, spec)
+    if spec.mask.path is not None:
+        where = Path(spec.mask.path)
+        if not where.is_file():
+            raise TalosError(
+                f"mask.path {spec.mask.path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate"
+            )
+        mask_key = load_mask(Store(str(where.parent)), where.name, base).fingerprint
+    else:
+        inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
+        heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
+        mask_key = key_of([base, inputs, heads_used, spec.calibration.model_dump(), spec.mask.model_dump(), spec.seed])
+    identity = {
+        "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
+        "mask": spec.mask.model_dump(), "calibration": spec.calibration.model_dump(), "calibration inputs": mask_key,
+    }  # fmt: skip
+    folder.check_new(base, identity)
+    prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity)
+    k = layout.total if spec.mask.strategy == "all" else round(spec.mask.keep * layout.total)
+    if k < 1:
+        raise TalosError(
+            f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise mask.keep"
+        )
+    _check_stored(folder, prepared)
+    progress.end(
+        "check",
+        f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, {k:,} may change"
+        + ("" if len(calibrated) == len(spec.tasks) else f"; the mask of the run's first {len(calibrated)} stays"),
+    )
+    return prepared
+
+
+def _calibrated_on(folder: RunFolder, spec: Spec) -> list[str]:
+    """The tasks that the mask comes from: those of the spec, or those of the run that the spec adds tasks to."""
+    mine = [t.name for t in spec.tasks]
+    if folder.store.exists("mask.safetensors") and folder.store.exists("run.json"):
+        before = folder.info()["identity"]["tasks"]
+        return before if set(before) <= set(mine) else mine
+    return mine
+
+
+def _check_stored(folder: RunFolder, p: Prepared) -> None:
+    """Mask and deltas already in the folder must belong to this base. Raises MismatchError, naming both."""
+    mask = folder.load_mask(p.base)
+    for task in p.targets:
+        if (delta := folder.load_delta(task)) is not None:
+            delta.check(p.base, mask.fingerprint if mask else delta.mask)
+
+
+def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
+    """Address of one task's delta: mask, data, head, training settings, and how the samples are shared out."""
+    head = fingerprint({"head": torch.from_numpy(p.heads[task.name])})
+    world = p.spec.cluster.workers_per_task
+    return key_of(
+        [
+            p.base,
+            mask,
+            p.data[task.name].train.fingerprint(),
+            head,
+            settings.model_dump(exclude={"checkpoint_every"}),
+            p.spec.seed,
+            task.name,
+            world,
+        ]
+    )
+
+
+def version_key(p: Prepared, deltas: Mapping[str, Delta], dense: Mapping[str, Delta]) -> str:
+    held_out = {n: [d.validation.fingerprint(), d.test.fingerprint()] for n, d in p.data.items()}
+    return key_of(
+        [
+            p.base,
+            {t: d.fingerprint for t, d in deltas.items()},
+            {t: d.fingerprint for t, d in dense.items()},
+            p.spec.search.model_dump(),
+            p.spec.baseline.model_dump(),
+            p.controls,
+            held_out,
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm's folder, mask and per-task settings."""
+
+    name: str
+    folder: RunFolder
+    mask: Mask
+    keys: dict[str, str]
+    settings: dict[str, object]
+
+    def finished(self) -> dict[str, Delta]:
+        """Deltas on storage that these settings would make again."""
+        found = {t: self.folder.load_delta(t) for t in self.keys}
+        return {
+            t: d
+            for t, d in found.items()
+            if d is not None and d.info.get("key") == self.keys[t] and d.mask == self.mask.fingerprint
+        }
+
+
+def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:
+    def plan(name: str, uri: str, mask: Mask, update: dict) -> ArmPlan:
+        settings = {t.name: p.spec.train_for(t).model_copy(update=update) for t in p.spec.tasks}
+        keys = {t.name: delta_key(p, t, mask.fingerprint, settings[t.name]) for t in p.spec.tasks}
+        return ArmPlan(name, RunFolder(uri), mask, keys, settings)
+
+    arms = [plan(SPARSE, p.spec.output, mask, {})]
+    if p.spec.baseline.enabled:
+        everything = mask_from_flags(p.layout, torch.ones(p.layout.total, dtype=torch.bool))
+        update = {"delta_dtype": "float32", **({"lr": p.spec.baseline.lr} if p.spec.baseline.lr else {})}
+        arms.append(plan(DENSE, f"{RunFolder(p.spec.output).store.uri.rstrip('/')}/baseline", everything, update))
+    return arms

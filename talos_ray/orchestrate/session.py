@@ -1,0 +1,75 @@
+"""One driver's time on Ray: it connects, shares the base, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+
+from talos_ray.errors import TalosError
+from talos_ray.orchestrate import cluster
+from talos_ray.orchestrate.plan import Prepared
+from talos_ray.orchestrate.verify import Judge
+from talos_ray.orchestrate.watch import Tracker, Watch
+from talos_ray.orchestrate.worker import Shared, freeze
+from talos_ray.progress import Progress
+from talos_ray.storage.run_folder import RunFolder
+
+
+class Session:
+    """What every stage needs: the prepared spec, the run's folder, and the base in the object store."""
+
+    def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress, watch: Watch, scratch: str) -> None:
+        self.p, self.folder, self.progress, self.watch, self.scratch = prepared, folder, progress, watch, scratch
+        self.spec = prepared.spec
+        self.slots: dict[str, int] = {}  # stage -> how much of it runs at once
+
+    def share(self) -> None:
+        """The base, once, to where every worker finds it."""
+        if self.spec.cluster.base == "storage":
+            tensors = (self.folder.store.uri, self.folder.save_base(self.p.base, self.p.tensors))
+        else:
+            tensors = freeze(self.p.tensors)
+        self.shared = Shared(self.spec, self.p.base, tensors, self.p.layout, self.p.heads)
+        self.shared_ref = ray.put(self.shared)
+
+    def slots_of(self, stage: str, workers: int, limit: int | None) -> int:
+        self.slots[stage] = cluster.slots(self.spec.cluster, workers, limit)
+        return self.slots[stage]
+
+    def judge(self, prepared: Prepared | None = None, others: Sequence[str] = ()) -> Judge:
+        """Who searches and verifies: all tasks, or those of another `prepared`, with `others` of the run looked at too."""
+        slots = self.slots_of("search", 1, self.spec.cluster.search_workers)
+        return Judge(
+            prepared or self.p, self.shared_ref, self.folder, self.scratch, self.progress, slots, self.watch, others
+        )
+
+
+@contextmanager
+def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progress) -> Iterator[Session]:
+    """A session on the cluster at hand, or on one of our own that ends with it.
+
+    Raises:
+        SpecError: the cluster can never give what the spec wants. TalosError: what Ray raised, in our words.
+    """
+    spec = prepared.spec
+    progress.begin("ray", "joining a cluster" if cluster.remote_address(spec.cluster) else "starting on this machine")
+    started = cluster.connect(spec.cluster, verbose, lambda note: progress.update("ray", 0.0, note))
+    scratch = tempfile.mkdtemp(prefix="talos_ray-")
+    try:
+        have = ray.cluster_resources()
+        progress.end("ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)")
+        params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
+        with Watch(Tracker(spec.tracker, spec.output, params, progress.say)) as watch:
+            yield Session(prepared, folder, progress, watch, scratch)
+    except ray.exceptions.RayError as error:
+        raise TalosError(
+            f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if started:
+            ray.shutdown()
