@@ -204,7 +204,7 @@ class Run:
     def forget(
         self, task: str, keep: float = 0.95, *, at_most: float | None = None, reason: str | None = None, verbose: bool = False,
     ) -> Run:  # fmt: skip
-        """A version that has forgotten one task (a negative coefficient), while all control tasks and all that head has
+        """A version that has forgotten one task (a coefficient of 0 or below), while all control tasks and all that head has
         learnt keep `keep` of their scores.
 
         Args:

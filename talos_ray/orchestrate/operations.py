@@ -23,6 +23,8 @@ from talos_ray.storage.run_folder import RunFolder
 LOWEST = -1.0  # coefficient, and number of points down to it: Iurada et al., 2025
 POINTS = 21
 FINER = 4  # points between the best of them and the next
+FURTHER = (-2.0, -4.0)  # where the grid goes on if all others still hold at its end: short training makes short deltas
+MOST = POINTS * (1 + len(FURTHER)) + FINER
 NEAR = 0.05  # accuracy above chance that still counts as forgotten
 
 
@@ -125,7 +127,7 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
 def forget(
     uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, reason: str | None = None, verbose: bool = False,
 ) -> int:  # fmt: skip
-    """Task negation: the coefficient of `task`, from -1 to 0, that lowers it most while every control task keeps `keep` of
+    """Task negation: the coefficient of `task`, from 0 to -1 and on to -4 while all hold, that lowers it most while every control task keeps `keep` of
     the base's score, and every task that head has learnt `keep` of head's (Ilharco et al., 2023). Chosen on validation data.
     Returns the version's number.
 
@@ -152,12 +154,12 @@ def forget(
         before = evaluator.counts(evaluator.submit(head["coefficients"], (task, *learnt)))
         before |= evaluator.counts(evaluator.submit({}, run.prepared.controls))
         scores = {t: right / n for t, (right, n) in before.items()}
-        objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
-        problem = Problem(evaluator, objective, 1)
-        found = judge.run({SPARSE: (problem, _downwards(problem, head["coefficients"], task))}, POINTS + FINER)[SPARSE]
         labels = run.prepared.data[task].validation.labels
         chance = float(labels.bincount().max()) / len(labels)
         limit = min(1.0, chance + NEAR) if at_most is None else at_most
+        objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
+        problem = Problem(evaluator, objective, 1)
+        found = judge.run({SPARSE: (problem, _downwards(problem, head["coefficients"], task, limit))}, MOST)[SPARSE]
         best, curve = found.candidates[0], _curve(found, objective, task)
         told = {"task": task, "keep": keep, "chance": chance, "limit": limit, "before": scores[task], "curve": curve}
         if best.objective < 0 or best.scores[task] > limit:
@@ -175,20 +177,30 @@ def forget(
 
 
 def _downwards(
-    problem: Problem, head: Coefficients, task: str
+    problem: Problem, head: Coefficients, task: str, limit: float
 ) -> Generator[list[tuple[Coefficients, None]], list[Candidate], Found]:
-    """The grid from 0 down to the lowest coefficient; then finer steps below the best that holds."""
-    step = LOWEST / (POINTS - 1)
+    """The grid from 0 down to the lowest coefficient, and on while everyone holds and the task is still above `limit`; then
+    finer steps below the best that holds."""
 
     def points(values: Sequence[float]) -> list[tuple[Coefficients, None]]:
         return [
             (problem.point({t: a if t == task else head.get(t, 0.0) for t in problem.targets}), None) for a in values
         ]
 
+    def best() -> Candidate:
+        return min(found, key=lambda c: c.rank)
+
+    step, end = LOWEST / (POINTS - 1), LOWEST
     found = yield points([i * step + 0.0 for i in range(POINTS)])
-    best = min(found, key=lambda c: c.rank)
-    at = best.coefficients[task]
-    if best.objective >= 0 and at > LOWEST:
+    for further in FURTHER:
+        lowest = min(found, key=lambda c: c.coefficients[task])
+        if lowest.objective < 0 or best().scores[task] <= limit:
+            break
+        step = (further - end) / (POINTS - 1)
+        found += yield points([end + step * (i + 1) for i in range(POINTS - 1)])
+        end = further
+    at = best().coefficients[task]
+    if best().objective >= 0 and at > end:
         found += yield points([at + step * (i + 1) / (FINER + 1) for i in range(FINER)])
     return Found(sorted(found, key=lambda c: c.rank))
 
