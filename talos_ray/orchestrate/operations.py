@@ -60,8 +60,9 @@ class _Open:
 
 
 @contextmanager
-def _opened(uri: str, tasks: Sequence[str], verbose: bool) -> Iterator[tuple[_Open, Progress]]:
-    """The run in a folder, on Ray. `tasks`: those that the operation names; checked before anything starts."""
+def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False) -> Iterator[tuple[_Open, Progress]]:
+    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked before
+    anything starts."""
     folder = RunFolder(uri)
     spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
     names = [t.name for t in spec.tasks]
@@ -72,12 +73,17 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool) -> Iterator[tuple[_Op
             )
     if folder.head is None:
         raise TalosError(f"run {uri!r} has no version yet; run the same command again to finish it")
+    head = folder.load_version(folder.head)
+    if in_head and (absent := [t for t in tasks if t not in head["deltas"]]):
+        raise TalosError(
+            f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: {', '.join(head['deltas']) or 'none'}"
+        )
     with Progress() as progress:
         prepared = prepare(spec, progress)
         arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
         with on_ray(prepared, folder, verbose, progress) as session:
             session.share()
-            yield _Open(prepared, folder, arm, folder.load_version(folder.head), session), progress
+            yield _Open(prepared, folder, arm, head, session), progress
 
 
 def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> int:
@@ -110,12 +116,8 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
     Raises:
         TalosError: head holds no edit of this task.
     """
-    with _opened(uri, [task], verbose) as (run, progress):
+    with _opened(uri, [task], verbose, in_head=True) as (run, progress):
         head = run.head
-        if task not in head["deltas"]:
-            raise TalosError(
-                f"version {head['version']} of run {uri!r} holds no edit of task {task!r}; it holds: {', '.join(head['deltas']) or 'none'}"
-            )
         left = [t for t in head["deltas"] if t != task]
         how = Merge.model_validate(head.get("merge", {"method": "linear"})) if left else Merge(method="linear")
         coefficients = {t: a for t, a in head["coefficients"].items() if t != task}
@@ -142,7 +144,7 @@ def forget(
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
     with _opened(uri, [task], verbose) as (run, progress):
         head = run.head
-        learnt = [t for t in head["targets"] if t != task and head["coefficients"].get(t)]
+        learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
         how = Merge.model_validate(head.get("merge", {"method": "linear"}))
         judge = run.session.judge()
@@ -168,8 +170,7 @@ def forget(
             "search",
             f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
         )
-        targets = [t for t in head["targets"] if t != task]
-        version = run.version(targets, deltas, how, {t: a for t, a in best.coefficients.items() if a})
+        version = run.version(learnt, deltas, how, {t: a for t, a in best.coefficients.items() if a})
         version |= {
             "kind": "negation", "negation": told, "forgotten": sorted({*head.get("forgotten", []), task}),
         }  # fmt: skip

@@ -225,7 +225,7 @@ class Judge:
             ),
             "cost": {
                 "train_seconds": round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
-                "state_bytes": max(int(d.info["state_bytes"]) for d in deltas.values()),
+                "state_bytes": max((int(d.info["state_bytes"]) for d in deltas.values()), default=0),
                 "delta_bytes": size,
                 "weights_changed": plan.mask.k,
             },

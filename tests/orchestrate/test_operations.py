@@ -1,0 +1,144 @@
+"""What can be done to a finished run: add, merge, remove, forget. Each on a copy of the small run, on the real Ray."""
+
+import copy
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import talos_ray
+from talos_ray import SpecError, TalosError
+from talos_ray.core.compose import Composer
+from talos_ray.core.layout import fingerprint
+from talos_ray.core.merging import merged
+from talos_ray.models import base_tensors, load_model
+from talos_ray.spec import make_spec
+from talos_ray.tasks import load_task
+
+
+@pytest.fixture
+def mine(finished, tmp_path):
+    """A copy of the finished run, without its dense baseline."""
+    run, values = finished
+    shutil.copytree(run.path, tmp_path / "run")
+    copied = talos_ray.open_run(str(tmp_path / "run"))
+    copied.folder.set_head(1, "rollback")  # whatever other tests left
+    return copied, {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
+
+
+def contents(run, *parts: str) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(run.path)): p.read_bytes()
+        for part in parts
+        for p in sorted(Path(run.path, part).rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsys):
+    run, values = mine
+    before, mask = contents(run, "deltas"), run.mask.fingerprint
+    values["tasks"] = [*values["tasks"], "demo:counts"]
+    talos_ray.edit(**values)  # a spec with one task more is the same as run.add, and here without the baseline
+    run = talos_ray.open_run(run.path)
+    after = contents(run, "deltas")
+    assert set(after) - set(before) == {"deltas/counts.safetensors"} and all(after[n] == c for n, c in before.items())
+    assert run.version["mask"] == mask and set(run.coefficients) == {"pointers", "scanned_digits", "sides", "counts"}
+    trained = [e for e in run.history() if e["operation"] == "train"][-1]
+    assert set(trained["deltas"]) == {"counts"}
+    capsys.readouterr()
+    run.rollback(1)
+    assert "counts" not in run.coefficients and run.model()
+    with pytest.raises(SpecError, match="two tasks are named 'counts'"):
+        run.add("demo:counts")
+    with pytest.raises(SpecError, match="another run: its tasks is"):
+        talos_ray.edit(**{**values, "tasks": values["tasks"][1:]})  # fewer are another run's; `merge` is for that
+
+
+def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):
+    run, _ = mine
+    deltas = contents(run, "deltas")
+    run.merge(["sides", "pointers"], reason="a test")
+    assert set(run.coefficients) == {"sides", "pointers"} and run.version["targets"] == ["pointers", "sides"]
+    assert run.version["others"] == ["scanned_digits"] and "single" not in run.scores["scanned_digits"]
+    assert run.history()[-1]["operation"] == "merge" and run.history()[-1]["reason"] == "a test"
+    assert fingerprint(base_tensors(run.model())) == run.version["model"] and contents(run, "deltas") == deltas
+    page = Path(run.path, "report/index.html").read_text()
+    assert "<td>scanned_digits</td><td>other</td>" in page
+    with pytest.raises(TalosError, match="no target task 'side'.*did you mean 'sides'"):
+        run.merge(["side"])
+
+
+def test_a_removed_task_leaves_no_trace(mine):
+    run, _ = mine
+    before = run.coefficients
+    run.remove("sides")
+    assert run.coefficients == {t: a for t, a in before.items() if t != "sides"}
+    left = {t: d for t, d in run.deltas.items() if t != "sides"}
+    family = load_model("demo")
+    rows = merged(left, run.mask, **run.version["merge"])
+    Composer(family.module, run.mask, list(rows.values()), run.info["base"]).compose(run.coefficients)
+    assert fingerprint(base_tensors(family)) == run.version["model"] == fingerprint(base_tensors(run.model()))
+    with pytest.raises(TalosError, match="holds no edit of task 'sides'"):
+        run.remove("sides")
+    run.remove("pointers").remove("scanned_digits")
+    assert run.version["model"] == run.info["base"] and run.coefficients == {}
+    assert all(s["merged"] == s["base"] for s in run.scores.values())
+
+
+def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
+    run, _ = mine
+    kept = contents(run, "versions", "history", "deltas"), run.head
+    with pytest.raises(TalosError, match=r"'pointers' cannot be forgotten.*wanted at most 0.000.*Nothing was changed"):
+        run.forget("pointers", keep=0.1, at_most=0.0)
+    assert (contents(run, "versions", "history", "deltas"), run.head) == kept
+    run.rollback(0)
+    run.forget("pointers", keep=0.9, at_most=1.0)
+    version = run.version
+    curve = version["negation"]["curve"]
+    holding = [p for p in curve if p["kept"] >= 0.9]
+    chosen = run.coefficients.get("pointers", 0.0)
+    assert -4 <= chosen <= 0 and set(run.coefficients) <= {"pointers"}
+    assert min(p["target"] for p in holding) == next(p["target"] for p in curve if p["coefficient"] == chosen)
+    assert version["kind"] == "negation" and version["forgotten"] == ["pointers"] and version["targets"] == []
+    assert [p["coefficient"] for p in curve] == sorted((p["coefficient"] for p in curve), reverse=True)
+    assert curve[0]["kept"] == 1.0 and len([p for p in curve if p["coefficient"] >= -1]) >= 21
+    page = Path(run.path, "report/index.html").read_text()
+    assert "pointers forgotten" in page and "How pointers was forgotten" in page
+    assert fingerprint(base_tensors(run.model())) == version["model"]
+    with pytest.raises(TalosError, match="keep is 1.5"):
+        run.forget("pointers", keep=1.5)
+
+
+def test_test_data_decide_nothing(finished, tmp_path):
+    """Every label of one task's test split is wrong: mask, deltas and coefficients are bitwise those of the true data."""
+    run, values = finished
+    values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
+    sides, (control,) = values["tasks"][-1], values["control"]
+    task = next(t for t in make_spec(values).tasks if t.name == "sides")
+    test = load_task(task, 0).test
+    poisoned = {Path(v["path"]).name for v in test.rows.with_format("arrow")[:].column("file").to_pylist()}
+    with open(sides["data"], newline="") as f:
+        rows = list(csv.DictReader(f))
+    classes = sorted({r["side"] for r in rows})
+    for r in rows:
+        if Path(r["file"]).name in poisoned:
+            r["side"] = classes[(classes.index(r["side"]) + 1) % len(classes)]
+    path = Path(sides["data"]).with_name("poisoned.csv")
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    sides["data"] = str(path)
+    assert len(poisoned) == len(test) == 24 and not torch.equal(
+        load_task(task.model_copy(update={"data": str(path)}), 0).test.labels, test.labels
+    )
+    other = talos_ray.edit(**values)
+    a, b = run.folder.load_version(1), other.version
+    assert (a["mask"], a["deltas"], a["coefficients"], a["merge"], a["model"]) == (
+        b["mask"], b["deltas"], b["coefficients"], b["merge"], b["model"],
+    )  # fmt: skip
+    assert a["scores"]["sides"] != b["scores"]["sides"] and a["scores"]["held"] == b["scores"]["held"]
+    assert control["name"] == "held"
