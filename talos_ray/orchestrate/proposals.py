@@ -30,7 +30,7 @@ def generations(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Generat
     s = problem.search
     grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
     if s.method == "surrogate":
-        return _by_surrogate(problem, _surrogate(problem, labels), grid)
+        return _by_surrogate(problem, surrogate_of(problem, labels), grid)
     return _by_grid(problem, grid)
 
 
@@ -39,7 +39,8 @@ def probes(spec: Spec, targets: Sequence[str]) -> list[Coefficients]:
     return [{}, *({t: spec.search.probe} for t in sorted(targets))] if spec.search.method == "surrogate" else []
 
 
-def _surrogate(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrogate:
+def surrogate_of(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrogate:
+    """Through the base, from the `probes` in the ledger."""
     p, s = problem, problem.search
     base, *single = (p.evaluator.logits(a, p.tasks) for a in probes(p.evaluator.spec, p.targets))
     slopes = {t: torch.stack([probe[t] - base[t] for probe in single]) / s.probe for t in p.tasks}

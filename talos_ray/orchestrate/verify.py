@@ -12,13 +12,14 @@ import torch
 from talos_ray.config import Merge
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
+from talos_ray.core.disentangle import disentanglement, nonlinearity
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.merging import merged
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Found, Ledger, Problem, evaluate
-from talos_ray.orchestrate.proposals import generations, probes
+from talos_ray.orchestrate.proposals import generations, probes, surrogate_of
 from talos_ray.orchestrate.search import Generations, run
 from talos_ray.orchestrate.worker import Arm
 
@@ -118,9 +119,24 @@ class Judge:
             searches[name] = (problem, generations(problem, labels))
         found = self.run(searches, p.spec.search.most * len(searches))
         self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
-        return {
+        chosen = {
             a.name: self._chosen({n: found[n] for n, w in self.ways.items() if w.arm == a.name}, objectives[a.name])
             for a in arms
+        }
+        mine = chosen[arms[0].name]
+        mine |= self._entangled(searches[mine["way"]][0], labels, found[mine["way"]].candidates[0])
+        return chosen
+
+    def _entangled(self, problem: Problem, labels: Mapping[str, torch.Tensor], best: Candidate) -> dict:
+        """How far the edits disturb each other, where the search has cached what tells it."""
+        if best.predicted is None:
+            return {}
+        surrogate, targets = surrogate_of(problem, labels), problem.targets
+        logits = problem.evaluator.logits(best.coefficients, problem.tasks)
+        a = torch.tensor([best.coefficients[t] for t in targets])
+        return {
+            "disentanglement": disentanglement(surrogate, targets, best.coefficients),
+            "nonlinearity": nonlinearity(surrogate, a, logits),
         }
 
     def run(self, searches: Mapping[str, tuple[Problem, Generations]], most: int) -> dict[str, Found]:

@@ -143,6 +143,28 @@ def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
             f"<p class=how>Each point is one truly evaluated candidate; hollow ones let a control task fall and cannot win. {_search_words(arms['sparse'])}</p>",
             plots.candidates({name: a["candidates"] for name, a in arms.items()}),
         ]
+    if xi := version.get("search", {}).get("disentanglement"):
+        parts += [
+            "<h2>Do the edits disturb each other?</h2>",
+            f"<p class=how>Share of a task's inputs (row) whose prediction changes when one other edit (column) joins its own, at this version's coefficients. Light is good; a dark cell names two tasks that compete, a dark row one that all others disturb. {_entangled_words(version['search'])}</p>",
+            plots.heatmap(
+                xi["pairs"],
+                xi["tasks"],
+                xi["tasks"],
+                "the edit that joins",
+                "inputs of",
+                "Disentanglement error by pair of tasks",
+            ),
+            "<p class=how>Disentanglement error &xi;(&alpha;&#8321;, &alpha;&#8322;), mean over all pairs: how it grows with the coefficients of both. It says how far they may be raised before edits disturb each other.</p>",
+            plots.heatmap(
+                xi["grid"],
+                [f"{p:g}" for p in xi["points"]],
+                [f"{p:g}" for p in xi["points"]],
+                "coefficient of one task",
+                "of the other",
+                "Mean disentanglement error by two coefficients",
+            ),
+        ]
     parts += [
         "<h2>Training</h2>",
         "<p class=how>Falling curves mean that the task is being learnt; one that stays flat needs more steps or another learning rate.</p>",
@@ -199,6 +221,15 @@ def _what_it_took(seconds: float, stages: dict) -> list[str]:
         f"<p class=how>{words}</p>",
         _table(["stage", "wall time", "at once"], rows),
     ]
+
+
+def _entangled_words(found: dict) -> str:
+    together = found["disentanglement"]["together"]
+    worst = max(together, key=together.get)
+    return (
+        f"All other edits together change {sum(together.values()) / len(together):.1%} of a task's predictions on average, most for {html.escape(worst)} ({together[worst]:.1%}). "
+        f"These are first-order predictions; the true logits are {found['nonlinearity']:.2f} away from theirs, in units of how far the edit moves them (0: the edit is linear)."
+    )
 
 
 def _search_words(found: dict) -> str:

@@ -124,6 +124,25 @@ def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
     return _svg(figure, "Normalized validation accuracy of every candidate by its mean coefficient")
 
 
+def heatmap(
+    cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title_x: str, title_y: str, description: str
+) -> str:  # fmt: skip
+    """Shares in [0, 1], each with its figure."""
+    figure, axes = _axes(max(2.2, 0.4 * len(rows)), title_x, title_y)
+    top = max(0.01, *(v for row in cells for v in row))
+    axes.pcolormesh(cells, cmap="Blues", vmin=0, vmax=top, edgecolors=INK, linewidth=0.3)
+    for y, row in enumerate(cells):
+        for x, value in enumerate(row):
+            axes.text(
+                x + 0.5, y + 0.5, f"{value:.1%}", ha="center", va="center", fontsize=7,
+                color="#ffffff" if value > 0.6 * top else "#102030",
+            )  # fmt: skip
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=30, ha="right")
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.invert_yaxis()
+    return _svg(figure, description)
+
+
 def negation(told: Mapping) -> str:
     """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by coefficient."""
     figure, axes = _axes(2.8, "coefficient", "accuracy / share kept")

@@ -69,6 +69,16 @@ def test_report_and_version_show_the_same_numbers(finished):
     ).replace("https://matplotlib.org", "")
 
 
+def test_the_version_says_how_far_edits_disturb_each_other(finished):
+    run, _ = finished
+    found = run.folder.load_version(1)["search"]
+    xi = found["disentanglement"]
+    assert xi["tasks"] == ["pointers", "scanned_digits", "sides"] and found["nonlinearity"] >= 0
+    assert all(0 <= v <= 1 for row in xi["pairs"] for v in row) and all(xi["pairs"][i][i] == 0 for i in range(3))
+    page = (Path(run.path) / "report/index.html").read_text()
+    assert "Disentanglement error by pair of tasks" in page and f"{found['nonlinearity']:.2f} away" in page
+
+
 def test_scores_are_those_of_the_stored_deltas(finished):
     """Compose from storage alone, in this process, and count again."""
     run, values = finished
