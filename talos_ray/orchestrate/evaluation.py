@@ -27,6 +27,7 @@ WHOLE: Part = (0, 1)
 
 UNIT = 4  # most tasks that one worker scores in one go
 SURROGATE_ROWS = 1000  # validation inputs of one task that the surrogate looks at
+PROBE_ROWS = 2000  # inputs of a split that a linear probe looks at
 DOUBT = 2.0  # standard errors by which a candidate must be behind before it is stopped
 
 
@@ -78,6 +79,26 @@ def evaluate(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str
     bench = workbench(shared)
     bench.compose(arm, coefficients)
     return {t: bench.correct(t, split)[0] for t in tasks}
+
+
+@ray.remote(**WARM)
+def inspect(shared, arm, coefficients: Mapping[str, float], task: str) -> dict:
+    """What a model still knows of a task, beyond its accuracy: how often it predicts each class on test data, and what a
+    linear probe on its features scores there, fitted to training data."""
+    from talos_ray.core.metrics import accuracy
+    from talos_ray.core.probe import linear_probe
+    from talos_ray.orchestrate.worker import workbench
+
+    bench = workbench(shared)
+    bench.compose(arm, coefficients)
+    train, _, labels = bench.outputs(task, "train", PROBE_ROWS)
+    test, predicted, wanted = bench.outputs(task, "test", PROBE_ROWS)
+    classes = len(shared.heads[task])
+    return {
+        "predicted": predicted.bincount(minlength=classes).tolist(),
+        "labels": wanted.bincount(minlength=classes).tolist(),
+        "probe": accuracy(*linear_probe(train, labels, test, wanted)).as_dict(),
+    }
 
 
 @dataclass(frozen=True)

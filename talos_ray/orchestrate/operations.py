@@ -9,12 +9,15 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import ray
+
 from talos_ray.config import Merge, Spec
 from talos_ray.core.delta import Delta
 from talos_ray.core.metrics import ForgetObjective, worst_kept
 from talos_ray.errors import TalosError, nearest
+from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.driver import publish
-from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem
+from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.progress import Progress
@@ -134,7 +137,7 @@ def forget(
     Returns the version's number.
 
     Args:
-        at_most: validation accuracy that counts as forgotten; by default chance, which is what always answering the most
+        at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which is what always answering the most
             frequent class scores, and 0.05.
 
     Raises:
@@ -158,12 +161,23 @@ def forget(
         scores = {t: right / n for t, (right, n) in before.items()}
         labels = run.prepared.data[task].validation.labels
         chance = float(labels.bincount().max()) / len(labels)
-        limit = min(1.0, chance + NEAR) if at_most is None else at_most
+        aim = min(1.0, chance + NEAR)
+        limit = aim if at_most is None else at_most
         objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
         problem = Problem(evaluator, objective, 1)
-        found = judge.run({SPARSE: (problem, _downwards(problem, head["coefficients"], task, limit))}, MOST)[SPARSE]
+        found = judge.run({SPARSE: (problem, _downwards(problem, head["coefficients"], task, min(aim, limit)))}, MOST)[
+            SPARSE
+        ]
         best, curve = found.candidates[0], _curve(found, objective, task)
-        told = {"task": task, "keep": keep, "chance": chance, "limit": limit, "before": scores[task], "curve": curve}
+        told = {
+            "task": task,
+            "keep": keep,
+            "chance": chance,
+            "aim": aim,
+            "limit": limit,
+            "before": scores[task],
+            "curve": curve,
+        }
         if best.objective < 0 or best.scores[task] > limit:
             raise TalosError(_unreachable(told, best if best.objective >= 0 else None))
         progress.end(
@@ -171,6 +185,11 @@ def forget(
             f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
         )
         version = run.version(learnt, deltas, how, {t: a for t, a in best.coefficients.items() if a})
+        looks = inspect.options(**options(run.prepared.spec.cluster))
+        models = {"base": {}, "before": head["coefficients"], "now": best.coefficients}
+        seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task) for name, a in models.items()}
+        told["beyond"] = dict(zip(seen, ray.get(list(seen.values())), strict=True))
+        told["classes"] = list(run.prepared.data[task].classes)
         version |= {
             "kind": "negation", "negation": told, "forgotten": sorted({*head.get("forgotten", []), task}),
         }  # fmt: skip
@@ -178,9 +197,9 @@ def forget(
 
 
 def _downwards(
-    problem: Problem, head: Coefficients, task: str, limit: float
+    problem: Problem, head: Coefficients, task: str, aim: float
 ) -> Generator[list[tuple[Coefficients, None]], list[Candidate], Found]:
-    """The grid from 0 down to the lowest coefficient, and on while everyone holds and the task is still above `limit`; then
+    """The grid from 0 down to the lowest coefficient, and on while everyone holds and the task is still above `aim`; then
     finer steps below the best that holds."""
 
     def points(values: Sequence[float]) -> list[tuple[Coefficients, None]]:
@@ -195,7 +214,7 @@ def _downwards(
     found = yield points([i * step + 0.0 for i in range(POINTS)])
     for further in FURTHER:
         lowest = min(found, key=lambda c: c.coefficients[task])
-        if lowest.objective < 0 or best().scores[task] <= limit:
+        if lowest.objective < 0 or best().scores[task] <= aim:
             break
         step = (further - end) / (POINTS - 1)
         found += yield points([end + step * (i + 1) for i in range(POINTS - 1)])

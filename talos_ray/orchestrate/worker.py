@@ -162,6 +162,18 @@ class Workbench:
             kept.append(out[torch.isin(index, wanted).to(out.device)].float().cpu())
         return (right, len(mine)), torch.cat(kept)
 
+    @torch.inference_mode()
+    def outputs(self, task: str, split: str, most: int, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
+        """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
+        examples, found = self.examples(task, split), []
+        head = self.head(task)
+        every = torch.eye(head.shape[1], device=self.device)  # the head that shows every feature
+        for index in sampled_rows(len(examples), most).split(batch_size):
+            inputs, labels = examples.batch(index)
+            features = self.family.logits(inputs, every)
+            found.append((features.float().cpu(), (features @ head.T).argmax(-1).cpu(), labels.cpu()))
+        return tuple(torch.cat(parts).clone() for parts in zip(*found, strict=True))
+
 
 def sampled_rows(n: int, most: int) -> torch.Tensor:
     """At most `most` of n row numbers, evenly spaced (int64, ascending)."""

@@ -92,6 +92,19 @@ def write_report(folder: RunFolder) -> None:
             f"<h2>How {html.escape(told['task'])} was forgotten</h2>",
             f"<p class=how>Validation accuracy by its coefficient. Further left forgets more and costs the others more; what was chosen is the lowest point at which every other task keeps {told['keep']:.0%}. The dotted line is chance.</p>",
             plots.negation(told),
+            f"<p class=how>Beyond accuracy: what it answers instead, and what a linear classifier on its features still reaches. As high as in the base, the knowledge is out of reach of the task's own words and not gone. {_probe_words(told)}</p>",
+            _table(
+                ["class", "inputs", "predicted by the base", "before", "now"],
+                [
+                    [html.escape(c), *(str(n) for n in counts)]
+                    for c, *counts in zip(
+                        told["classes"],
+                        told["beyond"]["now"]["labels"],
+                        *(told["beyond"][m]["predicted"] for m in ("base", "before", "now")),
+                        strict=True,
+                    )
+                ],
+            ),
         ]
     parts += _comparison(version)
     parts += _how_it_was_made(folder, version, info)
@@ -221,6 +234,11 @@ def _what_it_took(seconds: float, stages: dict) -> list[str]:
         f"<p class=how>{words}</p>",
         _table(["stage", "wall time", "at once"], rows),
     ]
+
+
+def _probe_words(told: dict) -> str:
+    probes = {m: told["beyond"][m]["probe"]["value"] for m in ("base", "before", "now")}
+    return f"Linear probe: base {probes['base']:.3f}, before {probes['before']:.3f}, now {probes['now']:.3f}."
 
 
 def _entangled_words(found: dict) -> str:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
+from talos_ray.core.metrics import (
+    ForgetObjective,
+    MergeObjective,
+    absolute_accuracy,
+    accuracy,
+    normalized_accuracy,
+    worst_kept,
+)
 
 
 def test_wilson_interval_against_published_values():
@@ -29,3 +36,11 @@ def test_a_candidate_that_lets_control_fall_never_beats_one_that_holds():
     assert objective({"a": 0.5, "b": 0.5, "held": 0.76}) == 0.75
     fallen = [objective({"a": 1.0, "b": 1.0, "held": h}) for h in (0.75, 0.5)]
     assert 0 > fallen[0] > fallen[1]
+
+
+def test_forgetting_is_worth_nothing_where_another_task_falls():
+    objective = ForgetObjective({"t": 0.8}, {"held": 0.5, "other": 0.9}, 0.9)
+    assert objective({"t": 0.1, "held": 0.5, "other": 0.9}) == pytest.approx(0.9)
+    assert objective({"t": 0.1, "held": 0.44, "other": 0.9}) == pytest.approx(0.88 - 0.9 - 1)
+    assert worst_kept({"held": 0.44, "other": 0.9}, objective.control) == (pytest.approx(0.88), "held")
+    assert ForgetObjective({"t": 0.8}, {}, 0.9)({"t": 0.3}) == pytest.approx(0.7)

@@ -105,7 +105,14 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
     assert version["kind"] == "negation" and version["forgotten"] == ["pointers"] and version["targets"] == []
     assert [p["coefficient"] for p in curve] == sorted((p["coefficient"] for p in curve), reverse=True)
     assert curve[0]["kept"] == 1.0 and len([p for p in curve if p["coefficient"] >= -1]) >= 21
+    beyond = version["negation"]["beyond"]
+    n, right = sum(beyond["now"]["labels"]), version["scores"]["pointers"]["merged"]
+    assert (
+        sum(beyond["now"]["predicted"]) == n == right["n"] and beyond["base"] == beyond["before"]
+    )  # head was the base
+    assert all(0 < beyond[m]["probe"]["value"] <= 1 for m in beyond)
     page = Path(run.path, "report/index.html").read_text()
+    assert f"now {beyond['now']['probe']['value']:.3f}." in page
     assert "pointers forgotten" in page and "How pointers was forgotten" in page
     assert fingerprint(base_tensors(run.model())) == version["model"]
     with pytest.raises(TalosError, match="keep is 1.5"):

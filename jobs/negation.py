@@ -1,0 +1,53 @@
+"""How far can a run's base forget each of its tasks? Task negation from the base, task by task, on a copy of the run.
+
+    python jobs/negation.py runs/demo
+    python jobs/negation.py runs/demo --keep 0.9
+
+Coefficients are chosen on validation data; accuracies are those on test data. The probe is a linear classifier on the
+features: what the model still knows, whatever it answers.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import talos_ray
+from talos_ray.config import Spec
+from talos_ray.orchestrate.cluster import connect
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a finished run, in a local folder")
+    parser.add_argument("--keep", type=float, default=0.95, help="share of its score that every control task must keep")
+    args = parser.parse_args()
+    connect(Spec.model_validate(talos_ray.open_run(args.run).info["spec"]).cluster, verbose=False)  # once for all tasks
+    table = Table(
+        "task", "chance", "base", "now", "coefficient", "at chance", "controls keep", "probe, base", "probe, now"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        run = talos_ray.open_run(shutil.copytree(args.run, Path(scratch) / "run").as_posix())
+        for task in [t["name"] for t in run.info["spec"]["tasks"]]:
+            if run.head:
+                run.rollback(0)
+            version = run.forget(task, args.keep, at_most=1.0).version
+            told, s = version["negation"], version["scores"][task]
+            chosen = version["coefficients"].get(task, 0.0)
+            reached = next(p["target"] for p in told["curve"] if p["coefficient"] == chosen)
+            table.add_row(
+                task, f"{told['chance']:.3f}", f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}", f"{chosen:.2f}",
+                "yes" if reached <= told["aim"] else "no", ", ".join(f"{k:.1%}" for k in version["summary"]["control_kept"].values()),
+                f"{told['beyond']['base']['probe']['value']:.3f}", f"{told['beyond']['now']['probe']['value']:.3f}",
+            )  # fmt: skip
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
