@@ -1,1 +1,1 @@
-"""All that imports ray. Read driver first: it calls calibrate, train, search and verify in this order."""
+"""All that imports ray. Read driver first: plan, calibrate, train, search, verify in a session; operations come later."""
