@@ -91,8 +91,9 @@ def inspect(shared, arm, coefficients: Mapping[str, float], task: str) -> dict:
 
     bench = workbench(shared)
     bench.compose(arm, coefficients)
-    train, _, labels = bench.outputs(task, "train", PROBE_ROWS)
-    test, predicted, wanted = bench.outputs(task, "test", PROBE_ROWS)
+    # Copied, because a probe cannot be fitted to tensors that were made in inference mode.
+    train, _, labels = (x.clone() for x in bench.outputs(task, "train", PROBE_ROWS))
+    test, predicted, wanted = (x.clone() for x in bench.outputs(task, "test", PROBE_ROWS))
     classes = len(shared.heads[task])
     return {
         "predicted": predicted.bincount(minlength=classes).tolist(),

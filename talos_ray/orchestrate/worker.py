@@ -172,7 +172,7 @@ class Workbench:
             inputs, labels = examples.batch(index)
             features = self.family.logits(inputs, every)
             found.append((features.float().cpu(), (features @ head.T).argmax(-1).cpu(), labels.cpu()))
-        return tuple(torch.cat(parts).clone() for parts in zip(*found, strict=True))
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def sampled_rows(n: int, most: int) -> torch.Tensor:
