@@ -71,28 +71,21 @@ class MergeObjective:
 
     def __call__(self, scores: Mapping[str, float]) -> float:
         kept, _ = worst_kept(scores, self.control)
-        if kept < self.keep:
-            return kept - self.keep - 1.0
+        return self._worth(scores) if kept >= self.keep else kept - self.keep - 1.0
+
+    def _worth(self, scores: Mapping[str, float]) -> float:
         return normalized_accuracy({t: scores[t] for t in self.single}, self.single)
 
 
-@dataclass(frozen=True)
-class ForgetObjective:
+class ForgetObjective(MergeObjective):
     """What a candidate is worth when one task is to be forgotten: the share of its inputs that are wrong, if all others
-    hold (task negation: Ilharco et al., 2023). Where one falls below `keep`, less than 0, as for `MergeObjective`.
+    hold (task negation: Ilharco et al., 2023).
 
     Args:
         single: the task to be forgotten -> accuracy before.
         control: every task that must hold -> accuracy of which it must keep `keep`.
     """
 
-    single: Mapping[str, float]
-    control: Mapping[str, float]
-    keep: float
-
-    def __call__(self, scores: Mapping[str, float]) -> float:
-        kept, _ = worst_kept(scores, self.control)
-        if kept < self.keep:
-            return kept - self.keep - 1.0
+    def _worth(self, scores: Mapping[str, float]) -> float:
         (task,) = self.single
         return 1.0 - scores[task]
