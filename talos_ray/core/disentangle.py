@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from talos_ray.core.surrogate import Surrogate
+from talos_ray.core.surrogate import Surrogate, sampled_rows
 
 INPUTS = 200  # of each task that xi looks at, evenly spaced
 
@@ -31,8 +31,7 @@ def disentanglement(surrogate: Surrogate, targets: Sequence[str], coefficients: 
     a = torch.tensor([float(coefficients.get(t, 0.0)) for t in targets])
     pairs, together, grid = [], {}, torch.zeros(len(points), len(points), dtype=torch.float64)
     for i, task in enumerate(targets):
-        n = len(surrogate.labels[task])
-        rows = torch.arange(min(n, INPUTS)) * n // min(n, INPUTS)
+        rows = sampled_rows(len(surrogate.labels[task]), INPUTS)
         base, slopes = surrogate.constant[task][rows], surrogate.slopes[task][:, rows]  # [n, C], [T, n, C]
         others = [u for u in range(len(targets)) if u != i]
 

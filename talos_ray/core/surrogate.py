@@ -132,6 +132,11 @@ class Surrogate:
         return chosen
 
 
+def sampled_rows(n: int, most: int) -> torch.Tensor:
+    """At most `most` of n row numbers, evenly spaced (int64, ascending)."""
+    return torch.arange(n) if n <= most else torch.arange(most) * n // most
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rank correlation (mean ranks for ties) of predicted and true scores; 0 where one of them is constant."""
     if len(x) < 2:

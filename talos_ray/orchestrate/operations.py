@@ -20,6 +20,7 @@ from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
 from talos_ray.orchestrate.session import Session, on_ray
+from talos_ray.orchestrate.verify import Judge
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
 
@@ -55,10 +56,12 @@ class _Open:
             )
         return found
 
-    def version(self, targets: Sequence[str], deltas: dict[str, Delta], how: Merge, coefficients: Coefficients) -> dict:
-        """Test scores of what these make; all other tasks of the run are looked at too."""
-        judge = self.session.judge(self.of(targets), [t for t in self.prepared.targets if t not in targets])
-        judge.share([self.arm], {SPARSE: deltas}, (how,))
+    def judge(self, targets: Sequence[str]) -> Judge:
+        """Of a version of these; all other tasks of the run are looked at too."""
+        return self.session.judge(self.of(targets), [t for t in self.prepared.targets if t not in targets])
+
+    def verified(self, judge: Judge, deltas: dict[str, Delta], coefficients: Coefficients) -> dict:
+        """Test scores of what the judge's shared `deltas` make under coefficients that need no search."""
         return judge.verify([self.arm], {SPARSE: deltas}, {SPARSE: {"way": SPARSE, "coefficients": coefficients}})
 
 
@@ -99,16 +102,15 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
         raise TalosError("no task to merge is named; wanted one or more of the run's target tasks; add their names")
     with _opened(uri, tasks, verbose) as (run, progress):
         chosen_tasks = [t for t in run.prepared.targets if t in tasks]
-        part = run.of(chosen_tasks)
         deltas = {SPARSE: run.arm.finished()}
         if missing := sorted(set(chosen_tasks) - set(deltas[SPARSE])):
             raise TalosError(
                 f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
             )
         deltas[SPARSE] = {t: deltas[SPARSE][t] for t in chosen_tasks}
-        judge = run.session.judge(part, [t for t in run.prepared.targets if t not in chosen_tasks])
+        judge = run.judge(chosen_tasks)
         version = judge.verify([run.arm], deltas, judge.search([run.arm], deltas))
-        version["key"] = version_key(part, deltas[SPARSE], {})
+        version["key"] = version_key(judge.p, deltas[SPARSE], {})
         return publish(run.folder, progress, version, "merge", tasks=chosen_tasks, reason=reason)
 
 
@@ -124,7 +126,9 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
         left = [t for t in head["deltas"] if t != task]
         how = Merge.model_validate(head.get("merge", {"method": "linear"})) if left else Merge(method="linear")
         coefficients = {t: a for t, a in head["coefficients"].items() if t != task}
-        version = run.version([t for t in head["targets"] if t != task], run.deltas(left), how, coefficients)
+        deltas, judge = run.deltas(left), run.judge([t for t in head["targets"] if t != task])
+        judge.share([run.arm], {SPARSE: deltas}, (how,))
+        version = run.verified(judge, deltas, coefficients)
         version |= {"kind": "removal", "forgotten": [t for t in head.get("forgotten", []) if t != task]}
         return publish(run.folder, progress, version, "remove", task=task, reason=reason)
 
@@ -150,7 +154,7 @@ def forget(
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
         how = Merge.model_validate(head.get("merge", {"method": "linear"}))
-        judge = run.session.judge()
+        judge = run.judge(learnt)
         judge.share([run.arm], {SPARSE: deltas}, (how,))
         way = judge.ways[SPARSE]
         evaluator = judge.evaluator(way.ref, way.rows)
@@ -184,7 +188,7 @@ def forget(
             "search",
             f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
         )
-        version = run.version(learnt, deltas, how, {t: a for t, a in best.coefficients.items() if a})
+        version = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
         looks = inspect.options(**options(run.prepared.spec.cluster))
         models = {"base": {}, "before": head["coefficients"], "now": best.coefficients}
         seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task) for name, a in models.items()}

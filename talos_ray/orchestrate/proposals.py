@@ -15,10 +15,9 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from talos_ray.config import Spec
-from talos_ray.core.surrogate import Surrogate, rank_correlation
+from talos_ray.core.surrogate import Surrogate, rank_correlation, sampled_rows
 from talos_ray.orchestrate.evaluation import SURROGATE_ROWS, Candidate, Coefficients, Found, Problem
 from talos_ray.orchestrate.search import Generations, Points
-from talos_ray.orchestrate.worker import sampled_rows
 
 WORTH = 0.002  # gain that the best of a generation must promise
 TRUSTED = 0.3  # rank correlation of predicted and true objectives below which the surrogate is left

@@ -20,6 +20,7 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
+from talos_ray.core.surrogate import sampled_rows
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.models import Family, build_model
 from talos_ray.storage.run_folder import RunFolder
@@ -173,11 +174,6 @@ class Workbench:
             features = self.family.logits(inputs, every)
             found.append((features.float().cpu(), (features @ head.T).argmax(-1).cpu(), labels.cpu()))
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def sampled_rows(n: int, most: int) -> torch.Tensor:
-    """At most `most` of n row numbers, evenly spaced (int64, ascending)."""
-    return torch.arange(n) if n <= most else torch.arange(most) * n // most
 
 
 _benches: dict[str, Workbench] = {}
