@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from talos_ray.api import Run, edit, open_run
     from talos_ray.config import Spec, Task
-    from talos_ray.errors import CorruptError, MismatchError, SpecError, StorageError, TalosError
+    from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
     from talos_ray.spec import load_spec
 
 _HOME = {
     "edit": "api", "open_run": "api", "Run": "api", "Spec": "config", "Task": "config", "load_spec": "spec",
     "TalosError": "errors", "SpecError": "errors", "MismatchError": "errors", "CorruptError": "errors", "StorageError": "errors",
+    "ConflictError": "errors",
 }  # fmt: skip
 __all__ = [
+    "ConflictError",
     "CorruptError",
     "MismatchError",
     "Run",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from talos_ray.config import Spec, Task
 from talos_ray.core.compose import Composer
@@ -13,11 +15,15 @@ from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
 from talos_ray.core.merging import merged
-from talos_ray.errors import MismatchError, TalosError
+from talos_ray.core.paired import Answers
+from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
 from talos_ray.models import Family, base_tensors, load_model
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.tasks import Split, load_rows, load_task
+from talos_ray.trust import compare, versions
+from talos_ray.trust.export import export
 
 
 def edit(
@@ -118,7 +124,10 @@ class Run:
     @property
     def deltas(self) -> dict[str, Delta]:
         """The deltas (task vectors) that head is made of; at the base, those on storage."""
-        wanted = self.version["deltas"] or {t["name"]: None for t in self.info["spec"]["tasks"]}
+        return self._deltas(self.version["deltas"] or {t["name"]: None for t in self.info["spec"]["tasks"]})
+
+    def _deltas(self, wanted: Mapping[str, str | None]) -> dict[str, Delta]:
+        """By task and fingerprint."""
         found = {}
         for task, mark in wanted.items():
             delta = self.folder.load_delta(task, mark)
@@ -130,27 +139,36 @@ class Run:
             found[task] = delta
         return found
 
-    def model(self) -> Family:
-        """The model at head: `.module` is the edited network, checked bitwise against the version's fingerprint.
+    def model(self, version: int | None = None) -> Family:
+        """The model at a version (head, if none is named): `.module` is the edited network, checked bitwise against the
+        version's fingerprint.
 
         Raises:
-            MismatchError: the model named in the spec is not the base that this run was made from.
+            MismatchError: the model named in the spec is not the base that this run was made from. TalosError: no such version.
         """
+        return self._composed(self._version(version))[0]
+
+    def _version(self, number: int | None) -> dict:
+        return self.folder.load_version(self.head if number is None else number)
+
+    def _composed(self, version: Mapping) -> tuple[Family, dict[str, torch.Tensor]]:
+        """The model at a version, and the base's tensors."""
         family = load_model(self.info["spec"]["model"])
-        base = fingerprint(base_tensors(family))
+        tensors = {n: t.clone() for n, t in base_tensors(family).items()}
+        base = fingerprint(tensors)
         if base != self.info["base"]:
             raise MismatchError(
                 f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
             )
-        version = self.version
-        rows = merged(self.deltas, self.mask, **version.get("merge", {}))
-        Composer(family.module, self.mask, list(rows.values()), base).compose(version["coefficients"])
+        if version["deltas"]:
+            rows = merged(self._deltas(version["deltas"]), self.mask, **version.get("merge", {}))
+            Composer(family.module, self.mask, list(rows.values()), base).compose(version["coefficients"])
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
             raise MismatchError(
                 f"version {version['version']} composes to {found[:12]}, but was recorded as {version['model'][:12]}; mask or deltas were changed"
             )
-        return family
+        return family, tensors
 
     def rollback(self, version: int | None = None, reason: str | None = None) -> Run:
         """Move head to an earlier version (the one before, if none is named). Exact: the model is recomposed from the
@@ -165,8 +183,96 @@ class Run:
             raise TalosError(
                 f"version {head} is the first of run {self.path!r}; there is nothing before it to roll back to"
             )
-        self.folder.set_head(number, "rollback", was=head, reason=reason)
+        versions.rollback(self.folder, number, reason)
         return self
+
+    def approve(self, version: int, *, by: str, reason: str) -> Run:
+        """Put a version in force that its gate kept aside. Recorded with who and why.
+
+        Raises:
+            TalosError: no such version, or it needs no approval.
+        """
+        versions.approve(self.folder, version, by, reason)
+        return self
+
+    def held(self, version: int | None = None) -> bool:
+        """Whether a version's gate keeps it aside (the newest, if none is named)."""
+        return versions.is_held(
+            self.folder, self.folder.load_version(self.folder.versions()[-1] if version is None else version)
+        )
+
+    def verify(self, deep: bool = False) -> list[str]:
+        """What is not as the history says: every file of the run that was changed, removed or added, and every broken link of
+        the history. Empty if all is well.
+
+        Args:
+            deep: also compose every version and compare its fingerprint.
+        """
+        problems = history.verify(self.folder.store)
+        if deep and not problems:
+            for version in self.versions:
+                try:
+                    self._composed(version)
+                except TalosError as error:
+                    problems.append(str(error))
+        return problems
+
+    def diff(self, a: int, b: int) -> dict:
+        """How version b differs from version a: coefficients, summaries, and for every task that both answered on the same test
+        data how many inputs became right and wrong, with McNemar's exact p-value.
+
+        Raises:
+            TalosError: no such version.
+        """
+        return compare.diff(self.folder.load_version(a), self.folder.load_version(b), *self._answers(a, b))
+
+    def _answers(self, a: int, b: int) -> tuple[Answers, Answers]:
+        return self.folder.load_answers(a), self.folder.load_answers(b)
+
+    def compare(self, a: int, b: int, task: str | None = None, data: str | None = None) -> tuple[dict, str]:
+        """Two versions on the same inputs: `diff`, and a CSV of every input that they answer differently.
+
+        Args:
+            task, data: a task of the run and new data for it (all rows of a file or folder like its own); the run's test data,
+                if not given.
+
+        Raises:
+            SpecError: the data. TalosError: no such version or task.
+        """
+        spec, (heads, classes) = self.info["spec"], self.folder.load_heads()
+        tasks = {t["name"]: t for t in (*spec["tasks"], *spec["control"])}
+        first, second = self.folder.load_version(a), self.folder.load_version(b)
+        if data is None:
+            answers = self._answers(a, b)
+            splits = {t: self._test_inputs(tasks[t]) for t in answers[0].data}
+        else:
+            if task not in tasks:
+                raise TalosError(
+                    f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', tasks)}; it has: {', '.join(tasks)}"
+                )
+            kept = {k: v for k, v in tasks[task].items() if not k.endswith("split") and k != "config"}
+            rows = load_rows(Task.model_validate({**kept, "data": data, "classes": classes[task]}))
+            splits = {task: rows}
+            answers = tuple(compare.ask(self._composed(v)[0], task, rows, heads[task]) for v in (first, second))
+        return compare.diff(first, second, *answers), compare.changed_inputs(*answers, classes, splits)
+
+    def _test_inputs(self, task: Mapping) -> Split | None:
+        try:
+            return load_task(Task.model_validate(task), self.info["spec"]["seed"]).test
+        except SpecError:  # the data have moved; the answers are here all the same
+            return None
+
+    def export(self, to: str | Path, version: int | None = None, *, delta_only: bool = False) -> list[str]:
+        """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own library loads
+        it (open_clip: `local-dir:FOLDER`; transformers: `from_pretrained(FOLDER)`), or the changed weights alone; and the frozen
+        heads of all tasks. Returns the names of the files.
+
+        Raises:
+            SpecError: the folder is not empty. MismatchError: as in `model`.
+        """
+        found = self._version(version)
+        edited, base = self._composed(found)
+        return export(self.folder, found, edited, base, Path(to), delta_only=delta_only)
 
     def add(self, task: Task | str | dict, *, verbose: bool = False) -> Run:
         """Train one more task on the run's mask, and find all coefficients anew. The other deltas stay as they are.

@@ -19,12 +19,15 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Learn, merge and undo many tasks in one pretrained model.",
+    epilog="Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the newest version is kept aside by its gate; 130 interrupted.",
 )
+HELD = 3
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
 Reason = Annotated[Optional[str], typer.Option(help="Why; kept in the history.")]
 Folder = Annotated[str, typer.Argument(help="A run folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folder, instead of the spec's.")]
 
 
@@ -56,7 +59,7 @@ def demo(output: Output = "runs/demo", verbose: Verbose = False) -> None:
 @app.command()
 def status(
     run: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show a run's head: coefficients, target and control scores.
 
@@ -161,10 +164,108 @@ def forget(
     show(open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose))
 
 
+@app.command()
+def approve(
+    run: Folder,
+    version: Annotated[int, typer.Argument(help="A version that its gate kept aside.")],
+    by: Annotated[str, typer.Option(help="Who approves it.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+) -> None:
+    """Put a version in force although its gate does not let it through.
+
+    Example: talos approve runs/demo 3 --by "J. Doe" --reason "control task is outdated"
+    """
+    from talos_ray.api import open_run
+
+    show(open_run(run).approve(version, by=by, reason=reason))
+
+
+@app.command()
+def diff(
+    run: Folder,
+    a: Annotated[int, typer.Argument(help="A version.")],
+    b: Annotated[int, typer.Argument(help="Another.")],
+    as_json: Json = False,
+) -> None:
+    """Show how two versions differ, and whether that could be chance.
+
+    Example: talos diff runs/demo 0 1
+    """
+    from talos_ray.api import open_run
+
+    _show_change(open_run(run).diff(a, b), as_json)
+
+
+@app.command()
+def compare(
+    run: Folder,
+    a: Annotated[int, typer.Argument(help="A version.")],
+    b: Annotated[int, typer.Argument(help="Another.")],
+    data: Annotated[Optional[str], typer.Option(help="New data; the run's test data, if not given.")] = None,
+    task: Annotated[Optional[str], typer.Option(help="The task of the run that the new data belong to.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="CSV of every input that the two answer differently.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask two versions the same, and list what became right and what became wrong.
+
+    Example: talos compare runs/demo 0 1 --out changed.csv
+    """
+    from talos_ray.api import open_run
+
+    found, changed = open_run(run).compare(a, b, task, data)
+    _show_change(found, as_json)
+    if out:
+        out.write_text(changed)
+
+
+@app.command()
+def verify(
+    run: Folder,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also compose every version and compare its fingerprint.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every file and every event of a run; exit code 1 names what was changed, removed or added.
+
+    Example: talos verify runs/demo
+    """
+    from talos_ray.api import open_run
+
+    found = open_run(run)
+    problems, (events, newest) = found.verify(deep), found.folder.last_event()
+    if as_json:
+        print(json.dumps({"problems": problems, "events": events, "newest": newest}))
+    elif problems:
+        print("\n".join(problems))
+    else:
+        print(f"{run}: every file is as recorded in {events} events; the newest is {newest}")
+        print("Keep that hash elsewhere: it proves later that nothing was cut off the end of the history.")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Folder,
+    to: Annotated[Path, typer.Argument(help="A new folder.")],
+    version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
+    delta: Annotated[bool, typer.Option("--delta", help="Only the weights that changed.")] = False,
+) -> None:
+    """Write a version with its model card: a whole model that its own library loads, or only the weights that changed.
+
+    Example: talos export runs/demo exported
+    """
+    from talos_ray.api import open_run
+
+    names = open_run(run).export(to, version, delta_only=delta)
+    print(f"{to}: {', '.join(names)}")
+
+
 @app.command("log")
 def log_(
     run: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the history: who did what, when. Fails if an event was changed or removed.
 
@@ -184,8 +285,28 @@ def log_(
     Console().print(table)
 
 
+def _show_change(found: dict, as_json: bool) -> None:
+    """Print a `Run.diff`."""
+    if as_json:
+        print(json.dumps(found, indent=1, sort_keys=True))
+        return
+    a, b = found["versions"]
+    for task, (before, after) in found["coefficients"].items():
+        if before != after:
+            print(f"coefficient of {task}: {before:g} -> {after:g}")
+    table = Table("task", f"version {a}", f"version {b}", "became right", "became wrong", "n", "p (McNemar)")
+    for task, c in found["tasks"].items():
+        table.add_row(
+            task, f"{c['before']:.3f}", f"{c['after']:.3f}", str(c["won"]), str(c["lost"]), str(c["n"]), f"{c['p']:.2g}"
+        )
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print("p: how often as large a difference would come by chance; below 0.05 it is hardly that.")
+    if found["not comparable"]:
+        print(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
+
+
 def show(run) -> None:
-    """Print a run's head as the table of target and control scores."""
+    """Print a run's head as the table of target and control scores; exit code 3 if a newer version is kept aside."""
     from talos_ray.storage.run_folder import kind_of
 
     version = run.version
@@ -215,6 +336,14 @@ def show(run) -> None:
             f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas {a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
         )
     print(f"report: {run.folder.store.path('report/index.html')}")
+    if run.held():
+        from talos_ray.trust.versions import standing
+
+        number = run.folder.versions()[-1]
+        print(
+            f"{standing(run.folder, number)}\nto put it in force all the same: talos approve {run.path} {number} --by NAME --reason TEXT"
+        )
+        sys.exit(HELD)
 
 
 def guard(program: str, work: Callable[[], object]) -> int:

@@ -154,6 +154,20 @@ class Search(_Settings):
         return shared + (0 if self.method == "grid" else self.trials)
 
 
+class Gate(_Settings):
+    """What must hold on test data before a version becomes head. Judged with 95 % intervals on paired answers; null asks nothing."""
+
+    control_keep: Share | None = Field(0.95, description="share of the base's score that every control task must keep")
+    target_keep: Share | None = Field(
+        None, description="share of the base's score below which no target task may fall; 1 for 'none gets worse'"
+    )
+    target_gain: float | None = Field(None, description="least gain of the targets' mean accuracy over the base's")
+    disentanglement: Share | None = Field(
+        None, description="most disentanglement error: predictions that the other edits change, mean over tasks"
+    )
+    strict: bool = Field(False, description="keep aside, too, what there is not enough test data to tell of")
+
+
 class Cluster(_Settings):
     """Where it runs. Without an address Ray starts on this machine."""
 
@@ -254,6 +268,7 @@ class Spec(_Settings):
     calibration: Calibration = Calibration()
     train: Train = Train()
     search: Search = Search()
+    gate: Gate = Gate()
     baseline: Baseline = Baseline()
     cluster: Cluster = Cluster()
 

@@ -26,6 +26,10 @@ class StorageError(TalosError):
     """Storage refuses a write, or is full."""
 
 
+class ConflictError(TalosError):
+    """Another process changed the run in the meantime. Nothing was changed by this one."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of `known`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

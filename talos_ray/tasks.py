@@ -45,6 +45,11 @@ class Split:
             digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
+    def words(self, i: int) -> str:
+        """One input so that a person finds it: its text, its file, or its number."""
+        value = self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
+        return value if isinstance(value, str) else (value.get("path") or f"row {i}")
+
 
 def _content(value: object) -> bytes:
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
@@ -139,6 +144,23 @@ def _load_task(settings: str, seed: int) -> TaskData:
         if n
     }
     return TaskData(task, classes, **_cut_missing(task, parts, seed))
+
+
+def load_rows(task: Task) -> Split:
+    """All rows of a task's data (of its test split, if it has one), with the classes that the task names; nothing is cut.
+
+    Raises:
+        SpecError: as `load_task`.
+    """
+    splits = _load_splits(task)
+    name = task.test_split or ("test" if "test" in splits else next(iter(splits)))
+    if name not in splits:
+        raise SpecError(
+            f"task {task.name!r}: {task.data} has no split {name!r}; it has: {', '.join(splits)}; set test_split to one of them"
+        )
+    _check_columns(task, splits[name], name)
+    labels = _labels(task, splits[name], name, _classes(task, [splits[name]]))
+    return Split(_as_inputs(task, splits[name], name), task.input, labels)
 
 
 def _load_splits(task: Task) -> dict[str, Any]:

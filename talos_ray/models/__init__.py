@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -33,6 +34,9 @@ class Family(Protocol):
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Inputs [n, ...] -> logits [n, classes]."""
+
+    def save(self, folder: Path) -> None:
+        """Write the whole model, as its own library loads it."""
 
 
 def _home(name: str):

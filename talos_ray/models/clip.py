@@ -8,7 +8,8 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import load_file
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 
 from talos_ray.errors import SpecError, nearest
 
@@ -20,8 +21,8 @@ class Clip:
 
     edited = "visual."
 
-    def __init__(self, module: torch.nn.Module, transform, tokenizer) -> None:
-        self.module, self.transform, self.tokenizer = module.eval(), transform, tokenizer
+    def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:
+        self.module, self.transform, self.tokenizer, self.config = module.eval(), transform, tokenizer, config
 
     def preprocess(self, examples: list) -> torch.Tensor:
         return torch.stack([self.transform(image) for image in examples])  # [n, 3, side, side]
@@ -37,6 +38,12 @@ class Clip:
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         return self.module.encode_image(inputs, normalize=True) @ head.T
+
+    def save(self, folder: Path) -> None:
+        """For `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
+        save_file({n: t.contiguous() for n, t in self.module.state_dict().items()}, folder / HF_SAFE_WEIGHTS_NAME)
+        told = {"model_cfg": self.config, "preprocess_cfg": open_clip.model.get_model_preprocess_cfg(self.module)}
+        (folder / HF_CONFIG_NAME).write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -76,7 +83,7 @@ def load(name: str, pretrained: bool = True) -> Clip:
         raise SpecError(
             f"model {name!r}: weights {weights!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from None
-    return Clip(model, transform, tokenizer)
+    return Clip(model, transform, tokenizer, open_clip.get_model_config(arch))
 
 
 def _demo(pretrained: bool) -> Clip:
@@ -84,13 +91,10 @@ def _demo(pretrained: bool) -> Clip:
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if pretrained:
         model.load_state_dict(load_file(DEMO / "clip.safetensors"))  # float16 on disk, float32 in memory
-    transform = open_clip.image_transform(
-        config["vision_cfg"]["image_size"],
-        is_train=False,
-        mean=open_clip.OPENAI_DATASET_MEAN,
-        std=open_clip.OPENAI_DATASET_STD,
-    )
+    size, mean, std = config["vision_cfg"]["image_size"], open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    open_clip.model.set_model_preprocess_cfg(model, {"size": size, "mean": mean, "std": std})
+    transform = open_clip.image_transform(size, is_train=False, mean=mean, std=std)
     tokenizer = open_clip.SimpleTokenizer(
         str(DEMO / "merges.txt.gz"), context_length=config["text_cfg"]["context_length"]
     )
-    return Clip(model, transform, tokenizer)
+    return Clip(model, transform, tokenizer, config)

@@ -19,6 +19,7 @@ SCALE = (
     20.0  # of the cosine between a text and a class, as sentence-transformers trains with it (Reimers & Gurevych, 2019)
 )
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
+POOLING, LENGTH = "1_Pooling/config.json", "sentence_bert_config.json"  # as sentence-transformers names them
 HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -63,6 +64,22 @@ class Encoder:
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         return self._features(inputs) @ head.T
 
+    def save(self, folder: Path) -> None:
+        """For `AutoModel.from_pretrained(FOLDER)`; how to pool goes beside it, as sentence-transformers reads it."""
+        self.module.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / POOLING).parent.mkdir()
+        modes = {"pooling_mode_cls_token": self.pooling == "cls", "pooling_mode_mean_tokens": self.pooling == "mean"}
+        width = self.module.config.hidden_size
+        (folder / POOLING).write_text(json.dumps({"word_embedding_dimension": width, **modes}) + "\n")
+        (folder / LENGTH).write_text(json.dumps({"max_seq_length": self.length, "do_lower_case": False}) + "\n")
+        kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        told = [
+            {"idx": i, "name": str(i), "path": at, "type": f"sentence_transformers.models.{k}"}
+            for i, (at, k) in enumerate(kinds)
+        ]
+        (folder / "modules.json").write_text(json.dumps(told) + "\n")
+
 
 def _blocks(module: nn.Module) -> str:
     """Name of the list of transformer blocks. What stands outside (a pooler, for instance) may not be used at all, and
@@ -105,8 +122,8 @@ def load(name: str, pretrained: bool = True) -> Encoder:
             module = AutoModel.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    pooling = "cls" if _file(where, "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
-    longest = _file(where, "sentence_bert_config.json").get("max_seq_length") or LONGEST
+    pooling = "cls" if _file(where, POOLING).get("pooling_mode_cls_token") else "mean"
+    longest = _file(where, LENGTH).get("max_seq_length") or LONGEST
     return Encoder(module, tokenizer, pooling, min(longest, LONGEST, tokenizer.model_max_length))
 
 

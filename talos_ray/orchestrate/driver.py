@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+
 from talos_ray.config import Spec
 from talos_ray.core.delta import Delta
 from talos_ray.core.mask import DATA_FREE, Mask, mask_from_flags, select
+from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
 from talos_ray.progress import Progress
-from talos_ray.storage import history
 from talos_ray.storage.files import Store
-from talos_ray.storage.run_folder import RunFolder, load_mask, software
+from talos_ray.storage.run_folder import RunFolder, load_mask
+from talos_ray.trust import versions
 
 
 def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = None) -> RunFolder:
@@ -39,7 +42,9 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
 
         started_at = time.monotonic()
         with on_ray(prepared, folder, verbose, progress) as session:
-            _open_folder(prepared, folder)
+            heads = {t: torch.from_numpy(h) for t, h in prepared.heads.items()}
+            classes = {t: d.classes for t, d in prepared.data.items()}
+            folder.begin(spec.model_dump(mode="json"), prepared.base, prepared.identity, heads, classes)
             session.share()
             mask = mask or _calibrate(session)
             arms = arms_of(prepared, mask)
@@ -55,12 +60,6 @@ def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
         return None
     key = version_key(p, done[SPARSE], done.get(DENSE, {}))
     return next((n for n in folder.versions() if folder.load_version(n).get("key") == key), None)
-
-
-def _open_folder(p: Prepared, folder: RunFolder) -> None:
-    fresh, spec = not folder.store.exists("run.json"), p.spec.model_dump(mode="json")
-    folder.write_info(spec, p.base, p.identity)
-    history.append(folder.store, "start" if fresh else "resume", base=p.base, spec=spec, software=software())
 
 
 def _calibrate(session) -> Mask:
@@ -84,7 +83,9 @@ def _calibrate(session) -> Mask:
         )  # fmt: skip
         mask = Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
     session.folder.save_mask(mask, p.base)
-    history.append(session.folder.store, "calibrate", base=p.base, mask=mask.fingerprint, k=mask.k, inputs=p.mask_key)
+    session.folder.record(
+        "calibrate", ["mask.safetensors"], base=p.base, mask=mask.fingerprint, k=mask.k, inputs=p.mask_key
+    )
     progress.end("calibrate", f"mask {mask.fingerprint[:12]}, {mask.k:,} of {mask.layout.total:,} weights")
     return mask
 
@@ -115,7 +116,7 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         train(session.shared_ref, bits, jobs, spec.cluster, teams, session.scratch, on_status)
         again = sum(progress.restarts.values())
         if again:
-            history.append(session.folder.store, "teams restarted", restarts=again)
+            session.folder.record("teams restarted", restarts=again)
         notes = [f"{len(jobs)} trained"] + ([f"{kept} kept"] if kept else [])
         told = f"{', '.join(notes)} by {min(teams, len(jobs))} team(s)"
         progress.end("train", told + (f", {again} restart(s)" if again else ""))
@@ -127,15 +128,16 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
             )
     if jobs:
         made = {j.task.name: deltas[SPARSE][j.task.name].fingerprint for j in jobs if j.arm == SPARSE}
-        history.append(session.folder.store, "train", mask=arms[0].mask.fingerprint, deltas=made)
+        files = [f"{'' if j.arm == SPARSE else 'baseline/'}deltas/{j.task.name}.safetensors" for j in jobs]
+        session.folder.record("train", files, mask=arms[0].mask.fingerprint, deltas=made)
     return deltas
 
 
 def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
-    progress, folder = session.progress, session.folder
+    progress = session.progress
     judge = session.judge()
     chosen = judge.search(arms, deltas)
-    version = judge.verify(arms, deltas, chosen)
+    version, base, now = judge.verify(arms, deltas, chosen)
     version["key"] = version_key(session.p, deltas[SPARSE], deltas.get(DENSE, {}))
     version["seconds"] = round(time.monotonic() - started_at, 1)
     version["stages"] = {
@@ -146,17 +148,18 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
         "object_store_peak": session.watch.peak,
     }
     session.watch.version(version["scores"], version["summary"])
-    if not folder.versions():
-        folder.add_version(judge.base_version(version), "version")
-    publish(folder, progress, version, "version")
+    publish(session, version, base, now, "version")
 
 
-def publish(folder: RunFolder, progress: Progress, version: dict, operation: str, **details: object) -> int:
-    """Make a version head, and write the report on it. Returns its number."""
-    number = folder.add_version(version, operation, **details)
+def publish(
+    session, version: dict, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
+) -> int:
+    """Make a version, and put it in force if its gate holds. The first one of a run is preceded by the base. Returns its number."""
+
+    progress, folder = session.progress, session.folder
     progress.begin("report", "tables and plots")
-    from talos_ray.report.page import write_report
-
-    write_report(folder)
-    progress.end("report", f"version {number} is head; report in {folder.store.path('report/index.html')}")
+    if not folder.versions():
+        versions.publish(folder, versions.base_version(version), base, base, "version")
+    number = versions.publish(folder, version, base, now, operation, at=at, **details)
+    progress.end("report", versions.standing(folder, number))
     return number

@@ -18,6 +18,7 @@ from talos_ray.core.metrics import MergeObjective
 from talos_ray.orchestrate.cluster import WARM, options
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Coefficients = dict[str, float]
@@ -72,13 +73,13 @@ def measure(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str]
 
 
 @ray.remote(**WARM)
-def evaluate(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str], split: str) -> Counts:
-    """Right predictions of base + sum of coefficient x delta on some tasks."""
+def evaluate(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """What base + sum of coefficient x delta answers on the test data of some tasks: class numbers, int32 [n] each."""
     from talos_ray.orchestrate.worker import workbench
 
     bench = workbench(shared)
     bench.compose(arm, coefficients)
-    return {t: bench.correct(t, split)[0] for t in tasks}
+    return {t: bench.predicted(t, "test") for t in tasks}
 
 
 @ray.remote(**WARM)

@@ -14,6 +14,7 @@ import ray
 from talos_ray.config import Merge, Spec
 from talos_ray.core.delta import Delta
 from talos_ray.core.metrics import ForgetObjective, worst_kept
+from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError, nearest
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.driver import publish
@@ -60,13 +61,19 @@ class _Open:
         """Of a version of these; all other tasks of the run are looked at too."""
         return self.session.judge(self.of(targets), [t for t in self.prepared.targets if t not in targets])
 
-    def verified(self, judge: Judge, deltas: dict[str, Delta], coefficients: Coefficients) -> dict:
-        """Test scores of what the judge's shared `deltas` make under coefficients that need no search."""
+    def verified(
+        self, judge: Judge, deltas: dict[str, Delta], coefficients: Coefficients
+    ) -> tuple[dict, Answers, Answers]:
+        """A version and its answers: what the judge's shared `deltas` make under coefficients that need no search."""
         return judge.verify([self.arm], {SPARSE: deltas}, {SPARSE: {"way": SPARSE, "coefficients": coefficients}})
+
+    def publish(self, found: tuple[dict, Answers, Answers], operation: str, **details: object) -> int:
+        """Number of the version, if head is still what the operation began with."""
+        return publish(self.session, *found, operation, at=self.head["version"], **details)
 
 
 @contextmanager
-def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False) -> Iterator[tuple[_Open, Progress]]:
+def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False) -> Iterator[_Open]:
     """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked before
     anything starts."""
     folder = RunFolder(uri)
@@ -89,7 +96,7 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
         arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
         with on_ray(prepared, folder, verbose, progress) as session:
             session.share()
-            yield _Open(prepared, folder, arm, head, session), progress
+            yield _Open(prepared, folder, arm, head, session)
 
 
 def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> int:
@@ -100,7 +107,7 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
     """
     if not tasks:
         raise TalosError("no task to merge is named; wanted one or more of the run's target tasks; add their names")
-    with _opened(uri, tasks, verbose) as (run, progress):
+    with _opened(uri, tasks, verbose) as run:
         chosen_tasks = [t for t in run.prepared.targets if t in tasks]
         deltas = {SPARSE: run.arm.finished()}
         if missing := sorted(set(chosen_tasks) - set(deltas[SPARSE])):
@@ -109,9 +116,9 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
             )
         deltas[SPARSE] = {t: deltas[SPARSE][t] for t in chosen_tasks}
         judge = run.judge(chosen_tasks)
-        version = judge.verify([run.arm], deltas, judge.search([run.arm], deltas))
+        version, *answers = judge.verify([run.arm], deltas, judge.search([run.arm], deltas))
         version["key"] = version_key(judge.p, deltas[SPARSE], {})
-        return publish(run.folder, progress, version, "merge", tasks=chosen_tasks, reason=reason)
+        return run.publish((version, *answers), "merge", tasks=chosen_tasks, reason=reason)
 
 
 def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = False) -> int:
@@ -121,16 +128,16 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
     Raises:
         TalosError: head holds no edit of this task.
     """
-    with _opened(uri, [task], verbose, in_head=True) as (run, progress):
+    with _opened(uri, [task], verbose, in_head=True) as run:
         head = run.head
         left = [t for t in head["deltas"] if t != task]
         how = Merge.model_validate(head.get("merge", {"method": "linear"})) if left else Merge(method="linear")
         coefficients = {t: a for t, a in head["coefficients"].items() if t != task}
         deltas, judge = run.deltas(left), run.judge([t for t in head["targets"] if t != task])
         judge.share([run.arm], {SPARSE: deltas}, (how,))
-        version = run.verified(judge, deltas, coefficients)
+        version, *answers = run.verified(judge, deltas, coefficients)
         version |= {"kind": "removal", "forgotten": [t for t in head.get("forgotten", []) if t != task]}
-        return publish(run.folder, progress, version, "remove", task=task, reason=reason)
+        return run.publish((version, *answers), "remove", task=task, reason=reason)
 
 
 def forget(
@@ -149,12 +156,12 @@ def forget(
     """
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
-    with _opened(uri, [task], verbose) as (run, progress):
+    with _opened(uri, [task], verbose) as run:
         head = run.head
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
         how = Merge.model_validate(head.get("merge", {"method": "linear"}))
-        judge = run.judge(learnt)
+        judge, progress = run.judge(learnt), run.session.progress
         judge.share([run.arm], {SPARSE: deltas}, (how,))
         way = judge.ways[SPARSE]
         evaluator = judge.evaluator(way.ref, way.rows)
@@ -188,7 +195,7 @@ def forget(
             "search",
             f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
         )
-        version = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
+        version, *answers = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
         looks = inspect.options(**options(run.prepared.spec.cluster))
         models = {"base": {}, "before": head["coefficients"], "now": best.coefficients}
         seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task) for name, a in models.items()}
@@ -197,7 +204,7 @@ def forget(
         version |= {
             "kind": "negation", "negation": told, "forgotten": sorted({*head.get("forgotten", []), task}),
         }  # fmt: skip
-        return publish(run.folder, progress, version, "forget", task=task, keep=keep, reason=reason)
+        return run.publish((version, *answers), "forget", task=task, keep=keep, reason=reason)
 
 
 def _downwards(

@@ -150,6 +150,7 @@ def version_key(p: Prepared, deltas: Mapping[str, Delta], dense: Mapping[str, De
             {t: d.fingerprint for t, d in deltas.items()},
             {t: d.fingerprint for t, d in dense.items()},
             p.spec.search.model_dump(),
+            p.spec.gate.model_dump(),
             p.spec.baseline.model_dump(),
             p.controls,
             held_out,

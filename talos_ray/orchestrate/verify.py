@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import ray
 import torch
 
@@ -16,6 +17,7 @@ from talos_ray.core.disentangle import disentanglement, nonlinearity
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.merging import merged
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
+from talos_ray.core.paired import Answers
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Found, Ledger, Problem, evaluate
@@ -171,8 +173,11 @@ class Judge:
             "correlation": found[name].correlation, "fell_back": found[name].fell_back, "control_held": best.objective >= 0,
         }  # fmt: skip
 
-    def verify(self, arms, deltas: Mapping[str, Mapping[str, Delta]], chosen: Mapping[str, dict]) -> dict:
-        """Test scores of base, single edits and merged model of every arm; the content of a version."""
+    def verify(
+        self, arms, deltas: Mapping[str, Mapping[str, Delta]], chosen: Mapping[str, dict]
+    ) -> tuple[dict, Answers, Answers]:
+        """The content of a version: test scores of base, single edits and merged model of every arm; and what the base and the
+        merged model answered."""
         p = self.p
         self.progress.begin("verify", "test scores")
         everything = [*p.targets, *self.others, *p.controls]
@@ -180,27 +185,33 @@ class Judge:
         for plan in arms:
             requests.append((self.ways[chosen[plan.name]["way"]].ref, chosen[plan.name]["coefficients"], everything))
             requests += [(self.single[plan.name], {t: 1.0}, [t]) for t in p.targets]
-        refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks, "test") for arm, a, tasks in requests]
-        counts = iter(self._wait(refs, "test", "verify"))
-        base = next(counts)
-        result = {}
+        refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks) for arm, a, tasks in requests]
+        answers = iter([self._answers(found) for found in self._wait(refs, "test", "verify")])
+        base = next(answers)
+        result, merged_answers = {}, {}
         for plan in arms:
-            together = next(counts)
-            single = {t: next(counts)[t] for t in p.targets}
+            together = merged_answers[plan.name] = next(answers)
+            single = {t: next(answers).counts(t) for t in p.targets}
             result[plan.name] = self._arm_result(plan, deltas[plan.name], chosen[plan.name], base, together, single)
         sparse, way = result[arms[0].name], self.ways[chosen[arms[0].name]["way"]]
+        now = merged_answers[arms[0].name]
+        model, tensors = self._composed(arms[0].mask, way.rows, sparse["coefficients"])
         version = {
             "kind": "addition",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "base": p.base,
             "mask": arms[0].mask.fingerprint,
             "deltas": {t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
-            "model": self._model_fingerprint(arms[0].mask, way.rows, sparse["coefficients"]),
+            "model": model,
             "merge": way.how.model_dump(),
             "targets": p.targets,
             "others": list(self.others),
             "controls": p.controls,
             **sparse,
+            "impact": {
+                "tensors": tensors,
+                "flipped": {t: float((base.predicted[t] != now.predicted[t]).float().mean()) for t in everything},
+            },
             "baseline": result.get("dense"),
         }
         means = version["summary"]
@@ -210,13 +221,21 @@ class Judge:
             if p.targets
             else "no target task is left",
         )
-        return version
+        return version, base, now
+
+    def _answers(self, found: Mapping[str, np.ndarray]) -> Answers:
+        test = {t: self.p.data[t].test for t in found}
+        return Answers(
+            {t: torch.from_numpy(a.copy()) for t, a in found.items()},
+            {t: s.labels for t, s in test.items()},
+            {t: s.fingerprint() for t, s in test.items()},
+        )
 
     def _arm_result(self, plan, deltas, chosen: dict, base, merged, single) -> dict:
         p = self.p
         scores = {}
         for t in (*p.targets, *self.others, *p.controls):
-            scores[t] = {"base": accuracy(*base[t]).as_dict(), "merged": accuracy(*merged[t]).as_dict()}
+            scores[t] = {"base": accuracy(*base.counts(t)).as_dict(), "merged": accuracy(*merged.counts(t)).as_dict()}
             if t in single:
                 scores[t]["single"] = accuracy(*single[t]).as_dict()
         values = {
@@ -247,28 +266,27 @@ class Judge:
             },
         }
 
-    def _model_fingerprint(self, mask, deltas: Mapping[str, Delta], coefficients: Mapping[str, float]) -> str:
-        """Fingerprint of the composed model; proves on the way that rolling back gives the base's own bytes."""
+    def _composed(
+        self, mask, deltas: Mapping[str, Delta], coefficients: Mapping[str, float]
+    ) -> tuple[str, dict[str, dict]]:
+        """Fingerprint of the composed model, and how many weights of each tensor changed and how far (norm of the change over
+        norm of the base). Proves on the way that rolling back gives the base's own bytes."""
         family = load_model(self.p.spec.model)
         composer = Composer(family.module, mask, list(deltas.values()), self.p.base)
         composer.compose(coefficients)
-        composed = fingerprint(base_tensors(family))
+        now = base_tensors(family)
+        composed, tensors = fingerprint(now), {}
+        for name in self.p.layout.names:
+            if changed := int((now[name] != self.p.tensors[name]).sum()):
+                before = self.p.tensors[name].float()
+                far = float((now[name].float() - before).norm() / before.norm().clamp(min=1e-30))
+                tensors[name] = {"changed": changed, "weights": before.numel(), "relative": far}
         composer.rollback()
         if fingerprint(base_tensors(family)) != self.p.base:
             raise AssertionError(
                 "rolling back did not restore the base's fingerprint: this is a bug in talos_ray; nothing was changed"
             )
-        return composed
-
-    def base_version(self, version: dict) -> dict:
-        """Version 0: the base itself, with the scores measured in the same pass."""
-        scores = {t: {"base": s["base"], "merged": s["base"]} for t, s in version["scores"].items()}
-        zero_shot = version["summary"]["zero_shot"]
-        return {
-            "kind": "base", "created": version["created"], "base": self.p.base, "mask": version["mask"], "deltas": {}, "model": self.p.base,
-            "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
-            "summary": {"zero_shot": zero_shot, "merged": zero_shot, "control_kept": dict.fromkeys(version["controls"], 1.0)},
-        }  # fmt: skip
+        return composed, tensors
 
 
 def _means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

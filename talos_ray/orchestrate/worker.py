@@ -164,6 +164,13 @@ class Workbench:
         return (right, len(mine)), torch.cat(kept)
 
     @torch.inference_mode()
+    def predicted(self, task: str, split: str, batch_size: int = 256) -> np.ndarray:
+        """Class numbers, int32 [n], that the model as it stands predicts."""
+        examples, logits = self.examples(task, split), self.logits(task)
+        index = torch.arange(len(examples)).split(batch_size)
+        return torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index]).int().cpu().numpy()
+
+    @torch.inference_mode()
     def outputs(self, task: str, split: str, most: int, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
         examples, found = self.examples(task, split), []

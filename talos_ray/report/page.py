@@ -1,12 +1,12 @@
-"""Write report/index.html and report/scores.csv for the version at head."""
+"""The report on a version: one page that opens offline, and its numbers as CSV and spreadsheet."""
 
 from __future__ import annotations
 
-import csv
 import html
-import io
+from collections.abc import Mapping
 
-from talos_ray.report import plots
+from talos_ray import gate
+from talos_ray.report import plots, tables
 from talos_ray.storage.run_folder import RunFolder, kind_of
 
 CSS = """
@@ -15,7 +15,7 @@ CSS = """
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:66rem;margin:0 auto;padding:1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-top:1px solid var(--line);padding-top:1rem}
 p.how{color:var(--dim)}.decision{font-size:1.15rem;border-left:.3rem solid;padding:.5rem 1rem;font-weight:600}
-.pass{border-color:var(--good);color:var(--good)}.hold{border-color:var(--bad);color:var(--bad)}
+.pass{border-color:var(--good);color:var(--good)}.hold{border-color:var(--bad);color:var(--bad)}.open{border-color:var(--dim)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}
 svg{width:100%;height:auto}small{color:var(--dim)}@media print{body{max-width:none}h2{break-after:avoid}svg{break-inside:avoid}}
@@ -32,33 +32,33 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return f"<div class=wide><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def decision(version: dict, control_keep: float) -> tuple[bool, str]:
-    """Whether every control task holds on test data, and the sentence that says so."""
-    kept = version["summary"]["control_kept"]
-    fallen = {c: k for c, k in kept.items() if k < control_keep}
-    notes, means = [], version["summary"]
+def decision(version: Mapping, approved: Mapping | None = None) -> tuple[str, str]:
+    """'pass', 'hold' or 'open', and the sentence that says why: what the gate says of a version, or who approved it."""
+    notes, means, scores = [], version["summary"], version["scores"]
+    if version["kind"] == "base":
+        return "pass", "This is the base, as it was before any edit."
     if "merged" in means:
         gain = means["merged"] - means["zero_shot"]
         notes.append(f"targets {means['zero_shot']:.3f} to {means['merged']:.3f} ({gain:+.3f})")
+    notes += [f"{c} keeps {k:.1%} of its base score" for c, k in means["control_kept"].items()]
     for task in version.get("forgotten", ()):
-        s = version["scores"][task]
+        s = scores[task]
         notes.append(f"{task} forgotten, {s['base']['value']:.3f} in the base and {s['merged']['value']:.3f} now")
-    words = "; ".join(notes) or "no target task is left"
-    if fallen:
-        worst = min(fallen, key=fallen.get)
-        return (
-            False,
-            f"Hold: control task {worst} keeps {fallen[worst]:.1%} of its base score, wanted at least {control_keep:.0%}; {words}.",
-        )
-    held = ", ".join(f"{c} keeps {k:.1%}" for c, k in kept.items()) or "no control task was given"
-    return True, f"Pass: {held}; {words}."
+    words, judged = "; ".join(notes) or "no target task is left", version["gate"]
+    why = "; ".join(gate.told(judged))
+    if approved:
+        return "pass", f"Approved by {approved['by']} ({approved['reason']}), although: {why}. {words}."
+    if judged["result"] == gate.PASS:
+        return "pass", f"Pass: {words}." if judged["checks"] else f"No gate and no control task: {words}."
+    if judged["result"] == gate.FAIL:
+        return "hold", f"Hold: {why}. {words}."
+    return ("hold" if judged["settings"]["strict"] else "open"), f"Not enough data to tell: {why}. {words}."
 
 
-def write_report(folder: RunFolder) -> None:
-    """Report on head. Numbers are those of its version file, to the digits shown."""
-    version, info = folder.load_version(folder.head), folder.info()
+def render(folder: RunFolder, info: Mapping, version: dict, approved: Mapping | None = None) -> dict[str, bytes]:
+    """The report on one version: {"html": the page, "csv": its scores, "xlsx": all tables}. Numbers are the version's, to the digits shown."""
     spec = info["spec"]
-    good, sentence = decision(version, spec["search"]["control_keep"])
+    standing, sentence = decision(version, approved)
     scores, targets = version["scores"], version["targets"]
     rows = []
     shown = (*targets, *version.get("others", ()), *version["controls"])
@@ -81,12 +81,14 @@ def write_report(folder: RunFolder) -> None:
         )
     parts = [
         f"<h1>{html.escape(spec['output'])}: version {version['version']}</h1>",
-        f'<p class="decision {"pass" if good else "hold"}">{html.escape(sentence)}</p>',
+        f'<p class="decision {standing}">{html.escape(sentence)}</p>',
         "<h2>Targets and control, side by side</h2>",
         "<p class=how>Accuracy on test data with 95 % intervals. The merged model should gain on targets and hold on control; single is what each edit reaches alone.</p>",
         _table(["task", "kind", "coefficient", "base", "merged", "change", "single", "n"], rows),
         plots.scores({t: scores[t] for t in shown}),
     ]
+    if checks := version.get("gate", {}).get("checks"):
+        parts += _gate(checks)
     if told := version.get("negation"):
         parts += [
             f"<h2>How {html.escape(told['task'])} was forgotten</h2>",
@@ -107,11 +109,57 @@ def write_report(folder: RunFolder) -> None:
             ),
         ]
     parts += _comparison(version)
+    parts += _scope(version)
+    so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
+    parts += _drift(so_far)
     parts += _how_it_was_made(folder, version, info)
     title = f"talos_ray: {html.escape(spec['output'])}"
     page = f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
-    folder.store.write("report/scores.csv", _csv(version).encode())
-    folder.store.write("report/index.html", page.encode())
+    sheets = {
+        "scores": tables.scores(version), "gate": tables.checks(version), "impact": tables.impact(version), "versions": tables.drift(so_far),
+    }  # fmt: skip
+    return {"html": page.encode(), "csv": tables.as_csv(sheets["scores"]), "xlsx": tables.as_xlsx(sheets, sentence)}
+
+
+def _gate(checks: list[dict]) -> list[str]:
+    rows = [
+        [
+            html.escape(c["what"] + (f" {c['task']}" if c["task"] else "")), f"{c['wanted']:.3f}",
+            f"{c['value']:.3f} <small>{c['low']:.3f}-{c['high']:.3f}</small>", str(c["n"] or ""),
+            c["result"] + (f", {c['more']:,} more inputs needed" if c["more"] else ""),
+        ]
+        for c in checks
+    ]  # fmt: skip
+    return [
+        "<h2>The gate</h2>",
+        "<p class=how>What the spec wants of every version. A condition is met when its whole 95 % interval is; where the interval lies on both sides, more test data would tell.</p>",
+        _table(["condition", "wanted", "found", "n", "result"], rows),
+    ]
+
+
+def _scope(version: Mapping) -> list[str]:
+    impact = version.get("impact")
+    if not impact or not impact["tensors"]:
+        return []
+    changed = sum(t["changed"] for t in impact["tensors"].values())
+    flipped = [[html.escape(t), kind_of(version, t), f"{share:.1%}"] for t, share in impact["flipped"].items()]
+    return [
+        "<h2>How far the change reaches</h2>",
+        f"<p class=how>{changed:,} weights in {len(impact['tensors'])} tensors differ from the base; every other weight is bitwise the same. A bar is the length of a tensor's change relative to its own: a long one is a part of the model that this version leans on.</p>",
+        plots.impact(impact["tensors"]),
+        "<p class=how>Test inputs that are answered differently than by the base. On targets that is the purpose; on control tasks it is the price, also where the score stays the same.</p>",
+        _table(["task", "kind", "answers changed"], flipped),
+    ]
+
+
+def _drift(versions: list[Mapping]) -> list[str]:
+    if len(versions) < 2:
+        return []
+    return [
+        "<h2>Scores over versions</h2>",
+        "<p class=how>Test accuracy of every task in every version so far. A control line that sinks from left to right is the price of many edits.</p>",
+        plots.drift(versions),
+    ]
 
 
 def _comparison(version: dict) -> list[str]:
@@ -260,16 +308,3 @@ def _search_words(found: dict) -> str:
     if found["correlation"] is not None:
         words += f" The surrogate's predictions ranked them as the truth did to a rank correlation of {found['correlation']:.2f}."
     return words + (" That was too little, so Optuna went on." if found["fell_back"] else "")
-
-
-def _csv(version: dict) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["task", "kind", "coefficient", "model", "accuracy", "low", "high", "n"])
-    for task, kinds in version["scores"].items():
-        kind = kind_of(version, task)
-        for model, s in kinds.items():
-            writer.writerow(
-                [task, kind, version["coefficients"].get(task, ""), model, s["value"], s["low"], s["high"], s["n"]]
-            )
-    return out.getvalue()

@@ -59,13 +59,36 @@ def _legend(axes, columns: int = 4) -> None:
 
 def mask_by_tensor(density: Mapping[str, float]) -> str:
     """Share of masked weights in every tensor that could hold some."""
-    names = list(density)
-    figure, axes = _axes(max(2.0, 0.16 * len(names)), "share of weights that may change", "")
-    axes.barh(range(len(names)), list(density.values()), color=PALETTE[0])
-    axes.set_yticks(range(len(names)), names, fontsize=6)
+    return _bars(density, "share of weights that may change", "Share of masked weights by tensor", 1.0)
+
+
+def impact(tensors: Mapping[str, Mapping[str, float]]) -> str:
+    """Norm of the change over norm of the base, in every tensor that changed."""
+    far = {name: t["relative"] for name, t in tensors.items()}
+    return _bars(far, "length of the change / length of the base", "Relative change of every tensor that changed")
+
+
+def _bars(values: Mapping[str, float], title_x: str, description: str, limit: float | None = None) -> str:
+    figure, axes = _axes(max(2.0, 0.16 * len(values)), title_x, "")
+    axes.barh(range(len(values)), list(values.values()), color=PALETTE[0])
+    axes.set_yticks(range(len(values)), list(values), fontsize=6)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    return _svg(figure, "Share of masked weights by tensor")
+    axes.set_xlim(0, limit)
+    return _svg(figure, description)
+
+
+def drift(versions: Sequence[Mapping]) -> str:
+    """Test accuracy of every task over versions; control tasks are dashed."""
+    figure, axes = _axes(3.0, "version", "accuracy on test data")
+    tasks = list(dict.fromkeys(t for v in versions for t in v["scores"]))
+    for task, color in zip(tasks, PALETTE * 100, strict=False):
+        found = [(v["version"], v["scores"][task]["merged"]["value"]) for v in versions if task in v["scores"]]
+        style = "o--" if task in versions[-1]["controls"] else "o-"
+        axes.plot(*zip(*found, strict=True), style, label=task, color=color, markersize=3, linewidth=1.2)
+    axes.set_xticks([v["version"] for v in versions])
+    axes.set_ylim(0, 1)
+    _legend(axes)
+    return _svg(figure, "Accuracy of every task over versions")
 
 
 def stability(points: Sequence[Mapping[str, float]]) -> str:

@@ -59,6 +59,12 @@ class Store:
         found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
         return sorted(i.base_name for i in found if i.type == pafs.FileType.File and not i.base_name.startswith("."))
 
+    def walk(self) -> list[str]:
+        """Names of all finished files in the folder and those below, sorted; as `list`."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.root, recursive=True, allow_not_found=True))
+        names = (str(PurePosixPath(i.path).relative_to(self.root)) for i in found if i.type == pafs.FileType.File)
+        return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
+
     def read(self, name: str) -> bytes:
         with self.fs.open_input_stream(self.path(name)) as stream:
             return stream.read()
@@ -167,7 +173,7 @@ class Store:
         return value
 
     def write_json(self, name: str, value: Mapping, patience: float | None = None) -> None:
-        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), patience)
+        self.write(name, as_json(value), patience)
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict]:
         """Tensors and the JSON in the metadata key `talos`, both checked against the `digest` beside it.
@@ -191,7 +197,17 @@ class Store:
             ) from None
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:
-        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        info = json.loads(json.dumps(info, sort_keys=True))
-        metadata = {"talos": json.dumps(info, sort_keys=True), "digest": key_of([info, fingerprint(plain)])}
-        self.write(name, save_safetensors(plain, metadata))
+        self.write(name, as_tensors(tensors, info))
+
+
+def as_json(value: Mapping) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def as_tensors(tensors: Mapping[str, torch.Tensor], info: Mapping) -> bytes:
+    """A safetensors file's content, with `info` and a digest of everything in its metadata."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    info = json.loads(json.dumps(info, sort_keys=True))
+    metadata = {"talos": json.dumps(info, sort_keys=True), "digest": key_of([info, fingerprint(plain)])}
+    return save_safetensors(plain, metadata)

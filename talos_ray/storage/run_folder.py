@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_packed
-from talos_ray.errors import CorruptError, MismatchError, SpecError, TalosError
+from talos_ray.core.paired import Answers
+from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, TalosError
 from talos_ray.storage import history
-from talos_ray.storage.files import Store
+from talos_ray.storage.files import Store, as_json, as_tensors
 
-FORMAT = 1
+FORMAT = 2
+HEADS = "heads.safetensors"
+WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/")
 PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "datasets", "safetensors", "optuna")
 
 
@@ -79,9 +82,31 @@ class RunFolder:
             )
         return info
 
-    def write_info(self, spec: Mapping, base: str, identity: Mapping[str, object]) -> None:
+    def begin(
+        self, spec: Mapping, base: str, identity: Mapping[str, object], heads: Mapping[str, torch.Tensor], classes: Mapping[str, Sequence[str]],
+    ) -> None:  # fmt: skip
+        """Write run.json and every task's frozen head (float32 [classes, d]), and that the run begins or goes on."""
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
+        operation = "resume" if self.store.exists("run.json") else "start"
         self.store.write_json("run.json", info, patience=0)  # the first write of a run: better refused now
+        self.store.write_tensors(HEADS, heads, {"classes": {t: list(c) for t, c in classes.items()}})
+        history.append(self.store, operation, holds=["run.json", HEADS], base=base, spec=spec, software=software())
+
+    def load_heads(self) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+        """Task -> head, and task -> class names in its order."""
+        heads, info = self.store.read_tensors(HEADS)
+        return heads, info["classes"]
+
+    def record(self, operation: str, files: Iterable[str] = (), **details: object) -> None:
+        """An event that leaves head where it is, with `files` of it already on storage, and whatever workers have left there."""
+        history.append(self.store, operation, holds=sorted({*files, *self._unrecorded()}), **details)
+
+    def _unrecorded(self) -> list[str]:
+        """Files of the kinds that workers write, which no event names yet."""
+        known = history.recorded(self.store)
+        return [
+            n for n in self.store.walk() if n.startswith(WORKERS_WRITE) and "/checkpoints/" not in n and n not in known
+        ]
 
     # -------------------------------------------------------------------------------- base
 
@@ -203,29 +228,88 @@ class RunFolder:
             )
         return self.store.read_json(name)
 
-    def add_version(self, version: Mapping, operation: str, **details: object) -> int:
-        """Write the next version, its event, and move head to it: in this order, so that what head shows is always recorded."""
-        number = len(self.versions())
-        self.store.write_json(f"versions/{number:04d}.json", {"version": number, **version})
-        self.set_head(number, operation, **details)
-        return number
+    def add_version(
+        self, operation: str, render: Callable[[int], tuple[Mapping, Mapping[str, bytes]]], *, in_force: bool = True, at: int | None = None, **details: object,
+    ) -> int:  # fmt: skip
+        """Add the next version and put it in force, or keep it aside. Returns its number.
+
+        Args:
+            render: number -> (the version's content, more files that belong to it).
+            at: head when the work on it began, if it was made from head.
+
+        Raises:
+            ConflictError: head is another by now, or others are writing.
+        """
+
+        def build(before: dict) -> tuple[dict[str, bytes], dict[str, object]]:
+            self._check_head(at, before)
+            number = before.get("versions", 0)
+            version, files = render(number)
+            writes = {f"versions/{number:04d}.json": as_json({"version": number, **version}), **files}
+            more = {
+                "version": number,
+                "versions": number + 1,
+                **_facts(version),
+                **({"head": number} if in_force else {}),
+            }
+            return writes, more
+
+        return history.append(self.store, operation, build, self._unrecorded(), **details)["version"]
+
+    def set_head(
+        self, number: int, operation: str, files: Mapping[str, bytes] | None = None, *, at: int | None = None, **details: object,
+    ) -> None:  # fmt: skip
+        """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in `add_version`.
+
+        Raises:
+            TalosError: no such version. ConflictError: as in `add_version`.
+        """
+        version = self.load_version(number)
+
+        def build(before: dict) -> tuple[Mapping[str, bytes], dict[str, object]]:
+            self._check_head(at, before)
+            return files or {}, {"version": number, "head": number, **_facts(version)}
+
+        history.append(self.store, operation, build, **details)
+
+    def _check_head(self, at: int | None, before: Mapping) -> None:
+        if at is not None and before.get("head") != at:
+            raise ConflictError(
+                f"head of run {self.store.uri!r} was version {at} when this began and is {before.get('head')} now ({before.get('operation')} by "
+                f"{before.get('user')}@{before.get('host')}); nothing was changed; look at it with `talos status`, and run the command again"
+            )
+
+    def load_answers(self, number: int) -> Answers:
+        """What a version answered on test data when it was made; only those of tasks that the run had then."""
+        tensors, info = self.store.read_tensors(f"predictions/{number:04d}.safetensors")
+        parts = {kind: {t: tensors[f"{t}/{kind}"] for t in info["data"]} for kind in ("predicted", "label")}
+        return Answers(parts["predicted"], parts["label"], info["data"])
 
     @property
     def head(self) -> int | None:
-        return self.store.read_json("head.json")["version"] if self.store.exists("head.json") else None
+        """Number of the version in force: what the newest event says."""
+        return history.last(self.store).get("head")
 
-    def set_head(self, number: int, operation: str, **details: object) -> None:
-        version = self.load_version(number)
-        history.append(
-            self.store,
-            operation,
-            version=number,
-            model=version["model"],
-            coefficients=version["coefficients"],
-            software=software(),
-            **details,
-        )
-        self.store.write_json("head.json", {"version": number})
+    def last_event(self) -> tuple[int, str]:
+        """How many events the history has, and the hash of the newest."""
+        names = self.store.list("history")
+        return len(names), names[-1].removesuffix(".json").split("-")[1] if names else ""
+
+    def approved(self, number: int) -> bool:
+        """Whether somebody put this version in force although its gate was not met."""
+        return any(e["operation"] == "approve" and e["version"] == number for e in history.events(self.store))
+
+
+def answers_file(number: int, answers: Answers) -> tuple[str, bytes]:
+    """Name and content of what a version answered, as `RunFolder.load_answers` reads it."""
+    tensors = {f"{t}/predicted": p.int() for t, p in answers.predicted.items()}
+    tensors |= {f"{t}/label": labels.int() for t, labels in answers.labels.items()}
+    return f"predictions/{number:04d}.safetensors", as_tensors(tensors, {"data": dict(answers.data)})
+
+
+def _facts(version: Mapping) -> dict[str, object]:
+    """What an event tells of a version."""
+    return {"model": version["model"], "coefficients": version["coefficients"], "software": software()}
 
 
 def kind_of(version: Mapping, task: str) -> str:

@@ -48,23 +48,26 @@ def bucket():
 
 def test_a_run_folder_in_a_bucket(bucket):
     folder = RunFolder(bucket.format("team/first"))
-    folder.write_info({"seed": 0}, BASE, {"base": BASE})
+    folder.begin({"seed": 0}, BASE, {"base": BASE}, {"t": torch.ones(2, 3)}, {"t": ["x", "y"]})
     folder.save_mask(MASK, BASE)
     values = torch.randn(MASK.k).bfloat16()
     folder.save_delta(Delta("t", values, BASE, MASK.fingerprint, {"key": "k"}))
-    history.append(folder.store, "start", base=BASE)
-    number = folder.add_version({"coefficients": {"t": 0.5}, "model": BASE}, "version")
+    folder.record("train", ["deltas/t.safetensors", "mask.safetensors"])
+    number = folder.add_version("version", lambda n: ({"coefficients": {"t": 0.5}, "model": BASE}, {}))
     again = RunFolder(bucket.format("team/first"))
     assert again.info()["base"] == BASE and again.load_mask(BASE).fingerprint == MASK.fingerprint
     assert torch.equal(again.load_delta("t").values, values) and again.head == number
-    assert [e["operation"] for e in history.events(again.store)] == ["start", "version"]
+    assert [e["operation"] for e in history.events(again.store)] == ["start", "train", "version"]
+    assert history.verify(again.store) == []
+    again.store.delete("mask.safetensors")
+    assert history.verify(again.store) == ["mask.safetensors is missing; restore it from a copy"]
     assert not RunFolder(bucket.format("team/second")).store.exists("run.json")
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket):
     folder = RunFolder(bucket.format("x").replace("@runs/", "@missing/"))
     with pytest.raises(StorageError, match="missing/x/run.json"):
-        folder.write_info({}, BASE, {})
+        folder.begin({}, BASE, {}, {}, {})
 
 
 def test_the_base_is_fetched_once_a_node(bucket, tmp_path):

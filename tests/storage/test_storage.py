@@ -1,12 +1,15 @@
 """Storage attacked: half-written files, changed bytes, files of another run, histories that were edited."""
 
+import itertools
 import json
 import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from talos_ray import CorruptError, MismatchError, SpecError, StorageError, TalosError
+from talos_ray import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import mask_from_flags
@@ -17,6 +20,7 @@ from talos_ray.storage.run_folder import RunFolder
 LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
 MASK = mask_from_flags(LAYOUT, torch.arange(27) % 3 == 0, {"strategy": "random", "keep": 1 / 3})
 BASE = "b" * 64
+HEADS = {"a": torch.ones(2, 3)}
 
 
 def delta(values=1.0, dtype=torch.bfloat16, task="t"):
@@ -131,7 +135,7 @@ def test_storage_that_refuses_for_a_while_is_asked_again(folder, monkeypatch):
 
 def test_another_run_and_other_files_are_refused_and_left_alone(folder, tmp_path):
     folder.check_new()
-    folder.write_info({}, BASE, {"base": BASE, "tasks": ["a"]})
+    folder.begin({}, BASE, {"base": BASE, "tasks": ["a"]}, HEADS, {"a": ["x", "y"]})
     folder.check_new(BASE, {"base": BASE, "tasks": ["a"]})
     with pytest.raises(
         SpecError, match=r"another run: its tasks is \['a'\], this spec's is \['b'\]; choose another output"
@@ -158,8 +162,8 @@ def test_a_scheme_that_does_not_exist():
 
 
 def versioned(folder, n=3):
-    for i in range(n):
-        folder.add_version({"model": str(i) * 64, "coefficients": {"t": float(i)}}, "version")
+    for _ in range(n):
+        folder.add_version("version", lambda n: ({"model": str(n) * 64, "coefficients": {"t": float(n)}}, {}))
 
 
 def test_versions_head_and_history(folder):
@@ -192,3 +196,113 @@ def test_an_edited_history_is_found(folder, tmp_path, attack):
         (where / ("00000002-" + "0" * 64 + ".json")).write_text((where / names[2]).read_text())
     with pytest.raises(CorruptError, match="history/0000000[12]"):
         list(history.events(folder.store))
+
+
+def whole(folder):
+    """A run with a file of every kind that lies beside the versions."""
+    folder.begin({"seed": 0}, BASE, {"base": BASE}, HEADS, {"a": ["x", "y"]})
+    folder.save_mask(MASK, BASE)
+    folder.record("calibrate", ["mask.safetensors"])
+    for value in (1.0, 2.0):  # the first moves to the archive
+        folder.save_delta(delta(value))
+        folder.record("train", ["deltas/t.safetensors"])
+    folder.save_trial("a" * 8, {"counts": {}}, {"t": torch.ones(3)})
+    versioned(folder)
+    folder.set_head(1, "rollback", {"report/index.html": b"page 1"})
+    return sorted(p for p in Path(folder.store.root).rglob("*") if p.is_file())
+
+
+def test_verify_finds_every_changed_byte_in_every_file(folder):
+    generator = torch.Generator().manual_seed(0)
+    files = whole(folder)
+    assert history.verify(folder.store) == [] and len(files) >= 16
+    for path in files:
+        data, name = path.read_bytes(), str(path.relative_to(folder.store.root))
+        places = torch.randint(len(data), (12,), generator=generator).tolist()
+        for place in {0, len(data) - 1, *places}:
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            found = history.verify(folder.store)
+            assert any(name in problem for problem in found), (name, place)
+        path.write_bytes(data)
+    assert history.verify(folder.store) == []
+
+
+def test_verify_finds_what_was_removed_added_or_swapped(folder):
+    files = whole(folder)
+    for path in files:
+        data, name = path.read_bytes(), str(path.relative_to(folder.store.root))
+        path.unlink()
+        found = " ".join(history.verify(folder.store))
+        assert name in found or "history" in found, name  # a missing event is named by its neighbour
+        path.write_bytes(data)
+        strange = path.with_name(f"strange-{path.name}")
+        strange.write_bytes(data)
+        assert strange.name in " ".join(history.verify(folder.store))
+        strange.unlink()
+    for a, b in itertools.combinations(files, 2):
+        x, y = a.read_bytes(), b.read_bytes()
+        a.write_bytes(y)
+        b.write_bytes(x)
+        found = " ".join(history.verify(folder.store))
+        assert (a.name in found and b.name in found) or x == y, (a, b)
+        a.unlink()
+        b.unlink()
+        assert history.verify(folder.store), (a, b)
+        a.write_bytes(x)
+        b.write_bytes(y)
+    assert history.verify(folder.store) == []
+
+
+def test_of_two_writers_one_wins_and_nothing_is_lost(folder):
+    """Eight processes' worth of threads add versions at once, some from a head that is not theirs any more."""
+    versioned(folder, 1)
+    told = []
+
+    def add(i: int) -> None:
+        try:
+            RunFolder(folder.store.uri).add_version(
+                "version", lambda n: ({"model": str(i), "coefficients": {}}, {f"report/{n:04d}.html": b"x"}), at=0
+            )
+        except ConflictError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=add, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    found = list(history.events(folder.store))
+    assert len(found) == 1 + (8 - len(told)) == 2 and folder.head == 1 and folder.versions() == [0, 1]
+    assert all("nothing was changed" in t for t in told)
+    assert history.verify(folder.store) == []
+
+
+def test_a_writer_that_was_cut_off_leaves_a_run_that_goes_on(folder, monkeypatch):
+    versioned(folder, 2)
+    write = Store._write
+    monkeypatch.setattr(
+        Store, "_write", lambda self, name, data: None if "versions/" in name else write(self, name, data)
+    )
+    versioned(folder, 1)  # its event is there, its file is not
+    monkeypatch.undo()
+    assert history.verify(folder.store) == ["versions/0002.json is missing; restore it from a copy"]
+    versioned(folder, 1)
+    folder.set_head(1, "rollback")
+    assert folder.head == 1 and folder.versions() == [0, 1, 3]
+
+
+def test_two_hundred_random_operations_keep_every_version(folder):
+    generator = torch.Generator().manual_seed(1)
+    whole(folder)
+    models = {n: folder.load_version(n)["model"] for n in folder.versions()}
+    for _ in range(200):
+        if torch.rand((), generator=generator) < 0.3:
+            n = folder.add_version("version", lambda n: ({"model": f"{n}" * 8, "coefficients": {"t": 0.5}}, {}))
+            models[n] = folder.load_version(n)["model"]
+        else:
+            n = int(torch.randint(len(models), (), generator=generator))
+            folder.set_head(n, "rollback", {"report/index.html": f"page {n}".encode()}, reason="a test")
+        assert folder.head == n
+    assert {n: folder.load_version(n)["model"] for n in folder.versions()} == models
+    assert history.verify(folder.store) == []
+    assert sum(p.stat().st_size for p in Path(folder.store.root).rglob("*") if p.is_file()) < 1_000_000

@@ -1,0 +1,84 @@
+"""A version's numbers as tables: CSV for programs, a spreadsheet for people. The page shows the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from openpyxl import Workbook
+from openpyxl.styles import Font
+from openpyxl.utils import get_column_letter
+
+from talos_ray.storage.run_folder import kind_of
+
+Table = list[Sequence[object]]  # the first row is the header
+
+
+def scores(version: Mapping) -> Table:
+    """A row a task and model, with 95 % intervals."""
+    rows: Table = [("task", "kind", "coefficient", "model", "accuracy", "low", "high", "n")]
+    for task, kinds in version["scores"].items():
+        kind, alpha = kind_of(version, task), version["coefficients"].get(task, "")
+        rows += [(task, kind, alpha, model, s["value"], s["low"], s["high"], s["n"]) for model, s in kinds.items()]
+    return rows
+
+
+def checks(version: Mapping) -> Table:
+    """What the gate wanted and found."""
+    rows: Table = [("condition", "task", "wanted", "found", "low", "high", "n", "result", "more inputs needed")]
+    for c in version.get("gate", {}).get("checks", ()):
+        rows.append(
+            (c["what"], c["task"], c["wanted"], c["value"], c["low"], c["high"], c["n"], c["result"], c["more"])
+        )
+    return rows
+
+
+def impact(version: Mapping) -> Table:
+    """Every tensor that changed, and how far."""
+    rows: Table = [("tensor", "weights", "weights changed", "length of the change / length of the base")]
+    for name, t in version.get("impact", {}).get("tensors", {}).items():
+        rows.append((name, t["weights"], t["changed"], t["relative"]))
+    return rows
+
+
+def drift(versions: Sequence[Mapping]) -> Table:
+    """Test accuracy of every task in every version."""
+    tasks = list(dict.fromkeys(t for v in versions for t in v["scores"]))
+    rows: Table = [("version", "kind", "made", *tasks)]
+    for v in versions:
+        found = [v["scores"][t]["merged"]["value"] if t in v["scores"] else None for t in tasks]
+        rows.append((v["version"], v["kind"], v["created"], *found))
+    return rows
+
+
+def as_csv(table: Table) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(table)
+    return out.getvalue().encode()
+
+
+def as_xlsx(sheets: Mapping[str, Table], decision: str) -> bytes:
+    """A workbook with a sheet a table; the first begins with the decision."""
+    book = Workbook()
+    book.remove(book.active)
+    for name, table in sheets.items():
+        sheet = book.create_sheet(name)
+        if sheet is book.worksheets[0]:
+            sheet.append([decision])
+            sheet["A1"].font = Font(bold=True)
+            sheet.append([])
+        first = sheet.max_row + 1 if sheet.max_row > 1 else 1
+        for row in table:
+            sheet.append(list(row))
+        for cell in sheet[first]:
+            cell.font = Font(bold=True)
+        sheet.freeze_panes = sheet.cell(first + 1, 2)
+        for i, column in enumerate(zip(*table, strict=True), 1):
+            sheet.column_dimensions[get_column_letter(i)].width = min(60, 2 + max(len(str(v)) for v in column))
+            for cell in sheet[get_column_letter(i)][first:]:
+                if isinstance(cell.value, float):
+                    cell.number_format = "0.000"
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()

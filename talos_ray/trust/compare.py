@@ -1,0 +1,65 @@
+"""Two versions on the same inputs: what became right, what became wrong, and whether that could be chance."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+
+from talos_ray.core.paired import Answers, change
+from talos_ray.models import Family
+from talos_ray.tasks import Examples, Split
+
+
+def diff(a: Mapping, b: Mapping, before: Answers, after: Answers) -> dict:
+    """How version `b` differs from version `a`, with what each answered."""
+    tasks = {t: asdict(change(before.right(t), after.right(t))) for t in _comparable(before, after)}
+    names = sorted({*a["coefficients"], *b["coefficients"]})
+    return {
+        "versions": [a["version"], b["version"]],
+        "coefficients": {t: [a["coefficients"].get(t, 0.0), b["coefficients"].get(t, 0.0)] for t in names},
+        "deltas changed": sorted(t for t in {*a["deltas"], *b["deltas"]} if a["deltas"].get(t) != b["deltas"].get(t)),
+        "tasks": tasks,
+        "not comparable": sorted({*a["scores"], *b["scores"]} - set(tasks)),
+        "same model": a["model"] == b["model"],
+    }
+
+
+def _comparable(a: Answers, b: Answers) -> list[str]:
+    """Tasks that both answered on the same inputs."""
+    return [t for t in a.data if a.data[t] == b.data.get(t)]
+
+
+@torch.inference_mode()
+def ask(family: Family, task: str, split: Split, head: torch.Tensor, batch_size: int = 256) -> Answers:
+    """What a model answers on a split."""
+    examples = Examples(split, family.preprocess)
+    index = torch.arange(len(split)).split(batch_size)
+    predicted = torch.cat([family.logits(examples.batch(i)[0], head).argmax(-1) for i in index])
+    return Answers({task: predicted.int()}, {task: split.labels}, {task: split.fingerprint()})
+
+
+def changed_inputs(
+    a: Answers, b: Answers, classes: Mapping[str, Sequence[str]], splits: Mapping[str, Split | None]
+) -> str:
+    """CSV of every input that the two answer differently, so that a person can look at them.
+
+    Args:
+        classes: task -> class names.
+        splits: task -> its inputs; None where they are out of reach, and only numbers can be told.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["task", "number", "input", "label", "before", "after", "became"])
+    for task in _comparable(a, b):
+        names, split = classes[task], splits[task]
+        before, after, label = (x[task].tolist() for x in (a.predicted, b.predicted, a.labels))
+        for i, (x, y, wanted) in enumerate(zip(before, after, label, strict=True)):
+            if x != y:
+                became = "right" if y == wanted else "wrong" if x == wanted else "wrong otherwise"
+                words = split.words(i) if split else f"row {i}"
+                writer.writerow([task, i, words, names[wanted], names[x], names[y], became])
+    return out.getvalue()

@@ -1,0 +1,132 @@
+"""How a version comes into force: by its gate, by somebody's approval, by rolling back. Each is an event of the history.
+
+A version that its gate does not let through is kept, marked, and never becomes head by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from talos_ray import gate as gates
+from talos_ray.config import Gate
+from talos_ray.core.paired import Answers
+from talos_ray.errors import TalosError
+from talos_ray.storage.run_folder import RunFolder, answers_file
+
+FRONT = {"html": "index.html", "csv": "scores.csv", "xlsx": "scores.xlsx"}  # what shows the version in force
+
+
+def publish(
+    folder: RunFolder, version: dict, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
+) -> int:  # fmt: skip
+    """Judge a version and store it with its answers and its report; in force if the spec's gate holds. Returns its number.
+
+    Args:
+        at: head when the work on it began, if it was made from head.
+
+    Raises:
+        ConflictError: head is another by now; nothing was changed.
+    """
+    from talos_ray.report.page import render  # plots load slowly
+
+    info = folder.info()
+    settings = Gate.model_validate(info["spec"].get("gate", {}))
+    in_force = True
+    if version["kind"] != "base":
+        targets, controls = version["targets"], version["controls"]
+        entangled = version.get("search", {}).get("disentanglement", {}).get("together")
+        right = [{t: a.right(t) for t in (*targets, *controls)} for a in (base, now)]
+        judged = gates.judge(settings, targets, controls, *right, entangled)
+        version = {**version, "gate": {**judged, "settings": settings.model_dump()}}
+        in_force = gates.holds(settings, judged)
+        details["gate"] = judged["result"]
+
+    def files(number: int) -> tuple[dict, dict[str, bytes]]:
+        name, content = answers_file(number, now)
+        pages = render(folder, info, {"version": number, **version})
+        return version, {name: content, **_pages(number, pages), **(_front(pages) if in_force else {})}
+
+    return folder.add_version(operation, files, in_force=in_force, at=at, **details)
+
+
+def base_version(version: Mapping) -> dict:
+    """Version 0: the base itself, with the scores measured in the same pass as those of the first version."""
+    scores = {t: {"base": s["base"], "merged": s["base"]} for t, s in version["scores"].items()}
+    means = (
+        {"zero_shot": version["summary"]["zero_shot"], "merged": version["summary"]["zero_shot"]}
+        if version["targets"]
+        else {}
+    )
+    return {
+        "kind": "base", "created": version["created"], "base": version["base"], "mask": version["mask"], "deltas": {}, "model": version["base"],
+        "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
+        "summary": {**means, "control_kept": dict.fromkeys(version["controls"], 1.0)},
+    }  # fmt: skip
+
+
+def rollback(folder: RunFolder, number: int, reason: str | None) -> None:
+    """Put an earlier version in force again.
+
+    Raises:
+        TalosError: no such version, or one that its gate kept aside. ConflictError: head moved meanwhile.
+    """
+    head = folder.head
+    version = folder.load_version(number)
+    if is_held(folder, version):
+        raise TalosError(
+            f"version {number} of run {folder.store.uri!r} was never in force: {_why(version)}; `talos approve` puts it in force all the same"
+        )
+    pages = {kind: folder.store.read(_page(number, kind)) for kind in FRONT}
+    folder.set_head(number, "rollback", _front(pages), at=head, was=head, reason=reason)
+
+
+def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
+    """Put a version in force although its gate does not let it through.
+
+    Raises:
+        TalosError: no such version, nobody or no reason is named, or its gate holds. ConflictError: head moved meanwhile.
+    """
+    from talos_ray.report.page import render
+
+    head, version = folder.head, folder.load_version(number)
+    if not by.strip() or not reason.strip():
+        raise TalosError("an approval names who gives it and why; wanted both; add --by NAME and --reason TEXT")
+    if not is_held(folder, version):
+        raise TalosError(
+            f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use `talos rollback` to put it in force"
+        )
+    pages = render(folder, folder.info(), version, approved={"by": by, "reason": reason})
+    files = {**_pages(number, pages), **_front(pages)}
+    folder.set_head(number, "approve", files, at=head, was=head, by=by, reason=reason, gate=version["gate"]["result"])
+
+
+def is_held(folder: RunFolder, version: Mapping) -> bool:
+    """Whether a version's gate keeps it aside, and nobody has approved it."""
+    if (judged := version.get("gate")) is None or gates.holds(Gate.model_validate(judged["settings"]), judged):
+        return False
+    return not folder.approved(version["version"])
+
+
+def standing(folder: RunFolder, number: int) -> str:
+    """A sentence on whether a version is in force, and where its report is."""
+    version = folder.load_version(number)
+    if is_held(folder, version):
+        return f"version {number} is kept aside, head is still {folder.head}: {_why(version)}; report in {folder.store.path(_page(number, 'html'))}"
+    return f"version {number} is head; report in {folder.store.path('report/index.html')}"
+
+
+def _why(version: Mapping) -> str:
+    return "; ".join(gates.told(version["gate"]))
+
+
+def _page(number: int, kind: str) -> str:
+    return f"report/{number:04d}.{kind}"
+
+
+def _pages(number: int, pages: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {_page(number, kind): content for kind, content in pages.items()}
+
+
+def _front(pages: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same files under the names that show the version in force."""
+    return {f"report/{name}": pages[kind] for kind, name in FRONT.items()}
