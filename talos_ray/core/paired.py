@@ -48,7 +48,7 @@ def change(before: torch.Tensor, after: torch.Tensor) -> Change:
     n = len(before)
     tail = sum(math.comb(won + lost, i) for i in range(min(won, lost) + 1))
     p = min(1.0, float(2 * tail / 2 ** (won + lost)))
-    return Change(n, float(before.float().mean()), float(after.float().mean()), won, lost, p)
+    return Change(n, int(before.sum()) / n, int(after.sum()) / n, won, lost, p)
 
 
 def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share: float) -> tuple[float, float]:
