@@ -2,6 +2,7 @@
 
     python jobs/quality.py FOLDER                       # the demo, three seeds
     python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
+    python jobs/quality.py FOLDER --auto 2              # the mask is chosen too, by short runs of twice the training in all
 
 Every seed is a run with a dense baseline, searched twice: as the spec says, and by the paper's grid of one coefficient for
 all tasks. Choices are made on validation data; the table shows test data.
@@ -39,7 +40,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the runs are written; finished ones are not repeated")
     parser.add_argument("--spec", type=Path, default=DEMO)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--auto", type=float, metavar="BUDGET", help="choose mask and learning rate, for this share of the training"
+    )
     args = parser.parse_args()
+    choices = []
     rows: dict[str, list[float]] = {}
 
     def add(name: str, value: float) -> None:
@@ -49,12 +54,21 @@ def main() -> None:
         spec = talos_ray.load_spec(args.spec, output=str((args.folder / f"seed-{seed}").resolve()), seed=seed)
         if not spec.baseline.enabled:
             spec = spec.model_copy(update={"baseline": spec.baseline.model_copy(update={"enabled": True})})
+        if args.auto:
+            open_mask = {
+                "mask": {"strategy": "auto", "granularity": "auto", "keep": "auto"},
+                "auto": {"budget": args.auto},
+            }
+            spec = type(spec).model_validate({**spec.model_dump(), **open_mask})
         talos_ray.edit(spec=spec)
         by_grid = type(spec.search).model_validate({"low": spec.search.low, "high": spec.search.high, "control_keep": spec.search.control_keep, **GRID})  # fmt: skip
         _, ours, grid, *_ = talos_ray.edit(
             spec=spec.model_copy(update={"search": by_grid})
         ).versions  # the first is the base
         dense = grid["baseline"]
+        if choice := ours.get("choice"):
+            choices.append(choice)
+            add("time to choose, s", choice["seconds"])
         add("zero-shot", ours["summary"]["zero_shot"])
         add("single-task, dense", dense["summary"]["single"])
         add("single-task, sparse", ours["summary"]["single"])
@@ -70,7 +84,24 @@ def main() -> None:
     table = Table("mean over targets, test data", *(f"seed {i}" for i in range(args.seeds)), "mean, 95 % interval")
     for name, values in rows.items():
         table.add_row(name, *(f"{v:.3f}" for v in values), told(values))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    if choices:
+        _tell(choices)
+
+
+def _tell(choices: list[dict]) -> None:
+    """What was tried, by its merged validation accuracy after a short run; in brackets where a control task fell."""
+    found: dict[str, dict[int, str]] = {}
+    for seed, choice in enumerate(choices):
+        for row in choice["tried"]:
+            s = row["setting"]
+            name = f"{s['strategy']}, {s['granularity']}, {s['keep']:.0%}, lr x {s['lr']:g}"
+            told = f"{row['merged']:.3f}" if row["held"] else f"({row['merged']:.3f})"
+            found.setdefault(name, {})[seed] = told + (" chosen" if s == choice["chosen"] else "")
+    table = Table("short run", *(f"seed {i}" for i in range(len(choices))))
+    for name, cells in sorted(found.items()):
+        table.add_row(name, *(cells.get(i, "") for i in range(len(choices))))
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 if __name__ == "__main__":

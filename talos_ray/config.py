@@ -6,7 +6,8 @@ import difflib
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from talos_ray.errors import SpecError
 
@@ -17,19 +18,56 @@ class _Settings(BaseModel):
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Strategy = Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"]
+Granularity = Literal["element", "row"]
+
+
+def _share_or_auto(value: Any) -> float | str:
+    if value == "auto" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1):
+        return value
+    raise PydanticCustomError("share_or_auto", "wanted a number in (0, 1], or 'auto'")
 
 
 class Mask(_Settings):
     """Which weights may change."""
 
-    keep: Share = Field(0.1, description="share of the eligible weights that may change, in (0, 1]")
-    strategy: Literal[
-        "least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"
-    ] = Field("least_sensitive", description="how they are chosen; the paper's way is the default")
-    granularity: Literal["element", "row"] = Field(
-        "element", description="single weights (the paper), or whole rows of a matrix: faster to train and to compose"
+    keep: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
+        0.1, description="share of the eligible weights that may change, in (0, 1]; auto tries those of auto.keeps"
+    )
+    strategy: Literal[Strategy, "auto"] = Field(
+        "least_sensitive",
+        description="how they are chosen; the paper's way is the default, auto tries those of auto.strategies",
+    )
+    granularity: Literal[Granularity, "auto"] = Field(
+        "element",
+        description="single weights (the paper), or whole rows of a matrix: faster to train and to compose; auto tries both",
     )
     path: str | None = Field(None, description="reuse this mask.safetensors (of the same base) and skip calibration")
+
+    @property
+    def open(self) -> bool:
+        """Whether something is to be chosen by trying."""
+        return self.path is None and "auto" in (self.keep, self.strategy, self.granularity)
+
+
+class Auto(_Settings):
+    """What is tried in short runs where `mask` says auto, and how long; the best by merged validation accuracy is trained in full."""
+
+    strategies: tuple[Strategy, ...] = Field(
+        ("least_sensitive", "least_sensitive_per_tensor", "random"), min_length=1, description="mask strategies"
+    )
+    granularities: tuple[Granularity, ...] = Field(("element", "row"), min_length=1, description="granularities")
+    keeps: tuple[Share, ...] = Field(
+        (0.05, 0.1, 0.2),
+        min_length=1,
+        description="shares of weights; the middle one with every strategy, the others with the best",
+    )
+    lr_factors: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 2.0), description="further learning rates that the best strategy is tried with, as factors on train.lr"
+    )
+    budget: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="updates of all short runs together, as a share of those of the whole training"
+    )
 
 
 class Calibration(_Settings):
@@ -265,6 +303,7 @@ class Spec(_Settings):
         None, description="also send metrics there, from the driver; its server and keys come from its own environment"
     )
     mask: Mask = Mask()
+    auto: Auto = Auto()
     calibration: Calibration = Calibration()
     train: Train = Train()
     search: Search = Search()

@@ -19,7 +19,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "mask": {"keep": 0.1, "strategy": "least_sensitive", "granularity": "element"},
         "calibration": {"rounds": 4, "score": "log_prob", "stable": None},
         "search": {"method": "grid", "shared_points": 21, "low": 0.0, "high": 1.0, "parts": 1, "merge": {"method": "linear"}},
-    }
+    },
+    "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto"}},
 }  # fmt: skip
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import ray
 import torch
 
+from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import Checked, SquaredGradients
-from talos_ray.core.mask import Mask, jaccard, mask_from_flags, round_keep, select
+from talos_ray.core.mask import DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, decoded, encoded
@@ -86,11 +87,10 @@ def add_shard(total: np.ndarray | None, shard: np.ndarray) -> np.ndarray:
 
 
 @ray.remote(**WARM)
-def choose(shared: Shared, keep: float, mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
+def choose(shared: Shared, how: MaskSettings, keep: float, mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
     """Packed mask by the mean of the tasks' scores: those in `mean`, and some more."""
     scores = torch.from_numpy(_add_normalized(mean, *totals))
-    how = shared.spec.mask.model_dump(include={"strategy", "granularity"})
-    flags = select(shared.layout, keep=keep, scores=scores, seed=shared.spec.seed, **how)
+    flags = select(shared.layout, how.strategy, keep, granularity=how.granularity, scores=scores, seed=shared.spec.seed)
     return mask_from_flags(shared.layout, flags).bits
 
 
@@ -108,18 +108,30 @@ def _add_normalized(mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
     return mean
 
 
-def _choose(shared_ref, keep: float, totals: list):
+def _choose(shared_ref, how: MaskSettings, keep: float, totals: list):
     """Reference of the mask by the scores of all tasks: a few at a time, because P scores of every task at once are
     more than one node holds."""
     mean, last = None, (len(totals) - 1) // FOLD * FOLD
     for i in range(0, last, FOLD):
         mean = add_normalized.remote(mean, *totals[i : i + FOLD])
-    return choose.remote(shared_ref, keep, mean, *totals[last:])
+    return choose.remote(shared_ref, how, keep, mean, *totals[last:])
+
+
+def mask_of(
+    session, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None] = lambda done, all_: None,
+) -> Mask:  # fmt: skip
+    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity."""
+    started = time.perf_counter()
+    if how.strategy not in DATA_FREE:
+        mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard)
+        return Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
+    told = {**how.model_dump(exclude={"path"}), "seed": session.spec.seed}
+    return mask_from_flags(session.p.layout, select(session.p.layout, weights=session.p.tensors, **told), told)
 
 
 def calibrate(
-    shared_ref, shared: Shared, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None]
-) -> Mask:
+    shared_ref, shared: Shared, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None],
+) -> Mask:  # fmt: skip
     """Score all tasks over R rounds and return the mask of `round(keep * P)` weights.
 
     Shards come in *waves*, one of every task. After each wave the mask is estimated, and a round ends once two
@@ -142,7 +154,7 @@ def calibrate(
     every = settings.rounds * sum(map(len, waves))
     kept, stability, work = None, [], 0.0
     for r in range(1, settings.rounds + 1):
-        keep = round_keep(spec.mask.keep, r, settings.rounds)
+        keep = round_keep(how.keep, r, settings.rounds)
         todo = iter([key for wave in waves for key in wave])
         sums: dict[tuple[str, int], object] = {}
         spent: dict[tuple[str, int], object] = {}
@@ -164,7 +176,7 @@ def calibrate(
             work += sum(ray.get([spent.pop(key) for key in wave]))
             for task, i in wave:
                 totals[task] = add_shard.remote(totals[task], sums.pop((task, i)))
-            before, estimate = estimate, ray.get(_choose(shared_ref, keep, list(totals.values())))
+            before, estimate = estimate, ray.get(_choose(shared_ref, how, keep, list(totals.values())))
             if before is not None:
                 stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
                 if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:
@@ -173,10 +185,10 @@ def calibrate(
             ray.cancel(ref, force=False)
         kept = estimate
         on_shard(r * every // settings.rounds, every)
-    alone = [choose.remote(shared_ref, keep, None, total) for total in totals.values()]
+    alone = [choose.remote(shared_ref, how, keep, None, total) for total in totals.values()]
     overlaps = [jaccard(kept, ray.get(bits)) for bits in alone]
     info = {
-        **spec.mask.model_dump(exclude={"path"}),
+        **how.model_dump(exclude={"path"}),
         "seed": spec.seed,
         "rounds": settings.rounds,
         "samples": {d.task.name: min(settings.samples_per_task, len(d.train)) for d in data},

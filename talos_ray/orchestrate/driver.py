@@ -7,13 +7,14 @@ only one that is trained again. A spec with more tasks than its run has is an ad
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from talos_ray.config import Spec
 from talos_ray.core.delta import Delta
-from talos_ray.core.mask import DATA_FREE, Mask, mask_from_flags, select
+from talos_ray.core.mask import Mask
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
@@ -29,7 +30,11 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
     Raises:
         TalosError: bad input (before any work), or a stage that could not be finished; what was finished is kept.
     """
-    with progress or Progress() as progress:
+    with progress or Progress() as progress, ExitStack() as stack:
+        if spec.mask.open:
+            from talos_ray.orchestrate.automatic import resolved
+
+            spec = resolved(spec, progress, verbose, stack)
         prepared = prepare(spec, progress)
         folder = RunFolder(spec.output)
         mask = folder.load_mask(prepared.base)
@@ -63,25 +68,19 @@ def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
 
 
 def _calibrate(session) -> Mask:
-    from talos_ray.orchestrate.calibrate import calibrate
+    from talos_ray.orchestrate.calibrate import mask_of
 
     p, progress, spec = session.p, session.progress, session.spec
     progress.begin("calibrate", "sensitivity of every weight")
-    started = time.perf_counter()
     if spec.mask.path is not None:
         where = Path(spec.mask.path)
         mask = load_mask(Store(str(where.parent)), where.name, p.base)
-    elif spec.mask.strategy in DATA_FREE:
-        how = {**spec.mask.model_dump(exclude={"path"}), "seed": spec.seed}
-        flags = select(p.layout, weights=p.tensors, **how)
-        mask = mask_from_flags(p.layout, flags, how)
     else:
         workers = session.slots_of("calibrate", 1, spec.cluster.calibration_workers)
-        mask = calibrate(
-            session.shared_ref, session.shared, [p.data[t] for t in p.targets], workers,
+        mask = mask_of(
+            session, spec.mask, [p.data[t] for t in p.targets], workers,
             lambda done, total: progress.update("calibrate", done / total, f"shard {done} of {total}"),
         )  # fmt: skip
-        mask = Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
     session.folder.save_mask(mask, p.base)
     session.folder.record(
         "calibrate", ["mask.safetensors"], base=p.base, mask=mask.fingerprint, k=mask.k, inputs=p.mask_key
@@ -147,6 +146,8 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
         "candidate_overhead": round(judge.overhead, 4),
         "object_store_peak": session.watch.peak,
     }
+    if (choice := session.folder.load_choice()) is not None:
+        version["choice"] = choice
     session.watch.version(version["scores"], version["summary"])
     publish(session, version, base, now, "version")
 

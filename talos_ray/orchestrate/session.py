@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
+from talos_ray.config import Cluster
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
 from talos_ray.orchestrate.plan import Prepared
@@ -40,12 +41,31 @@ class Session:
         self.slots[stage] = cluster.slots(self.spec.cluster, workers, limit)
         return self.slots[stage]
 
-    def judge(self, prepared: Prepared | None = None, others: Sequence[str] = ()) -> Judge:
+    def judge(self, prepared: Prepared | None = None, others: Sequence[str] = (), stage: str = "search") -> Judge:
         """Who searches and verifies: all tasks, or those of another `prepared`, with `others` of the run looked at too."""
-        slots = self.slots_of("search", 1, self.spec.cluster.search_workers)
-        return Judge(
-            prepared or self.p, self.shared_ref, self.folder, self.scratch, self.progress, slots, self.watch, others
-        )
+        slots = self.slots_of(stage, 1, self.spec.cluster.search_workers)
+        p, mine = prepared or self.p, (self.shared_ref, self.folder, self.scratch, self.progress, slots, self.watch)
+        return Judge(p, *mine, others, stage)
+
+
+@contextmanager
+def connected(settings: Cluster, verbose: bool, progress: Progress) -> Iterator[None]:
+    """Ray, on the cluster at hand or started here; what was started here ends with this.
+
+    Raises:
+        SpecError: the cluster can never give what the settings want.
+    """
+    if ours := not ray.is_initialized():
+        progress.begin("ray", "joining a cluster" if cluster.remote_address(settings) else "starting on this machine")
+    started = cluster.connect(settings, verbose, lambda note: progress.update("ray", 0.0, note))
+    try:
+        have = ray.cluster_resources()
+        if ours:
+            progress.end("ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)")
+        yield
+    finally:
+        if started:
+            ray.shutdown()
 
 
 @contextmanager
@@ -55,21 +75,15 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
     Raises:
         SpecError: the cluster can never give what the spec wants. TalosError: what Ray raised, in our words.
     """
-    spec = prepared.spec
-    progress.begin("ray", "joining a cluster" if cluster.remote_address(spec.cluster) else "starting on this machine")
-    started = cluster.connect(spec.cluster, verbose, lambda note: progress.update("ray", 0.0, note))
-    scratch = tempfile.mkdtemp(prefix="talos_ray-")
+    spec, scratch = prepared.spec, tempfile.mkdtemp(prefix="talos_ray-")
     try:
-        have = ray.cluster_resources()
-        progress.end("ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)")
-        params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
-        with Watch(Tracker(spec.tracker, spec.output, params, progress.say)) as watch:
-            yield Session(prepared, folder, progress, watch, scratch)
+        with connected(spec.cluster, verbose, progress):
+            params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
+            with Watch(Tracker(spec.tracker, spec.output, params, progress.say)) as watch:
+                yield Session(prepared, folder, progress, watch, scratch)
     except ray.exceptions.RayError as error:
         raise TalosError(
             f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same command again"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if started:
-            ray.shutdown()

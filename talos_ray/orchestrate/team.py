@@ -8,16 +8,47 @@ import time
 import ray
 import torch
 
+from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.delta import make_delta
 from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
-from talos_ray.orchestrate.worker import Arm, Shared, workbench
+from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 
 REPORT_SECONDS = 0.5  # between two progress messages
 LINES = 10  # in the worker's log, a task
+
+
+def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tensor, SparseAdamW, Plan]:
+    """A task's training from the base: the masked weights before it, the optimizer, and the plan."""
+    bench.reset()
+    module, n = bench.family.module, len(bench.examples(task, "train"))
+    optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
+    seed = bench.shared.spec.seed
+    plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, s.label_smoothing)
+    return gather(module, mask), optimizer, plan
+
+
+def fitted(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
+    """The values of one task's delta, as they would be stored, by a worker alone that keeps nothing.
+
+    Raises:
+        FloatingPointError: the training diverged.
+    """
+    base_values, optimizer, plan = begin(bench, mask, task, s)
+    try:
+        finetune(
+            optimizer, plan, bench.logits(task), bench.examples(task, "train").batch,
+            autocast=bench.autocast(s.precision), micro_batch_size=s.micro_batch_size,
+        )  # fmt: skip
+        return make_delta(
+            task, optimizer.values.detach(), base_values, bench.shared.base, mask.fingerprint, getattr(torch, s.delta_dtype), {}
+        ).values  # fmt: skip
+    finally:
+        optimizer.close()
+        bench.reset()
 
 
 class Member:
@@ -34,19 +65,7 @@ class Member:
         started = time.perf_counter()
         bench, mask, folder, s = self.bench, self.masks[job.arm], RunFolder(job.folder), job.settings
         examples = bench.examples(job.task.name, "train")
-        bench.reset()
-        base_values = gather(bench.family.module, mask)
-        optimizer = SparseAdamW(bench.family.module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
-        plan = Plan(
-            job.task.name,
-            len(examples),
-            s.steps,
-            s.batch_size,
-            s.lr,
-            s.warmup_steps,
-            bench.shared.spec.seed,
-            s.label_smoothing,
-        )
+        base_values, optimizer, plan = begin(bench, mask, job.task.name, s)
         start = folder.load_checkpoint(job.task.name, job.key)
         curve: list[list[float]] = []
         last = [0.0]

@@ -39,14 +39,15 @@ class Way:
 class Judge:
     """Evaluates candidates of every arm on Ray, and writes down what they score.
 
-    `others`: tasks of the run that are no part of this version, and are scored all the same.
+    `others`: tasks of the run that are no part of this version, and are scored all the same. `stage`: what a search shows
+    its progress under; only one of its own is begun and ended here.
     """
 
     def __init__(
-        self, prepared, shared_ref, folder, scratch: str, progress, slots: int, watch, others: Sequence[str] = ()
-    ) -> None:
+        self, prepared, shared_ref, folder, scratch: str, progress, slots: int, watch, others: Sequence[str] = (), stage: str = "search",
+    ) -> None:  # fmt: skip
         self.p, self.shared_ref, self.folder, self.others = prepared, shared_ref, folder, tuple(others)
-        self.scratch, self.progress, self.slots, self.watch = scratch, progress, slots, watch
+        self.scratch, self.progress, self.slots, self.watch, self.stage = scratch, progress, slots, watch, stage
         self.evaluate = evaluate.options(**options(prepared.spec.cluster))
         self.single: dict[str, object] = {}  # arm -> reference of its deltas as trained
         self.ways: dict[str, Way] = {}  # name of a search -> what it searches
@@ -91,7 +92,8 @@ class Judge:
     def search(self, arms, deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, dict]:
         """The best coefficients of every arm by validation, with every candidate's objective."""
         p = self.p
-        self.progress.begin("search", "single-task scores")
+        if self.stage == "search":
+            self.progress.begin("search", "single-task scores")
         everything = (*p.targets, *p.controls)
         self.share(arms, deltas, p.spec.search.merge.tried)
         alone = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
@@ -104,7 +106,7 @@ class Judge:
         self._wait(
             [ref for refs in (*edits.values(), *measured.values()) for units in refs for ref in units],
             "validation",
-            "search",
+            self.stage,
         )
         labels = {n: d.validation.labels for n, d in p.data.items()}
         parts = min(p.spec.search.parts, *map(len, labels.values()))
@@ -120,13 +122,14 @@ class Judge:
             problem = Problem(evaluators[name], objectives[way.arm], parts)
             searches[name] = (problem, generations(problem, labels))
         found = self.run(searches, p.spec.search.most * len(searches))
-        self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
+        if self.stage == "search":
+            self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
         chosen = {
             a.name: self._chosen({n: found[n] for n, w in self.ways.items() if w.arm == a.name}, objectives[a.name])
             for a in arms
         }
-        mine = chosen[arms[0].name]
-        mine |= self._entangled(searches[mine["way"]][0], labels, found[mine["way"]].candidates[0])
+        for mine in chosen.values():
+            mine |= self._entangled(searches[mine["way"]][0], labels, found[mine["way"]].candidates[0])
         return chosen
 
     def _entangled(self, problem: Problem, labels: Mapping[str, torch.Tensor], best: Candidate) -> dict:
@@ -153,7 +156,7 @@ class Judge:
                 seen[arm] = max(candidate.objective, seen.get(arm, candidate.objective))
                 self.watch.candidate(arm, n, candidate.objective, seen[arm])
             best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
-            self.progress.update("search", n / most, f"candidate {n}, best {best}")
+            self.progress.update(self.stage, n / most, f"candidate {n}, best {best}")
 
         found, self.overhead = run(searches, self.slots, self.scratch, on_candidate)
         return found
@@ -164,7 +167,7 @@ class Judge:
         best = found[name].candidates[0]
         return {
             "way": name, "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores,
-            "single_validation": dict(objective.single),
+            "single_validation": dict(objective.single), "control_validation": dict(objective.control),
             "candidates": [
                 {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole} for c in found[name].candidates
             ],

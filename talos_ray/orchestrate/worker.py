@@ -187,8 +187,9 @@ _benches: dict[str, Workbench] = {}
 
 
 def workbench(shared: Shared) -> Workbench:
-    """This process's workbench for a run; built at the first call, kept for the next Ray task."""
-    key = f"{shared.base}-{shared.spec.model_dump_json()}"
+    """This process's workbench for a run; built at the first call, kept for the next Ray task, whatever mask it is about."""
+    uses = shared.spec.model_dump_json(include={"model", "tasks", "control", "seed", "cluster", "calibration"})
+    key = f"{shared.base}-{uses}"
     if key not in _benches:
         _benches.clear()
         _benches[key] = Workbench(shared)

@@ -109,6 +109,7 @@ def render(folder: RunFolder, info: Mapping, version: dict, approved: Mapping | 
             ),
         ]
     parts += _comparison(version)
+    parts += _choice(version)
     parts += _scope(version)
     so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
     parts += _drift(so_far)
@@ -135,6 +136,30 @@ def _gate(checks: list[dict]) -> list[str]:
         "<p class=how>What the spec wants of every version. A condition is met when its whole 95 % interval is; where the interval lies on both sides, more test data would tell.</p>",
         _table(["condition", "wanted", "found", "n", "result"], rows),
     ]
+
+
+def _choice(version: Mapping) -> list[str]:
+    choice = version.get("choice")
+    if not choice:
+        return []
+    tried = sorted(choice["tried"], key=lambda r: (-r["held"], -r["merged"]))
+    rows = [
+        [
+            f"{r['setting']['strategy']}, {r['setting']['granularity']}", f"{r['setting']['keep']:.0%}", f"&times; {r['setting']['lr']:g}",
+            f"{r['single']:.3f}", f"{r['merged']:.3f}", "" if r["control"] is None else f"{r['control']:.1%}",
+            "" if r.get("disentanglement") is None else f"{r['disentanglement']:.1%}", "yes" if r["held"] else "no",
+        ]
+        for r in tried
+    ]  # fmt: skip
+    return [
+        "<h2>How the mask was chosen</h2>",
+        f"<p class=how>Short runs of {tried[0]['share']:.0%} of the training each, merged and scored on validation data, best first; the first row was trained in full. It took {choice['seconds']:.0f} s, apart from the training.</p>",
+        _table(
+            ["weights that may change", "share", "learning rate", "single", "merged", "control kept", "disentanglement error", "control holds"], rows
+        ),
+        "<p class=how>How local an edit can be before it stops being useful: the same scores by the share of weights that may change. Hollow points let a control task fall.</p>",
+        plots.trade_off(choice["tried"]),
+    ]  # fmt: skip
 
 
 def _scope(version: Mapping) -> list[str]:

@@ -166,6 +166,29 @@ def heatmap(
     return _svg(figure, description)
 
 
+def trade_off(tried: Sequence[Mapping]) -> str:
+    """Merged and single-task validation accuracy of every short run, by the share of weights that may change."""
+    figure, axes = _axes(3.0, "share of weights that may change", "accuracy on validation data")
+    kinds = list(dict.fromkeys(f"{r['setting']['strategy']} {r['setting']['granularity']}" for r in tried))
+    for kind, color in zip(kinds, PALETTE * 100, strict=False):
+        mine = [r for r in tried if f"{r['setting']['strategy']} {r['setting']['granularity']}" == kind]
+        for held in (True, False):
+            points = [(r["setting"]["keep"], r["merged"]) for r in mine if r["held"] is held]
+            if points:
+                fill, label = ("full", kind) if held else ("none", None)
+                axes.plot(*zip(*points, strict=True), "o", color=color, fillstyle=fill, label=label, markersize=5)
+        axes.plot(
+            *zip(*[(r["setting"]["keep"], r["single"]) for r in mine], strict=True), "_", color=color, markersize=9
+        )
+    axes.set_xscale("log")
+    ticks = sorted({r["setting"]["keep"] for r in tried})
+    axes.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    _legend(axes, 2)
+    return _svg(figure, "Validation accuracy of every short run by its share of weights; dots merged, dashes single")
+
+
 def negation(told: Mapping) -> str:
     """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by coefficient."""
     figure, axes = _axes(2.8, "coefficient", "accuracy / share kept")

@@ -21,6 +21,7 @@ from talos_ray.storage.files import Store, as_json, as_tensors
 
 FORMAT = 2
 HEADS = "heads.safetensors"
+CHOICE = "choice.json"  # what was tried where the spec left the mask open; written before the run begins
 WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/")
 PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "datasets", "safetensors", "optuna")
 
@@ -50,7 +51,7 @@ class RunFolder:
         `identity` is what a run cannot change without becoming another one: the base and the mask's inputs.
         """
         if not self.store.exists("run.json"):
-            if self.store.exists() and (self.store.list() or self.store.exists("versions")):
+            if self.store.exists() and (set(self.store.list()) - {CHOICE} or self.store.exists("versions")):
                 raise SpecError(
                     f"output {self.store.uri!r} holds other files and no run; wanted a new or empty folder; choose another output"
                 )
@@ -89,8 +90,13 @@ class RunFolder:
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
         operation = "resume" if self.store.exists("run.json") else "start"
         self.store.write_json("run.json", info, patience=0)  # the first write of a run: better refused now
+        files = ["run.json", HEADS, *([CHOICE] if self.store.exists(CHOICE) else [])]
         self.store.write_tensors(HEADS, heads, {"classes": {t: list(c) for t, c in classes.items()}})
-        history.append(self.store, operation, holds=["run.json", HEADS], base=base, spec=spec, software=software())
+        history.append(self.store, operation, holds=files, base=base, spec=spec, software=software())
+
+    def load_choice(self) -> dict | None:
+        """What was tried, and what was chosen, where the spec left the mask open."""
+        return self.store.read_json(CHOICE) if self.store.exists(CHOICE) else None
 
     def load_heads(self) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
         """Task -> head, and task -> class names in its order."""

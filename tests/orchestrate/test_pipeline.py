@@ -170,7 +170,7 @@ def test_the_mask_does_not_depend_on_who_scores_or_adds_up(finished, tmp_path, m
     data = [s.p.data[t] for t in s.p.targets]
     for workers, fold in ((1, 8), (2, 2)):
         monkeypatch.setattr(stage, "FOLD", fold)
-        mask = calibrate(s.shared_ref, s.shared, data, workers, lambda done, total: None)
+        mask = calibrate(s.shared_ref, s.shared, s.spec.mask, data, workers, lambda done, total: None)
         assert mask.fingerprint == run.mask.fingerprint
     assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(
         0 <= o <= 1 for o in run.mask.info["overlap"].values()
@@ -185,7 +185,10 @@ def test_a_base_from_storage_gives_the_same_bits(finished, tmp_path):
     (file,) = (tmp_path / "x/base").iterdir()
     assert file.name == f"{s.p.base}.safetensors" and isinstance(s.shared.tensors, tuple)
     data = [s.p.data[t] for t in s.p.targets]
-    assert calibrate(s.shared_ref, s.shared, data, 2, lambda done, total: None).fingerprint == run.mask.fingerprint
+    assert (
+        calibrate(s.shared_ref, s.shared, s.spec.mask, data, 2, lambda done, total: None).fingerprint
+        == run.mask.fingerprint
+    )
     written = file.stat().st_mtime_ns
     s.share()
     assert file.stat().st_mtime_ns == written  # what is there and whole is kept
@@ -200,7 +203,7 @@ def test_calibration_ends_when_the_mask_is_known_whoever_scores_it(finished, tmp
         settings = {"samples_per_task": 48, "shards_per_task": 6, "rounds": 1, "stable": stable}
         s = session({**copy.deepcopy(values), "output": str(tmp_path / "x"), "calibration": settings})
         data = [s.p.data[t] for t in s.p.targets]
-        found[stable, workers] = calibrate(s.shared_ref, s.shared, data, workers, lambda done, total: None)
+        found[stable, workers] = calibrate(s.shared_ref, s.shared, s.spec.mask, data, workers, lambda done, total: None)
     full, early = found[None, 2].info["stability"], found[0.3, 1].info["stability"]
     assert [p["wave"] for p in full] == [2, 3, 4, 5, 6] and full[-1]["overlap"] > full[0]["overlap"]
     assert len(early) < 5 and early == full[: len(early)] and early[-1]["overlap"] >= 0.3

@@ -1,0 +1,208 @@
+"""`mask: {strategy: auto}`: short runs of several masks, each merged and scored on validation data; the best is trained in full.
+
+Two rounds, each searched in one Tune run. The first tries strategies and granularities; the second the best of them with other
+shares of weights and other learning rates. A round waits for all of its runs, so the choice is a function of the spec and
+never of who was first: that is why it is no asynchronous scheduler that decides. What was tried is the trade-off curve:
+how local an edit can be before it stops being useful.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+
+import ray
+
+from talos_ray.config import Mask as MaskSettings
+from talos_ray.config import Spec, Train
+from talos_ray.core.delta import Delta
+from talos_ray.core.mask import Mask
+from talos_ray.core.metrics import absolute_accuracy, worst_kept
+from talos_ray.errors import TalosError
+from talos_ray.orchestrate.calibrate import mask_of
+from talos_ray.orchestrate.cluster import WARM, options
+from talos_ray.orchestrate.plan import ArmPlan, Prepared, prepare
+from talos_ray.orchestrate.session import Session, connected, on_ray
+from talos_ray.orchestrate.worker import Frozen, freeze, thaw, workbench
+from talos_ray.progress import Progress
+from talos_ray.storage.files import Store
+from talos_ray.storage.run_folder import CHOICE, RunFolder
+
+SCRATCH = "choice"  # folder of the search's ledger while it lasts
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one short run tries; `lr` is a factor on the spec's learning rate."""
+
+    strategy: str
+    granularity: str
+    keep: float
+    lr: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy} {self.granularity} {self.keep:g} lr x {self.lr:g}"
+
+    @property
+    def mask(self) -> MaskSettings:
+        return MaskSettings(strategy=self.strategy, granularity=self.granularity, keep=self.keep)
+
+
+def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> Spec:
+    """The spec with the mask and the learning rate that were chosen, before or now. Ray, if it is needed, ends with `stack`.
+
+    Raises:
+        TalosError: as `prepare`, or every short run diverged.
+    """
+    asked = spec.model_dump(mode="json", include={"model", "seed", "mask", "auto", "train", "calibration"})
+    store, tasks = Store(spec.output), [t.name for t in spec.tasks]
+    choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
+    if choice is None or choice["asked"] != asked or not set(choice["tasks"]) <= set(tasks):
+        first = _first(spec)
+        prepared = prepare(_probing(spec, first[0]), progress)
+        started = time.monotonic()
+        stack.enter_context(connected(spec.cluster, verbose, progress))
+        with on_ray(prepared, RunFolder(f"{store.uri}/{SCRATCH}"), verbose, progress) as session:
+            rows, best = _choose(session, prepared, spec, first)
+        seconds = round(time.monotonic() - started, 1)
+        choice = {"asked": asked, "tasks": tasks, "chosen": asdict(best), "tried": rows, "seconds": seconds}
+        store.write_json(CHOICE, choice)
+        store.delete_folder(SCRATCH)
+    return _with(spec, Setting(**choice["chosen"]))
+
+
+def _with(spec: Spec, chosen: Setting) -> Spec:
+    train = spec.train.model_copy(update={"lr": spec.train.lr * chosen.lr})
+    return spec.model_copy(update={"mask": chosen.mask, "train": train})
+
+
+def _first(spec: Spec) -> list[Setting]:
+    """The first round: every strategy and granularity that the spec leaves open, at its keep or the middle of those to be tried."""
+    mask, auto = spec.mask, spec.auto
+    strategies = auto.strategies if mask.strategy == "auto" else (mask.strategy,)
+    granularities = auto.granularities if mask.granularity == "auto" else (mask.granularity,)
+    keep = sorted(auto.keeps)[len(auto.keeps) // 2] if mask.keep == "auto" else mask.keep
+    return [Setting(s, g, keep, 1.0) for s in strategies for g in granularities]
+
+
+def _second(spec: Spec, best: Setting) -> list[Setting]:
+    """The second: the best of them with every other share of weights, and with every other learning rate."""
+    keeps = [k for k in spec.auto.keeps if spec.mask.keep == "auto" and k != best.keep]
+    return [replace(best, keep=k) for k in keeps] + [replace(best, lr=f) for f in spec.auto.lr_factors if f != best.lr]
+
+
+def _probing(spec: Spec, first: Setting) -> Spec:
+    """How short runs are searched: one generation of candidates around the surrogate's best, plain task arithmetic."""
+    search = spec.search.model_copy(
+        update={"method": "surrogate", "trials": spec.search.generation, "merge": spec.search.merge.model_copy(update={"method": "linear"})}
+    )  # fmt: skip
+    baseline = spec.baseline.model_copy(update={"enabled": False})
+    return spec.model_copy(update={"mask": first.mask, "search": search, "baseline": baseline})
+
+
+def _choose(session: Session, p: Prepared, spec: Spec, first: list[Setting]) -> tuple[list[dict], Setting]:
+    """Every setting that was tried, with what it scored, and the best."""
+    progress = session.progress
+    session.share()
+    runs = len(first) + len(_second(spec, first[0]))
+    share = min(1.0, spec.auto.budget / runs)
+    progress.begin("choose", f"{runs} short runs of {share:.0%} of the training each")
+    rows = _round(session, p, spec, first, share)
+    best = _best(rows)
+    rows += _round(session, p, spec, _second(spec, best), share)
+    best = _best(rows)
+    score = next(r for r in rows if r["setting"] == asdict(best))
+    progress.end("choose", f"{best.name}: merged {score['merged']:.3f} on validation data, the best of {len(rows)}")
+    return rows, best
+
+
+def _best(rows: Sequence[Mapping]) -> Setting:
+    """The one whose merged model is best while control holds; of equal ones the smaller edit.
+
+    Raises:
+        TalosError: every short run diverged.
+    """
+    if not any(r["merged"] for r in rows):
+        raise TalosError("every short run diverged: loss is not finite; wanted one that trains; lower train.lr")
+    row = max(rows, key=lambda r: (r["held"], r["merged"], -r["setting"]["keep"]))
+    return Setting(**row["setting"])
+
+
+def _round(session: Session, p: Prepared, spec: Spec, settings: Sequence[Setting], share: float) -> list[dict]:
+    """What each setting scores after a share of the training."""
+    if not settings:
+        return []
+    workers = session.slots_of("choose", 1, spec.cluster.calibration_workers)
+    masks: dict[MaskSettings, Mask] = {}
+    for i, s in enumerate(settings):
+        session.progress.update("choose", i / len(settings) / 4, f"mask: {s.strategy}, {s.granularity}, {s.keep:g}")
+        if s.mask not in masks:
+            masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers)
+    bits = {how: ray.put(mask.bits) for how, mask in masks.items()}
+    remote = short_run.options(**options(spec.cluster))
+    refs, plans = {}, {}
+    for s in settings:
+        short = {t.name: _short(spec.train_for(t), s.lr, share) for t in spec.tasks}
+        plans[s] = ArmPlan(s.name, session.folder, masks[s.mask], {}, short)
+        refs |= {(s, t): remote.remote(session.shared_ref, bits[s.mask], t, short[t]) for t in p.targets}
+    waiting = list(refs.values())
+    while waiting:
+        _, waiting = ray.wait(waiting, num_returns=1)
+        done = len(refs) - len(waiting)
+        session.progress.update("choose", 0.25 + done / len(refs) / 2, f"short run {done} of {len(refs)}")
+    values = {key: ray.get(ref) for key, ref in refs.items()}
+    lost = {s for (s, _), found in values.items() if found is None}
+    arms = [plans[s] for s in settings if s not in lost]
+    deltas = {
+        s.name: {
+            t: Delta(t, thaw(values[s, t])["values"], p.base, masks[s.mask].fingerprint, {}) for t in p.targets
+        }
+        for s in settings
+        if s not in lost
+    }  # fmt: skip
+    chosen = session.judge(p, stage="choose").search(arms, deltas) if arms else {}
+    return [_row(s, masks[s.mask], chosen.get(s.name), p, share) for s in settings]
+
+
+def _short(train: Train, factor: float, share: float) -> Train:
+    steps, warm = max(2, round(train.steps * share)), round(train.warmup_steps * share)
+    return train.model_copy(update={"steps": steps, "warmup_steps": warm, "lr": train.lr * factor})
+
+
+def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) -> dict:
+    """One point of the trade-off: what it keeps, what it scores, what it costs. `merged` is 0 where a short run diverged."""
+    row = {
+        "setting": asdict(s),
+        "share": share,
+        "weights": mask.k,
+        "held": False,
+        "single": 0.0,
+        "merged": 0.0,
+        "control": None,
+    }
+    if found is None:
+        return row
+    single, together = found["single_validation"], found["validation"]
+    xi = found.get("disentanglement", {}).get("together")
+    control = found["control_validation"]
+    return {
+        **row, "held": found["control_held"], "single": absolute_accuracy(single),
+        "merged": absolute_accuracy({t: together[t] for t in p.targets}), "control": worst_kept(together, control)[0] if control else None,
+        "disentanglement": sum(xi.values()) / len(xi) if xi else None,
+    }  # fmt: skip
+
+
+@ray.remote(**WARM)
+def short_run(shared, bits, task: str, settings: Train) -> Frozen | None:
+    """The values of one task's delta after a short training; None if it diverged."""
+    from talos_ray.orchestrate.team import fitted
+
+    bench = workbench(shared)
+    try:
+        delta = fitted(bench, Mask(shared.layout, bits), task, settings)
+    except FloatingPointError:
+        return None
+    return freeze({"values": delta})
