@@ -1,0 +1,78 @@
+"""`mask: auto`: what is tried in short runs, what is chosen, and that nothing but validation data decides."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+import talos_ray
+from talos_ray import SpecError, TalosError
+from talos_ray.orchestrate.automatic import _best, _first, _second
+from talos_ray.spec import make_spec
+
+
+def spec(**changes):
+    return make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x", "preset": "auto", **changes})
+
+
+def row(merged, held=True, **setting):
+    return {
+        "merged": merged,
+        "held": held,
+        "setting": {"strategy": "random", "granularity": "row", "keep": 0.1, "lr": 1.0, **setting},
+    }
+
+
+def test_only_what_is_open_is_tried():
+    first = _first(spec())
+    assert len(first) == 6 and {s.keep for s in first} == {0.1} and {s.lr for s in first} == {1.0}
+    assert {(s.keep, s.lr) for s in _second(spec(), first[0])} == {(0.05, 1), (0.2, 1), (0.1, 0.5), (0.1, 2)}
+    given = spec(mask={"strategy": "random", "keep": 0.3}, auto={"lr_factors": []})
+    assert [(s.strategy, s.granularity, s.keep) for s in _first(given)] == [
+        ("random", g, 0.3) for g in ("element", "row")
+    ]
+    assert _second(given, _first(given)[0]) == []
+    assert spec().mask.open and not make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x"}).mask.open
+    with pytest.raises(SpecError, match=r"'mask.keep' is 'aut'; wanted a number in \(0, 1\], or 'auto'"):
+        spec(mask={"keep": "aut"})
+
+
+def test_the_best_that_holds_wins_and_of_equal_ones_the_smaller():
+    assert _best([row(0.9, held=False), row(0.5, keep=0.2), row(0.6), row(0.6, keep=0.05)]).keep == 0.05
+    with pytest.raises(TalosError, match="every short run diverged.*lower train.lr"):
+        _best([row(0.0, held=False)])
+
+
+def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, capsys):
+    values = {
+        **small_spec, "tasks": ["demo:pointers", small_spec["tasks"][-1]], "output": str(tmp_path / "run"), "preset": "auto",
+        "auto": {"strategies": ["least_sensitive", "random"], "granularities": ["row"], "keeps": [0.1, 0.3], "lr_factors": [1e9], "budget": 2.0},
+        "baseline": {"enabled": False},
+    }  # fmt: skip
+    values.pop("mask", None)
+    run = talos_ray.edit(**copy.deepcopy(values))
+    choice = json.loads(Path(run.path, "choice.json").read_text())
+    tried = choice["tried"]
+    assert [(r["setting"]["strategy"], r["setting"]["keep"]) for r in tried[:2]] == [
+        ("least_sensitive", 0.3),
+        ("random", 0.3),
+    ]
+    assert len(tried) == 4 and all(r["share"] == 0.5 for r in tried)
+    assert tried[3]["setting"]["lr"] == 1e9 and tried[3]["merged"] <= max(r["merged"] for r in tried)
+    best = max((r for r in tried if r["held"]), key=lambda r: (r["merged"], -r["setting"]["keep"]))
+    assert choice["chosen"] == best["setting"] and run.version["choice"] == choice
+    mask, lr = run.info["spec"]["mask"], run.info["spec"]["train"]["lr"]
+    assert {k: mask[k] for k in ("strategy", "granularity", "keep")} == {
+        k: best["setting"][k] for k in mask if k != "path"
+    }
+    assert lr == values["train"]["lr"] * best["setting"]["lr"]
+    assert all(d.info["settings"]["lr"] == lr and d.info["settings"]["steps"] == 12 for d in run.deltas.values())
+    assert not Path(run.path, "choice").exists() and run.verify() == []
+    page = Path(run.path, "report/index.html").read_text()
+    assert "How the mask was chosen" in page and f"{best['merged']:.3f}" in page
+    capsys.readouterr()
+    talos_ray.edit(**copy.deepcopy(values))
+    assert "Nothing to do" in capsys.readouterr().out
+    with pytest.raises(SpecError, match="holds another run: its mask is"):
+        talos_ray.edit(**{**copy.deepcopy(values), "mask": {"strategy": "magnitude"}, "preset": None})
