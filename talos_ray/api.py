@@ -34,7 +34,8 @@ def edit(
 
     Args:
         tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings.
-        model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, or `"hf:NAME"` (a text encoder).
+        model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, `"hf:NAME"` (a text encoder, a T5-like model or a causal LM), or
+            `"python:MODULE:FUNCTION"`.
         control: tasks that must hold.
         output: the run's folder, local or a URI.
         spec: a `Spec` or the path of a YAML spec, instead of all the others.

@@ -10,7 +10,6 @@ adds; the ordinary weight gradient is never built. Weights that no hook fits are
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from talos_ray.core.attention import attention
-from talos_ray.core.layout import Layout
+from talos_ray.core.layout import Layout, is_rms_norm
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +286,7 @@ def _rule(m: nn.Module):
     kind, own = type(m).__name__, [n for n, _ in m.named_parameters(recurse=False)]
     if kind == "Conv1D" and own == ["weight", "bias"]:
         return _conv1d
-    if kind.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"] and m.weight.ndim == 1:
+    if is_rms_norm(m):
         return _rms_norm
     return None
 
@@ -346,19 +345,31 @@ class _Hooks:
             self.sums[name] += grads.square_().sum(0).reshape(-1)
 
     def _after(self, rule):
-        return lambda m, inputs, output: self._listen(
-            output, m.parameters(recurse=False), functools.partial(rule, m, self.keep(inputs[0].detach()))
-        )
+        def hook(m: nn.Module, inputs, output: torch.Tensor) -> torch.Tensor:
+            x = self.keep(inputs[0].detach())
+            fold = self._fold if rule is not _conv2d else (lambda t: t)
+            return self._listen(
+                output, m.parameters(recurse=False), lambda g: rule(m, fold(x), fold(g)), rule is not _conv2d
+            )
 
-    def _listen(self, y: torch.Tensor, params, rule) -> torch.Tensor:
+        return hook
+
+    def _fold(self, t: torch.Tensor) -> torch.Tensor:
+        """[n * r, ...] -> [n, r * ...]: a sample that goes through a layer in r rows (one a possible answer) has one gradient."""
+        if t.shape[0] == self.samples:
+            return t
+        t = t.unflatten(0, (self.samples, -1))
+        return t.flatten(1, 2) if t.ndim > 3 else t
+
+    def _listen(self, y: torch.Tensor, params, rule, foldable: bool = False) -> torch.Tensor:
         for p in params:
             if id(p) in self.names:
                 self.uses[self.names[id(p)]] = self.uses.get(self.names[id(p)], 0) + 1
         if not y.requires_grad:
             y = y.requires_grad_().clone()
-        if y.shape[0] == self.samples:  # otherwise nothing is added, and the check sends the weight to the loop
+        if y.shape[0] == self.samples or (foldable and y.shape[0] % self.samples == 0):
             y.register_hook(lambda g: self._collect(rule, g))
-        return y
+        return y  # of another length nothing is added, and the check sends the weight to the loop
 
     @torch.no_grad()
     def _collect(self, rule, g: torch.Tensor) -> None:

@@ -47,8 +47,14 @@ _KINDS = (
 )  # fmt: skip
 
 
-def eligible_layout(module: nn.Module, prefix: str = "") -> Layout:
-    """Linear, attention, convolution and normalisation parameters under `prefix`, in canonical order.
+def is_rms_norm(m: nn.Module) -> bool:
+    """Every library writes a class of its own; they are known by their names' ends."""
+    own = [n for n, _ in m.named_parameters(recurse=False)]
+    return type(m).__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"] and m.weight.ndim == 1
+
+
+def eligible_layout(module: nn.Module, prefix: str | tuple[str, ...] = "") -> Layout:
+    """Linear, attention, convolution and normalisation parameters under `prefix` (one of them), in canonical order.
 
     Embeddings, class tokens and bare projection parameters are not eligible (design, section 2). A
     parameter that is also somebody's embedding (tied weights) is not eligible either.
@@ -59,7 +65,7 @@ def eligible_layout(module: nn.Module, prefix: str = "") -> Layout:
     owned = {
         id(p)
         for m in module.modules()
-        if isinstance(m, _KINDS) or type(m).__name__ in ("Conv1D", "T5LayerNorm", "LlamaRMSNorm", "Qwen2RMSNorm")
+        if isinstance(m, _KINDS) or type(m).__name__ == "Conv1D" or is_rms_norm(m)
         for p in m.parameters()
     }
     found = sorted((n, p) for n, p in module.named_parameters() if n.startswith(prefix) and id(p) in owned - embeddings)

@@ -13,24 +13,33 @@ from torch import nn
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
 
-FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED", "hf:TEXT_ENCODER")
-_HOME = {"demo": "clip", "open_clip": "clip", "hf": "encoder"}  # loaded when first used: each brings its library
+FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED", "hf:NAME_OR_FOLDER", "python:MODULE:FUNCTION")
+_HOME = {
+    "demo": "clip",
+    "open_clip": "clip",
+    "hf": "hf",
+    "python": "python",
+}  # loaded when first used: each brings its library
 
 
 class Family(Protocol):
     """What the rest of the system needs to know about a model.
 
-    `module` holds every weight; the eligible ones stand under `edited` (a name prefix).
+    `module` holds every weight; the eligible ones stand under `edited` (name prefixes). `head_words` says what a head is.
     """
 
     module: nn.Module
-    edited: str
+    edited: tuple[str, ...]
+    head_words: str
 
     def preprocess(self, examples: list) -> torch.Tensor:
         """Raw examples (PIL images, or texts) -> inputs [n, ...] on the CPU, of the same shape for every batch."""
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
-        """Frozen zero-shot head [classes, d] float32, scaled, from class phrases and prompt templates."""
+        """What a task's classes are scored with, frozen: [classes, ...], from class phrases and prompt templates."""
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs [n, ...] -> what the model makes of them, [n, d]; a linear probe looks at it."""
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Inputs [n, ...] -> logits [n, classes]."""
@@ -70,7 +79,7 @@ def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequenc
     named in `private`, which will be written to, are copied. So all processes of a node can share one base."""
     family = _home(name).load(name, pretrained=False)
     mine = set(private)
-    own = {**dict(family.module.named_parameters()), **dict(family.module.named_buffers())}
+    own = {**dict(family.module.named_parameters(remove_duplicate=False)), **dict(family.module.named_buffers())}
     for key, value in tensors.items():
         own[key].data = value.clone() if key in mine else value
     return family

@@ -19,7 +19,8 @@ DEMO = Path(__file__).parents[1] / "demo"
 class Clip:
     """An open_clip model with its own tokenizer and preprocessing (see `models.Family`)."""
 
-    edited = "visual."
+    edited = ("visual.",)
+    head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
 
     def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:
         self.module, self.transform, self.tokenizer, self.config = module.eval(), transform, tokenizer, config
@@ -36,8 +37,11 @@ class Clip:
             rows.append(torch.nn.functional.normalize(features.mean(0), dim=-1))
         return (torch.stack(rows) * self.module.logit_scale.exp()).float()
 
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_image(inputs, normalize=True)
+
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return self.module.encode_image(inputs, normalize=True) @ head.T
+        return self.features(inputs) @ head.T
 
     def save(self, folder: Path) -> None:
         """For `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
-from transformers.utils import cached_file
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoModel
 
-from talos_ray.errors import SpecError
+from talos_ray.models.hf import LENGTH, beside, blocks
 
+AUTO = AutoModel
 SCALE = (
     20.0  # of the cosine between a text and a class, as sentence-transformers trains with it (Reimers & Gurevych, 2019)
 )
-LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
-POOLING, LENGTH = "1_Pooling/config.json", "sentence_bert_config.json"  # as sentence-transformers names them
-HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+POOLING = "1_Pooling/config.json"  # as sentence-transformers names it
 
 
 class Encoder:
@@ -29,9 +25,11 @@ class Encoder:
     Inputs are token ids int64 [n, length], padded on the right; batches are cut to their longest text.
     """
 
+    head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
+
     def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:
         self.module, self.tokenizer, self.pooling, self.length = module.eval(), tokenizer, pooling, length
-        self.edited = f"{_blocks(module)}."
+        self.edited = (f"{blocks(module)}.",)
 
     def preprocess(self, examples: list) -> torch.Tensor:
         return self.tokenizer(
@@ -43,8 +41,7 @@ class Encoder:
             return_tensors="pt",
         ).input_ids
 
-    def _features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [n, d]."""
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
         there = inputs != self.tokenizer.pad_token_id
         longest = max(1, int(there.sum(1).max()))
         inputs, there = inputs[:, :longest], there[:, :longest]
@@ -58,11 +55,11 @@ class Encoder:
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Mean of the normalised features over the templates, normalised again, times SCALE."""
-        rows = [self._features(self.preprocess([p.format(phrase) for p in prompts])).mean(0) for phrase in phrases]
+        rows = [self.features(self.preprocess([p.format(phrase) for p in prompts])).mean(0) for phrase in phrases]
         return (nn.functional.normalize(torch.stack(rows), dim=-1) * SCALE).float()
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return self._features(inputs) @ head.T
+        return self.features(inputs) @ head.T
 
     def save(self, folder: Path) -> None:
         """For `AutoModel.from_pretrained(FOLDER)`; how to pool goes beside it, as sentence-transformers reads it."""
@@ -81,68 +78,6 @@ class Encoder:
         (folder / "modules.json").write_text(json.dumps(told) + "\n")
 
 
-def _blocks(module: nn.Module) -> str:
-    """Name of the list of transformer blocks. What stands outside (a pooler, for instance) may not be used at all, and
-    an unused weight would look like the least sensitive one."""
-    lists = {
-        n: sum(p.numel() for p in m.parameters()) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)
-    }
-    return max(lists, key=lists.get)
-
-
-def check(name: str) -> None:
-    """Raises SpecError unless `name` is a folder with a model, or could be one of the Hugging Face Hub."""
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise SpecError(
-                f"model 'hf:{name}': folder {name!r} has no config.json; wanted what save_pretrained writes; check the path"
-            )
-    elif not HUB_NAME.match(name):
-        raise SpecError(
-            f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, or OWNER/NAME; check it"
-        )
-
-
-def load(name: str, pretrained: bool = True) -> Encoder:
-    """Build `hf:NAME`; with `pretrained=False` the weights are left random.
-
-    Raises:
-        SpecError: it cannot be reached or read, or is no text encoder.
-    """
-    where = str(Path(name.removeprefix("hf:")).expanduser()) if name.startswith("hf:~") else name.removeprefix("hf:")
-    disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(where)
-        _check_encoder(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        if pretrained:
-            module = AutoModel.from_pretrained(where, config=config, dtype=torch.float32)
-        else:
-            module = AutoModel.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    pooling = "cls" if _file(where, POOLING).get("pooling_mode_cls_token") else "mean"
-    longest = _file(where, LENGTH).get("max_seq_length") or LONGEST
-    return Encoder(module, tokenizer, pooling, min(longest, LONGEST, tokenizer.model_max_length))
-
-
-def _check_encoder(name: str, config: PretrainedConfig) -> None:
-    made_for = (config.architectures or ["?"])[0]
-    if (
-        config.is_encoder_decoder
-        or getattr(config, "is_decoder", False)
-        or "CausalLM" in made_for
-        or "LMHead" in made_for
-    ):
-        raise SpecError(
-            f"model {name!r} is a {made_for}; wanted a text encoder (BERT, MiniLM, MPNet, …); choose one of those"
-        )
-
-
-def _file(where: str, name: str) -> dict:
-    """A JSON file beside the model, as sentence-transformers puts there; empty if there is none."""
-    found = cached_file(
-        where, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return json.loads(Path(found).read_text()) if found else {}
+def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
+    pooling = "cls" if beside(where, POOLING).get("pooling_mode_cls_token") else "mean"
+    return Encoder(module, tokenizer, pooling, length)

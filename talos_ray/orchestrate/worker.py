@@ -174,12 +174,10 @@ class Workbench:
     def outputs(self, task: str, split: str, most: int, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
         examples, found = self.examples(task, split), []
-        head = self.head(task)
-        every = torch.eye(head.shape[1], device=self.device)  # the head that shows every feature
         for index in sampled_rows(len(examples), most).split(batch_size):
             inputs, labels = examples.batch(index)
-            features = self.family.logits(inputs, every)
-            found.append((features.float().cpu(), (features @ head.T).argmax(-1).cpu(), labels.cpu()))
+            predicted = self.logits(task)(inputs).argmax(-1)
+            found.append((self.family.features(inputs).float().cpu(), predicted.cpu(), labels.cpu()))
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 

@@ -46,7 +46,7 @@ def export(
         edited.save(to)
     heads, classes = folder.load_heads()
     save_file(heads, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()})
-    (to / "README.md").write_text(card(folder, version, delta_only=delta_only))
+    (to / "README.md").write_text(card(folder, version, edited.head_words, delta_only=delta_only))
     return sorted(p.name for p in to.iterdir())
 
 
@@ -61,7 +61,7 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     return found
 
 
-def card(folder: RunFolder, version: Mapping, *, delta_only: bool) -> str:
+def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bool) -> str:
     """A model card: base, tasks, data, scores with intervals, intended use, limits, and what proves where it comes from."""
     info, number = folder.info(), version["version"]
     spec, model = info["spec"], info["spec"]["model"]
@@ -92,7 +92,7 @@ def card(folder: RunFolder, version: Mapping, *, delta_only: bool) -> str:
             f"# {named}, edited: version {number} of {folder.store.uri.rstrip('/').rsplit('/', 1)[-1]}",
             f"`{model}`, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
             "", "## Files", where,
-            "`heads.safetensors`: a frozen zero-shot head [classes, d] of every task, scaled; its class names are in the metadata. `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits.",
+            f"`heads.safetensors`: what every task is scored with, frozen; class names are in its metadata. A head is {head_words}.",
             "", "## Tasks and scores",
             f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
             "", "| task | kind | base | this model | n | data |", "|---|---|---|---|---|---|", *rows,

@@ -1,14 +1,18 @@
-"""A text encoder learns two tasks, and they are merged: the pipeline on text, by the one call."""
+"""A text encoder, a sequence-to-sequence model and a causal LM learn two tasks, and they are merged: by the one call."""
 
-from texts import save_encoder, write_texts
+import pytest
+from texts import save_causal, save_encoder, save_seq2seq, write_texts
 
 import talos_ray
+from talos_ray.models import base_fingerprint, load_model
 
 
-def test_an_encoder_learns_text_tasks(tmp_path):
+@pytest.mark.parametrize("kind", ["encoder", "t5", "llama"])
+def test_a_model_learns_text_tasks(kind, tmp_path):
+    save = {"encoder": save_encoder, "t5": save_seq2seq, "llama": lambda folder: save_causal(folder, "llama")}[kind]
     tasks = [write_texts(tmp_path, name, 800) for name in ("animals", "places")]
     run = talos_ray.edit(
-        model=save_encoder(tmp_path / "model"),
+        model=save(tmp_path / "model"),
         tasks=tasks,
         control=[{**tasks[0], "name": "held", "phrases": ["otter", "wrench"]}],
         output=str(tmp_path / "run"),
@@ -23,4 +27,10 @@ def test_an_encoder_learns_text_tasks(tmp_path):
     }
     summary = run.version["summary"]
     assert summary["merged"] > summary["zero_shot"] + 0.1
-    assert all("encoder.layer" in name for name in run.mask.layout.names)
+    inside = {"encoder": ("encoder.layer.",), "t5": ("encoder.block.", "decoder.block."), "llama": ("model.layers.",)}[
+        kind
+    ]
+    assert all(name.startswith(inside) for name in run.mask.layout.names)
+    run.export(tmp_path / "out")  # what its own library loads: see tests/models
+    again = load_model(f"hf:{tmp_path / 'out'}")
+    assert base_fingerprint(again) == run.version["model"]

@@ -1,26 +1,75 @@
 """What every family must do, and what is said of models that cannot be used."""
 
+import zlib
+from collections import OrderedDict
+
+import open_clip
 import pytest
 import torch
 from images import write_images
-from texts import save_encoder, write_texts
+from safetensors.torch import load_file
+from texts import save_causal, save_encoder, save_seq2seq, write_texts
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, ViTConfig, ViTModel
 
 from talos_ray import SpecError
+from talos_ray.core.blocks import gather
+from talos_ray.core.compose import Composer
+from talos_ray.core.delta import make_delta
+from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.fisher import SquaredGradients
+from talos_ray.core.layout import fingerprint
+from talos_ray.core.mask import mask_from_flags, select
+from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import Examples, decoded, encoded, load_task
 
+FAMILIES = ("demo", "encoder", "t5", "gpt2", "llama", "qwen3", "python")
 
-@pytest.fixture(scope="module", params=["demo", "hf"])
+
+class Bag:
+    """A model of the user's own, as the escape hatch takes it."""
+
+    edited = ("body.",)
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = nn.Sequential(
+            OrderedDict(
+                words=nn.EmbeddingBag(64, 32, mode="sum"),
+                body=nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)),
+            )
+        )
+
+    def preprocess(self, examples):
+        return torch.tensor([[zlib.crc32(w.encode()) % 64 for w in (e.split() * 12)[:12]] for e in examples])
+
+    def head(self, phrases, prompts):
+        return torch.arange(len(phrases))
+
+    def features(self, inputs):
+        return self.module(inputs)
+
+    def logits(self, inputs, head):
+        return self.features(inputs)[:, head]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """(name, the family, one task's data)."""
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "demo":
+    folder, kind = tmp_path_factory.mktemp(request.param), request.param
+    if kind == "demo":
         path = write_images(folder, 40)
         name, task = "demo", {"name": "sides", "data": path, "input": "file", "label": "side"}
     else:
-        name, task = save_encoder(folder / "model"), write_texts(folder, "animals", 40)
+        task = {**write_texts(folder, "animals", 40), "kind": "text", "input": "text", "prompts": ["{}"]}
+        if kind == "python":
+            name = "python:test_families:Bag"
+        elif kind in ("encoder", "t5"):
+            name = {"encoder": save_encoder, "t5": save_seq2seq}[kind](folder / "model")
+        else:
+            name = save_causal(folder / "model", kind)
     spec = make_spec({"model": name, "tasks": [task], "output": "x"})
     return name, load_model(spec.model), load_task(spec.tasks[0], 0)
 
@@ -45,7 +94,7 @@ def test_every_eligible_weight_matters(family):
     unused = [n for n in layout.names if params[n].grad is None or not params[n].grad.any()]
     f.module.zero_grad(set_to_none=True)
     # The bias of a key adds the same to all scores of a query, so softmax ignores it.
-    assert all(n.endswith("key.bias") for n in unused)
+    assert all(n.endswith(("key.bias", "k_proj.bias")) for n in unused)
 
 
 def test_every_score_comes_from_hooks(family):
@@ -65,9 +114,88 @@ def test_a_model_is_built_from_shared_tensors_without_a_copy(family):
     assert shared == set(tensors) - set(layout.names)
 
 
+def test_training_moves_masked_weights_only_and_is_undone_bit_by_bit(family):
+    _, f, data = family
+    layout, before = layout_of(f), {n: t.clone() for n, t in base_tensors(f).items()}
+    mask = mask_from_flags(layout, select(layout, "random", 0.3, granularity="row"))
+    head, examples = f.head(data.phrases, data.task.prompts), Examples(data.train, f.preprocess)
+    values = gather(f.module, mask)
+    optimizer = SparseAdamW(f.module, mask, 1e-2)
+    losses = finetune(
+        optimizer, Plan(data.task.name, len(data.train), 40, 8, 1e-2, 4, 0), lambda x: f.logits(x, head), examples.batch
+    )
+    delta = make_delta(
+        data.task.name, optimizer.values.detach(), values, fingerprint(before), mask.fingerprint, torch.bfloat16, {}
+    )
+    optimizer.close()
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    flags = layout.split(mask.flags)
+    for name, t in base_tensors(f).items():
+        moved = (t != before[name]).flatten()
+        assert not (moved & ~flags[name]).any() if name in flags else not moved.any()
+        t.copy_(before[name])
+    composer = Composer(f.module, mask, [delta], fingerprint(before))
+    for alpha in (1.0, -1.0):  # learn, forget
+        composer.compose({data.task.name: alpha})
+        assert base_fingerprint(f) != fingerprint(before)
+        composer.rollback()
+        assert base_fingerprint(f) == fingerprint(before)
+
+
+def test_a_saved_model_loads_in_its_own_library_and_answers_alike(family, tmp_path):
+    _, f, data = family
+    f.save(tmp_path)
+    head, (inputs, _) = (
+        f.head(data.phrases, data.task.prompts),
+        Examples(data.train, f.preprocess).batch(torch.arange(8)),
+    )
+    kind = type(f).__name__
+    if kind == "Clip":
+        module = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")[0]
+    elif kind == "Bag":
+        module = Bag().module
+        module.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    else:
+        auto = {"Encoder": AutoModel, "Seq2Seq": AutoModelForSeq2SeqLM, "Causal": AutoModelForCausalLM}[kind]
+        module = auto.from_pretrained(tmp_path)
+        again = load_model(f"hf:{tmp_path}")
+        assert torch.equal(again.preprocess(["the old horse", "us"]), f.preprocess(["the old horse", "us"]))
+    assert fingerprint(dict(module.state_dict())) == base_fingerprint(f)
+    with torch.inference_mode():
+        wanted, own = f.logits(inputs, head), f.module
+        f.module = module.eval()
+        found = f.logits(inputs, head)
+        f.module = own
+    assert torch.equal(found, wanted)
+
+
+def test_an_answers_score_is_its_likelihood(tmp_path):
+    """Of a causal and of a sequence-to-sequence model, against the library's own loss, one text and answer at a time."""
+    for name in (save_causal(tmp_path / "llama", "llama"), save_seq2seq(tmp_path / "t5")):
+        f = load_model(name)
+        texts, phrases = (
+            ["the old horse was seen", "by us", "it is not far from here again"],
+            ["heron and otter", "wrench"],
+        )
+        with torch.inference_mode():
+            found = f.logits(f.preprocess(texts), f.head(phrases, ["{}"]))
+            for i, text in enumerate(texts):
+                for j, phrase in enumerate(phrases):
+                    words = f.tokenizer(text, return_tensors="pt").input_ids
+                    answer = f.tokenizer(phrase, return_tensors="pt").input_ids
+                    if "llama" in name:
+                        whole = torch.cat([words, answer], 1)
+                        loss = f.module(whole, labels=torch.cat([torch.full_like(words, -100), answer], 1)).loss
+                    else:
+                        loss = f.module(words, labels=answer).loss
+                    assert float(found[i, j]) == pytest.approx(-float(loss), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("python:test_families:Bog", "no attribute 'Bog'"),
+        ("python:nowhere:X", "No module named 'nowhere'"),
         ("hf:", "no folder and no name of the Hub"),
         ("hf:a b", "no folder and no name of the Hub"),
         ("demo:x", "is not known"),
@@ -79,14 +207,15 @@ def test_names_that_cannot_be_a_model(name, said):
         check_model(name)
 
 
-def test_folders_that_hold_no_encoder(tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+def test_folders_that_hold_no_model_of_ours(tmp_path):
     with pytest.raises(SpecError, match=r"no config\.json"):
         check_model(f"hf:{tmp_path}")
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)).save_pretrained(tmp_path)
-    with pytest.raises(SpecError, match="is a GPT2LMHeadModel; wanted a text encoder"):
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTModel(ViTConfig(**small)).save_pretrained(tmp_path)
+    with pytest.raises(SpecError, match="is a ViTModel, which reads images; wanted a text encoder"):
         load_model(f"hf:{tmp_path}")
+    with pytest.raises(SpecError, match="2 prompts are given; wanted one"):
+        load_model(save_causal(tmp_path / "gpt2", "gpt2")).head(["a"], ["{}", "a {}"])
 
 
 def test_columns_that_hold_no_text(tmp_path):

@@ -1,0 +1,132 @@
+"""Models of the Hugging Face Hub, or of a folder: which family reads one, and what all of them share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
+
+from talos_ray.errors import SpecError
+
+LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
+PAD = -1  # stands for "no token" in inputs and heads: not every tokenizer has a token for it
+LENGTH = "sentence_bert_config.json"  # where sentence-transformers says how many tokens are read
+HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def check(name: str) -> None:
+    """Raises SpecError unless `name` is a folder with a model, or could be one of the Hugging Face Hub."""
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SpecError(
+                f"model 'hf:{name}': folder {name!r} has no config.json; wanted what save_pretrained writes; check the path"
+            )
+    elif not HUB_NAME.match(name):
+        raise SpecError(
+            f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, or OWNER/NAME; check it"
+        )
+
+
+def load(name: str, pretrained: bool = True):
+    """Build `hf:NAME` by the family that reads it; with `pretrained=False` the weights are left random.
+
+    Raises:
+        SpecError: it cannot be reached or read, or no family reads it.
+    """
+    where = str(Path(name.removeprefix("hf:")).expanduser())
+    disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(where)
+        family = import_module(f"talos_ray.models.{_family(name, config)}")
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        if pretrained:
+            module = family.AUTO.from_pretrained(where, config=config, dtype=torch.float32)
+        else:
+            module = family.AUTO.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", LONGEST)
+    return family.make(module, tokenizer, where, min(longest, LONGEST, tokenizer.model_max_length))
+
+
+def _family(name: str, config: PretrainedConfig) -> str:
+    """The file of the family that reads a model."""
+    made_for = (config.architectures or ["?"])[0]
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    if "CausalLM" in made_for or "LMHead" in made_for or getattr(config, "is_decoder", False):
+        return "causal"
+    if made_for.endswith(("ForImageClassification", "VisionModel", "CLIPModel", "SiglipModel", "ViTModel")):
+        raise SpecError(
+            f"model {name!r} is a {made_for}, which reads images; wanted a text encoder, a sequence-to-sequence model or a causal LM; for CLIP use open_clip:"
+        )
+    return "encoder"
+
+
+def blocks(module: nn.Module) -> str:
+    """Name of the list of transformer blocks. What stands outside (a pooler, for instance) may not be used at all, and
+    an unused weight would look like the least sensitive one."""
+    lists = {
+        n: sum(p.numel() for p in m.parameters()) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)
+    }
+    return max(lists, key=lists.get)
+
+
+def beside(where: str, name: str) -> dict:
+    """A JSON file beside the model, as sentence-transformers puts there; empty if there is none."""
+    found = cached_file(
+        where, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return json.loads(Path(found).read_text()) if found else {}
+
+
+def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:
+    """Token ids int64 [n, length], PAD where a row ends sooner."""
+    length = length or max(map(len, rows))
+    return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
+
+
+def cut(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch without the columns that no row uses: token ids >= 0 [n, l], and where there is a token, bool [n, l]."""
+    there = inputs != PAD
+    longest = max(1, int(there.sum(1).max()))
+    return inputs[:, :longest].clamp(min=0), there[:, :longest]
+
+
+def answer_scores(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Mean log-probability [m] of the tokens of every answer, from logits [m, a, V] at their places and answers [m, a].
+
+    The mean, so that a long answer is not worse for being long (rank classification as in Liu et al., 2022, T-Few)."""
+    there = answers != PAD
+    lost = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), answers.clamp(min=0).flatten(), reduction="none"
+    ).view_as(answers)
+    return -(lost * there).sum(1) / there.sum(1)
+
+
+def answers(phrases: Sequence[str], rows: list[list[int]]) -> torch.Tensor:
+    """A head of the classes' answers, as token ids. Raises SpecError if the tokenizer makes nothing of one."""
+    for phrase, row in zip(phrases, rows, strict=True):
+        if not row:
+            raise SpecError(
+                f"class {phrase!r} has no tokens, so it cannot be an answer; wanted a text; give the task other phrases"
+            )
+    return padded(rows)
+
+
+def one_template(name: str, prompts: Sequence[str]) -> str:
+    """Raises SpecError unless there is one template: answers are texts, and are not averaged."""
+    if len(prompts) != 1:
+        raise SpecError(
+            f"{name}: {len(prompts)} prompts are given; wanted one, which makes an answer of a class; keep the best"
+        )
+    return prompts[0]
