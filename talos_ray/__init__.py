@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from talos_ray.api import Run, edit, open_run
+    from talos_ray.api import Run, check, edit, open_run
     from talos_ray.config import Spec, Task
     from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
     from talos_ray.spec import load_spec
 
 _HOME = {
-    "edit": "api", "open_run": "api", "Run": "api", "Spec": "config", "Task": "config", "load_spec": "spec",
+    "check": "api", "edit": "api", "open_run": "api", "Run": "api", "Spec": "config", "Task": "config", "load_spec": "spec",
     "TalosError": "errors", "SpecError": "errors", "MismatchError": "errors", "CorruptError": "errors", "StorageError": "errors",
     "ConflictError": "errors",
 }  # fmt: skip
@@ -28,6 +28,7 @@ __all__ = [
     "StorageError",
     "TalosError",
     "Task",
+    "check",
     "edit",
     "load_spec",
     "open_run",

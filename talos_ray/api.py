@@ -59,6 +59,17 @@ def edit(
     return Run(spec.output)
 
 
+def check(spec: Spec | str | Path) -> None:
+    """All that `edit` checks of a spec, its data, its model and its resources before it starts anything, and nothing else.
+
+    Raises:
+        SpecError: a line for everything that is wrong.
+    """
+    from talos_ray.orchestrate.driver import check
+
+    check(spec if isinstance(spec, Spec) else load_spec(spec))
+
+
 def open_run(path: str) -> Run:
     """Open the run in a folder.
 

@@ -57,6 +57,18 @@ def demo(output: Output = "runs/demo", verbose: Verbose = False) -> None:
 
 
 @app.command()
+def check(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")]) -> None:
+    """Find everything that is wrong with a spec, its data and its model, before anything runs.
+
+    Example: talos check examples/quick.yaml
+    """
+    from talos_ray.api import check as run
+    from talos_ray.spec import load_spec
+
+    run(load_spec(spec))
+
+
+@app.command()
 def status(
     run: Folder,
     as_json: Json = False,

@@ -30,6 +30,31 @@ class ConflictError(TalosError):
     """Another process changed the run in the meantime. Nothing was changed by this one."""
 
 
+class Problems:
+    """Collects what is wrong with an input, so that all of it is told at once.
+
+    problems = Problems()
+    with problems: ...  # a SpecError in it is kept
+    problems.tell()     # raises one SpecError with a line for each
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Problems:
+        return self
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if isinstance(error, SpecError):
+            self.lines.append(str(error))
+            return True
+        return False
+
+    def tell(self) -> None:
+        if self.lines:
+            raise SpecError("\n".join(dict.fromkeys(self.lines)))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of `known`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -9,7 +9,7 @@ import yaml
 
 from talos_ray.config import Spec, Task, validated
 from talos_ray.demo.tasks import RECIPES
-from talos_ray.errors import SpecError, nearest
+from talos_ray.errors import Problems, SpecError, nearest
 
 TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs where the model reads text
 
@@ -73,16 +73,22 @@ def make_spec(values: dict[str, Any]) -> Spec:
     model = str(values.get("model", ""))
     if model.startswith("hf:") and (path := Path(model.removeprefix("hf:")).expanduser()).is_dir():
         values["model"] = f"hf:{path.resolve()}"  # workers have other working folders
-    for group in ("tasks", "control"):
+    problems, tasks = Problems(), {"tasks": [], "control": []}
+    for group, found in tasks.items():
         items = values.get(group) or ()
-        if isinstance(items, str | dict | Task):
-            items = (items,)
-        values[group] = tuple(resolve_task(item, model.startswith("hf:")) for item in items)
-    if not values["tasks"]:
-        raise SpecError(
+        for item in (items,) if isinstance(items, str | dict | Task) else items:
+            with problems:
+                found.append(resolve_task(item, model.startswith("hf:")))
+    if not values.get("tasks"):
+        problems.lines.append(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
         )
-    return validated(Spec, values)
+    # Where a task is wrong, another stands for it, so that the rest of the spec is checked all the same.
+    stand_in = [Task(name="x", data="x")] if problems.lines and not tasks["tasks"] else []
+    with problems:
+        spec = validated(Spec, {**values, **tasks, "tasks": tuple(tasks["tasks"] or stand_in)})
+    problems.tell()
+    return spec
 
 
 def load_task_file(path: str | Path) -> dict[str, Any]:

@@ -66,6 +66,28 @@ def test_bad_input_is_named_in_two_lines_and_touches_nothing(name, sides, tmp_pa
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 
+def test_everything_that_is_wrong_is_told_at_once(sides, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tasks = [
+        {**sides, "name": "a", "label": "kind"},
+        {**sides, "name": "b", "data": "nowhere.csv"},
+        {**sides, "name": "c"},
+    ]
+    spec = {**GOOD, "tasks": tasks, "model": "open_clip:ViT-B-23/openai", "cluster": {"gpus_per_worker": 64}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    code, err = talos(monkeypatch, capsys, "check", "spec.yaml")
+    wanted = ["column 'kind' is not in", "'nowhere.csv' does not exist", "'ViT-B-23' is not known", "needs 64 GPUs"]
+    assert code == 2 and [w for w in wanted if w not in err] == [] and "'c'" not in err
+    bad = [{**sides, "name": "a", "prompts": ["no slot"]}, "demo:pionters"]
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**spec, "tasks": bad, "mask": {"kep": 1}}))
+    code, err = talos(monkeypatch, capsys, "check", "spec.yaml")
+    assert code == 2 and len(err.strip().splitlines()) == 3
+    assert all(w in err for w in ("has no {}", "did you mean 'demo:pointers'", "did you mean 'keep'"))
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**GOOD, "mask": {"strategy": "auto", "keep": "auto"}}))
+    code, _ = talos(monkeypatch, capsys, "check", "spec.yaml")
+    assert code == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["spec.yaml"]
+
+
 def test_commands_on_what_is_no_run(tmp_path, monkeypatch, capsys):
     for words in (["status"], ["rollback"], ["log"]):
         code, err = talos(monkeypatch, capsys, *words, str(tmp_path))

@@ -62,7 +62,7 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
     if choice is None or choice["asked"] != asked or not set(choice["tasks"]) <= set(tasks):
         first = _first(spec)
-        prepared = prepare(_probing(spec, first[0]), progress)
+        prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
         stack.enter_context(connected(spec.cluster, verbose, progress))
         with on_ray(prepared, RunFolder(f"{store.uri}/{SCRATCH}"), verbose, progress) as session:
@@ -94,13 +94,14 @@ def _second(spec: Spec, best: Setting) -> list[Setting]:
     return [replace(best, keep=k) for k in keeps] + [replace(best, lr=f) for f in spec.auto.lr_factors if f != best.lr]
 
 
-def _probing(spec: Spec, first: Setting) -> Spec:
-    """How short runs are searched: one generation of candidates around the surrogate's best, plain task arithmetic."""
+def checkable(spec: Spec) -> Spec:
+    """A spec that leaves nothing open, for the short runs: one generation of candidates around the surrogate's best, plain task
+    arithmetic."""
     search = spec.search.model_copy(
         update={"method": "surrogate", "trials": spec.search.generation, "merge": spec.search.merge.model_copy(update={"method": "linear"})}
     )  # fmt: skip
     baseline = spec.baseline.model_copy(update={"enabled": False})
-    return spec.model_copy(update={"mask": first.mask, "search": search, "baseline": baseline})
+    return spec.model_copy(update={"mask": _first(spec)[0].mask, "search": search, "baseline": baseline})
 
 
 def _choose(session: Session, p: Prepared, spec: Spec, first: list[Setting]) -> tuple[list[dict], Setting]:

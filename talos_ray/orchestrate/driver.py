@@ -57,6 +57,20 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
         return folder
 
 
+def check(spec: Spec) -> None:
+    """All that `run_edit` checks before it starts anything, and nothing else.
+
+    Raises:
+        SpecError: a line for everything that is wrong.
+    """
+    with Progress() as progress:
+        if spec.mask.open:
+            from talos_ray.orchestrate.automatic import checkable
+
+            spec = checkable(spec)
+        prepare(spec, progress)
+
+
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     """The version that this spec would make again."""
     arms = arms_of(p, mask)

@@ -16,7 +16,7 @@ from talos_ray.config import Spec, Task
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
-from talos_ray.errors import TalosError
+from talos_ray.errors import Problems, TalosError
 from talos_ray.models import base_tensors, check_model, layout_of, load_model
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
@@ -52,24 +52,31 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     """Check everything that can be wrong with a spec; touch nothing on storage and start nothing.
 
     Raises:
-        SpecError: model, task, data, resources or output.
+        SpecError: model, tasks, data, resources and output: a line for everything that is wrong.
     """
     from talos_ray.orchestrate.calibrate import calibration_split
     from talos_ray.orchestrate.cluster import check_local, check_output
     from talos_ray.orchestrate.watch import check_tracker
 
     progress.begin("check", "spec, data and model")
-    check_output(spec.output)
-    check_tracker(spec.tracker)
-    folder = RunFolder(spec.output)
-    folder.check_new()
-    check_model(spec.model)
-    check_local(spec.cluster)
+    problems = Problems()
+    with problems:
+        check_output(spec.output)
+        folder = RunFolder(spec.output)
+        folder.check_new()
+    with problems:
+        check_tracker(spec.tracker)
+    with problems:
+        check_model(spec.model)
+    with problems:
+        check_local(spec.cluster)
     everything = (*spec.tasks, *spec.control)
     data = {}
     for i, task in enumerate(everything):
         progress.update("check", i / len(everything), f"data of {task.name}")
-        data[task.name] = load_task(task, spec.seed)
+        with problems:
+            data[task.name] = load_task(task, spec.seed)
+    problems.tell()
     family = load_model(spec.model)
     tensors = base_tensors(family)
     base = fingerprint(tensors)
