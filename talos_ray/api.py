@@ -336,6 +336,17 @@ class Run:
         operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, verbose=verbose)
         return self
 
+    def robustness(self, *, verbose: bool = False) -> dict:
+        """Test accuracy of base and head on spoilt inputs (images: noise, blur, contrast, occlusion; texts: typos, case, deletion):
+        task -> corruption -> {"base" | "merged": score}. Kept beside the version and shown in its report.
+
+        Raises:
+            TalosError: a stage could not be finished.
+        """
+        from talos_ray.orchestrate import operations
+
+        return operations.robustness(self.path, verbose=verbose)
+
     def history(self) -> list[dict]:
         """Every event, oldest first; raises CorruptError if one was changed, removed or reordered."""
         return list(history.events(self.folder.store))

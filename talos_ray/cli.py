@@ -274,6 +274,25 @@ def export(
     print(f"{to}: {', '.join(names)}")
 
 
+@app.command()
+def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Score base and head on spoilt test inputs: is the edited model more fragile?
+
+    Example: talos robustness runs/demo
+    """
+    from talos_ray.api import open_run
+
+    found = open_run(run).robustness(verbose=verbose)
+    if as_json:
+        print(json.dumps(found, indent=1, sort_keys=True))
+        return
+    table = Table("task", "test data", "base", "merged")
+    for task, kinds in found.items():
+        for name, s in kinds.items():
+            table.add_row(task, name, f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}")
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
 @app.command("log")
 def log_(
     run: Folder,

@@ -23,7 +23,7 @@ from talos_ray.core.metrics import absolute_accuracy, worst_kept
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.calibrate import mask_of
 from talos_ray.orchestrate.cluster import WARM, options
-from talos_ray.orchestrate.plan import ArmPlan, Prepared, prepare
+from talos_ray.orchestrate.plan import ArmPlan, Prepared, prepare, shortened
 from talos_ray.orchestrate.session import Session, connected, on_ray
 from talos_ray.orchestrate.worker import Frozen, freeze, thaw, workbench
 from talos_ray.progress import Progress
@@ -146,7 +146,7 @@ def _round(session: Session, p: Prepared, spec: Spec, settings: Sequence[Setting
     remote = short_run.options(**options(spec.cluster))
     refs, plans = {}, {}
     for s in settings:
-        short = {t.name: _short(spec.train_for(t), s.lr, share) for t in spec.tasks}
+        short = {t.name: shortened(spec.train_for(t), share, s.lr) for t in spec.tasks}
         plans[s] = ArmPlan(s.name, session.folder, masks[s.mask], {}, short)
         refs |= {(s, t): remote.remote(session.shared_ref, bits[s.mask], t, short[t]) for t in p.targets}
     waiting = list(refs.values())
@@ -166,11 +166,6 @@ def _round(session: Session, p: Prepared, spec: Spec, settings: Sequence[Setting
     }  # fmt: skip
     chosen = session.judge(p, stage="choose").search(arms, deltas) if arms else {}
     return [_row(s, masks[s.mask], chosen.get(s.name), p, share) for s in settings]
-
-
-def _short(train: Train, factor: float, share: float) -> Train:
-    steps, warm = max(2, round(train.steps * share)), round(train.warmup_steps * share)
-    return train.model_copy(update={"steps": steps, "warmup_steps": warm, "lr": train.lr * factor})
 
 
 def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) -> dict:
@@ -199,11 +194,13 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
 @ray.remote(**WARM)
 def short_run(shared, bits, task: str, settings: Train) -> Frozen | None:
     """The values of one task's delta after a short training; None if it diverged."""
-    from talos_ray.orchestrate.team import fitted
+    from talos_ray.orchestrate.team import retrain
 
     bench = workbench(shared)
+    bench.reset()
     try:
-        delta = fitted(bench, Mask(shared.layout, bits), task, settings)
+        return freeze({"values": retrain(bench, Mask(shared.layout, bits), task, settings)})
     except FloatingPointError:
         return None
-    return freeze({"values": delta})
+    finally:
+        bench.reset()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from talos_ray.config import Spec
+from talos_ray.config import Spec, Train
 from talos_ray.core.metrics import MergeObjective
 from talos_ray.orchestrate.cluster import WARM, options
 
@@ -73,21 +73,25 @@ def measure(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str]
 
 
 @ray.remote(**WARM)
-def evaluate(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str]) -> dict[str, np.ndarray]:
+def evaluate(
+    shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str], corruption: str | None = None
+) -> dict[str, np.ndarray]:
     """What base + sum of coefficient x delta answers on the test data of some tasks: class numbers, int32 [n] each."""
     from talos_ray.orchestrate.worker import workbench
 
     bench = workbench(shared)
     bench.compose(arm, coefficients)
-    return {t: bench.predicted(t, "test") for t in tasks}
+    return {t: bench.predicted(t, corruption) for t in tasks}
 
 
 @ray.remote(**WARM)
-def inspect(shared, arm, coefficients: Mapping[str, float], task: str) -> dict:
-    """What a model still knows of a task, beyond its accuracy: how often it predicts each class on test data, and what a
-    linear probe on its features scores there, fitted to training data."""
+def inspect(shared, arm, coefficients: Mapping[str, float], task: str, again: Train) -> dict:
+    """What a model still knows of a task, beyond its accuracy: how often it predicts each class on test data, what a
+    linear probe on its features scores there, fitted to training data, and what it scores once it is trained `again` a little."""
+    from talos_ray.core.mask import Mask
     from talos_ray.core.metrics import accuracy
     from talos_ray.core.probe import linear_probe
+    from talos_ray.orchestrate.team import retrain
     from talos_ray.orchestrate.worker import workbench
 
     bench = workbench(shared)
@@ -96,10 +100,14 @@ def inspect(shared, arm, coefficients: Mapping[str, float], task: str) -> dict:
     train, _, labels = (x.clone() for x in bench.outputs(task, "train", PROBE_ROWS))
     test, predicted, wanted = (x.clone() for x in bench.outputs(task, "test", PROBE_ROWS))
     classes = len(shared.heads[task])
+    retrain(bench, Mask(shared.layout, arm.bits), task, again)
+    (recovered, n), _ = bench.correct(task, "test")
+    bench.reset()
     return {
         "predicted": predicted.bincount(minlength=classes).tolist(),
         "labels": wanted.bincount(minlength=classes).tolist(),
         "probe": accuracy(*linear_probe(train, labels, test, wanted)).as_dict(),
+        "retrained": accuracy(recovered, n).as_dict(),
     }
 
 

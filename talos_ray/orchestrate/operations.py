@@ -13,23 +13,26 @@ import ray
 
 from talos_ray.config import Merge, Spec
 from talos_ray.core.delta import Delta
-from talos_ray.core.metrics import ForgetObjective, worst_kept
+from talos_ray.core.metrics import ForgetObjective, accuracy, worst_kept
 from talos_ray.core.paired import Answers
+from talos_ray.corruptions import CORRUPTIONS
 from talos_ray.errors import TalosError, nearest
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
-from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
+from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.verify import Judge
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.trust import versions
 
 LOWEST = -1.0  # coefficient, and number of points down to it: Iurada et al., 2025
 POINTS = 21
 FINER = 4  # points between the best of them and the next
 FURTHER = (-2.0, -4.0)  # where the grid goes on if all others still hold at its end: short training makes short deltas
 MOST = POINTS * (1 + len(FURTHER)) + FINER
+RETRAINED = 0.1  # share of its training that a forgotten task is given again, to see how fast it comes back
 NEAR = 0.05  # accuracy above chance that still counts as forgotten
 
 
@@ -196,9 +199,11 @@ def forget(
             f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
         )
         version, *answers = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
+        again = shortened(run.arm.settings[task], RETRAINED)
+        told["retrained_steps"] = again.steps
         looks = inspect.options(**options(run.prepared.spec.cluster))
         models = {"base": {}, "before": head["coefficients"], "now": best.coefficients}
-        seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task) for name, a in models.items()}
+        seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task, again) for name, a in models.items()}
         told["beyond"] = dict(zip(seen, ray.get(list(seen.values())), strict=True))
         told["classes"] = list(run.prepared.data[task].classes)
         version |= {
@@ -259,3 +264,36 @@ def _unreachable(told: dict, best: Candidate | None) -> str:
         f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most {told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
         + "\n".join(["coefficient: accuracy, and who keeps least (validation)", *lines])
     )
+
+
+def robustness(uri: str, *, verbose: bool = False) -> dict:
+    """Test accuracy of base and head under every corruption of `talos_ray.corruptions`, of every task; kept beside the version, and
+    shown in its report.
+
+    Returns:
+        task -> corruption ("none" for the data as they are) -> {"base" | "merged": accuracy with its interval}.
+    """
+    with _opened(uri, (), verbose) as run:
+        head, progress, p = run.head, run.session.progress, run.prepared
+        deltas, judge = run.deltas(sorted(head["deltas"])), run.judge(head["targets"])
+        how = Merge.model_validate(head.get("merge", {"method": "linear"}))
+        judge.share([run.arm], {SPARSE: deltas}, (how,))
+        progress.begin("robustness", "scores under corruptions")
+        tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
+        asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in ("base", "merged")]
+        refs = [
+            judge.evaluate.remote(
+                run.session.shared_ref, judge.ways[SPARSE].ref, head["coefficients"] if m == "merged" else {}, [t], c
+            )
+            for t, c, m in asked
+        ]
+        answers = judge.wait(refs, "corrupted", "robustness")
+        found: dict = {
+            t: {"none": {m: head["scores"][t][m] for m in ("base", "merged")}} for t in tasks if t in head["scores"]
+        }
+        for (t, c, m), answer in zip(asked, answers, strict=True):
+            right = int((answer[t] == p.data[t].test.labels.numpy()).sum())
+            found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(right, len(answer[t])).as_dict()
+        versions.add_robustness(run.folder, head["version"], found)
+        progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
+        return found

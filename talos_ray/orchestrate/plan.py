@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from talos_ray.config import Spec, Task
+from talos_ray.config import Spec, Task, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
@@ -197,3 +197,9 @@ def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:
         update = {"delta_dtype": "float32", **({"lr": p.spec.baseline.lr} if p.spec.baseline.lr else {})}
         arms.append(plan(DENSE, f"{RunFolder(p.spec.output).store.uri.rstrip('/')}/baseline", everything, update))
     return arms
+
+
+def shortened(train: Train, share: float, lr: float = 1.0) -> Train:
+    """The same training in a share of its updates; `lr` is a factor on its learning rate."""
+    steps, warm = max(2, round(train.steps * share)), round(train.warmup_steps * share)
+    return train.model_copy(update={"steps": steps, "warmup_steps": warm, "lr": train.lr * lr})

@@ -22,8 +22,7 @@ LINES = 10  # in the worker's log, a task
 
 
 def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tensor, SparseAdamW, Plan]:
-    """A task's training from the base: the masked weights before it, the optimizer, and the plan."""
-    bench.reset()
+    """A task's training from the model as it stands: the masked weights before it, the optimizer, and the plan."""
     module, n = bench.family.module, len(bench.examples(task, "train"))
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
@@ -31,24 +30,24 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
     return gather(module, mask), optimizer, plan
 
 
-def fitted(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
-    """The values of one task's delta, as they would be stored, by a worker alone that keeps nothing.
+def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
+    """Train the model as it stands, by a worker alone that keeps nothing. Returns the values of the delta, as they would be stored.
 
     Raises:
         FloatingPointError: the training diverged.
     """
-    base_values, optimizer, plan = begin(bench, mask, task, s)
+    before, optimizer, plan = begin(bench, mask, task, s)
     try:
         finetune(
             optimizer, plan, bench.logits(task), bench.examples(task, "train").batch,
             autocast=bench.autocast(s.precision), micro_batch_size=s.micro_batch_size,
         )  # fmt: skip
+        dtype = getattr(torch, s.delta_dtype)
         return make_delta(
-            task, optimizer.values.detach(), base_values, bench.shared.base, mask.fingerprint, getattr(torch, s.delta_dtype), {}
-        ).values  # fmt: skip
+            task, optimizer.values.detach(), before, bench.shared.base, mask.fingerprint, dtype, {}
+        ).values
     finally:
         optimizer.close()
-        bench.reset()
 
 
 class Member:
@@ -65,6 +64,7 @@ class Member:
         started = time.perf_counter()
         bench, mask, folder, s = self.bench, self.masks[job.arm], RunFolder(job.folder), job.settings
         examples = bench.examples(job.task.name, "train")
+        bench.reset()
         base_values, optimizer, plan = begin(bench, mask, job.task.name, s)
         start = folder.load_checkpoint(job.task.name, job.key)
         curve: list[list[float]] = []

@@ -79,7 +79,7 @@ class Judge:
         ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
         return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
 
-    def _wait(self, refs: list, split: str, stage: str) -> list:
+    def wait(self, refs: list, split: str, stage: str) -> list:
         """The results of Ray tasks, with progress while they come."""
         waiting = list(refs)
         while waiting:
@@ -103,7 +103,7 @@ class Judge:
         evaluators = {name: self.evaluator(way.ref, way.rows) for name, way in self.ways.items()}
         edits = {name: [e.submit(c, tasks) for c, tasks in alone] for name, e in singles.items()}
         measured = {name: [e.submit(c, tasks) for c, tasks in together] for name, e in evaluators.items()}
-        self._wait(
+        self.wait(
             [ref for refs in (*edits.values(), *measured.values()) for units in refs for ref in units],
             "validation",
             self.stage,
@@ -189,7 +189,7 @@ class Judge:
             requests.append((self.ways[chosen[plan.name]["way"]].ref, chosen[plan.name]["coefficients"], everything))
             requests += [(self.single[plan.name], {t: 1.0}, [t]) for t in p.targets]
         refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks) for arm, a, tasks in requests]
-        answers = iter([self._answers(found) for found in self._wait(refs, "test", "verify")])
+        answers = iter([self._answers(found) for found in self.wait(refs, "test", "verify")])
         base = next(answers)
         result, merged_answers = {}, {}
         for plan in arms:

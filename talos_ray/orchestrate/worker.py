@@ -21,6 +21,7 @@ from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
 from talos_ray.core.surrogate import sampled_rows
+from talos_ray.corruptions import corrupted
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.models import Family, build_model
 from talos_ray.storage.run_folder import RunFolder
@@ -104,6 +105,7 @@ class Workbench:
         self.composed: tuple[str, ...] | None = None  # the arm whose edit may be in the model
 
     @functools.cache  # noqa: B019 - one workbench a process, for its whole life
+    @torch.inference_mode(False)  # it serves training too, whoever asks first
     def head(self, task: str) -> torch.Tensor:
         return torch.tensor(self.shared.heads[task], device=self.device)
 
@@ -163,10 +165,19 @@ class Workbench:
             kept.append(out[torch.isin(index, wanted).to(out.device)].float().cpu())
         return (right, len(mine)), torch.cat(kept)
 
+    @functools.cache  # noqa: B019
+    def spoilt(self, task: str, corruption: str) -> Examples:
+        """Test data under a corruption."""
+        kind, seed, clean = self.shared.task(task).kind, self.shared.spec.seed, self.examples(task, "test").split
+        return Examples(
+            clean, lambda batch: self.family.preprocess(corrupted(kind, corruption, batch, seed)), self.device
+        )
+
     @torch.inference_mode()
-    def predicted(self, task: str, split: str, batch_size: int = 256) -> np.ndarray:
-        """Class numbers, int32 [n], that the model as it stands predicts."""
-        examples, logits = self.examples(task, split), self.logits(task)
+    def predicted(self, task: str, corruption: str | None = None, batch_size: int = 256) -> np.ndarray:
+        """Class numbers, int32 [n], that the model as it stands predicts on test data."""
+        examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
+        logits = self.logits(task)
         index = torch.arange(len(examples)).split(batch_size)
         return torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index]).int().cpu().numpy()
 

@@ -55,7 +55,9 @@ def decision(version: Mapping, approved: Mapping | None = None) -> tuple[str, st
     return ("hold" if judged["settings"]["strict"] else "open"), f"Not enough data to tell: {why}. {words}."
 
 
-def render(folder: RunFolder, info: Mapping, version: dict, approved: Mapping | None = None) -> dict[str, bytes]:
+def render(
+    folder: RunFolder, info: Mapping, version: dict, approved: Mapping | None = None, robustness: Mapping | None = None
+) -> dict[str, bytes]:
     """The report on one version: {"html": the page, "csv": its scores, "xlsx": all tables}. Numbers are the version's, to the digits shown."""
     spec = info["spec"]
     standing, sentence = decision(version, approved)
@@ -111,6 +113,7 @@ def render(folder: RunFolder, info: Mapping, version: dict, approved: Mapping | 
     parts += _comparison(version)
     parts += _choice(version)
     parts += _scope(version)
+    parts += _robustness(version, robustness) if robustness else []
     so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
     parts += _drift(so_far)
     parts += _how_it_was_made(folder, version, info)
@@ -175,6 +178,34 @@ def _scope(version: Mapping) -> list[str]:
         "<p class=how>Test inputs that are answered differently than by the base. On targets that is the purpose; on control tasks it is the price, also where the score stays the same.</p>",
         _table(["task", "kind", "answers changed"], flipped),
     ]
+
+
+def _robustness(version: Mapping, found: Mapping) -> list[str]:
+    rows = []
+    for task, kinds in found.items():
+        for name, s in kinds.items():
+            change = s["merged"]["value"] - s["base"]["value"]
+            rows.append([html.escape(task), kind_of(version, task), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"])  # fmt: skip
+    return [
+        "<h2>Is it more fragile?</h2>",
+        f"<p class=how>The same test inputs, spoilt a little, by seed. {_fragile_words(version, found)}</p>",
+        _table(["task", "kind", "test data", "base", "merged", "change"], rows),
+    ]
+
+
+def _fragile_words(version: Mapping, found: Mapping) -> str:
+    """What corruption leaves of the targets' accuracy, on average."""
+    left = {}
+    for model in ("base", "merged"):
+        shares = [
+            s[model]["value"] / max(kinds["none"][model]["value"], 1e-9)
+            for task, kinds in found.items()
+            if task in version["targets"]
+            for name, s in kinds.items()
+            if name != "none"
+        ]
+        left[model] = sum(shares) / len(shares) if shares else 1.0
+    return f"On average the base keeps {left['base']:.1%} of its targets' accuracy under them, this version {left['merged']:.1%}."
 
 
 def _drift(versions: list[Mapping]) -> list[str]:
@@ -311,7 +342,12 @@ def _what_it_took(seconds: float, stages: dict) -> list[str]:
 
 def _probe_words(told: dict) -> str:
     probes = {m: told["beyond"][m]["probe"]["value"] for m in ("base", "before", "now")}
-    return f"Linear probe: base {probes['base']:.3f}, before {probes['before']:.3f}, now {probes['now']:.3f}."
+    again = {m: told["beyond"][m]["retrained"]["value"] for m in ("base", "before", "now")}
+    return (
+        f"Linear probe: base {probes['base']:.3f}, before {probes['before']:.3f}, now {probes['now']:.3f}. "
+        f"Trained again for {told['retrained_steps']} steps, accuracy is {again['base']:.3f} from the base, {again['before']:.3f} from before, {again['now']:.3f} from now: "
+        "what comes back at once was not gone."
+    )
 
 
 def _entangled_words(found: dict) -> str:

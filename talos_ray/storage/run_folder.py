@@ -103,9 +103,13 @@ class RunFolder:
         heads, info = self.store.read_tensors(HEADS)
         return heads, info["classes"]
 
-    def record(self, operation: str, files: Iterable[str] = (), **details: object) -> None:
-        """An event that leaves head where it is, with `files` of it already on storage, and whatever workers have left there."""
-        history.append(self.store, operation, holds=sorted({*files, *self._unrecorded()}), **details)
+    def record(
+        self, operation: str, files: Iterable[str] = (), writes: Mapping[str, bytes] | None = None, **details: object
+    ) -> None:
+        """An event that leaves head where it is, with `files` of it already on storage and others that it `writes`, and whatever
+        workers have left there."""
+        held = sorted({*files, *self._unrecorded()})
+        history.append(self.store, operation, lambda before: (writes or {}, {}), held, **details)
 
     def _unrecorded(self) -> list[str]:
         """Files of the kinds that workers write, which no event names yet."""
@@ -301,9 +305,19 @@ class RunFolder:
         names = self.store.list("history")
         return len(names), names[-1].removesuffix(".json").split("-")[1] if names else ""
 
-    def approved(self, number: int) -> bool:
-        """Whether somebody put this version in force although its gate was not met."""
-        return any(e["operation"] == "approve" and e["version"] == number for e in history.events(self.store))
+    def approval(self, number: int) -> dict | None:
+        """The event by which somebody put this version in force although its gate was not met."""
+        events = history.events(self.store)
+        return next((e for e in events if e["operation"] == "approve" and e["version"] == number), None)
+
+    def load_robustness(self, number: int) -> dict | None:
+        """What a version scores on corrupted test data, if that was measured."""
+        name = robustness_name(number)
+        return self.store.read_json(name) if self.store.exists(name) else None
+
+
+def robustness_name(number: int) -> str:
+    return f"robustness/{number:04d}.json"
 
 
 def answers_file(number: int, answers: Answers) -> tuple[str, bytes]:

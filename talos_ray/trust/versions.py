@@ -11,7 +11,8 @@ from talos_ray import gate as gates
 from talos_ray.config import Gate
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
-from talos_ray.storage.run_folder import RunFolder, answers_file
+from talos_ray.storage.files import as_json
+from talos_ray.storage.run_folder import RunFolder, answers_file, robustness_name
 
 FRONT = {"html": "index.html", "csv": "scores.csv", "xlsx": "scores.xlsx"}  # what shows the version in force
 
@@ -95,16 +96,26 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
         raise TalosError(
             f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use `talos rollback` to put it in force"
         )
-    pages = render(folder, folder.info(), version, approved={"by": by, "reason": reason})
+    pages = render(folder, folder.info(), version, {"by": by, "reason": reason}, folder.load_robustness(number))
     files = {**_pages(number, pages), **_front(pages)}
     folder.set_head(number, "approve", files, at=head, was=head, by=by, reason=reason, gate=version["gate"]["result"])
+
+
+def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
+    """Keep what a version scores on corrupted test data beside it, and show it in its report."""
+    from talos_ray.report.page import render
+
+    pages = render(folder, folder.info(), folder.load_version(number), folder.approval(number), found)
+    front = _front(pages) if folder.head == number else {}
+    writes = {robustness_name(number): as_json(found), **_pages(number, pages), **front}
+    folder.record("robustness", writes=writes, version=number)
 
 
 def is_held(folder: RunFolder, version: Mapping) -> bool:
     """Whether a version's gate keeps it aside, and nobody has approved it."""
     if (judged := version.get("gate")) is None or gates.holds(Gate.model_validate(judged["settings"]), judged):
         return False
-    return not folder.approved(version["version"])
+    return folder.approval(version["version"]) is None
 
 
 def standing(folder: RunFolder, number: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "progress", "corruptions"),
     ("core",),
     ("config",),
     ("demo",),

@@ -20,8 +20,9 @@ def test_a_model_learns_text_tasks(kind, tmp_path):
         calibration={"samples_per_task": 32, "rounds": 2, "shards_per_task": 2},
         train={"steps": 120, "batch_size": 32, "lr": 1e-2, "warmup_steps": 5},
         search={"trials": 3, "control_keep": 0.0},
+        gate={"control_keep": None},
     )
-    assert {t: s["single"]["value"] > 0.85 for t, s in run.scores.items() if t != "held"} == {
+    assert {t: s["single"]["value"] > 0.75 for t, s in run.scores.items() if t != "held"} == {
         "animals": True,
         "places": True,
     }

@@ -110,9 +110,10 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
     assert (
         sum(beyond["now"]["predicted"]) == n == right["n"] and beyond["base"] == beyond["before"]
     )  # head was the base
-    assert all(0 < beyond[m]["probe"]["value"] <= 1 for m in beyond)
+    assert all(0 < beyond[m][kind]["value"] <= 1 for m in beyond for kind in ("probe", "retrained"))
+    assert version["negation"]["retrained_steps"] == 2
     page = Path(run.path, "report/index.html").read_text()
-    assert f"now {beyond['now']['probe']['value']:.3f}." in page
+    assert f"now {beyond['now']['probe']['value']:.3f}. Trained again for 2 steps" in page
     assert "pointers forgotten" in page and "How pointers was forgotten" in page
     assert fingerprint(base_tensors(run.model())) == version["model"]
     with pytest.raises(TalosError, match="keep is 1.5"):

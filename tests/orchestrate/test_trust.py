@@ -180,3 +180,18 @@ def test_the_scope_of_a_change_is_what_changed(mine):
         f"{sum(changed.values()):,} weights in {len(changed)} tensors" in page
         and "Accuracy of every task over versions" in page
     )
+
+
+def test_a_version_is_scored_on_spoilt_inputs(mine):
+    found = mine.robustness()
+    assert set(found) == set(mine.scores) and all(
+        set(k) == {"none", "noise", "blur", "contrast", "occlusion"} for k in found.values()
+    )
+    assert all(found[t]["none"]["merged"] == s["merged"] for t, s in mine.scores.items())
+    worse = [k[c]["base"]["value"] < k["none"]["base"]["value"] for k in found.values() for c in k if c != "none"]
+    assert sum(worse) > len(worse) / 2 and mine.verify() == []
+    assert mine.history()[-1]["operation"] == "robustness" and mine.head == 1
+    page = Path(mine.path, "report/index.html").read_text()
+    assert "Is it more fragile?" in page and "On average the base keeps" in page
+    mine.rollback(0).rollback(1)
+    assert Path(mine.path, "report/index.html").read_text() == page
