@@ -85,7 +85,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self.split)
 
-    @torch.inference_mode(False)  # what is kept serves training too, whoever asks first
     def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs [n, ...], labels int64 [n]) of the given positions (int64 [n])."""
         missing = index[~self.have[index]] if self.cache is not None else index

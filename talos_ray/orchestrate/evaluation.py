@@ -96,9 +96,8 @@ def inspect(shared, arm, coefficients: Mapping[str, float], task: str, again: Tr
 
     bench = workbench(shared)
     bench.compose(arm, coefficients)
-    # Copied, because a probe cannot be fitted to tensors that were made in inference mode.
-    train, _, labels = (x.clone() for x in bench.outputs(task, "train", PROBE_ROWS))
-    test, predicted, wanted = (x.clone() for x in bench.outputs(task, "test", PROBE_ROWS))
+    train, _, labels = bench.outputs(task, "train", PROBE_ROWS)
+    test, predicted, wanted = bench.outputs(task, "test", PROBE_ROWS)
     classes = len(shared.heads[task])
     retrain(bench, Mask(shared.layout, arm.bits), task, again)
     (recovered, n), _ = bench.correct(task, "test")

@@ -85,7 +85,10 @@ class Arm:
 
 
 class Workbench:
-    """One process's warm model and data."""
+    """One process's warm model and data.
+
+    Nothing here runs in inference mode: what it makes once (inputs, heads, features) serves training too, whoever asks first.
+    """
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -105,7 +108,6 @@ class Workbench:
         self.composed: tuple[str, ...] | None = None  # the arm whose edit may be in the model
 
     @functools.cache  # noqa: B019 - one workbench a process, for its whole life
-    @torch.inference_mode(False)  # it serves training too, whoever asks first
     def head(self, task: str) -> torch.Tensor:
         return torch.tensor(self.shared.heads[task], device=self.device)
 
@@ -150,7 +152,7 @@ class Workbench:
             self.composers[arm.key] = Composer(self.family.module, mask, deltas, self.shared.base)
         self.composers[arm.key].compose(coefficients)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def correct(
         self, task: str, split: str, rows: int = 0, part: tuple[int, int] = (0, 1), batch_size: int = 256
     ) -> tuple[tuple[int, int], torch.Tensor]:
@@ -173,7 +175,7 @@ class Workbench:
             clean, lambda batch: self.family.preprocess(corrupted(kind, corruption, batch, seed)), self.device
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predicted(self, task: str, corruption: str | None = None, batch_size: int = 256) -> np.ndarray:
         """Class numbers, int32 [n], that the model as it stands predicts on test data."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
@@ -181,7 +183,7 @@ class Workbench:
         index = torch.arange(len(examples)).split(batch_size)
         return torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index]).int().cpu().numpy()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def outputs(self, task: str, split: str, most: int, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
         examples, found = self.examples(task, split), []

@@ -33,7 +33,7 @@ def _comparable(a: Answers, b: Answers) -> list[str]:
     return [t for t in a.data if a.data[t] == b.data.get(t)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def ask(family: Family, task: str, split: Split, head: torch.Tensor, batch_size: int = 256) -> Answers:
     """What a model answers on a split."""
     examples = Examples(split, family.preprocess)
