@@ -57,6 +57,27 @@ def demo(output: Output = "runs/demo", verbose: Verbose = False) -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder with a file or image folder a task.")],
+    model: Annotated[
+        Optional[str], typer.Option(help="The model; a usual one for images or texts, if not given.")
+    ] = None,
+) -> None:
+    """Write FOLDER/spec.yaml, a commented spec of what lies there. Never overwrites.
+
+    Example: talos init my_data
+    """
+    from talos_ray.errors import SpecError
+    from talos_ray.scaffold import scaffold
+
+    spec, text = folder / "spec.yaml", scaffold(folder, model)
+    if spec.exists():
+        raise SpecError(f"{str(spec)!r} is there already; wanted none; move it, or edit it")
+    spec.write_text(text)
+    print(f"{spec}: look at it, then: talos check {spec}")
+
+
+@app.command()
 def check(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")]) -> None:
     """Find everything that is wrong with a spec, its data and its model, before anything runs.
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("config",),
     ("demo",),
     ("tasks", "models", "spec", "storage", "gate"),
-    ("report",),
+    ("report", "scaffold"),
     ("trust",),
     ("orchestrate",),
     ("api",),
