@@ -22,7 +22,7 @@ from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import Split, load_rows, load_task
-from talos_ray.trust import compare, versions
+from talos_ray.trust import compare, versions, watch
 from talos_ray.trust.export import export
 
 
@@ -346,6 +346,26 @@ class Run:
         from talos_ray.orchestrate import operations
 
         return operations.robustness(self.path, verbose=verbose)
+
+    def watch(self, folder: str | Path) -> list[dict]:
+        """Score base and head on what has arrived in a folder (files named after a task, like `street_numbers-march.csv`) and has
+        not been scored yet. Each gets an event with its scores and what the gate says: `["gate"]` is "fail" where it does not hold
+        any more.
+
+        Raises:
+            SpecError: no such folder, a name that belongs to no task, or the data.
+        """
+        spec, version = self.info["spec"], self.version
+        tasks = {t["name"]: t for t in (*spec["tasks"], *spec["control"])}
+        found = list(watch.arrived(self.folder, tasks, Path(folder)))
+        if not found:
+            return []
+        heads, classes = self.folder.load_heads()
+        models = {"base": load_model(spec["model"]), "now": self._composed(version)[0]}
+        return [
+            watch.score(self.folder, version, tasks[t], path, mark, classes[t], models, heads[t])
+            for t, path, mark in found
+        ]
 
     def history(self) -> list[dict]:
         """Every event, oldest first; raises CorruptError if one was changed, removed or reordered."""

@@ -19,9 +19,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Learn, merge and undo many tasks in one pretrained model.",
-    epilog="Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the newest version is kept aside by its gate; 130 interrupted.",
+    epilog="Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the newest version is kept aside by its gate; 4 `watch` found that the gate no longer holds; 130 interrupted.",
 )
-HELD = 3
+HELD, DRIFTED = 3, 4
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
@@ -312,6 +312,34 @@ def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> 
         for name, s in kinds.items():
             table.add_row(task, name, f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}")
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+@app.command()
+def watch(
+    run: Folder,
+    folder: Annotated[Path, typer.Argument(help="Where new data arrive, in files named after a task.")],
+    as_json: Json = False,
+) -> None:
+    """Score head on data that has arrived since the last time, and keep the scores. Exit code 4: the gate no longer holds. For cron.
+
+    Example: talos watch runs/demo incoming
+    """
+    from talos_ray.api import open_run
+
+    found = open_run(run).watch(folder)
+    if as_json:
+        print(json.dumps(found, indent=1, sort_keys=True))
+    elif not found:
+        print(f"nothing new in {folder}")
+    for e in found if not as_json else ():
+        base, now = (e["scores"][m] for m in ("base", "now"))
+        print(
+            f"{e['data']}: {e['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base {base['value']:.3f}, n {now['n']}: {e['gate']}"
+        )
+        for why in e["why"]:
+            print(f"  {why}")
+    if any(e["gate"] == "fail" for e in found):
+        sys.exit(DRIFTED)
 
 
 @app.command("log")

@@ -105,11 +105,11 @@ class RunFolder:
 
     def record(
         self, operation: str, files: Iterable[str] = (), writes: Mapping[str, bytes] | None = None, **details: object
-    ) -> None:
+    ) -> dict:
         """An event that leaves head where it is, with `files` of it already on storage and others that it `writes`, and whatever
-        workers have left there."""
+        workers have left there. Returns it."""
         held = sorted({*files, *self._unrecorded()})
-        history.append(self.store, operation, lambda before: (writes or {}, {}), held, **details)
+        return history.append(self.store, operation, lambda before: (writes or {}, {}), held, **details)
 
     def _unrecorded(self) -> list[str]:
         """Files of the kinds that workers write, which no event names yet."""

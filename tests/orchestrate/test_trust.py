@@ -133,6 +133,32 @@ def test_two_versions_are_asked_about_new_data(mine, sides, tmp_path):
     assert result.exit_code == 0 and json.loads(result.output) == found and (tmp_path / "c.csv").is_file()
 
 
+def test_data_that_arrive_later_are_scored_once(mine, sides, tmp_path):
+    rows, images = list(csv.DictReader(Path(sides["data"]).read_text().splitlines())), Path(sides["data"]).parent
+    answer = {mine.folder.load_heads()[1]["sides"][i] for i in (0, 1)}
+    where = tmp_path / "incoming"
+    where.mkdir()
+
+    def arrive(name: str, label) -> None:
+        with open(where / name, "w", newline="") as out:
+            csv.writer(out).writerows([("file", "side"), *((str(images / r["file"]), label(r["side"])) for r in rows)])
+
+    arrive("sides-march.csv", lambda side: side)
+    arrive("held-march.csv", lambda side: side)
+    first = CliRunner().invoke(app, ["watch", mine.path, str(where), "--json"])
+    found = {e["data"]: e for e in json.loads(first.output)}
+    assert set(found) == {"sides-march.csv", "held-march.csv"} and found["sides-march.csv"]["scores"]["now"]["n"] == 120
+    assert mine.watch(where) == [] and mine.verify() == []
+    (other,) = answer - {"x"} - {rows[0]["side"]}
+    arrive("sides-april.csv", lambda side: other if side == rows[0]["side"] else rows[0]["side"])
+    (april,) = mine.watch(where)
+    assert april["scores"]["now"]["value"] == pytest.approx(1 - found["sides-march.csv"]["scores"]["now"]["value"])
+    assert mine.history()[-1]["operation"] == "watch" and mine.head == 1
+    (where / "strange.csv").write_text("x")
+    with pytest.raises(SpecError, match="belongs to no task.*begins with one: pointers"):
+        mine.watch(where)
+
+
 def test_an_export_loads_in_open_clip_and_answers_bit_by_bit_alike(mine, tmp_path):
     names = mine.export(tmp_path / "whole")
     assert names == ["README.md", "heads.safetensors", "open_clip_config.json", "open_clip_model.safetensors"]

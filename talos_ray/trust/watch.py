@@ -1,0 +1,75 @@
+"""Does head still hold on data that came later? Each file is scored once, and the history keeps what was found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from talos_ray import gate
+from talos_ray.config import Gate, Task
+from talos_ray.core.metrics import accuracy
+from talos_ray.errors import SpecError
+from talos_ray.models import Family
+from talos_ray.storage import history
+from talos_ray.storage.run_folder import RunFolder, kind_of
+from talos_ray.tasks import load_rows
+from talos_ray.trust.compare import ask
+
+
+def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Iterator[tuple[str, Path, str]]:
+    """(task, file or folder, its SHA-256) of what lies in `where` and has not been scored. A name begins with its task's.
+
+    Raises:
+        SpecError: no such folder, or a name that begins with no task's.
+    """
+    if not where.is_dir():
+        raise SpecError(f"folder {str(where)!r} does not exist; wanted one where new data arrive; check the path")
+    known = {e["sha256"] for e in history.events(folder.store) if e["operation"] == "watch"}
+    for path in sorted(p for p in where.iterdir() if not p.name.startswith(".")):
+        task = max((t for t in tasks if path.name.startswith(t)), key=len, default=None)
+        if task is None:
+            raise SpecError(
+                f"{str(path)!r} belongs to no task of run {folder.store.uri!r}; wanted a name that begins with one: {', '.join(tasks)}; rename it"
+            )
+        if (mark := _sha256(path)) not in known:
+            yield task, path, mark
+
+
+def score(
+    folder: RunFolder, version: Mapping, task: Mapping, path: Path, mark: str, classes: list[str], models: Mapping[str, Family], head: torch.Tensor
+) -> dict:  # fmt: skip
+    """Score base and head on one file, judge it by the spec's gate, and write it down. Returns the event.
+
+    Args:
+        models: "base" and "now".
+
+    Raises:
+        SpecError: the data.
+    """
+    kept = {k: v for k, v in task.items() if not k.endswith("split") and k != "config"}
+    rows = load_rows(Task.model_validate({**kept, "data": str(path.resolve()), "classes": classes}))
+    name = task["name"]
+    answers = {m: ask(family, name, rows, head) for m, family in models.items()}
+    kind = kind_of(version, name)
+    settings = Gate.model_validate(version.get("gate", {}).get("settings", {})).model_copy(
+        update={"target_gain": None, "disentanglement": None}
+    )
+    right = [{name: answers[m].right(name)} for m in ("base", "now")]
+    judged = gate.judge(settings, [name] * (kind == "target"), [name] * (kind == "control"), *right)
+    told = {m: accuracy(*a.counts(name)).as_dict() for m, a in answers.items()}
+    return folder.record(
+        "watch", version=version["version"], task=name, data=path.name, sha256=mark, scores=told, gate=judged["result"], why=gate.told(judged)
+    )  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    for p in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if p.is_file():
+            digest.update(str(p.relative_to(path.parent)).encode())
+            digest.update(p.read_bytes())
+    return digest.hexdigest()
