@@ -30,7 +30,7 @@ class Check:
     more: int | None = None
 
     def __str__(self) -> str:
-        found = f"{self.what}{f' of {self.task}' if self.task else ''} is {self.value:.3f} ({self.low:.3f} to {self.high:.3f}), wanted {self.wanted:.3f}"
+        found = f"{self.what} is {self.value:.3f} ({self.low:.3f} to {self.high:.3f}), wanted {self.wanted:.3f}"
         if self.result != OPEN:
             return found
         missing = f"about {self.more:,} more test inputs needed" if self.more else "more test inputs may not help"
@@ -53,11 +53,11 @@ def judge(
     """
     checks = []
     for wanted, what, tasks in (
-        (gate.control_keep, "share of its base score that control keeps", controls),
-        (gate.target_keep, "share of its base score that target keeps", targets),
+        (gate.control_keep, "share of its base score kept by control", controls),
+        (gate.target_keep, "share of its base score kept by target", targets),
     ):
         if wanted is not None:
-            checks += [_kept(what, t, wanted, base[t], now[t]) for t in tasks]
+            checks += [_kept(f"{what} {t}", t, wanted, base[t], now[t]) for t in tasks]
     if gate.target_gain is not None and targets:
         before, after = [base[t] for t in targets], [now[t] for t in targets]
         gain, error = margin(before, after, 1.0)

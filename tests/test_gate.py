@@ -23,9 +23,7 @@ def test_the_same_point_values_pass_fail_or_leave_it_open_by_their_number():
     assert few["result"] == gate.OPEN and few["checks"][0]["more"] > 20
     (told,) = gate.told(few)
     assert (
-        "not enough data to tell" in told
-        and "more test inputs needed" in told
-        and "control keeps of c is 1.000" in told
+        "not enough data to tell" in told and "more test inputs needed" in told and "kept by control c is 1.000" in told
     )
     assert judged(20 + 3 * few["checks"][0]["more"], control=(0.9, 0.9))["result"] == gate.PASS
 
@@ -35,7 +33,7 @@ def test_every_condition_can_fail_and_names_its_task():
     assert checks["result"] == gate.FAIL
     failed = {c["what"]: c["task"] for c in checks["checks"] if c["result"] == gate.FAIL}
     assert failed == {
-        "share of its base score that target keeps": "t", "mean gain of the targets": "", "mean disentanglement error": "",
+        "share of its base score kept by target t": "t", "mean gain of the targets": "", "mean disentanglement error": "",
     }  # fmt: skip
     assert judged(500, target_keep=1.0, target_gain=0.1, disentanglement=0.6, xi={"t": 0.5})["result"] == gate.PASS
 

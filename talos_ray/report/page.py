@@ -59,7 +59,6 @@ def render(
     folder: RunFolder, info: Mapping, version: dict, approved: Mapping | None = None, robustness: Mapping | None = None
 ) -> dict[str, bytes]:
     """The report on one version: {"html": the page, "csv": its scores, "xlsx": all tables}. Numbers are the version's, to the digits shown."""
-    spec = info["spec"]
     standing, sentence = decision(version, approved)
     scores, targets = version["scores"], version["targets"]
     rows = []
@@ -81,9 +80,11 @@ def render(
                 str(s["base"]["n"]),
             ]
         )
+    name = folder.store.uri.rstrip("/").rsplit("/", 1)[-1]
     parts = [
-        f"<h1>{html.escape(spec['output'])}: version {version['version']}</h1>",
+        f"<h1>{html.escape(name)}, version {version['version']}</h1>",
         f'<p class="decision {standing}">{html.escape(sentence)}</p>',
+        f"<p>{_next(standing, version)}</p>",
         "<h2>Targets and control, side by side</h2>",
         "<p class=how>Accuracy on test data with 95 % intervals. The merged model should gain on targets and hold on control; single is what each edit reaches alone.</p>",
         _table(["task", "kind", "coefficient", "base", "merged", "change", "single", "n"], rows),
@@ -117,7 +118,7 @@ def render(
     so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
     parts += _drift(so_far)
     parts += _how_it_was_made(folder, version, info)
-    title = f"talos_ray: {html.escape(spec['output'])}"
+    title = f"{html.escape(name)}, version {version['version']}"
     page = f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
     sheets = {
         "scores": tables.scores(version), "gate": tables.checks(version), "impact": tables.impact(version), "versions": tables.drift(so_far),
@@ -125,10 +126,26 @@ def render(
     return {"html": page.encode(), "csv": tables.as_csv(sheets["scores"]), "xlsx": tables.as_xlsx(sheets, sentence)}
 
 
+def _next(standing: str, version: Mapping) -> str:
+    """What the reader can do now."""
+    number = version["version"]
+    if version["kind"] == "base":
+        return (
+            "Nothing to decide: it is what every edit is compared with, and what rolling back to version 0 gives again."
+        )
+    undo = f"To undo it, exactly: <code>talos rollback RUN {max(0, number - 1)}</code>."
+    look = f"To see which answers changed: <code>talos compare RUN 0 {number} --out changed.csv</code>."
+    if standing == "hold":
+        return f"It is not in use. Leave it, change what it says and edit again, or put it in force all the same: <code>talos approve RUN {number} --by NAME --reason TEXT</code>. {look}"
+    if standing == "open":
+        return f"It is used on trust. Add the test data that are missing, or {undo[0].lower()}{undo[1:]} {look}"
+    return f"Nothing holds it back. {look} {undo}"
+
+
 def _gate(checks: list[dict]) -> list[str]:
     rows = [
         [
-            html.escape(c["what"] + (f" {c['task']}" if c["task"] else "")), f"{c['wanted']:.3f}",
+            html.escape(c["what"]), f"{c['wanted']:.3f}",
             f"{c['value']:.3f} <small>{c['low']:.3f}-{c['high']:.3f}</small>", str(c["n"] or ""),
             c["result"] + (f", {c['more']:,} more inputs needed" if c["more"] else ""),
         ]
@@ -156,9 +173,9 @@ def _choice(version: Mapping) -> list[str]:
     ]  # fmt: skip
     return [
         "<h2>How the mask was chosen</h2>",
-        f"<p class=how>Short runs of {tried[0]['share']:.0%} of the training each, merged and scored on validation data, best first; the first row was trained in full. It took {choice['seconds']:.0f} s, apart from the training.</p>",
+        f"<p class=how>Short runs of {tried[0]['share']:.0%} of the training each, merged and scored on validation data, best first; the first row was trained in full. It took {choice['seconds']:.0f} s, apart from the training. &xi; is the disentanglement error: predictions that the other edits change.</p>",
         _table(
-            ["weights that may change", "share", "learning rate", "single", "merged", "control kept", "disentanglement error", "control holds"], rows
+            ["weights that may change", "share", "learning rate", "single", "merged", "control kept", "&xi;", "holds"], rows
         ),
         "<p class=how>How local an edit can be before it stops being useful: the same scores by the share of weights that may change. Hollow points let a control task fall.</p>",
         plots.trade_off(choice["tried"]),
