@@ -4,7 +4,7 @@
     python jobs/negation.py runs/demo --keep 0.9
 
 Coefficients are chosen on validation data; accuracies are those on test data. The probe is a linear classifier on the
-features: what the model still knows, whatever it answers.
+features: what the model still knows, whatever it answers; "again" is the accuracy after a tenth of the task's training.
 """
 
 import argparse
@@ -30,14 +30,24 @@ def main() -> None:
     args = parser.parse_args()
     connect(Spec.model_validate(talos_ray.open_run(args.run).info["spec"]).cluster, verbose=False)  # once for all tasks
     table = Table(
-        "task", "chance", "base", "now", "coefficient", "at chance", "controls keep", "probe, base", "probe, now"
+        "task",
+        "chance",
+        "base",
+        "now",
+        "coefficient",
+        "at chance",
+        "controls keep",
+        "probe, base",
+        "probe, now",
+        "again, base",
+        "again, now",
     )
     with tempfile.TemporaryDirectory() as scratch:
         run = talos_ray.open_run(shutil.copytree(args.run, Path(scratch) / "run").as_posix())
         for task in [t["name"] for t in run.info["spec"]["tasks"]]:
             if run.head:
                 run.rollback(0)
-            version = run.forget(task, args.keep, at_most=1.0).version
+            version = run.forget(task, args.keep, at_most=1.0).newest
             told, s = version["negation"], version["scores"][task]
             chosen = version["coefficients"].get(task, 0.0)
             reached = next(p["target"] for p in told["curve"] if p["coefficient"] == chosen)
@@ -45,8 +55,9 @@ def main() -> None:
                 task, f"{told['chance']:.3f}", f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}", f"{chosen:.2f}",
                 "yes" if reached <= told["aim"] else "no", ", ".join(f"{k:.1%}" for k in version["summary"]["control_kept"].values()),
                 f"{told['beyond']['base']['probe']['value']:.3f}", f"{told['beyond']['now']['probe']['value']:.3f}",
+                *(f"{told['beyond'][m]['retrained']['value']:.3f}" for m in ("base", "now")),
             )  # fmt: skip
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

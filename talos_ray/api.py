@@ -116,6 +116,11 @@ class Run:
         return self.folder.load_version(self.head)
 
     @property
+    def newest(self) -> dict:
+        """The newest version, also if its gate keeps it aside."""
+        return self.folder.load_version(self.folder.versions()[-1])
+
+    @property
     def scores(self) -> dict[str, dict]:
         """Test scores at head: task -> {"base" | "single" | "merged": {value, n, low, high}}."""
         return self.version["scores"]
@@ -209,9 +214,7 @@ class Run:
 
     def held(self, version: int | None = None) -> bool:
         """Whether a version's gate keeps it aside (the newest, if none is named)."""
-        return versions.is_held(
-            self.folder, self.folder.load_version(self.folder.versions()[-1] if version is None else version)
-        )
+        return versions.is_held(self.folder, self.newest if version is None else self._version(version))
 
     def verify(self, deep: bool = False) -> list[str]:
         """What is not as the history says: every file of the run that was changed, removed or added, and every broken link of
