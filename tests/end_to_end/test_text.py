@@ -7,7 +7,7 @@ import talos_ray
 from talos_ray.models import base_fingerprint, load_model
 
 
-@pytest.mark.parametrize("kind", ["encoder", "t5", "llama"])
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("t5", marks=pytest.mark.slow), "llama"])
 def test_a_model_learns_text_tasks(kind, tmp_path):
     save = {"encoder": save_encoder, "t5": save_seq2seq, "llama": lambda folder: save_causal(folder, "llama")}[kind]
     tasks = [write_texts(tmp_path, name, 800) for name in ("animals", "places")]
