@@ -51,8 +51,9 @@ class Setting:
         return MaskSettings(strategy=self.strategy, granularity=self.granularity, keep=self.keep)
 
 
-def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> Spec:
-    """The spec with the mask and the learning rate that were chosen, before or now. Ray, if it is needed, ends with `stack`.
+def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> tuple[Spec, Mask | None]:
+    """The spec with the mask and the learning rate that were chosen, before or now, and the mask itself if it was made now. Ray, if
+    it is needed, ends with `stack`.
 
     Raises:
         TalosError: as `prepare`, or every short run diverged.
@@ -60,18 +61,20 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     asked = spec.model_dump(mode="json", include={"model", "seed", "mask", "auto", "train", "calibration"})
     store, tasks = Store(spec.output), [t.name for t in spec.tasks]
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
+    masks: dict[MaskSettings, Mask] = {}
     if choice is None or choice["asked"] != asked or not set(choice["tasks"]) <= set(tasks):
         first = _first(spec)
         prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
         stack.enter_context(connected(spec.cluster, verbose, progress))
         with on_ray(prepared, RunFolder(f"{store.uri}/{SCRATCH}"), verbose, progress) as session:
-            rows, best = _choose(session, prepared, spec, first)
+            rows, best = _choose(session, prepared, spec, first, masks)
         seconds = round(time.monotonic() - started, 1)
         choice = {"asked": asked, "tasks": tasks, "chosen": asdict(best), "tried": rows, "seconds": seconds}
         store.write_json(CHOICE, choice)
         store.delete_folder(SCRATCH)
-    return _with(spec, Setting(**choice["chosen"]))
+    chosen = Setting(**choice["chosen"])
+    return _with(spec, chosen), masks.get(chosen.mask)
 
 
 def _with(spec: Spec, chosen: Setting) -> Spec:
@@ -104,16 +107,18 @@ def checkable(spec: Spec) -> Spec:
     return spec.model_copy(update={"mask": _first(spec)[0].mask, "search": search, "baseline": baseline})
 
 
-def _choose(session: Session, p: Prepared, spec: Spec, first: list[Setting]) -> tuple[list[dict], Setting]:
-    """Every setting that was tried, with what it scored, and the best."""
+def _choose(
+    session: Session, p: Prepared, spec: Spec, first: list[Setting], masks: dict[MaskSettings, Mask]
+) -> tuple[list[dict], Setting]:
+    """Every setting that was tried, with what it scored, and the best. `masks` gathers theirs."""
     progress = session.progress
     session.share()
     runs = len(first) + len(_second(spec, first[0]))
     share = min(1.0, spec.auto.budget / runs)
     progress.begin("choose", f"{runs} short runs of {share:.0%} of the training each")
-    rows = _round(session, p, spec, first, share)
+    rows = _round(session, p, spec, first, share, masks)
     best = _best(rows)
-    rows += _round(session, p, spec, _second(spec, best), share)
+    rows += _round(session, p, spec, _second(spec, best), share, masks)
     best = _best(rows)
     score = next(r for r in rows if r["setting"] == asdict(best))
     progress.end("choose", f"{best.name}: merged {score['merged']:.3f} on validation data, the best of {len(rows)}")
@@ -132,17 +137,23 @@ def _best(rows: Sequence[Mapping]) -> Setting:
     return Setting(**row["setting"])
 
 
-def _round(session: Session, p: Prepared, spec: Spec, settings: Sequence[Setting], share: float) -> list[dict]:
+def _round(
+    session: Session,
+    p: Prepared,
+    spec: Spec,
+    settings: Sequence[Setting],
+    share: float,
+    masks: dict[MaskSettings, Mask],
+) -> list[dict]:
     """What each setting scores after a share of the training."""
     if not settings:
         return []
     workers = session.slots_of("choose", 1, spec.cluster.calibration_workers)
-    masks: dict[MaskSettings, Mask] = {}
     for i, s in enumerate(settings):
         session.progress.update("choose", i / len(settings) / 4, f"mask: {s.strategy}, {s.granularity}, {s.keep:g}")
         if s.mask not in masks:
             masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers)
-    bits = {how: ray.put(mask.bits) for how, mask in masks.items()}
+    bits = {how: ray.put(masks[how].bits) for how in {s.mask for s in settings}}
     remote = short_run.options(**options(spec.cluster))
     refs, plans = {}, {}
     for s in settings:
