@@ -265,8 +265,7 @@ class Run:
                 raise TalosError(
                     f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', tasks)}; it has: {', '.join(tasks)}"
                 )
-            kept = {k: v for k, v in tasks[task].items() if not k.endswith("split") and k != "config"}
-            rows = load_rows(Task.model_validate({**kept, "data": data, "classes": classes[task]}))
+            rows = load_rows(tasks[task], data, classes[task])
             splits = {task: rows}
             answers = tuple(compare.ask(self._composed(v)[0], task, rows, heads[task]) for v in (first, second))
         return compare.diff(first, second, *answers), compare.changed_inputs(*answers, classes, splits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,18 +146,16 @@ def _load_task(settings: str, seed: int) -> TaskData:
     return TaskData(task, classes, **_cut_missing(task, parts, seed))
 
 
-def load_rows(task: Task) -> Split:
-    """All rows of a task's data (of its test split, if it has one), with the classes that the task names; nothing is cut.
+def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Split:
+    """All rows of new data for a task that is described by `settings`, with the classes it has had so far; nothing is cut.
 
     Raises:
         SpecError: as `load_task`.
     """
+    kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
+    task = Task.model_validate({**kept, "data": data, "classes": classes})
     splits = _load_splits(task)
-    name = task.test_split or ("test" if "test" in splits else next(iter(splits)))
-    if name not in splits:
-        raise SpecError(
-            f"task {task.name!r}: {task.data} has no split {name!r}; it has: {', '.join(splits)}; set test_split to one of them"
-        )
+    name = "test" if "test" in splits else next(iter(splits))
     _check_columns(task, splits[name], name)
     labels = _labels(task, splits[name], name, _classes(task, [splits[name]]))
     return Split(_as_inputs(task, splits[name], name), task.input, labels)

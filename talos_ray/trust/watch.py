@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from talos_ray import gate
-from talos_ray.config import Gate, Task
+from talos_ray.config import Gate
 from talos_ray.core.metrics import accuracy
 from talos_ray.errors import SpecError
 from talos_ray.models import Family
@@ -49,9 +49,7 @@ def score(
     Raises:
         SpecError: the data.
     """
-    kept = {k: v for k, v in task.items() if not k.endswith("split") and k != "config"}
-    rows = load_rows(Task.model_validate({**kept, "data": str(path.resolve()), "classes": classes}))
-    name = task["name"]
+    name, rows = task["name"], load_rows(task, str(path.resolve()), classes)
     answers = {m: ask(family, name, rows, head) for m, family in models.items()}
     kind = kind_of(version, name)
     settings = Gate.model_validate(version.get("gate", {}).get("settings", {})).model_copy(
