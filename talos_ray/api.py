@@ -165,6 +165,11 @@ class Run:
         """
         return self._composed(self._version(version))[0]
 
+    @property
+    def _tasks(self) -> dict[str, dict]:
+        """Settings of every target and control task."""
+        return {t["name"]: t for t in (*self.info["spec"]["tasks"], *self.info["spec"]["control"])}
+
     def _version(self, number: int | None) -> dict:
         return self.folder.load_version(self.head if number is None else number)
 
@@ -254,8 +259,7 @@ class Run:
         Raises:
             SpecError: the data. TalosError: no such version or task.
         """
-        spec, (heads, classes) = self.info["spec"], self.folder.load_heads()
-        tasks = {t["name"]: t for t in (*spec["tasks"], *spec["control"])}
+        tasks, (heads, classes) = self._tasks, self.folder.load_heads()
         first, second = self.folder.load_version(a), self.folder.load_version(b)
         if data is None:
             answers = self._answers(a, b)
@@ -357,13 +361,12 @@ class Run:
         Raises:
             SpecError: no such folder, a name that belongs to no task, or the data.
         """
-        spec, version = self.info["spec"], self.version
-        tasks = {t["name"]: t for t in (*spec["tasks"], *spec["control"])}
+        tasks, version = self._tasks, self.version
         found = list(watch.arrived(self.folder, tasks, Path(folder)))
         if not found:
             return []
         heads, classes = self.folder.load_heads()
-        models = {"base": load_model(spec["model"]), "now": self._composed(version)[0]}
+        models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
         return [
             watch.score(self.folder, version, tasks[t], path, mark, classes[t], models, heads[t])
             for t, path, mark in found

@@ -46,6 +46,11 @@ class _Open:
     head: dict
     session: Session
 
+    @property
+    def how(self) -> Merge:
+        """The merge method that head was made by."""
+        return Merge.model_validate(self.head.get("merge", {"method": "linear"}))
+
     def of(self, targets: Sequence[str]) -> Prepared:
         """As if only these were its target tasks."""
         tasks = tuple(t for t in self.prepared.spec.tasks if t.name in targets)
@@ -134,7 +139,7 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
     with _opened(uri, [task], verbose, in_head=True) as run:
         head = run.head
         left = [t for t in head["deltas"] if t != task]
-        how = Merge.model_validate(head.get("merge", {"method": "linear"})) if left else Merge(method="linear")
+        how = run.how if left else Merge(method="linear")
         coefficients = {t: a for t, a in head["coefficients"].items() if t != task}
         deltas, judge = run.deltas(left), run.judge([t for t in head["targets"] if t != task])
         judge.share([run.arm], {SPARSE: deltas}, (how,))
@@ -163,9 +168,8 @@ def forget(
         head = run.head
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
-        how = Merge.model_validate(head.get("merge", {"method": "linear"}))
         judge, progress = run.judge(learnt), run.session.progress
-        judge.share([run.arm], {SPARSE: deltas}, (how,))
+        judge.share([run.arm], {SPARSE: deltas}, (run.how,))
         way = judge.ways[SPARSE]
         evaluator = judge.evaluator(way.ref, way.rows)
         progress.begin("search", f"how {task} can be forgotten")
@@ -276,8 +280,7 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
     with _opened(uri, (), verbose) as run:
         head, progress, p = run.head, run.session.progress, run.prepared
         deltas, judge = run.deltas(sorted(head["deltas"])), run.judge(head["targets"])
-        how = Merge.model_validate(head.get("merge", {"method": "linear"}))
-        judge.share([run.arm], {SPARSE: deltas}, (how,))
+        judge.share([run.arm], {SPARSE: deltas}, (run.how,))
         progress.begin("robustness", "scores under corruptions")
         tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
         asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in ("base", "merged")]
@@ -292,8 +295,7 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
             t: {"none": {m: head["scores"][t][m] for m in ("base", "merged")}} for t in tasks if t in head["scores"]
         }
         for (t, c, m), answer in zip(asked, answers, strict=True):
-            right = int((answer[t] == p.data[t].test.labels.numpy()).sum())
-            found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(right, len(answer[t])).as_dict()
+            found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(*judge.answers(answer, {}).counts(t)).as_dict()
         versions.add_robustness(run.folder, head["version"], found)
         progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
         return found

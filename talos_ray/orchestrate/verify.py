@@ -189,7 +189,8 @@ class Judge:
             requests.append((self.ways[chosen[plan.name]["way"]].ref, chosen[plan.name]["coefficients"], everything))
             requests += [(self.single[plan.name], {t: 1.0}, [t]) for t in p.targets]
         refs = [self.evaluate.remote(self.shared_ref, arm, a, tasks) for arm, a, tasks in requests]
-        answers = iter([self._answers(found) for found in self.wait(refs, "test", "verify")])
+        marks = {t: p.data[t].test.fingerprint() for t in everything}
+        answers = iter([self.answers(found, marks) for found in self.wait(refs, "test", "verify")])
         base = next(answers)
         result, merged_answers = {}, {}
         for plan in arms:
@@ -226,12 +227,12 @@ class Judge:
         )
         return version, base, now
 
-    def _answers(self, found: Mapping[str, np.ndarray]) -> Answers:
-        test = {t: self.p.data[t].test for t in found}
+    def answers(self, found: Mapping[str, np.ndarray], marks: Mapping[str, str]) -> Answers:
+        """What `evaluate` found, with the labels; `marks`: task -> fingerprint of its test data."""
         return Answers(
             {t: torch.from_numpy(a.copy()) for t, a in found.items()},
-            {t: s.labels for t, s in test.items()},
-            {t: s.fingerprint() for t, s in test.items()},
+            {t: self.p.data[t].test.labels for t in found},
+            {t: marks[t] for t in found if t in marks},
         )
 
     def _arm_result(self, plan, deltas, chosen: dict, base, merged, single) -> dict:

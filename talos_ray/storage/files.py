@@ -160,8 +160,12 @@ class Store:
 
     def read_json(self, name: str) -> dict:
         """Raises CorruptError, naming the file, if it does not hold a JSON object."""
+        return self.parse_json(name, self.read(name))
+
+    def parse_json(self, name: str, data: bytes) -> dict:
+        """A file's content that was read already, as `read_json`."""
         try:
-            value = json.loads(self.read(name))
+            value = json.loads(data)
         except ValueError as error:
             raise CorruptError(
                 f"{self.path(name)} is not JSON ({error}); the file was changed; restore it from a copy"

@@ -112,8 +112,7 @@ def _checked(store: Store) -> Iterator[dict | CorruptError]:
     for number, name in enumerate(store.list("history")):
         found = f"history/{name}"
         try:
-            data = store.read(found)
-            event = store.read_json(found)
+            event = store.parse_json(found, data := store.read(found))
         except CorruptError as error:
             yield error
             continue
