@@ -68,6 +68,10 @@ class Auto(_Settings):
     budget: Annotated[float, Field(gt=0)] = Field(
         1.0, description="updates of all short runs together, as a share of those of the whole training"
     )
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        1.0,
+        description="standard errors below the best score within which the cheapest to train is taken; 0 takes the best score",
+    )
 
 
 class Calibration(_Settings):

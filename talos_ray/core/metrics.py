@@ -42,6 +42,11 @@ def absolute_accuracy(merged: Mapping[str, float]) -> float:
     return sum(merged.values()) / len(merged)
 
 
+def standard_error(merged: Mapping[str, float], n: Mapping[str, int]) -> float:
+    """Of `absolute_accuracy`, where task t's accuracy is a share of n[t] independent inputs."""
+    return math.sqrt(sum(a * (1 - a) / n[t] for t, a in merged.items())) / len(merged)
+
+
 def normalized_accuracy(merged: Mapping[str, float], single: Mapping[str, float]) -> float:
     """Mean over tasks of merged / single-task accuracy (Ilharco et al., 2023). A single-task score of 0 counts as 1/inf."""
     return sum(merged[t] / max(single[t], 1e-9) for t in merged) / len(merged)

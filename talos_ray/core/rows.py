@@ -14,9 +14,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from talos_ray.core.attention import attention
-from talos_ray.core.blocks import Block, Touched
+from talos_ray.core.blocks import Block, Touched, blocks
+from talos_ray.core.mask import Mask
 
 WORTH_IT = 0.7  # share touched above which the full product is as cheap
+
+
+def gradient_share(mask: Mask) -> float:
+    """Multiplications of the weight gradients that training under a mask computes, as a share of dense training's, in [0, 1]."""
+    shapes = dict(zip(mask.layout.names, map(torch.Size, mask.layout.shapes), strict=True))
+    computed = 0.0
+    for block in blocks(mask):
+        shape = shapes[block.name]
+        share = block.touched(shape).share if len(shape) == 2 and block.index is not None else 1.0
+        computed += shape.numel() * (share if share <= WORTH_IT else 1.0)
+    return computed / sum(s.numel() for s in shapes.values())
 
 
 class _RowLinear(torch.autograd.Function):

@@ -1,9 +1,12 @@
-"""`mask: {strategy: auto}`: short runs of several masks, each merged and scored on validation data; the best is trained in full.
+"""`mask: {strategy: auto}`: short runs of several masks, each merged and scored on validation data; one of the best is trained in full.
 
 Two rounds, each searched in one Tune run. The first tries strategies and granularities; the second the best of them with other
 shares of weights and other learning rates. A round waits for all of its runs, so the choice is a function of the spec and
 never of who was first: that is why it is no asynchronous scheduler that decides. What was tried is the trade-off curve:
 how local an edit can be before it stops being useful.
+
+Scores on validation data are uncertain, so of those within a standard error of the best the cheapest to train is taken (the rule of
+one standard error: Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
-from talos_ray.core.metrics import absolute_accuracy, worst_kept
+from talos_ray.core.metrics import absolute_accuracy, standard_error, worst_kept
+from talos_ray.core.rows import gradient_share
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.calibrate import mask_of
 from talos_ray.orchestrate.cluster import WARM, options
@@ -117,23 +121,31 @@ def _choose(
     share = min(1.0, spec.auto.budget / runs)
     progress.begin("choose", f"{runs} short runs of {share:.0%} of the training each")
     rows = _round(session, p, spec, first, share, masks)
-    best = _best(rows)
+    best = _best(rows, spec.auto.tolerance)
     rows += _round(session, p, spec, _second(spec, best), share, masks)
-    best = _best(rows)
+    best = _best(rows, spec.auto.tolerance)
     score = next(r for r in rows if r["setting"] == asdict(best))
-    progress.end("choose", f"{best.name}: merged {score['merged']:.3f} on validation data, the best of {len(rows)}")
+    progress.end(
+        "choose",
+        f"{best.name}: merged {score['merged']:.3f} on validation data, of {len(rows)} the cheapest to train near the best",
+    )
     return rows, best
 
 
-def _best(rows: Sequence[Mapping]) -> Setting:
-    """The one whose merged model is best while control holds; of equal ones the smaller edit.
+def _best(rows: Sequence[Mapping], tolerance: float) -> Setting:
+    """Of those that hold control, and score within `tolerance` standard errors of the best, the cheapest to train; of equally cheap
+    ones the best, then the smaller edit. Costs are compared in quarters of dense training's weight gradients: less is noise.
 
     Raises:
         TalosError: every short run diverged.
     """
     if not any(r["merged"] for r in rows):
         raise TalosError("every short run diverged: loss is not finite; wanted one that trains; lower train.lr")
-    row = max(rows, key=lambda r: (r["held"], r["merged"], -r["setting"]["keep"]))
+    trained = [r for r in rows if r["merged"]]
+    held = [r for r in trained if r["held"]] or trained
+    top = max(held, key=lambda r: r["merged"])
+    near = [r for r in held if r["merged"] >= top["merged"] - tolerance * top["error"]]
+    row = min(near, key=lambda r: (int(4 * r["work"]), -r["merged"], r["setting"]["keep"]))
     return Setting(**row["setting"])
 
 
@@ -185,19 +197,22 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
         "setting": asdict(s),
         "share": share,
         "weights": mask.k,
+        "work": round(gradient_share(mask), 4),
         "held": False,
         "single": 0.0,
         "merged": 0.0,
+        "error": 0.0,
         "control": None,
     }
     if found is None:
         return row
     single, together = found["single_validation"], found["validation"]
+    merged = {t: together[t] for t in p.targets}
     xi = found.get("disentanglement", {}).get("together")
     control = found["control_validation"]
     return {
         **row, "held": found["control_held"], "single": absolute_accuracy(single),
-        "merged": absolute_accuracy({t: together[t] for t in p.targets}), "control": worst_kept(together, control)[0] if control else None,
+        "merged": absolute_accuracy(merged), "error": standard_error(merged, {t: len(p.data[t].validation.labels) for t in merged}), "control": worst_kept(together, control)[0] if control else None,
         "disentanglement": sum(xi.values()) / len(xi) if xi else None,
     }  # fmt: skip
 

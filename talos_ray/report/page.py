@@ -158,6 +158,12 @@ def _gate(checks: list[dict]) -> list[str]:
     ]
 
 
+def _setting(chosen: Mapping) -> str:
+    return (
+        f"{chosen['strategy']}, {chosen['granularity']}, {chosen['keep']:.0%}, learning rate &times; {chosen['lr']:g}"
+    )
+
+
 def _choice(version: Mapping) -> list[str]:
     choice = version.get("choice")
     if not choice:
@@ -166,16 +172,16 @@ def _choice(version: Mapping) -> list[str]:
     rows = [
         [
             f"{r['setting']['strategy']}, {r['setting']['granularity']}", f"{r['setting']['keep']:.0%}", f"&times; {r['setting']['lr']:g}",
-            f"{r['single']:.3f}", f"{r['merged']:.3f}", "" if r["control"] is None else f"{r['control']:.1%}",
+            f"{r['work']:.0%}", f"{r['single']:.3f}", f"{r['merged']:.3f} &plusmn; {r['error']:.3f}", "" if r["control"] is None else f"{r['control']:.1%}",
             "" if r.get("disentanglement") is None else f"{r['disentanglement']:.1%}", "yes" if r["held"] else "no",
         ]
         for r in tried
     ]  # fmt: skip
     return [
         "<h2>How the mask was chosen</h2>",
-        f"<p class=how>Short runs of {tried[0]['share']:.0%} of the training each, merged and scored on validation data, best first; the first row was trained in full. It took {choice['seconds']:.0f} s, apart from the training. &xi; is the disentanglement error: predictions that the other edits change.</p>",
+        f"<p class=how>Short runs of {tried[0]['share']:.0%} of the training each, merged and scored on validation data, best first. Scores on validation data are uncertain, so of those within {choice['asked']['auto']['tolerance']:g} standard errors of the best the one was trained in full that computes the least weight gradients: {_setting(choice['chosen'])}. It took {choice['seconds']:.0f} s, apart from the training. &xi; is the disentanglement error: predictions that the other edits change.</p>",
         _table(
-            ["weights that may change", "share", "learning rate", "single", "merged", "control kept", "&xi;", "holds"], rows
+            ["weights that may change", "share", "learning rate", "weight gradients", "single", "merged", "control kept", "&xi;", "holds"], rows
         ),
         "<p class=how>How local an edit can be before it stops being useful: the same scores by the share of weights that may change. Hollow points let a control task fall.</p>",
         plots.trade_off(choice["tried"]),

@@ -8,6 +8,7 @@ from talos_ray.core.metrics import (
     absolute_accuracy,
     accuracy,
     normalized_accuracy,
+    standard_error,
     worst_kept,
 )
 
@@ -29,6 +30,8 @@ def test_means():
     merged, single = {"a": 0.6, "b": 0.4}, {"a": 0.8, "b": 0.8}
     assert absolute_accuracy(merged) == pytest.approx(0.5)
     assert normalized_accuracy(merged, single) == pytest.approx((0.75 + 0.5) / 2)
+    assert standard_error({"a": 0.5}, {"a": 100}) == pytest.approx(0.05)
+    assert standard_error({"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}) == pytest.approx(0.05 / 2**0.5)
 
 
 def test_a_candidate_that_lets_control_fall_never_beats_one_that_holds():

@@ -13,6 +13,7 @@ from talos_ray.core.blocks import blocks, gather
 from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.core.rows import gradient_share
 
 KINDS = ("elements", "rows", "corner", "one tensor", "everything")
 
@@ -135,16 +136,18 @@ def test_blocks_are_as_wide_as_the_mask_allows_and_move_the_right_values(kind):
         assert torch.equal(params[n][outside], untouched[n][outside])
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(20, 200), (200, 20), (100, 40)])
+@pytest.mark.parametrize(("rows", "columns"), [(20, 200), (200, 20), (100, 40), (200, 200)])
 def test_a_tenth_of_the_rows_and_columns_costs_a_tenth_of_the_weight_gradient(rows, columns):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(200, 200, bias=False), nn.GELU(), nn.Linear(200, 200, bias=False))
+    flags = torch.zeros(2, 200, 200, dtype=torch.bool)
+    flags[:, -rows:, -columns:] = True
+    mask = mask_from_flags(eligible_layout(module), flags.view(-1))
+
     def backward_flops(sparse: bool) -> int:
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(200, 200, bias=False), nn.GELU(), nn.Linear(200, 200, bias=False))
         x = torch.randn(50, 200, requires_grad=True)
         if sparse:
-            flags = torch.zeros(2, 200, 200, dtype=torch.bool)
-            flags[:, -rows:, -columns:] = True
-            SparseAdamW(module, mask_from_flags(eligible_layout(module), flags.view(-1)), lr=1e-3)
+            SparseAdamW(module, mask, lr=1e-3)
         loss = module(x).sum()
         with FlopCounterMode(display=False) as counter:
             loss.backward()
@@ -152,6 +155,7 @@ def test_a_tenth_of_the_rows_and_columns_costs_a_tenth_of_the_weight_gradient(ro
 
     dense, part = backward_flops(False), backward_flops(True)
     assert part == pytest.approx(dense * (1 + rows * columns / 200**2) / 2, rel=0.02)
+    assert gradient_share(mask) == pytest.approx(2 * part / dense - 1, abs=0.02)
 
 
 def test_autocast_trains_float32_values():
