@@ -280,6 +280,17 @@ class Run:
         except SpecError:  # the data have moved; the answers are here all the same
             return None
 
+    def report(self, to: str | Path, version: int | None = None, *, language: str = "en") -> Path:
+        """Write the report on a version (head, if none is named) as one page, in English ("en") or Japanese ("ja"), with what
+        `watch` has found since. The run's own `report/` holds the page as it was when the version was made.
+
+        Raises:
+            SpecError: another language. TalosError: no such version.
+        """
+        page = versions.report(self.folder, self.head if version is None else version, language)
+        Path(to).write_bytes(page)
+        return Path(to)
+
     def export(self, to: str | Path, version: int | None = None, *, delta_only: bool = False) -> list[str]:
         """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own library loads
         it (open_clip: `local-dir:FOLDER`; transformers: `from_pretrained(FOLDER)`), or the changed weights alone; and the frozen

@@ -16,9 +16,10 @@ PASS, FAIL, OPEN = "pass", "fail", "not enough data to tell"
 
 @dataclass(frozen=True)
 class Check:
-    """One condition. `value`, `low`, `high`: what was found, with its 95 % interval, in the unit of `wanted`; `more`: test
+    """One condition. `kind`: the gate's setting that asks for it. `value`, `low`, `high`: what was found, with its 95 % interval, in the unit of `wanted`; `more`: test
     inputs that are missing to tell, where it cannot be told and more would help."""
 
+    kind: str
     what: str
     task: str
     wanted: float
@@ -52,21 +53,27 @@ def judge(
         disentanglement: task -> share of its predictions that the other edits change.
     """
     checks = []
-    for wanted, what, tasks in (
-        (gate.control_keep, "share of its base score kept by control", controls),
-        (gate.target_keep, "share of its base score kept by target", targets),
+    for kind, wanted, what, tasks in (
+        ("control_keep", gate.control_keep, "share of its base score kept by control", controls),
+        ("target_keep", gate.target_keep, "share of its base score kept by target", targets),
     ):
         if wanted is not None:
-            checks += [_kept(f"{what} {t}", t, wanted, base[t], now[t]) for t in tasks]
+            checks += [_kept(kind, f"{what} {t}", t, wanted, base[t], now[t]) for t in tasks]
     if gate.target_gain is not None and targets:
         before, after = [base[t] for t in targets], [now[t] for t in targets]
         gain, error = margin(before, after, 1.0)
         n = sum(map(len, before))
-        checks.append(_check("mean gain of the targets", "", gate.target_gain, gain, error, n, gain - gate.target_gain))
+        checks.append(
+            _check(
+                "target_gain", "mean gain of the targets", "", gate.target_gain, gain, error, n, gain - gate.target_gain
+            )
+        )
     if gate.disentanglement is not None and disentanglement:
         xi = sum(disentanglement.values()) / len(disentanglement)
         result = PASS if xi <= gate.disentanglement else FAIL
-        checks.append(Check("mean disentanglement error", "", gate.disentanglement, xi, xi, xi, 0, result))
+        checks.append(
+            Check("disentanglement", "mean disentanglement error", "", gate.disentanglement, xi, xi, xi, 0, result)
+        )
     found = [c.result for c in checks]
     result = FAIL if FAIL in found else OPEN if OPEN in found else PASS
     return {"result": result, "checks": [asdict(c) for c in checks]}
@@ -79,18 +86,18 @@ def holds(gate: Gate, judged: Mapping) -> bool:
 
 def told(judged: Mapping) -> list[str]:
     """A sentence for everything that is not met or cannot be told."""
-    return [str(Check(**c)) for c in judged["checks"] if c["result"] != PASS]
+    return [str(Check(**{"kind": "", **c})) for c in judged["checks"] if c["result"] != PASS]
 
 
-def _kept(what: str, task: str, wanted: float, before: torch.Tensor, after: torch.Tensor) -> Check:
+def _kept(kind: str, what: str, task: str, wanted: float, before: torch.Tensor, after: torch.Tensor) -> Check:
     """Of accuracy after / before. It is at least `wanted` where after - wanted x before is at least 0, which has an interval."""
     over, error = margin([before], [after], wanted)
     score = max(float(before.double().mean()), 1e-9)
-    return _check(what, task, wanted, wanted + over / score, error / score, len(before), over / score)
+    return _check(kind, what, task, wanted, wanted + over / score, error / score, len(before), over / score)
 
 
-def _check(what: str, task: str, wanted: float, value: float, error: float, n: int, over: float) -> Check:
+def _check(kind: str, what: str, task: str, wanted: float, value: float, error: float, n: int, over: float) -> Check:
     low, high = value - Z95 * error, value + Z95 * error
     result = PASS if low >= wanted else FAIL if high < wanted else OPEN
     needed = wanted_inputs(over, error, n) if result == OPEN else None
-    return Check(what, task, wanted, value, low, high, n, result, needed - n if needed else None)
+    return Check(kind, what, task, wanted, value, low, high, n, result, needed - n if needed else None)

@@ -1,13 +1,18 @@
-"""The report on a version: one page that opens offline, and its numbers as CSV and spreadsheet."""
+"""The report on a version: one page that opens offline, and its numbers as CSV and spreadsheet. The words are in `english` and `japanese`."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from talos_ray import gate
-from talos_ray.report import plots, tables
+from talos_ray.errors import SpecError, nearest
+from talos_ray.report import english, japanese, plots, tables
+from talos_ray.report.words import Words
 from talos_ray.storage.run_folder import RunFolder, kind_of
+
+LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
+RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "result_open"}
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2530;--dim:#5a6675;--ground:#fff;--line:#d5dbe3;--good:#1c7c43;--bad:#b3261e}
@@ -18,207 +23,280 @@ p.how{color:var(--dim)}.decision{font-size:1.15rem;border-left:.3rem solid;paddi
 .pass{border-color:var(--good);color:var(--good)}.hold{border-color:var(--bad);color:var(--bad)}.open{border-color:var(--dim)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}
-svg{width:100%;height:auto}small{color:var(--dim)}@media print{body{max-width:none}h2{break-after:avoid}svg{break-inside:avoid}}
+code{overflow-wrap:anywhere}svg{width:100%;height:auto}small{color:var(--dim)}
+@media(max-width:40rem){th,td{padding:.25rem .3rem;font-size:.85rem}td small{display:block}.plot{overflow-x:auto}.plot svg{min-width:34rem}}
+@media print{body{max-width:none}h2{break-after:avoid}svg{break-inside:avoid}}
 """
 
 
-def _interval(score: dict | None) -> str:
-    return "" if score is None else f"{score['value']:.3f} <small>{score['low']:.3f}-{score['high']:.3f}</small>"
+def words_of(language: str) -> Words:
+    """Raises SpecError if the report does not speak it."""
+    if language not in LANGUAGES:
+        raise SpecError(
+            f"language {language!r} is not known{nearest(language, LANGUAGES)}; wanted one of: {', '.join(LANGUAGES)}"
+        )
+    return Words(LANGUAGES[language])
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th scope=col>{h}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def decision(version: Mapping, approved: Mapping | None = None) -> tuple[str, str]:
+def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str, str]:
     """'pass', 'hold' or 'open', and the sentence that says why: what the gate says of a version, or who approved it."""
     notes, means, scores = [], version["summary"], version["scores"]
     if version["kind"] == "base":
-        return "pass", "This is the base, as it was before any edit."
+        return "pass", w("is_base")
     if "merged" in means:
-        gain = means["merged"] - means["zero_shot"]
-        notes.append(f"targets {means['zero_shot']:.3f} to {means['merged']:.3f} ({gain:+.3f})")
-    notes += [f"{c} keeps {k:.1%} of its base score" for c, k in means["control_kept"].items()]
+        before, after = means["zero_shot"], means["merged"]
+        notes.append(w("gain", before=before, after=after, change=after - before))
+    notes += [w("control_kept", task=c, kept=k) for c, k in means["control_kept"].items()]
     for task in version.get("forgotten", ()):
         s = scores[task]
-        notes.append(f"{task} forgotten, {s['base']['value']:.3f} in the base and {s['merged']['value']:.3f} now")
-    words, judged = "; ".join(notes) or "no target task is left", version["gate"]
-    why = "; ".join(gate.told(judged))
+        notes.append(w("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
+    words, judged = w("joint").join(notes) or w("no_target"), version["gate"]
+    why = w("joint").join(_unmet(c, w) for c in judged["checks"] if c["result"] != gate.PASS)
     if approved:
-        return "pass", f"Approved by {approved['by']} ({approved['reason']}), although: {why}. {words}."
+        return "pass", w("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
     if judged["result"] == gate.PASS:
-        return "pass", f"Pass: {words}." if judged["checks"] else f"No gate and no control task: {words}."
+        return "pass", w("pass" if judged["checks"] else "no_gate", words=words)
     if judged["result"] == gate.FAIL:
-        return "hold", f"Hold: {why}. {words}."
-    return ("hold" if judged["settings"]["strict"] else "open"), f"Not enough data to tell: {why}. {words}."
+        return "hold", w("hold", why=why, words=words)
+    return ("hold" if judged["settings"]["strict"] else "open"), w("open", why=why, words=words)
+
+
+def _condition(check: Mapping, w: Words) -> str:
+    return w(check["kind"], task=check["task"]) if "kind" in check else check["what"]
+
+
+def _unmet(check: Mapping, w: Words) -> str:
+    found = w("found", what=_condition(check, w), **{k: check[k] for k in ("value", "low", "high", "wanted")})
+    if check["result"] != gate.OPEN:
+        return found
+    return w("found_open" if check["more"] else "found_lost", found=found, more=check["more"])
 
 
 def render(
-    folder: RunFolder, info: Mapping, version: dict, approved: Mapping | None = None, robustness: Mapping | None = None
+    folder: RunFolder,
+    info: Mapping,
+    version: dict,
+    approved: Mapping | None = None,
+    robustness: Mapping | None = None,
+    *,
+    language: str = "en",
+    watched: Sequence[Mapping] = (),
 ) -> dict[str, bytes]:
-    """The report on one version: {"html": the page, "csv": its scores, "xlsx": all tables}. Numbers are the version's, to the digits shown."""
-    standing, sentence = decision(version, approved)
-    scores, targets = version["scores"], version["targets"]
-    rows = []
-    shown = (*targets, *version.get("others", ()), *version["controls"])
-    for task in shown:
-        s = scores[task]
-        alpha = version["coefficients"].get(task)
-        kind = kind_of(version, task)
-        change = s["merged"]["value"] - s["base"]["value"]
-        rows.append(
-            [
-                html.escape(task),
-                kind,
-                "" if alpha is None else f"{alpha:.2f}",
-                _interval(s["base"]),
-                _interval(s["merged"]),
-                f"{change:+.3f}",
-                _interval(s.get("single")),
-                str(s["base"]["n"]),
-            ]
-        )
+    """The report on one version: {"html": the page, "csv": its scores, "xlsx": all tables}. Numbers are the version's, to the digits shown.
+
+    Args:
+        watched: `watch` events on it.
+    """
+    w = words_of(language)
+    standing, sentence = decision(version, approved, w)
     name = folder.store.uri.rstrip("/").rsplit("/", 1)[-1]
-    parts = [
-        f"<h1>{html.escape(name)}, version {version['version']}</h1>",
-        f'<p class="decision {standing}">{html.escape(sentence)}</p>',
-        f"<p>{_next(standing, version)}</p>",
-        "<h2>Targets and control, side by side</h2>",
-        "<p class=how>Accuracy on test data with 95 % intervals. The merged model should gain on targets and hold on control; single is what each edit reaches alone.</p>",
-        _table(["task", "kind", "coefficient", "base", "merged", "change", "single", "n"], rows),
-        plots.scores({t: scores[t] for t in shown}),
-    ]
-    if checks := version.get("gate", {}).get("checks"):
-        parts += _gate(checks)
-    if told := version.get("negation"):
-        parts += [
-            f"<h2>How {html.escape(told['task'])} was forgotten</h2>",
-            f"<p class=how>Validation accuracy by its coefficient. Further left forgets more and costs the others more; what was chosen is the lowest point at which every other task keeps {told['keep']:.0%}. The dotted line is chance.</p>",
-            plots.negation(told),
-            f"<p class=how>Beyond accuracy: what it answers instead, and what a linear classifier on its features still reaches. As high as in the base, the knowledge is out of reach of the task's own words and not gone. {_probe_words(told)}</p>",
-            _table(
-                ["class", "inputs", "predicted by the base", "before", "now"],
-                [
-                    [html.escape(c), *(str(n) for n in counts)]
-                    for c, *counts in zip(
-                        told["classes"],
-                        told["beyond"]["now"]["labels"],
-                        *(told["beyond"][m]["predicted"] for m in ("base", "before", "now")),
-                        strict=True,
-                    )
-                ],
-            ),
-        ]
-    parts += _comparison(version)
-    parts += _choice(version)
-    parts += _scope(version)
-    parts += _robustness(version, robustness) if robustness else []
+    title = w("title", run=html.escape(name), number=version["version"])
     so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
-    parts += _drift(so_far)
-    parts += _how_it_was_made(folder, version, info)
-    title = f"{html.escape(name)}, version {version['version']}"
-    page = f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
+    parts = [
+        f"<h1>{title}</h1>",
+        f'<p class="decision {standing}">{html.escape(sentence)}</p>',
+        f"<p>{_next(standing, version, w)}</p>",
+        *_scores(version, w),
+        *_gate(version, w),
+        *_watched(watched, w),
+        *_negation(version, w),
+        *_comparison(version, w),
+        *_choice(version, w),
+        *_scope(folder, version, w),
+        *_robustness(version, robustness, w),
+        *_drift(so_far, w),
+        *_how_it_was_made(folder, version, info, w),
+    ]
+    page = f'<!doctype html><html lang={language}><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><link rel=icon href="data:,"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
     sheets = {
         "scores": tables.scores(version), "gate": tables.checks(version), "impact": tables.impact(version), "versions": tables.drift(so_far),
     }  # fmt: skip
     return {"html": page.encode(), "csv": tables.as_csv(sheets["scores"]), "xlsx": tables.as_xlsx(sheets, sentence)}
 
 
-def _next(standing: str, version: Mapping) -> str:
+# ---------------------------------------------------------------------------------- pieces
+
+
+def _interval(score: Mapping | None) -> str:
+    return "" if score is None else f"{score['value']:.3f} <small>{score['low']:.3f}-{score['high']:.3f}</small>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th scope=col>{h}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<div class=wide tabindex=0><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _how(text: str) -> str:
+    return f"<p class=how>{text}</p>"
+
+
+def _plot(svg: str) -> str:
+    return f"<div class=plot>{svg}</div>"
+
+
+def _kind(version: Mapping, task: str, w: Words) -> str:
+    kind = kind_of(version, task)
+    return w("forgotten_kind" if kind == "forgotten" else kind)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+# ---------------------------------------------------------------------------------- sections, in the page's order
+
+
+def _next(standing: str, version: Mapping, w: Words) -> str:
     """What the reader can do now."""
-    number = version["version"]
     if version["kind"] == "base":
-        return (
-            "Nothing to decide: it is what every edit is compared with, and what rolling back to version 0 gives again."
-        )
-    undo = f"To undo it, exactly: <code>talos rollback RUN {max(0, number - 1)}</code>."
-    look = f"To see which answers changed: <code>talos compare RUN 0 {number} --out changed.csv</code>."
-    if standing == "hold":
-        return f"It is not in use. Leave it, change what it says and edit again, or put it in force all the same: <code>talos approve RUN {number} --by NAME --reason TEXT</code>. {look}"
-    if standing == "open":
-        return f"It is used on trust. Add the test data that are missing, or {undo[0].lower()}{undo[1:]} {look}"
-    return f"Nothing holds it back. {look} {undo}"
+        return w("next_base")
+    number = version["version"]
+    undo, look = w("undo", number=max(0, number - 1)), w("look", number=number)
+    return w(f"next_{standing}", number=number, look=look, undo=undo)
 
 
-def _gate(checks: list[dict]) -> list[str]:
-    rows = [
-        [
-            html.escape(c["what"]), f"{c['wanted']:.3f}",
-            f"{c['value']:.3f} <small>{c['low']:.3f}-{c['high']:.3f}</small>", str(c["n"] or ""),
-            c["result"] + (f", {c['more']:,} more inputs needed" if c["more"] else ""),
-        ]
-        for c in checks
-    ]  # fmt: skip
+def _scores(version: Mapping, w: Words) -> list[str]:
+    scores = version["scores"]
+    shown = (*version["targets"], *version.get("others", ()), *version["controls"])
+    rows = []
+    for task in shown:
+        s, alpha = scores[task], version["coefficients"].get(task)
+        change = s["merged"]["value"] - s["base"]["value"]
+        rows.append(
+            [
+                html.escape(task), _kind(version, task, w), _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}",
+                _interval(s.get("single")), "" if alpha is None else f"{alpha:.2f}", str(s["base"]["n"]),
+            ]
+        )  # fmt: skip
+    head = [w(k) for k in ("task", "kind", "base", "merged", "change", "single", "coefficient")]
     return [
-        "<h2>The gate</h2>",
-        "<p class=how>What the spec wants of every version. A condition is met when its whole 95 % interval is; where the interval lies on both sides, more test data would tell.</p>",
-        _table(["condition", "wanted", "found", "n", "result"], rows),
+        f"<h2>{w('scores')}</h2>",
+        _how(w("scores_how")),
+        _table([*head, "n"], rows),
+        _plot(plots.scores({t: scores[t] for t in shown}, w)),
     ]
 
 
-def _setting(chosen: Mapping) -> str:
-    return (
-        f"{chosen['strategy']}, {chosen['granularity']}, {chosen['keep']:.0%}, learning rate &times; {chosen['lr']:g}"
-    )
-
-
-def _choice(version: Mapping) -> list[str]:
-    choice = version.get("choice")
-    if not choice:
+def _gate(version: Mapping, w: Words) -> list[str]:
+    if not (checks := version.get("gate", {}).get("checks")):
         return []
-    tried = sorted(choice["tried"], key=lambda r: (-r["held"], -r["merged"]))
+    rows = []
+    for c in checks:
+        result = w(RESULTS[c["result"]])
+        told = w("more_needed", result=result, more=c["more"]) if c["more"] else result
+        rows.append([html.escape(_condition(c, w)), f"{c['wanted']:.3f}", _interval(c), str(c["n"] or ""), told])
+    head = [w("condition"), w("wanted"), w("found_head"), "n", w("result")]
+    return [f"<h2>{w('gate')}</h2>", _how(w("gate_how")), _table(head, rows)]
+
+
+def _watched(events: Sequence[Mapping], w: Words) -> list[str]:
+    if not events:
+        return []
     rows = [
         [
-            f"{r['setting']['strategy']}, {r['setting']['granularity']}", f"{r['setting']['keep']:.0%}", f"&times; {r['setting']['lr']:g}",
-            f"{r['work']:.0%}", f"{r['single']:.3f}", f"{r['merged']:.3f} &plusmn; {r['error']:.3f}", "" if r["control"] is None else f"{r['control']:.1%}",
-            "" if r.get("disentanglement") is None else f"{r['disentanglement']:.1%}", "yes" if r["held"] else "no",
+            html.escape(e["data"]), html.escape(e["task"]), e["time"][:16].replace("T", " "), _interval(e["scores"]["base"]),
+            _interval(e["scores"]["now"]), str(e["scores"]["now"]["n"]), w(RESULTS[e["gate"]]),
         ]
-        for r in tried
+        for e in events
     ]  # fmt: skip
+    head = [w(k) for k in ("data", "task", "when", "base", "merged")]
+    return [f"<h2>{w('watched')}</h2>", _how(w("watched_how")), _table([*head, "n", w("gate")], rows)]
+
+
+def _negation(version: Mapping, w: Words) -> list[str]:
+    if not (told := version.get("negation")):
+        return []
+    beyond, models = told["beyond"], ("base", "before", "now")
+    figures = {f"probe_{m}": beyond[m]["probe"]["value"] for m in models}
+    figures |= {f"again_{m}": beyond[m]["retrained"]["value"] for m in models}
+    counts = zip(told["classes"], beyond["now"]["labels"], *(beyond[m]["predicted"] for m in models), strict=True)
     return [
-        "<h2>How the mask was chosen</h2>",
-        f"<p class=how>Short runs of {tried[0]['share']:.0%} of the training each, merged and scored on validation data, best first. Scores on validation data are uncertain, so of those within {choice['asked']['auto']['tolerance']:g} standard errors of the best the one was trained in full that computes the least weight gradients: {_setting(choice['chosen'])}. It took {choice['seconds']:.0f} s, apart from the training. &xi; is the disentanglement error: predictions that the other edits change.</p>",
+        f"<h2>{w('negation', task=html.escape(told['task']))}</h2>",
+        _how(w("negation_how", keep=told["keep"])),
+        _plot(plots.negation(told, w)),
+        _how(w("beyond_how", steps=told["retrained_steps"], **figures)),
         _table(
-            ["weights that may change", "share", "learning rate", "weight gradients", "single", "merged", "control kept", "&xi;", "holds"], rows
+            [w(k) for k in ("class", "inputs", "predicted_base", "before", "now")],
+            [[html.escape(c), *map(str, n)] for c, *n in counts],
         ),
-        "<p class=how>How local an edit can be before it stops being useful: the same scores by the share of weights that may change. Hollow points let a control task fall.</p>",
-        plots.trade_off(choice["tried"]),
+    ]
+
+
+def _comparison(version: Mapping, w: Words) -> list[str]:
+    if not (dense := version.get("baseline")):
+        return []
+    mine, theirs, a, b = version["summary"], dense["summary"], version["cost"], dense["cost"]
+    rows = [
+        [w(word), f"{mine[key]:.3f}", f"{theirs[key]:.3f}"]
+        for word, key in (("zero_shot", "zero_shot"), ("single_task", "single"), ("merged", "merged"), ("normalized", "normalized"))
     ]  # fmt: skip
+    for c, kept in mine["control_kept"].items():
+        rows.append([w("control_row", task=html.escape(c)), f"{kept:.1%}", f"{theirs['control_kept'][c]:.1%}"])
+    rows += [
+        [w("training_time"), f"{a['train_seconds']:.1f} s", f"{b['train_seconds']:.1f} s"],
+        [w("stored"), f"{a['delta_bytes'] / 1e6:.2f} MB", f"{b['delta_bytes'] / 1e6:.2f} MB"],
+        [w("state"), f"{a['state_bytes'] / 1e6:.2f} MB", f"{b['state_bytes'] / 1e6:.2f} MB"],
+        [w("may_change"), f"{a['weights_changed']:,}", f"{b['weights_changed']:,}"],
+    ]
+    head = [w("mean_targets"), w("sparse_arm"), w("dense_arm")]
+    return [f"<h2>{w('dense')}</h2>", _how(w("dense_how")), _table(head, rows)]
 
 
-def _scope(version: Mapping) -> list[str]:
+def _choice(version: Mapping, w: Words) -> list[str]:
+    if not (choice := version.get("choice")):
+        return []
+    tried = sorted(choice["tried"], key=lambda r: (-r["held"], -r["merged"]))
+    rows = []
+    for r in tried:
+        s = r["setting"]
+        rows.append(
+            [
+                f"{s['strategy']}, {s['granularity']}", f"{s['keep']:.0%}", f"&times; {s['lr']:g}", f"{r['work']:.0%}", f"{r['single']:.3f}",
+                f"{r['merged']:.3f} &plusmn; {r['error']:.3f}", _percent(r["control"]), _percent(r.get("disentanglement")), w("yes" if r["held"] else "no"),
+            ]
+        )  # fmt: skip
+    how = w(
+        "choice_how", share=tried[0]["share"], tolerance=choice["asked"]["auto"]["tolerance"], chosen=w("setting", **choice["chosen"]), seconds=choice["seconds"]
+    )  # fmt: skip
+    head = [w(k) for k in ("may_change", "share", "learning_rate", "gradients", "single", "merged", "kept_head")]
+    return [
+        f"<h2>{w('choice')}</h2>",
+        _how(how),
+        _table([*head, "&xi;", w("holds")], rows),
+        _how(w("trade_off_how")),
+        _plot(plots.trade_off(tried, w)),
+    ]
+
+
+def _scope(folder: RunFolder, version: Mapping, w: Words) -> list[str]:
     impact = version.get("impact")
     if not impact or not impact["tensors"]:
         return []
     changed = sum(t["changed"] for t in impact["tensors"].values())
-    flipped = [[html.escape(t), kind_of(version, t), f"{share:.1%}"] for t, share in impact["flipped"].items()]
-    return [
-        "<h2>How far the change reaches</h2>",
-        f"<p class=how>{changed:,} weights in {len(impact['tensors'])} tensors differ from the base; every other weight is bitwise the same. A bar is the length of a tensor's change relative to its own: a long one is a part of the model that this version leans on.</p>",
-        plots.impact(impact["tensors"]),
-        "<p class=how>Test inputs that are answered differently than by the base. On targets that is the purpose; on control tasks it is the price, also where the score stays the same.</p>",
-        _table(["task", "kind", "answers changed"], flipped),
+    flipped = [[html.escape(t), _kind(version, t, w), _percent(share)] for t, share in impact["flipped"].items()]
+    parts = [
+        f"<h2>{w('impact')}</h2>",
+        _how(w("impact_how", changed=changed, tensors=len(impact["tensors"]))),
+        _plot(plots.impact(impact["tensors"], w)),
+        _how(w("flipped_how")),
+        _table([w("task"), w("kind"), w("flipped")], flipped),
     ]
+    infos = {t: folder.load_delta(t, mark).info for t, mark in version["deltas"].items()}
+    if imported := {t: i for t, i in infos.items() if "imported" in i}:
+        rows = [[html.escape(t), html.escape(i["imported"]), _percent(i["lost"])] for t, i in imported.items()]
+        parts += [_how(w("imported_how")), _table([w("task"), w("checkpoint"), w("imported")], rows)]
+    return parts
 
 
-def _robustness(version: Mapping, found: Mapping) -> list[str]:
-    rows = []
+def _robustness(version: Mapping, found: Mapping | None, w: Words) -> list[str]:
+    if not found:
+        return []
+    rows, kept = [], {}
     for task, kinds in found.items():
         for name, s in kinds.items():
             change = s["merged"]["value"] - s["base"]["value"]
-            rows.append([html.escape(task), kind_of(version, task), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"])  # fmt: skip
-    return [
-        "<h2>Is it more fragile?</h2>",
-        f"<p class=how>The same test inputs, spoilt a little, by seed. {_fragile_words(version, found)}</p>",
-        _table(["task", "kind", "test data", "base", "merged", "change"], rows),
-    ]
-
-
-def _fragile_words(version: Mapping, found: Mapping) -> str:
-    """What corruption leaves of the targets' accuracy, on average."""
-    left = {}
+            rows.append([html.escape(task), _kind(version, task, w), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"])  # fmt: skip
     for model in ("base", "merged"):
         shares = [
             s[model]["value"] / max(kinds["none"][model]["value"], 1e-9)
@@ -227,168 +305,99 @@ def _fragile_words(version: Mapping, found: Mapping) -> str:
             for name, s in kinds.items()
             if name != "none"
         ]
-        left[model] = sum(shares) / len(shares) if shares else 1.0
-    return f"On average the base keeps {left['base']:.1%} of its targets' accuracy under them, this version {left['merged']:.1%}."
+        kept[model] = sum(shares) / len(shares) if shares else 1.0
+    head = [w(k) for k in ("task", "kind", "test_data", "base", "merged", "change")]
+    return [f"<h2>{w('robustness')}</h2>", _how(w("robustness_how", **kept)), _table(head, rows)]
 
 
-def _drift(versions: list[Mapping]) -> list[str]:
+def _drift(versions: Sequence[Mapping], w: Words) -> list[str]:
     if len(versions) < 2:
         return []
-    return [
-        "<h2>Scores over versions</h2>",
-        "<p class=how>Test accuracy of every task in every version so far. A control line that sinks from left to right is the price of many edits.</p>",
-        plots.drift(versions),
-    ]
+    return [f"<h2>{w('drift')}</h2>", _how(w("drift_how")), _plot(plots.drift(versions, w))]
 
 
-def _comparison(version: dict) -> list[str]:
-    dense = version.get("baseline")
-    if not dense:
-        return []
-    rows = []
-    for word, key in (
-        ("zero-shot", "zero_shot"),
-        ("single-task", "single"),
-        ("merged", "merged"),
-        ("normalized merged", "normalized"),
-    ):
-        rows.append([word, f"{version['summary'][key]:.3f}", f"{dense['summary'][key]:.3f}"])
-    for c, kept in version["summary"]["control_kept"].items():
-        rows.append([f"control {html.escape(c)} kept", f"{kept:.1%}", f"{dense['summary']['control_kept'][c]:.1%}"])
-    a, b = version["cost"], dense["cost"]
-    rows += [
-        ["training, sum over tasks", f"{a['train_seconds']:.1f} s", f"{b['train_seconds']:.1f} s"],
-        ["stored deltas", f"{a['delta_bytes'] / 1e6:.2f} MB", f"{b['delta_bytes'] / 1e6:.2f} MB"],
-        ["optimizer values, gradient, moments", f"{a['state_bytes'] / 1e6:.2f} MB", f"{b['state_bytes'] / 1e6:.2f} MB"],
-        ["weights that may change", f"{a['weights_changed']:,}", f"{b['weights_changed']:,}"],
-    ]
-    return [
-        "<h2>Beside dense fine-tuning</h2>",
-        "<p class=how>The same tasks, steps and batches, every eligible weight trained, merged by the same search: dense task arithmetic. Whichever wins is shown.</p>",
-        _table(["mean over targets", "sparse edit", "dense"], rows),
-    ]
-
-
-def _how_it_was_made(folder: RunFolder, version: dict, info: dict) -> list[str]:
-    arms = {
-        name: found["search"]
-        for name, found in (("sparse", version), ("dense", version.get("baseline")))
-        if found and "search" in found
-    }
-    mask = folder.load_mask(info["base"])
-    parts = []
-    if arms:
-        parts += [
-            "<h2>The search for coefficients</h2>",
-            f"<p class=how>Each point is one truly evaluated candidate; hollow ones let a control task fall and cannot win. {_search_words(arms['sparse'])}</p>",
-            plots.candidates({name: a["candidates"] for name, a in arms.items()}),
-        ]
-    if xi := version.get("search", {}).get("disentanglement"):
-        parts += [
-            "<h2>Do the edits disturb each other?</h2>",
-            f"<p class=how>Share of a task's inputs (row) whose prediction changes when one other edit (column) joins its own, at this version's coefficients. Light is good; a dark cell names two tasks that compete, a dark row one that all others disturb. {_entangled_words(version['search'])}</p>",
-            plots.heatmap(
-                xi["pairs"],
-                xi["tasks"],
-                xi["tasks"],
-                "the edit that joins",
-                "inputs of",
-                "Disentanglement error by pair of tasks",
-            ),
-            "<p class=how>Disentanglement error &xi;(&alpha;&#8321;, &alpha;&#8322;), mean over all pairs: how it grows with the coefficients of both. It says how far they may be raised before edits disturb each other.</p>",
-            plots.heatmap(
-                xi["grid"],
-                [f"{p:g}" for p in xi["points"]],
-                [f"{p:g}" for p in xi["points"]],
-                "coefficient of one task",
-                "of the other",
-                "Mean disentanglement error by two coefficients",
-            ),
-        ]
-    parts += [
-        "<h2>Training</h2>",
-        "<p class=how>Falling curves mean that the task is being learnt; one that stays flat needs more steps or another learning rate.</p>",
-        plots.training_curves(
-            {t: (folder.load_delta(t, mark).info.get("curve") or []) for t, mark in version["deltas"].items()}
-        )
-        if version["deltas"]
-        else "",
-    ]
-    if mask is not None:
-        overlap = mask.info.get("overlap") or {}
-        parts += [
-            "<h2>Which weights may change</h2>",
-            f"<p class=how>{mask.k:,} of {mask.layout.total:,} eligible weights ({mask.info.get('strategy')}); all others are bitwise the base in every version. A long bar is a tensor to which the model is insensitive.</p>",
-            plots.mask_by_tensor(mask.density()),
-        ]
-        if stability := mask.info.get("stability"):
-            parts += [
-                "<p class=how>How sure the mask is: each point compares it with its estimate one wave of samples earlier. A round ends once the overlap reaches the spec's calibration.stable; a curve that is still rising at its end wants more samples.</p>",
-                plots.stability(stability),
-            ]
-        if overlap:
-            parts += [
-                "<p class=how>Overlap (Jaccard) of the shared mask with the mask each task would have chosen alone: near 1, sharing costs nothing; near 0, it is wrong for that task.</p>",
-                _table(["task", "overlap"], [[html.escape(t), f"{o:.2f}"] for t, o in overlap.items()]),
-            ]
-    if stages := version.get("stages"):
-        parts += _what_it_took(version["seconds"], stages)
+def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Words) -> list[str]:
+    curves = {t: folder.load_delta(t, mark).info.get("curve") or [] for t, mark in version["deltas"].items()}
+    parts = [*_search(version, w), *_entangled(version, w)]
+    if any(curves.values()):
+        parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w))]
+    parts += [*_mask(folder, info, w), *_took(version, w)]
     facts = [
-        ["base", info["base"]],
-        ["mask", version["mask"]],
-        ["model", version["model"]],
-        ["made", version["created"]],
-        *[[k, v] for k, v in info["software"].items()],
+        ("base", info["base"]),
+        ("mask", version["mask"]),
+        ("model", version["model"]),
+        ("made", version["created"]),
     ]
-    parts += [
-        "<h2>Fingerprints and software</h2>",
-        _table(["what", "value"], [[html.escape(str(a)), f"<code>{html.escape(str(b))}</code>"] for a, b in facts]),
+    rows = [[w(k), v] for k, v in facts] + [[html.escape(k), v] for k, v in info["software"].items()]
+    return [
+        *parts,
+        f"<h2>{w('facts')}</h2>",
+        _table([w("what"), w("value")], [[k, f"<code>{html.escape(str(v))}</code>"] for k, v in rows]),
     ]
+
+
+def _search(version: Mapping, w: Words) -> list[str]:
+    pairs = (("sparse", version), ("dense_arm", version.get("baseline")))
+    arms = {w(name): found["search"] for name, found in pairs if found and "search" in found}
+    if not arms:
+        return []
+    found = next(iter(arms.values()))
+    notes = [w("tried", n=len(found["candidates"]))]
+    if len(methods := found.get("methods", {})) > 1:
+        worse = ", ".join(f"{m} {o:.4f}" for m, o in methods.items())
+        notes.append(w("methods", n=found["evaluated"] - len(found["candidates"]), methods=worse))
+    if stopped := sum(not c.get("whole", True) for c in found["candidates"]):
+        notes.append(w("stopped", n=stopped))
+    if found["correlation"] is not None:
+        notes.append(w("correlation", value=found["correlation"]))
+    if found["fell_back"]:
+        notes.append(w("fell_back"))
+    return [
+        f"<h2>{w('search')}</h2>",
+        _how(w("search_how", words=" ".join(notes))),
+        _plot(plots.candidates({name: a["candidates"] for name, a in arms.items()}, w)),
+    ]
+
+
+def _entangled(version: Mapping, w: Words) -> list[str]:
+    if not (xi := version.get("search", {}).get("disentanglement")):
+        return []
+    together = xi["together"]
+    worst = max(together, key=together.get)
+    how = w(
+        "xi_how", mean=sum(together.values()) / len(together), worst=html.escape(worst), most=together[worst], nonlinearity=version["search"]["nonlinearity"],
+    )  # fmt: skip
+    points = [f"{p:g}" for p in xi["points"]]
+    return [
+        f"<h2>{w('xi')}</h2>",
+        _how(how),
+        _plot(plots.heatmap(xi["pairs"], xi["tasks"], xi["tasks"], w("joins"), w("inputs_of"), w("xi_plot"))),
+        _how(w("xi_grid_how")),
+        _plot(plots.heatmap(xi["grid"], points, points, w("of_one"), w("of_other"), w("xi_grid_plot"))),
+    ]
+
+
+def _mask(folder: RunFolder, info: Mapping, w: Words) -> list[str]:
+    if (mask := folder.load_mask(info["base"])) is None:
+        return []
+    parts = [
+        f"<h2>{w('mask')}</h2>",
+        _how(w("mask_how", k=mask.k, total=mask.layout.total, strategy=mask.info.get("strategy"))),
+        _plot(plots.mask_by_tensor(mask.density(), w)),
+    ]
+    if stability := mask.info.get("stability"):
+        parts += [_how(w("stability_how")), _plot(plots.stability(stability, w))]
+    if overlap := mask.info.get("overlap"):
+        rows = [[html.escape(t), f"{o:.2f}"] for t, o in overlap.items()]
+        parts += [_how(w("overlap_how")), _table([w("task"), w("overlap")], rows)]
     return parts
 
 
-def _what_it_took(seconds: float, stages: dict) -> list[str]:
+def _took(version: Mapping, w: Words) -> list[str]:
+    if not (stages := version.get("stages")):
+        return []
     rows = [[html.escape(n), f"{s:.1f} s", str(stages["slots"].get(n, ""))] for n, s in stages["seconds"].items()]
-    told = {  # a version that an earlier release made may lack some
-        "first_step": "The first training step came after {:.1f} s.",
-        "candidate_overhead": "A candidate of the search cost {:.3f} s beyond its evaluation (median).",
-        "object_store_peak": "Ray's object stores held {:,} bytes at most, all nodes together.",
-    }
-    notes = [text.format(stages[key]) for key, text in told.items() if stages.get(key) is not None]
-    words = " ".join([f"{seconds:.1f} s in all.", *notes])
-    return [
-        "<h2>What the run took</h2>",
-        f"<p class=how>{words}</p>",
-        _table(["stage", "wall time", "at once"], rows),
-    ]
-
-
-def _probe_words(told: dict) -> str:
-    probes = {m: told["beyond"][m]["probe"]["value"] for m in ("base", "before", "now")}
-    again = {m: told["beyond"][m]["retrained"]["value"] for m in ("base", "before", "now")}
-    return (
-        f"Linear probe: base {probes['base']:.3f}, before {probes['before']:.3f}, now {probes['now']:.3f}. "
-        f"Trained again for {told['retrained_steps']} steps, accuracy is {again['base']:.3f} from the base, {again['before']:.3f} from before, {again['now']:.3f} from now: "
-        "what comes back at once was not gone."
-    )
-
-
-def _entangled_words(found: dict) -> str:
-    together = found["disentanglement"]["together"]
-    worst = max(together, key=together.get)
-    return (
-        f"All other edits together change {sum(together.values()) / len(together):.1%} of a task's predictions on average, most for {html.escape(worst)} ({together[worst]:.1%}). "
-        f"These are first-order predictions; the true logits are {found['nonlinearity']:.2f} away from theirs, in units of how far the edit moves them (0: the edit is linear)."
-    )
-
-
-def _search_words(found: dict) -> str:
-    words = f"{len(found['candidates'])} candidates were tried; the best is what the table above uses."
-    if len(methods := found.get("methods", {})) > 1:
-        words += f" {found['evaluated'] - len(found['candidates'])} more belong to merge methods that did less well ("
-        words += ", ".join(f"{m} {o:.4f}" for m, o in methods.items()) + " at best)."
-    if stopped := sum(not c.get("whole", True) for c in found["candidates"]):
-        words += f" {stopped} of them were stopped after a part of the validation data: they were clearly behind."
-    if found["correlation"] is not None:
-        words += f" The surrogate's predictions ranked them as the truth did to a rank correlation of {found['correlation']:.2f}."
-    return words + (" That was too little, so Optuna went on." if found["fell_back"] else "")
+    told = ("first_step", "candidate_overhead", "object_store_peak")  # a version of an earlier release may lack some
+    notes = [w(key, value=stages[key]) for key in told if stages.get(key) is not None]
+    words = " ".join([w("in_all", seconds=version["seconds"]), *notes])
+    return [f"<h2>{w('took')}</h2>", _how(words), _table([w("stage"), w("wall_time"), w("at_once")], rows)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -11,17 +13,25 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from talos_ray.report.words import Words
+
+INK = "#123456"  # stands for the page's text colour, and is replaced by it
 STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.hashsalt": "talos_ray",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
-INK = "#123456"  # stands for the page's text colour, and is replaced by it
 PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
 
 
 def _svg(figure, description: str) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with (
+        warnings.catch_warnings(),
+        plt.rc_context(STYLE),
+    ):  # text stays text: the reader's browser has the letters that our font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
@@ -31,20 +41,11 @@ def _svg(figure, description: str) -> str:
         text,
         count=1,
     )
-    return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
 
 
 def _axes(height: float, title_x: str, title_y: str):
-    with plt.rc_context(
-        {
-            **STYLE,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-        }
-    ):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, height))
     axes.set_xlabel(title_x)
     axes.set_ylabel(title_y)
@@ -57,15 +58,15 @@ def _legend(axes, columns: int = 4) -> None:
         text.set_color(INK)
 
 
-def mask_by_tensor(density: Mapping[str, float]) -> str:
+def mask_by_tensor(density: Mapping[str, float], w: Words) -> str:
     """Share of masked weights in every tensor that could hold some."""
-    return _bars(density, "share of weights that may change", "Share of masked weights by tensor", 1.0)
+    return _bars(density, w("share_may_change"), w("mask_plot"), 1.0)
 
 
-def impact(tensors: Mapping[str, Mapping[str, float]]) -> str:
+def impact(tensors: Mapping[str, Mapping[str, float]], w: Words) -> str:
     """Norm of the change over norm of the base, in every tensor that changed."""
     far = {name: t["relative"] for name, t in tensors.items()}
-    return _bars(far, "length of the change / length of the base", "Relative change of every tensor that changed")
+    return _bars(far, w("impact_axis"), w("impact_plot"))
 
 
 def _bars(values: Mapping[str, float], title_x: str, description: str, limit: float | None = None) -> str:
@@ -77,9 +78,9 @@ def _bars(values: Mapping[str, float], title_x: str, description: str, limit: fl
     return _svg(figure, description)
 
 
-def drift(versions: Sequence[Mapping]) -> str:
+def drift(versions: Sequence[Mapping], w: Words) -> str:
     """Test accuracy of every task over versions; control tasks are dashed."""
-    figure, axes = _axes(3.0, "version", "accuracy on test data")
+    figure, axes = _axes(3.0, w("version"), w("accuracy_test"))
     tasks = list(dict.fromkeys(t for v in versions for t in v["scores"]))
     for task, color in zip(tasks, PALETTE * 100, strict=False):
         found = [(v["version"], v["scores"][task]["merged"]["value"]) for v in versions if task in v["scores"]]
@@ -88,36 +89,35 @@ def drift(versions: Sequence[Mapping]) -> str:
     axes.set_xticks([v["version"] for v in versions])
     axes.set_ylim(0, 1)
     _legend(axes)
-    return _svg(figure, "Accuracy of every task over versions")
+    return _svg(figure, w("drift_plot"))
 
 
-def stability(points: Sequence[Mapping[str, float]]) -> str:
+def stability(points: Sequence[Mapping[str, float]], w: Words) -> str:
     """Overlap of successive estimates of the mask as samples arrive, one line a round."""
-    figure, axes = _axes(2.4, "waves of samples", "overlap with the estimate before")
+    figure, axes = _axes(2.4, w("waves"), w("overlap_before"))
     for r, color in zip(sorted({p["round"] for p in points}), PALETTE * 100, strict=False):
         mine = [p for p in points if p["round"] == r]
-        axes.plot(
-            [p["wave"] for p in mine], [p["overlap"] for p in mine], "o-", label=f"round {r}", color=color, markersize=3
-        )
+        x, y = [p["wave"] for p in mine], [p["overlap"] for p in mine]
+        axes.plot(x, y, "o-", label=w("round", n=r), color=color, markersize=3)
     axes.set_ylim(0, 1.02)
     _legend(axes)
-    return _svg(figure, "Overlap of successive estimates of the mask by waves of samples")
+    return _svg(figure, w("stability_plot"))
 
 
-def training_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Words) -> str:
     """Loss by step of every task."""
-    figure, axes = _axes(3.2, "step", "training loss")
+    figure, axes = _axes(3.2, w("step"), w("loss"))
     for (task, curve), color in zip(curves.items(), PALETTE * 100, strict=False):
         if curve:
             axes.plot([c[0] for c in curve], [c[1] for c in curve], label=task, color=color, linewidth=1.2)
     axes.set_ylim(bottom=0)
     _legend(axes)
-    return _svg(figure, "Training loss of every task by step")
+    return _svg(figure, w("training_plot"))
 
 
-def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
+def candidates(arms: Mapping[str, Sequence[Mapping]], w: Words) -> str:
     """Objective of every candidate that was not stopped early, by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
-    figure, axes = _axes(2.8, "mean coefficient", "normalized validation accuracy")
+    figure, axes = _axes(2.8, w("mean_coefficient"), w("normalized_validation"))
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
         points = [
             (
@@ -134,7 +134,7 @@ def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
                 axes.plot(
                     *zip(*held, strict=True),
                     marker,
-                    label=f"{arm}, {'one coefficient' if shared else 'one a task'}",
+                    label=w("one_shared" if shared else "one_a_task", arm=arm),
                     color=color,
                     markersize=4,
                     alpha=1 if shared else 0.7,
@@ -144,7 +144,7 @@ def candidates(arms: Mapping[str, Sequence[Mapping]]) -> str:
             axes.plot(fallen, [0.0] * len(fallen), "o", color=color, markersize=4, fillstyle="none")
     axes.set_ylim(bottom=-0.03)
     _legend(axes)
-    return _svg(figure, "Normalized validation accuracy of every candidate by its mean coefficient")
+    return _svg(figure, w("search_plot"))
 
 
 def heatmap(
@@ -166,9 +166,9 @@ def heatmap(
     return _svg(figure, description)
 
 
-def trade_off(tried: Sequence[Mapping]) -> str:
+def trade_off(tried: Sequence[Mapping], w: Words) -> str:
     """Merged and single-task validation accuracy of every short run, by the share of weights that may change."""
-    figure, axes = _axes(3.0, "share of weights that may change", "accuracy on validation data")
+    figure, axes = _axes(3.0, w("share_may_change"), w("accuracy_validation"))
     kinds = list(dict.fromkeys(f"{r['setting']['strategy']} {r['setting']['granularity']}" for r in tried))
     for kind, color in zip(kinds, PALETTE * 100, strict=False):
         mine = [r for r in tried if f"{r['setting']['strategy']} {r['setting']['granularity']}" == kind]
@@ -186,26 +186,26 @@ def trade_off(tried: Sequence[Mapping]) -> str:
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     _legend(axes, 2)
-    return _svg(figure, "Validation accuracy of every short run by its share of weights; dots merged, dashes single")
+    return _svg(figure, w("trade_off_plot"))
 
 
-def negation(told: Mapping) -> str:
+def negation(told: Mapping, w: Words) -> str:
     """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by coefficient."""
-    figure, axes = _axes(2.8, "coefficient", "accuracy / share kept")
+    figure, axes = _axes(2.8, w("coefficient"), w("accuracy_kept"))
     x = [p["coefficient"] for p in told["curve"]]
     axes.plot(x, [p["target"] for p in told["curve"]], "o-", label=told["task"], color=PALETTE[5], markersize=3)
-    axes.plot(x, [p["kept"] for p in told["curve"]], "o-", label="who keeps least", color=PALETTE[2], markersize=3)
+    axes.plot(x, [p["kept"] for p in told["curve"]], "o-", label=w("kept_least"), color=PALETTE[2], markersize=3)
     axes.axhline(told["keep"], color=PALETTE[2], linewidth=0.8, linestyle="--")
     axes.axhline(told["chance"], color=PALETTE[5], linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0)
     _legend(axes)
-    return _svg(figure, "Accuracy of the forgotten task and the share that others keep, by coefficient")
+    return _svg(figure, w("negation_plot"))
 
 
-def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]], w: Words) -> str:
     """Base, merged and single-task accuracy of every task, with 95 % intervals."""
     names = list(rows)
-    figure, axes = _axes(max(2.0, 0.42 * len(names)), "accuracy on test data", "")
+    figure, axes = _axes(max(2.0, 0.42 * len(names)), w("accuracy_test"), "")
     for offset, (kind, color) in enumerate((("base", PALETTE[4]), ("merged", PALETTE[0]), ("single", PALETTE[2]))):
         have = [(i, rows[n][kind]) for i, n in enumerate(names) if kind in rows[n]]
         x = [s["value"] for _, s in have]
@@ -218,7 +218,7 @@ def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             [i + 0.22 * (offset - 1) for i, _ in have],
             xerr=errors,
             fmt="o",
-            label=kind,
+            label=w(kind),
             color=color,
             markersize=4,
             linewidth=1,
@@ -227,4 +227,4 @@ def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     _legend(axes)
-    return _svg(figure, "Accuracy of base, merged model and single edits by task")
+    return _svg(figure, w("scores_plot"))

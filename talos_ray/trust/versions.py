@@ -11,6 +11,7 @@ from talos_ray import gate as gates
 from talos_ray.config import Gate
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
+from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, answers_file, robustness_name
 
@@ -109,6 +110,20 @@ def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
     front = _front(pages) if folder.head == number else {}
     writes = {robustness_name(number): as_json(found), **_pages(number, pages), **front}
     folder.record("robustness", writes=writes, version=number)
+
+
+def report(folder: RunFolder, number: int, language: str) -> bytes:
+    """The page on a version as it would be written now: with its approval and what `watch` has found since; kept nowhere.
+
+    Raises:
+        SpecError: a language that the report does not speak. TalosError: no such version.
+    """
+    from talos_ray.report.page import render, words_of
+
+    words_of(language)
+    watched = [e for e in history.events(folder.store) if e["operation"] == "watch" and e["version"] == number]
+    version, approved, robustness = folder.load_version(number), folder.approval(number), folder.load_robustness(number)
+    return render(folder, folder.info(), version, approved, robustness, language=language, watched=watched)["html"]
 
 
 def is_held(folder: RunFolder, version: Mapping) -> bool:
