@@ -314,6 +314,19 @@ class Run:
         self.info = self.folder.info()
         return self
 
+    def import_(self, task: Task | str | dict, checkpoint: str, *, verbose: bool = False) -> Run:
+        """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes its delta, and all
+        coefficients are found anew. How much of the change lies off the mask, and is lost, is told and kept.
+
+        Args:
+            checkpoint: as `Task.checkpoint`.
+
+        Raises:
+            SpecError: the task or the checkpoint, before any work.
+        """
+        given = make_spec({**self.info["spec"], "tasks": [task]}).tasks[0]
+        return self.add(given.model_copy(update={"checkpoint": checkpoint}), verbose=verbose)
+
     def merge(self, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> Run:
         """A version of some of the tasks, with coefficients of its own; trains nothing.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -22,6 +23,13 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the newest version is kept aside by its gate; 4 `watch` found that the gate no longer holds; 130 interrupted.",
 )
 HELD, DRIFTED = 3, 4
+BEFORE, MAKE, DECIDE, PROVE, TAKE = (
+    "Before anything runs",
+    "Make and change",
+    "Look and decide",
+    "Prove and watch",
+    "Take away",
+)
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
@@ -31,10 +39,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folder, instead of the spec's.")]
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def edit(
     spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")],
     output: Output = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Do whatever of a spec is not done yet: calibrate, train, merge, verify.
@@ -44,19 +53,21 @@ def edit(
     from talos_ray.api import edit as run
     from talos_ray.spec import load_spec
 
-    show(run(spec=load_spec(spec, **({"output": output} if output else {})), verbose=verbose))
+    with _aside(as_json):
+        found = run(spec=load_spec(spec, **({"output": output} if output else {})), verbose=verbose)
+    show(found, as_json)
 
 
-@app.command()
-def demo(output: Output = "runs/demo", verbose: Verbose = False) -> None:
+@app.command(rich_help_panel=MAKE)
+def demo(output: Output = "runs/demo", as_json: Json = False, verbose: Verbose = False) -> None:
     """Run the embedded example: a tiny CLIP, eight tasks, one control task. Needs no download.
 
     Example: talos demo
     """
-    edit(DEMO_SPEC, output, verbose)
+    edit(DEMO_SPEC, output, as_json, verbose)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder with a file or image folder a task.")],
     model: Annotated[
@@ -77,19 +88,29 @@ def init(
     print(f"{spec}: look at it, then: talos check {spec}")
 
 
-@app.command()
-def check(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")]) -> None:
+@app.command(rich_help_panel=BEFORE)
+def check(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")], as_json: Json = False) -> None:
     """Find everything that is wrong with a spec, its data and its model, before anything runs.
 
     Example: talos check examples/quick.yaml
     """
     from talos_ray.api import check as run
+    from talos_ray.errors import SpecError
     from talos_ray.spec import load_spec
 
-    run(load_spec(spec))
+    try:
+        with _aside(as_json):
+            run(load_spec(spec))
+    except SpecError as error:
+        if not as_json:
+            raise
+        _print({"problems": str(error).splitlines()})
+        sys.exit(2)
+    if as_json:
+        _print({"problems": []})
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def status(
     run: Folder,
     as_json: Json = False,
@@ -100,20 +121,33 @@ def status(
     """
     from talos_ray.api import open_run
 
-    found = open_run(run)
-    if as_json:
-        print(json.dumps(found.version, indent=1, sort_keys=True))
-    else:
-        show(found)
+    show(open_run(run), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
+def report(
+    run: Folder,
+    version: Annotated[Optional[int], typer.Argument(help="A version; head, if not given.")] = None,
+    lang: Annotated[str, typer.Option(help="en or ja.")] = "en",
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+) -> None:
+    """Write the report on a version as one page, with what `watch` has found since.
+
+    Example: talos report runs/demo --lang ja --out report-ja.html
+    """
+    from talos_ray.api import open_run
+
+    print(open_run(run).report(out, version, language=lang))
+
+
+@app.command(rich_help_panel=DECIDE)
 def rollback(
     run: Folder,
     version: Annotated[
         Optional[int], typer.Argument(help="Version to go back to; the one before head, if not given.")
     ] = None,
     reason: Reason = None,
+    as_json: Json = False,
 ) -> None:
     """Move head to an earlier version, exactly. Can itself be rolled back.
 
@@ -124,15 +158,18 @@ def rollback(
     found = open_run(run)
     before = found.head
     found.rollback(version, reason).model()
+    if as_json:
+        return _print(found.version)
     print(
         f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint {found.version['model'][:12]} was checked bitwise"
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def add(
     run: Folder,
     task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Train one more task on the run's mask and find all coefficients anew. The other deltas stay as they are.
@@ -140,16 +177,40 @@ def add(
     Example: talos add runs/demo invoices.yaml
     """
     from talos_ray.api import open_run
-    from talos_ray.spec import load_task_file
 
-    show(open_run(run).add(load_task_file(task) if Path(task).suffix in (".yaml", ".yml") else task, verbose=verbose))
+    with _aside(as_json):
+        found = open_run(run).add(_task(task), verbose=verbose)
+    show(found, as_json)
 
 
-@app.command()
+@app.command("import", rich_help_panel=MAKE)
+def import_(
+    run: Folder,
+    task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A safetensors file, a folder of them, or a model like hf:FOLDER, fine-tuned on the task."),
+    ],
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Add a task from weights that were fine-tuned elsewhere: what they changed on the run's mask. Says how much of it is lost.
+
+    Example: talos import runs/demo invoices.yaml tuned.safetensors
+    """
+    from talos_ray.api import open_run
+
+    with _aside(as_json):
+        found = open_run(run).import_(_task(task), checkpoint, verbose=verbose)
+    show(found, as_json)
+
+
+@app.command(rich_help_panel=MAKE)
 def merge(
     run: Folder,
     tasks: Annotated[list[str], typer.Argument(help="Target tasks of the run.")],
     reason: Reason = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Merge some of a run's tasks, with coefficients of their own. Trains nothing.
@@ -158,14 +219,17 @@ def merge(
     """
     from talos_ray.api import open_run
 
-    show(open_run(run).merge(tasks, reason=reason, verbose=verbose))
+    with _aside(as_json):
+        found = open_run(run).merge(tasks, reason=reason, verbose=verbose)
+    show(found, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def remove(
     run: Folder,
     task: Annotated[str, typer.Argument(help="A task that head holds.")],
     reason: Reason = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Take one task out of head, exactly. The others keep their coefficients.
@@ -174,10 +238,12 @@ def remove(
     """
     from talos_ray.api import open_run
 
-    show(open_run(run).remove(task, reason=reason, verbose=verbose))
+    with _aside(as_json):
+        found = open_run(run).remove(task, reason=reason, verbose=verbose)
+    show(found, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def forget(
     run: Folder,
     task: Annotated[str, typer.Argument(help="A target task of the run.")],
@@ -186,6 +252,7 @@ def forget(
         Optional[float], typer.Option(help="Accuracy that counts as forgotten; 0.05 above chance, if not given.")
     ] = None,
     reason: Reason = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Make head forget one task, while all control tasks and all it has learnt hold. Changes nothing if that cannot be.
@@ -194,15 +261,18 @@ def forget(
     """
     from talos_ray.api import open_run
 
-    show(open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose))
+    with _aside(as_json):
+        found = open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose)
+    show(found, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def approve(
     run: Folder,
     version: Annotated[int, typer.Argument(help="A version that its gate kept aside.")],
     by: Annotated[str, typer.Option(help="Who approves it.")],
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+    as_json: Json = False,
 ) -> None:
     """Put a version in force although its gate does not let it through.
 
@@ -210,10 +280,10 @@ def approve(
     """
     from talos_ray.api import open_run
 
-    show(open_run(run).approve(version, by=by, reason=reason))
+    show(open_run(run).approve(version, by=by, reason=reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def diff(
     run: Folder,
     a: Annotated[int, typer.Argument(help="A version.")],
@@ -229,7 +299,7 @@ def diff(
     _show_change(open_run(run).diff(a, b), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def compare(
     run: Folder,
     a: Annotated[int, typer.Argument(help="A version.")],
@@ -251,7 +321,7 @@ def compare(
         out.write_text(changed)
 
 
-@app.command()
+@app.command(rich_help_panel=PROVE)
 def verify(
     run: Folder,
     deep: Annotated[
@@ -278,12 +348,13 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=TAKE)
 def export(
     run: Folder,
     to: Annotated[Path, typer.Argument(help="A new folder.")],
     version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
     delta: Annotated[bool, typer.Option("--delta", help="Only the weights that changed.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a version with its model card: a whole model that its own library loads, or only the weights that changed.
 
@@ -292,10 +363,10 @@ def export(
     from talos_ray.api import open_run
 
     names = open_run(run).export(to, version, delta_only=delta)
-    print(f"{to}: {', '.join(names)}")
+    _print(names) if as_json else print(f"{to}: {', '.join(names)}")
 
 
-@app.command()
+@app.command(rich_help_panel=PROVE)
 def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> None:
     """Score base and head on spoilt test inputs: is the edited model more fragile?
 
@@ -305,7 +376,7 @@ def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> 
 
     found = open_run(run).robustness(verbose=verbose)
     if as_json:
-        print(json.dumps(found, indent=1, sort_keys=True))
+        _print(found)
         return
     table = Table("task", "test data", "base", "merged")
     for task, kinds in found.items():
@@ -314,7 +385,7 @@ def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> 
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=PROVE)
 def watch(
     run: Folder,
     folder: Annotated[Path, typer.Argument(help="Where new data arrive, in files named after a task.")],
@@ -328,7 +399,7 @@ def watch(
 
     found = open_run(run).watch(folder)
     if as_json:
-        print(json.dumps(found, indent=1, sort_keys=True))
+        _print(found)
     elif not found:
         print(f"nothing new in {folder}")
     for e in found if not as_json else ():
@@ -342,7 +413,7 @@ def watch(
         sys.exit(DRIFTED)
 
 
-@app.command("log")
+@app.command("log", rich_help_panel=PROVE)
 def log_(
     run: Folder,
     as_json: Json = False,
@@ -355,7 +426,7 @@ def log_(
 
     events = open_run(run).history()
     if as_json:
-        print(json.dumps(events, indent=1, sort_keys=True))
+        _print(events)
         return
     table = Table("number", "time (UTC)", "user", "operation", "version")
     for e in events:
@@ -368,7 +439,7 @@ def log_(
 def _show_change(found: dict, as_json: bool) -> None:
     """Print a `Run.diff`."""
     if as_json:
-        print(json.dumps(found, indent=1, sort_keys=True))
+        _print(found)
         return
     a, b = found["versions"]
     for task, (before, after) in found["coefficients"].items():
@@ -385,8 +456,37 @@ def _show_change(found: dict, as_json: bool) -> None:
         print(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
 
 
-def show(run) -> None:
-    """Print a run's head as the table of target and control scores; exit code 3 if a newer version is kept aside."""
+def _task(given: str) -> str | dict:
+    """A recipe's name as it is, or what a YAML file says of a task."""
+    from talos_ray.spec import load_task_file
+
+    return load_task_file(given) if Path(given).suffix in (".yaml", ".yml") else given
+
+
+def _aside(as_json: bool) -> AbstractContextManager:
+    """Progress goes to standard error where standard output is to hold JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _print(found: object) -> None:
+    print(json.dumps(found, indent=1, sort_keys=True))
+
+
+def show(run, as_json: bool = False) -> None:
+    """Print a run's head as the table of target and control scores, or as JSON; exit code 3 if a newer version is kept aside."""
+    _print(run.version) if as_json else _show_scores(run)
+    if run.held():
+        from talos_ray.trust.versions import standing
+
+        number = run.folder.versions()[-1]
+        print(
+            f"{standing(run.folder, number)}\nto put it in force all the same: talos approve {run.path} {number} --by NAME --reason TEXT",
+            file=sys.stderr if as_json else sys.stdout,
+        )
+        sys.exit(HELD)
+
+
+def _show_scores(run) -> None:
     from talos_ray.storage.run_folder import kind_of
 
     version = run.version
@@ -416,14 +516,6 @@ def show(run) -> None:
             f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas {a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
         )
     print(f"report: {run.folder.store.path('report/index.html')}")
-    if run.held():
-        from talos_ray.trust.versions import standing
-
-        number = run.folder.versions()[-1]
-        print(
-            f"{standing(run.folder, number)}\nto put it in force all the same: talos approve {run.path} {number} --by NAME --reason TEXT"
-        )
-        sys.exit(HELD)
 
 
 def guard(program: str, work: Callable[[], object]) -> int:

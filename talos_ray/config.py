@@ -275,6 +275,10 @@ class Task(_Settings):
         None, description="what stands for each class in a prompt, where its name is not the right word"
     )
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
+    checkpoint: str | None = Field(
+        None,
+        description="weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, or a model as `model` names one; what they changed on the mask is the task's delta",
+    )
 
     @field_validator("prompts")
     @classmethod

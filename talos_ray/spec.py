@@ -97,7 +97,7 @@ def load_task_file(path: str | Path) -> dict[str, Any]:
     Raises:
         SpecError: no such file, or not YAML.
     """
-    return _with_data_beside(_read_yaml(Path(path), "task"), Path(path).parent)
+    return _with_files_beside(_read_yaml(Path(path), "task"), Path(path).parent)
 
 
 def load_spec(path: str | Path, **overrides: Any) -> Spec:
@@ -109,7 +109,7 @@ def load_spec(path: str | Path, **overrides: Any) -> Spec:
     path = Path(path)
     values = _read_yaml(path, "spec")
     for group in ("tasks", "control"):
-        values[group] = [_with_data_beside(t, path.parent) for t in _listed(values.get(group))]
+        values[group] = [_with_files_beside(t, path.parent) for t in _listed(values.get(group))]
     return make_spec({**values, **overrides})
 
 
@@ -117,11 +117,12 @@ def _listed(items: Any) -> Any:
     return items if isinstance(items, list) else [] if items is None else [items]
 
 
-def _with_data_beside(task: Any, folder: Path) -> Any:
-    data = task.get("data") if isinstance(task, dict) else None
-    if isinstance(data, str) and not Path(data).is_absolute() and (folder / data).exists():
-        return {**task, "data": str(folder / data)}
-    return task
+def _with_files_beside(task: Any, folder: Path) -> Any:
+    if not isinstance(task, dict):
+        return task
+    given = {k: task[k] for k in ("data", "checkpoint") if isinstance(task.get(k), str)}
+    there = {k: str(folder / v) for k, v in given.items() if not Path(v).is_absolute() and (folder / v).exists()}
+    return {**task, **there}
 
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def load_task(task: Task, seed: int) -> TaskData:
     Raises:
         SpecError: missing file, dataset or column, a label outside the classes, an empty split.
     """
-    return _load_task(task.model_dump_json(exclude={"train"}), seed)
+    return _load_task(task.model_dump_json(exclude={"train", "checkpoint"}), seed)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from talos_ray.core.blocks import blocks
 from talos_ray.core.layout import fingerprint
+from talos_ray.core.mask import Mask
 from talos_ray.errors import MismatchError
 
 
@@ -43,6 +45,22 @@ class Delta:
                     f"delta of task {self.task!r} belongs to {word} {own[:12]}, but this run's {word} is {wanted[:12]}; "
                     f"open the run that it came from, or train the task again in this one"
                 )
+
+
+def imported(
+    tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], mask: Mask
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """What a checkpoint that was fine-tuned elsewhere says of a mask: its values and the base's, float32 [k] each, and the share of the
+    squared length of its change that lies off the mask and is lost, in [0, 1]. Weights that only one of the two has do not count.
+
+    Args:
+        tuned, base: weights by name; both hold every tensor of the mask's layout, in the same shapes.
+    """
+    after, before = (torch.cat([b.gather(t[b.name]).float() for b in blocks(mask)]) for t in (tuned, base))
+    shared = [n for n, t in base.items() if n in tuned and t.shape == tuned[n].shape and t.is_floating_point()]
+    moved = sum(float((tuned[n].double() - base[n].double()).square().sum()) for n in shared)
+    kept = float((after.double() - before.double()).square().sum())
+    return after, before, max(0.0, 1.0 - kept / moved) if moved else 0.0
 
 
 def make_delta(

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
 
 FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED", "hf:NAME_OR_FOLDER", "python:MODULE:FUNCTION")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _HOME = {
     "demo": "clip",
     "open_clip": "clip",
@@ -72,6 +75,28 @@ def load_model(name: str) -> Family:
     """
     check_model(name)
     return _home(name).load(name)
+
+
+def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
+    """Weights by name of a checkpoint: a safetensors file, a folder of them, or a model as `load_model` reads one.
+
+    Raises:
+        SpecError: nothing there, not readable, or a format that holds code (pickle).
+    """
+    path = Path(name).expanduser()
+    if path.suffix in PICKLED:
+        raise SpecError(
+            f"checkpoint {name!r} is a {path.suffix} file, which may hold code; wanted safetensors; write its state dict with safetensors.torch.save_file, or name a model whose library reads it"
+        )
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    if not files and ":" not in name:
+        raise SpecError(
+            f"checkpoint {name!r} is no safetensors file and no folder that holds one; wanted either, or a model like 'hf:FOLDER'; check the path"
+        )
+    try:
+        return {n: t for f in files for n, t in load_file(f).items()} if files else base_tensors(load_model(name))
+    except SafetensorError as error:
+        raise SpecError(f"checkpoint {name!r} is no safetensors: {error}; write it again") from None
 
 
 def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequence[str]) -> Family:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from talos_ray.config import Spec
-from talos_ray.core.delta import Delta
+from talos_ray.config import Spec, Task
+from talos_ray.core.delta import Delta, imported, make_delta
 from talos_ray.core.mask import Mask
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key
+from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key, weights_of
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
@@ -112,15 +112,21 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     from talos_ray.orchestrate.worker import Arm
 
     p, progress, spec = session.p, session.progress, session.spec
-    jobs = []
+    jobs, brought = [], []
     for arm in arms:
         finished = arm.finished()
         for task in spec.tasks:
-            if task.name not in finished:
+            if task.name not in finished and task.checkpoint is None:
                 info = {"data": p.data[task.name].train.fingerprint()}
                 key, uri = arm.keys[task.name], arm.folder.store.uri
                 jobs.append(Job(task, arm.name, arm.settings[task.name], key, uri, arm.mask.fingerprint, info))
-    kept = sum(len(a.keys) for a in arms) - len(jobs)
+            elif task.name not in finished:
+                brought.append(_import(p, arm, task))
+    kept = sum(len(a.keys) for a in arms) - len(jobs) - len(brought)
+    if brought:
+        files = [f for f, _ in brought]
+        session.folder.record("import", files, mask=arms[0].mask.fingerprint, checkpoints=p.checkpoints)
+        progress.say("; ".join(words for _, words in brought))
     if jobs:
 
         def on_status(state: dict[str, dict], restarts: dict[int, int]) -> None:
@@ -145,9 +151,37 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
             )
     if jobs:
         made = {j.task.name: deltas[SPARSE][j.task.name].fingerprint for j in jobs if j.arm == SPARSE}
-        files = [f"{'' if j.arm == SPARSE else 'baseline/'}deltas/{j.task.name}.safetensors" for j in jobs]
+        files = [_delta_file(j.arm, j.task.name) for j in jobs]
         session.folder.record("train", files, mask=arms[0].mask.fingerprint, deltas=made)
     return deltas
+
+
+def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
+    """Make a task's delta of its checkpoint. Returns the file's name, and what is told of it.
+
+    Raises:
+        TalosError: a value of the checkpoint is not finite.
+    """
+    started = time.perf_counter()
+    after, before, lost = imported(weights_of(task, p.layout), p.tensors, arm.mask)
+    info = {
+        "key": arm.keys[task.name], "imported": task.checkpoint, "checkpoint": p.checkpoints[task.name], "lost": lost,
+        "seconds": round(time.perf_counter() - started, 3), "state_bytes": 0,
+    }  # fmt: skip
+    dtype = getattr(torch, arm.settings[task.name].delta_dtype)
+    try:
+        delta = make_delta(task.name, after, before, p.base, arm.mask.fingerprint, dtype, info)
+    except ValueError:
+        raise TalosError(
+            f"checkpoint {task.checkpoint!r} of task {task.name!r} holds values that are not finite; wanted finite weights; train it again"
+        ) from None
+    arm.folder.save_delta(delta)
+    words = f"{arm.name}/{task.name} from {task.checkpoint}: {lost:.1%} of its change (squared length) lies off the mask and is left behind"
+    return _delta_file(arm.name, task.name), words
+
+
+def _delta_file(arm: str, task: str) -> str:
+    return f"{'' if arm == SPARSE else 'baseline/'}deltas/{task}.safetensors"
 
 
 def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:

@@ -16,8 +16,8 @@ from talos_ray.config import Spec, Task, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
-from talos_ray.errors import Problems, TalosError
-from talos_ray.models import base_tensors, check_model, layout_of, load_model
+from talos_ray.errors import Problems, SpecError, TalosError
+from talos_ray.models import base_tensors, check_model, checkpoint_tensors, layout_of, load_model
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
@@ -38,6 +38,7 @@ class Prepared:
     heads: dict[str, np.ndarray]
     mask_key: str
     identity: dict[str, object]
+    checkpoints: dict[str, str]  # fingerprints of those that stand for training, by task
 
     @property
     def targets(self) -> list[str]:
@@ -94,12 +95,20 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
         heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
         mask_key = key_of([base, inputs, heads_used, spec.calibration.model_dump(), spec.mask.model_dump(), spec.seed])
+    checkpoints = {}
+    for task in spec.tasks:
+        if task.checkpoint is not None:
+            progress.update("check", 1.0, f"checkpoint of {task.name}")
+            with problems:
+                tuned = weights_of(task, layout)
+                checkpoints[task.name] = fingerprint({n: tuned[n] for n in layout.names})
+    problems.tell()
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
         "mask": spec.mask.model_dump(), "calibration": spec.calibration.model_dump(), "calibration inputs": mask_key,
     }  # fmt: skip
     folder.check_new(base, identity)
-    prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity)
+    prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity, checkpoints)
     k = layout.total if spec.mask.strategy == "all" else round(spec.mask.keep * layout.total)
     if k < 1:
         raise TalosError(
@@ -131,10 +140,29 @@ def _check_stored(folder: RunFolder, p: Prepared) -> None:
             delta.check(p.base, mask.fingerprint if mask else delta.mask)
 
 
+def weights_of(task: Task, layout: Layout) -> dict[str, torch.Tensor]:
+    """All weights of a task's checkpoint.
+
+    Raises:
+        SpecError: it cannot be read, or misses a tensor of the base that may change.
+    """
+    tuned = checkpoint_tensors(task.checkpoint)
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        found = tuple(tuned[name].shape) if name in tuned else "none"
+        if found != tuple(shape):
+            raise SpecError(
+                f"checkpoint {task.checkpoint!r} of task {task.name!r}: tensor {name!r} has shape {found}; wanted {tuple(shape)}, the base's; "
+                f"give one that was fine-tuned from this model, in its layout, or name it as a model (like hf:FOLDER)"
+            )
+    return tuned
+
+
 def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
     """Address of one task's delta: mask, data, head, training settings, and how the samples are shared out."""
     head = fingerprint({"head": torch.from_numpy(p.heads[task.name])})
     world = p.spec.cluster.workers_per_task
+    if task.name in p.checkpoints:  # no setting of the training matters
+        return key_of([p.base, mask, p.checkpoints[task.name], settings.delta_dtype, task.name])
     return key_of(
         [
             p.base,

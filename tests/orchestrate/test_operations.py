@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import talos_ray
 from talos_ray import SpecError, TalosError
@@ -14,7 +15,7 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.merging import merged
 from talos_ray.models import base_tensors, load_model
-from talos_ray.spec import make_spec
+from talos_ray.spec import make_spec, resolve_task
 from talos_ray.tasks import load_task
 
 
@@ -55,6 +56,37 @@ def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsy
         run.add("demo:counts")
     with pytest.raises(SpecError, match="another run: its tasks is"):
         talos_ray.edit(**{**values, "tasks": values["tasks"][1:]})  # fewer are another run's; `merge` is for that
+
+
+def test_a_checkpoint_from_elsewhere_becomes_a_delta_and_what_it_loses_is_told(mine, tmp_path, capsys):
+    run, _ = mine
+    base, flags = base_tensors(load_model("demo")), run.mask.layout.split(run.mask.flags)
+    noise = torch.Generator().manual_seed(0)
+    tuned = {n: t.clone() for n, t in base.items()}
+    for name in flags:
+        tuned[name] += 0.01 * torch.randn(tuned[name].shape, generator=noise)
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    given = resolve_task("demo:counts").model_copy(update={"name": "dots"})
+    for bad, wanted in (("tuned.pt", "may hold code"), ("nothing", "no safetensors file and no folder"), ("short.safetensors", "tensor .* has shape")):  # fmt: skip
+        if bad.startswith("short"):
+            save_file({n: t for n, t in tuned.items() if "visual" not in n}, tmp_path / bad)
+        with pytest.raises(SpecError, match=wanted):
+            run.import_(given, str(tmp_path / bad))
+    before = contents(run, "deltas")
+    capsys.readouterr()
+    run.import_(given, str(tmp_path / "tuned.safetensors"))
+    assert "sparse/dots from" in capsys.readouterr().out
+    assert contents(run, "deltas").items() > before.items()
+    delta = run.deltas["dots"]
+    moved = torch.cat([(tuned[n] - base[n]).flatten()[f] for n, f in flags.items()])
+    assert torch.equal(delta.values, moved.bfloat16())
+    everything = sum(float((tuned[n].double() - base[n].double()).square().sum()) for n in base)
+    assert delta.info["lost"] == pytest.approx(1 - float(moved.double().square().sum()) / everything, abs=1e-6)
+    assert 0.8 < delta.info["lost"] < 1 and "dots" in run.coefficients
+    assert run.history()[-2]["operation"] == "import" and run.verify() == []
+    assert "Of these edits, somebody else" in Path(run.path, "report/index.html").read_text()
+    talos_ray.edit(spec=make_spec({**run.info["spec"], "output": run.path}))
+    assert "Nothing to do" in capsys.readouterr().out  # the same checkpoint makes the same delta
 
 
 def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):
