@@ -24,7 +24,7 @@ p.how{color:var(--dim)}.decision{font-size:1.15rem;border-left:.3rem solid;paddi
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}
 code{overflow-wrap:anywhere}svg{width:100%;height:auto}small{color:var(--dim)}
-@media(max-width:40rem){th,td{padding:.25rem .3rem;font-size:.85rem}td small{display:block}.plot{overflow-x:auto}.plot svg{min-width:34rem}}
+@media(max-width:40rem){th,td{padding:.25rem .3rem;font-size:.85rem}td small{display:block}.plot{overflow-x:auto}.plot svg{min-width:42rem}}
 @media print{body{max-width:none}h2{break-after:avoid}svg{break-inside:avoid}}
 """
 

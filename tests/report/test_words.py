@@ -1,0 +1,43 @@
+"""The languages of the report say the same things, with the same figures."""
+
+import re
+from pathlib import Path
+from string import Formatter
+
+import pytest
+
+from talos_ray import SpecError, report
+from talos_ray.report import english, japanese
+from talos_ray.report.page import words_of
+
+
+def places(text: str) -> list[tuple[str, str]]:
+    return sorted((name, form) for _, name, form, _ in Formatter().parse(text) if name)
+
+
+def test_both_languages_have_every_text_with_the_same_figures():
+    assert list(english.TEXTS) == list(japanese.TEXTS)
+    for key, text in english.TEXTS.items():
+        assert places(text) == places(japanese.TEXTS[key]), key
+        assert re.findall("<code>.*?</code>", text) == re.findall("<code>.*?</code>", japanese.TEXTS[key]), key
+    assert all(re.search("[ぁ-んァ-ヶ一-龠]", t) for t in japanese.TEXTS.values() if re.search("[a-z]{3}", t))
+
+
+def test_no_text_is_without_use():
+    source = "".join(p.read_text() for p in Path(report.__file__).parent.glob("p*.py"))
+    composed = {
+        "next_hold",
+        "next_open",
+        "next_pass",
+        "control_keep",
+        "target_keep",
+        "target_gain",
+        "disentanglement",
+        "other",
+    }
+    assert [k for k in english.TEXTS if not re.search(f"['\"]{k}['\"]", source) and k not in composed] == []
+
+
+def test_another_language_is_refused():
+    with pytest.raises(SpecError, match=r"language 'jp' is not known \(did you mean 'ja'\?\); wanted one of: en, ja"):
+        words_of("jp")
