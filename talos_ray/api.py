@@ -94,6 +94,11 @@ class Run:
         return self.folder.store.uri
 
     @property
+    def spec(self) -> Spec:
+        """What was asked for, resolved: presets, recipes and paths filled in."""
+        return Spec.model_validate({**self.info["spec"], "output": self.path})
+
+    @property
     def head(self) -> int:
         """Number of the version that is in force.
 

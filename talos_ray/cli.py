@@ -124,6 +124,27 @@ def status(
     show(open_run(run), as_json)
 
 
+@app.command("spec", rich_help_panel=DECIDE)
+def spec_(run: Folder) -> None:
+    """Print what a run was asked for, as YAML, without what are defaults: to change it and edit again.
+
+    Example: talos spec runs/demo > spec.yaml
+    """
+    import yaml
+
+    from talos_ray.api import open_run
+
+    print(
+        yaml.safe_dump(
+            open_run(run).spec.model_dump(mode="json", exclude_defaults=True),
+            sort_keys=False,
+            default_flow_style=None,
+            width=120,
+        ),
+        end="",
+    )
+
+
 @app.command(rich_help_panel=DECIDE)
 def report(
     run: Folder,

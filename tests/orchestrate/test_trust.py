@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from talos_ray.cli import app
 from talos_ray.core.layout import fingerprint
 from talos_ray.models import base_tensors, load_model
 from talos_ray.tasks import load_task
+from talos_ray.trust import versions
 
 
 @pytest.fixture
@@ -221,3 +223,31 @@ def test_a_version_is_scored_on_spoilt_inputs(mine):
     assert "Is it more fragile?" in page and "On average the base keeps" in page
     mine.rollback(0).rollback(1)
     assert Path(mine.path, "report/index.html").read_text() == page
+
+
+@pytest.mark.slow
+def test_after_two_hundred_operations_every_version_is_what_it_was(mine):
+    def size() -> int:
+        return sum(p.stat().st_size for p in Path(run.path).rglob("*") if p.is_file())
+
+    run, dice = mine, random.Random(0)
+    tasks, before, marks = sorted(run.deltas), size(), {n: run.folder.load_version(n)["model"] for n in (0, 1)}
+    for _ in range(200):
+        kind = dice.choices(("rollback", "merge", "remove", "approve"), (0.86, 0.06, 0.06, 0.02))[0]
+        held = [v["version"] for v in run.versions if versions.is_held(run.folder, v)]
+        if kind == "merge":
+            run.merge(dice.sample(tasks, dice.randint(1, len(tasks))), reason="a throw of the dice")
+        elif kind == "remove" and run.coefficients:
+            run.remove(dice.choice(sorted(run.coefficients)))
+        elif kind == "approve" and held:
+            run.approve(held[0], by="the dice", reason="a throw")
+        else:
+            run.rollback(dice.choice([n for n in marks if n not in held]))
+        newest = run.newest
+        marks.setdefault(newest["version"], newest["model"])
+    assert len(marks) > 15 and len(run.history()) > 200
+    for number, mark in marks.items():
+        found = run.model(number)
+        assert fingerprint(base_tensors(found)) == mark == run.folder.load_version(number)["model"]
+    assert run.verify(deep=True) == []
+    assert (size() - before) / 200 < 100_000  # bytes an operation
