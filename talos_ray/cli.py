@@ -43,6 +43,10 @@ Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folde
 def edit(
     spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")],
     output: Output = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="Try the spec first: a tiny model of the same class, made-up rows, a few steps."),
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -53,8 +57,13 @@ def edit(
     from talos_ray.api import edit as run
     from talos_ray.spec import load_spec
 
+    asked = load_spec(spec, **({"output": output} if output else {}))
+    if smoke:
+        from talos_ray.smoke import shrunk
+
+        asked = shrunk(asked, Path(f"{asked.output.rstrip('/')}-smoke"))
     with _aside(as_json):
-        found = run(spec=load_spec(spec, **({"output": output} if output else {})), verbose=verbose)
+        found = run(spec=asked, verbose=verbose)
     show(found, as_json)
 
 
@@ -64,7 +73,7 @@ def demo(output: Output = "runs/demo", as_json: Json = False, verbose: Verbose =
 
     Example: talos demo
     """
-    edit(DEMO_SPEC, output, as_json, verbose)
+    edit(DEMO_SPEC, output, as_json=as_json, verbose=verbose)
 
 
 @app.command(rich_help_panel=BEFORE)
@@ -130,19 +139,9 @@ def spec_(run: Folder) -> None:
 
     Example: talos spec runs/demo > spec.yaml
     """
-    import yaml
-
     from talos_ray.api import open_run
 
-    print(
-        yaml.safe_dump(
-            open_run(run).spec.model_dump(mode="json", exclude_defaults=True),
-            sort_keys=False,
-            default_flow_style=None,
-            width=120,
-        ),
-        end="",
-    )
+    print(open_run(run).spec.to_yaml(), end="")
 
 
 @app.command(rich_help_panel=DECIDE)

@@ -107,6 +107,7 @@ class Train(_Settings):
     """Sparse fine-tuning of one task."""
 
     steps: Count = Field(200, description="updates a task")
+    epochs: Count | None = Field(None, description="passes over a task's training data, instead of `steps`")
     batch_size: Count = Field(128, description="samples an update, over all workers of the team")
     micro_batch_size: Count | None = Field(
         None, description="samples in one backward of a worker; gradients of a batch add up. All at once, if not given"
@@ -264,7 +265,10 @@ class Task(_Settings):
     kind: Literal["image", "text"] = Field(
         "image", description="what the inputs are; what the model reads, if not given"
     )
-    input: str = Field("image", description="column that holds the inputs; 'text' for a model that reads text")
+    input: str = Field(
+        "image",
+        description="column that holds the inputs; 'text' for a model that reads text, or a template of several columns: '{question} {choices[text][0]}'",
+    )
     label: str = Field("label", description="column that holds the labels, as numbers or names")
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
     prompts: tuple[str, ...] = Field(
@@ -328,14 +332,18 @@ class Spec(_Settings):
             seen.add(task.name)
         return self
 
-    def train_for(self, task: Task) -> Train:
-        """`train` with the task's own settings on top."""
-        return self.train.model_copy(
-            update=validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train))
-        )
+    def train_for(self, task: Task, examples: int) -> Train:
+        """`train` with the task's own settings on top, its epochs as steps over so many training examples."""
+        own = validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train))
+        train = self.train.model_copy(update={**({"epochs": None} if "steps" in own else {}), **own})
+        if train.epochs is None:
+            return train
+        return train.model_copy(update={"steps": train.epochs * -(-examples // train.batch_size), "epochs": None})
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+        """As a spec file, without what are defaults."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
 def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:

@@ -101,16 +101,25 @@ def load_task_file(path: str | Path) -> dict[str, Any]:
 
 
 def load_spec(path: str | Path, **overrides: Any) -> Spec:
-    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder.
+    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder. A spec may start
+    from another, `extends: other.yaml`, and replace its top-level keys.
 
     Raises:
         SpecError: no such file, not YAML, or not a valid spec.
     """
-    path = Path(path)
+    return make_spec({**_read_spec(Path(path)), **overrides})
+
+
+def _read_spec(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in within:
+        raise SpecError(f"spec file {str(path)!r} extends itself; wanted a chain that ends; correct `extends`")
     values = _read_yaml(path, "spec")
     for group in ("tasks", "control"):
-        values[group] = [_with_files_beside(t, path.parent) for t in _listed(values.get(group))]
-    return make_spec({**values, **overrides})
+        if group in values:
+            values[group] = [_with_files_beside(t, path.parent) for t in _listed(values[group])]
+    if (other := values.pop("extends", None)) is None:
+        return values
+    return {**_read_spec(path.parent / str(other), (*within, path.resolve())), **values}
 
 
 def _listed(items: Any) -> Any:

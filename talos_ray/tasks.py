@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import torch
@@ -139,7 +141,7 @@ def _load_task(settings: str, seed: int) -> TaskData:
             f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
         )
     parts = {
-        kind: Split(_as_inputs(task, splits[n], n), task.input, _labels(task, splits[n], n, classes))
+        kind: Split(*_as_inputs(task, splits[n], n), _labels(task, splits[n], n, classes))
         for kind, n in wanted.items()
         if n
     }
@@ -158,7 +160,7 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     name = "test" if "test" in splits else next(iter(splits))
     _check_columns(task, splits[name], name)
     labels = _labels(task, splits[name], name, _classes(task, [splits[name]]))
-    return Split(_as_inputs(task, splits[name], name), task.input, labels)
+    return Split(*_as_inputs(task, splits[name], name), labels)
 
 
 def _load_splits(task: Task) -> dict[str, Any]:
@@ -188,6 +190,8 @@ def _load_splits(task: Task) -> dict[str, Any]:
         if local and path.is_file():
             extra = {"sep": "\t"} if suffix == ".tsv" else {}
             return datasets.load_dataset(FILE_KINDS[suffix], data_files={task.train_split: str(path)}, **extra)
+        if local and any(f.suffix.lower() in FILE_KINDS and f.stem != "metadata" for f in path.rglob("*.*")):
+            return datasets.load_dataset(str(path))  # a data set as it lies on the Hub
         if local:
             return datasets.load_dataset("imagefolder", data_dir=str(path))
         return datasets.load_dataset(task.data, task.config)
@@ -201,8 +205,35 @@ def _load_splits(task: Task) -> dict[str, Any]:
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
 
 
+def _columns(task: Task) -> list[str]:
+    """The columns that make an input: one, or those of a template."""
+    if task.kind != "text" or "{" not in task.input:
+        return [task.input]
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(task.input) if name is not None]
+    except ValueError as error:
+        raise SpecError(
+            f"task {task.name!r}: input {task.input!r} is no template: {error}; wanted columns in braces, like '{{question}} {{answer}}'"
+        ) from None
+    return [re.split(r"[.\[]", name)[0] for name in fields]
+
+
+def _filled(task: Task, rows, split: str):
+    """The rows with a column `input`, made of several by the task's template."""
+
+    def fill(row: dict, number: int) -> dict[str, str]:
+        try:
+            return {"input": task.input.format(**row)}
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SpecError(
+                f"task {task.name!r}: row {number} of split {split!r} does not fit the template {task.input!r}: {type(error).__name__} {error}; correct the row, or the template"
+            ) from None
+
+    return rows.map(fill, with_indices=True, remove_columns=_columns(task), load_from_cache_file=False)
+
+
 def _check_columns(task: Task, rows, split: str) -> None:
-    for key, column in (("input", task.input), ("label", task.label)):
+    for key, column in (*(("input", c) for c in _columns(task)), ("label", task.label)):
         if column not in rows.column_names:
             raise SpecError(
                 f"task {task.name!r}: column {column!r} is not in split {split!r} of {task.data}{nearest(column, rows.column_names)}; "
@@ -243,10 +274,13 @@ def _labels(task: Task, rows, split: str, classes: tuple[str, ...]) -> torch.Ten
 
 
 def _as_inputs(task: Task, rows, split: str):
-    """Texts as they are. Paths and bytes become images; paths are relative to the file that names them."""
+    """The rows, and their input column. Texts stay as they are; paths and bytes become images; paths are relative to the file that
+    names them."""
     import datasets
     from datasets import Image, Value
 
+    if task.kind == "text" and "{" in task.input:
+        return _filled(task, rows, split), "input"
     feature = rows.features[task.input]
     if task.kind == "text":
         if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
@@ -258,7 +292,7 @@ def _as_inputs(task: Task, rows, split: str):
             raise SpecError(
                 f"task {task.name!r}: row {row} of split {split!r} has no text in column {task.input!r}; fill it, or drop the row"
             )
-        return rows
+        return rows, task.input
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         folder = Path(task.data).expanduser().parent
         paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input]]
@@ -268,16 +302,16 @@ def _as_inputs(task: Task, rows, split: str):
                     f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a path relative to the file's folder"
                 )
         rows = rows.remove_columns(task.input).add_column(task.input, paths)
-        return rows.cast_column(task.input, Image())
+        return rows.cast_column(task.input, Image()), task.input
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
-        return rows.cast_column(task.input, Image())
+        return rows.cast_column(task.input, Image()), task.input
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
-        return rows.cast_column(task.input, datasets.Image())
+        return rows.cast_column(task.input, datasets.Image()), task.input
     if not isinstance(feature, Image):
         raise SpecError(
             f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or image paths; set input to such a column"
         )
-    return rows
+    return rows, task.input
 
 
 def _cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:

@@ -88,6 +88,32 @@ def test_what_is_wrong_is_named(tmp_path, sides):
     refused("is a .xyz file", data=str(tmp_path / "x.xyz"))
 
 
+def test_a_text_is_made_of_several_columns(tmp_path):
+    rows = {
+        "question": [f"why {i}?" for i in range(20)],
+        "choices": [{"text": [f"a{i}", f"b{i}"], "label": ["A", "B"]} for i in range(20)],
+        "answer": ["AB"[i % 2] for i in range(20)],
+    }
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    task = {
+        "name": "q",
+        "data": str(tmp_path / "rows.parquet"),
+        "kind": "text",
+        "label": "answer",
+        "classes": ["A", "B"],
+    }
+    data = load_task(Task(**task, input="{question} A: {choices[text][0]} B: {choices[text][1]}"), 0)
+    assert set(encoded(data.test)) <= {f"why {i}? A: a{i} B: b{i}" for i in range(20)} and len(data.test) == 4
+    assert data.train.words(0).startswith("why ")
+    for template, wanted in (
+        ("{questoin}", r"column 'questoin' is not in split 'train' .*did you mean 'question'"),
+        ("{choices[text][2]}", r"row 0 of split 'train' does not fit the template .*IndexError"),
+        ("{question", "is no template"),
+    ):
+        with pytest.raises(SpecError, match=wanted):
+            load_task(Task(**task, input=template), 0)
+
+
 def test_too_few_to_cut(tmp_path):
     refused("too few to cut", data=write_images(tmp_path, 2), input="file", label="side")
 

@@ -169,7 +169,7 @@ def _round(
     remote = short_run.options(**options(spec.cluster))
     refs, plans = {}, {}
     for s in settings:
-        short = {t.name: shortened(spec.train_for(t), share, s.lr) for t in spec.tasks}
+        short = {t.name: shortened(spec.train_for(t, len(p.data[t.name].train)), share, s.lr) for t in spec.tasks}
         plans[s] = ArmPlan(s.name, session.folder, masks[s.mask], {}, short)
         refs |= {(s, t): remote.remote(session.shared_ref, bits[s.mask], t, short[t]) for t in p.targets}
     waiting = list(refs.values())

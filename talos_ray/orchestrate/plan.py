@@ -169,7 +169,7 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
             mask,
             p.data[task.name].train.fingerprint(),
             head,
-            settings.model_dump(exclude={"checkpoint_every"}),
+            settings.model_dump(exclude={"checkpoint_every", "epochs"}),
             p.spec.seed,
             task.name,
             world,
@@ -215,7 +215,9 @@ class ArmPlan:
 
 def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:
     def plan(name: str, uri: str, mask: Mask, update: dict) -> ArmPlan:
-        settings = {t.name: p.spec.train_for(t).model_copy(update=update) for t in p.spec.tasks}
+        settings = {
+            t.name: p.spec.train_for(t, len(p.data[t.name].train)).model_copy(update=update) for t in p.spec.tasks
+        }
         keys = {t.name: delta_key(p, t, mask.fingerprint, settings[t.name]) for t in p.spec.tasks}
         return ArmPlan(name, RunFolder(uri), mask, keys, settings)
 

@@ -1,18 +1,17 @@
 """A text encoder, a sequence-to-sequence model and a causal LM learn two tasks, and they are merged: by the one call."""
 
 import pytest
-from texts import save_causal, save_encoder, save_seq2seq, write_texts
+from texts import save_model, write_texts
 
 import talos_ray
 from talos_ray.models import base_fingerprint, load_model
 
 
-@pytest.mark.parametrize("kind", ["encoder", pytest.param("t5", marks=pytest.mark.slow), "llama"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("t5", marks=pytest.mark.slow), "llama"])
 def test_a_model_learns_text_tasks(kind, tmp_path):
-    save = {"encoder": save_encoder, "t5": save_seq2seq, "llama": lambda folder: save_causal(folder, "llama")}[kind]
     tasks = [write_texts(tmp_path, name, 800) for name in ("animals", "places")]
     run = talos_ray.edit(
-        model=save(tmp_path / "model"),
+        model=save_model(tmp_path / "model", kind),
         tasks=tasks,
         control=[{**tasks[0], "name": "held", "phrases": ["otter", "wrench"]}],
         output=str(tmp_path / "run"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from images import write_images
 from safetensors.torch import load_file
-from texts import save_causal, save_encoder, save_seq2seq, write_texts
+from texts import save_model, write_texts
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, ViTConfig, ViTModel
 
@@ -25,7 +25,7 @@ from talos_ray.models import base_fingerprint, base_tensors, build_model, check_
 from talos_ray.spec import make_spec
 from talos_ray.tasks import Examples, decoded, encoded, load_task
 
-FAMILIES = ("demo", "encoder", "t5", "gpt2", "llama", "qwen3", "python")
+FAMILIES = ("demo", "bert", "t5", "gpt2", "llama", "qwen3", "python")
 
 
 class Bag:
@@ -64,12 +64,7 @@ def family(request, tmp_path_factory):
         name, task = "demo", {"name": "sides", "data": path, "input": "file", "label": "side"}
     else:
         task = {**write_texts(folder, "animals", 40), "kind": "text", "input": "text", "prompts": ["{}"]}
-        if kind == "python":
-            name = "python:test_families:Bag"
-        elif kind in ("encoder", "t5"):
-            name = {"encoder": save_encoder, "t5": save_seq2seq}[kind](folder / "model")
-        else:
-            name = save_causal(folder / "model", kind)
+        name = "python:test_families:Bag" if kind == "python" else save_model(folder / "model", kind)
     spec = make_spec({"model": name, "tasks": [task], "output": "x"})
     return name, load_model(spec.model), load_task(spec.tasks[0], 0)
 
@@ -171,7 +166,7 @@ def test_a_saved_model_loads_in_its_own_library_and_answers_alike(family, tmp_pa
 
 def test_an_answers_score_is_its_likelihood(tmp_path):
     """Of a causal and of a sequence-to-sequence model, against the library's own loss, one text and answer at a time."""
-    for name in (save_causal(tmp_path / "llama", "llama"), save_seq2seq(tmp_path / "t5")):
+    for name in (save_model(tmp_path / "llama", "llama"), save_model(tmp_path / "t5", "t5")):
         f = load_model(name)
         texts, phrases = (
             ["the old horse was seen", "by us", "it is not far from here again"],
@@ -215,7 +210,7 @@ def test_folders_that_hold_no_model_of_ours(tmp_path):
     with pytest.raises(SpecError, match="is a ViTModel, which reads images; wanted a text encoder"):
         load_model(f"hf:{tmp_path}")
     with pytest.raises(SpecError, match="2 prompts are given; wanted one"):
-        load_model(save_causal(tmp_path / "gpt2", "gpt2")).head(["a"], ["{}", "a {}"])
+        load_model(save_model(tmp_path / "gpt2", "gpt2")).head(["a"], ["{}", "a {}"])
 
 
 def test_columns_that_hold_no_text(tmp_path):

@@ -1,0 +1,223 @@
+"""A spec made small: the same path through the code in a minute, on a tiny model of the same class and a few made-up rows.
+
+For trying a spec, a cluster or a recipe before its models and data are there. Scores mean nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Formatter
+
+import numpy as np
+
+from talos_ray.config import Search, Spec, Task, Train
+
+FILLERS = ["the", "old", "one", "near", "here", "was", "seen", "again", "by", "us", "and", "it", "is", "not", "far", "from"]  # fmt: skip
+MADE_UP = ("amber", "basalt", "cedar")  # classes where the spec names none: its data do
+ROWS = {"train": 48, "validation": 24, "test": 24}
+SIDE = 32  # pixels
+LISTED = 8  # entries of a column that is a list
+KINDS = (
+    "t5",
+    "gpt2",
+    "llama",
+    "qwen3",
+    "qwen2",
+    "mistral",
+    "bert",
+)  # by what the model's name says; the last for all others
+
+
+def shrunk(spec: Spec, folder: Path) -> Spec:
+    """The spec with a tiny model, made-up data in `folder` (same columns, splits and class names), and a few steps."""
+    everything = (*spec.tasks, *spec.control)
+    words = {
+        w
+        for t in everything
+        for p in (*(t.phrases or classes_of(t)), *t.prompts)
+        for w in re.findall(r"\w+|[^\w\s]", p)
+    }
+    small = {
+        "model": _model(spec.model, folder / "model", sorted({*words, *FILLERS})),
+        "tasks": tuple(_task(t, folder / "data") for t in spec.tasks),
+        "control": tuple(_task(t, folder / "data") for t in spec.control),
+        "output": str(folder / "run"),
+        "calibration": spec.calibration.model_copy(update={"samples_per_task": 8, "shards_per_task": 2, "batch_size": 4}),
+        "train": _few(spec.train),
+        "search": Search.model_validate({**spec.search.model_dump(), "shared_points": 3, "trials": 2, "generation": 2, "parts": 1}),
+        "cluster": spec.cluster.model_copy(update={"gpus_per_worker": 0.0, "workers_per_task": 1, "accelerator_type": None, "memory_gb_per_worker": None, "labels": {}}),
+    }  # fmt: skip
+    return spec.model_copy(update=small)
+
+
+def classes_of(task: Task) -> Sequence[str]:
+    """The class names that the spec gives, or that stand for those of its data."""
+    return task.classes or [f"class {i}" for i in range(len(task.phrases or ()))] or MADE_UP
+
+
+def _few(train: Train) -> Train:
+    few = {
+        "steps": 3,
+        "epochs": None,
+        "batch_size": 8,
+        "micro_batch_size": None,
+        "warmup_steps": 1,
+        "checkpoint_every": 2,
+    }
+    return train.model_copy(update=few)
+
+
+def _task(task: Task, folder: Path) -> Task:
+    """The same task on made-up rows: Parquet files, a split each, as a data set lies on the Hub."""
+    import datasets
+
+    classes = list(classes_of(task))
+    label = datasets.ClassLabel(names=classes)
+    for kind, name in (("train", task.train_split), ("validation", task.validation_split or "validation"), ("test", task.test_split or "test")):  # fmt: skip
+        draw = random.Random(f"{task.name} {kind}")
+        labels = [i % len(classes) for i in range(max(ROWS[kind], 2 * len(classes)))]
+        if task.kind == "image":
+            columns = {task.input: [_picture(i, draw) for i in labels]}
+            features = datasets.Features({task.input: datasets.Image(), task.label: label})
+        else:
+            columns = _texts(task, labels, draw)
+            features = None
+        rows = datasets.Dataset.from_dict({**columns, task.label: labels}, features=features).cast_column(
+            task.label, label
+        )
+        path = folder / task.name / "data" / f"{name}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(str(path))
+    own = {
+        k: v
+        for k, v in task.train.items()
+        if k not in ("steps", "epochs", "batch_size", "micro_batch_size", "warmup_steps")
+    }
+    return task.model_copy(update={"data": str((folder / task.name).resolve()), "config": None, "classes": None, "train": own, "checkpoint": None})  # fmt: skip
+
+
+def _picture(label: int, draw: random.Random):
+    from PIL import Image
+
+    dice = np.random.default_rng(draw.getrandbits(32))
+    color = np.random.default_rng(label).integers(60, 256, 3)
+    return Image.fromarray((color * dice.uniform(0.4, 1.0, (SIDE, SIDE, 1))).astype("uint8"))
+
+
+def _texts(task: Task, labels: Sequence[int], draw: random.Random) -> dict[str, list]:
+    """A column for every name in the template, nested as the template reads it, or the input column."""
+    fields = [n for _, n, _, _ in Formatter().parse(task.input) if n] if "{" in task.input else [task.input]
+    columns: dict[str, list] = {}
+    for column, inside in {f: re.findall(r"\[(\w+)\]", f) for f in fields}.items():
+        name = column.partition("[")[0]
+        said = [f"{' '.join(draw.choices(FILLERS, k=4))} {FILLERS[i % len(FILLERS)]}" for i in labels]
+        for key in reversed(inside):
+            said = [[s] * LISTED if key.isdigit() else {key: s} for s in said]
+        columns[name] = [_joined(a, b) for a, b in zip(columns[name], said, strict=True)] if name in columns else said
+    return columns
+
+
+def _joined(a: object, b: object) -> object:
+    return {**a, **b} if isinstance(a, dict) else a
+
+
+def _model(name: str, folder: Path, words: Iterable[str]) -> str:
+    if name.startswith("open_clip:"):
+        return "demo"
+    if not name.startswith("hf:"):
+        return name
+    kind = next((k for k in KINDS if k in name.lower()), KINDS[-1])
+    return tiny_model(kind, words, folder)
+
+
+def tiny_model(kind: str, words: Iterable[str], folder: Path) -> str:
+    """A model of two small blocks with random weights, and a tokenizer of some words, as `save_pretrained` writes them. Decoders but
+    GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it with the embedding.
+
+    Args:
+        kind: 'bert', 't5', or a causal LM as transformers names its configuration.
+
+    Returns:
+        What `model:` in a spec calls it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    size = _save_words(kind, words, folder)
+    if kind == "bert":
+        shape = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 48,
+            "initializer_range": 0.2,
+        }
+        auto = AutoModel
+    elif kind == "t5":
+        shape = {
+            "d_model": 32,
+            "d_kv": 16,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 2,
+            "decoder_start_token_id": 0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "initializer_factor": 1.0,
+        }
+        auto = AutoModelForSeq2SeqLM
+    else:
+        shape = (
+            {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48}
+            if kind == "gpt2"
+            else {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "intermediate_size": 64,
+                "max_position_embeddings": 48,
+            }
+        )
+        shape |= {
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": kind != "llama",
+        }
+        auto = AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto.from_config(AutoConfig.for_model(kind, vocab_size=size, **shape))
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def _save_words(kind: str, words: Iterable[str], folder: Path) -> int:
+    """Write a tokenizer that knows whole words only. Returns how many."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "bert":
+        special, named = (
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+            {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+        )
+        around = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    elif kind == "t5":
+        special, named = ["<pad>", "</s>", "<unk>"], {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        around = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    else:
+        special, named, around = ["</s>", "<unk>"], {"eos_token": "</s>", "unk_token": "<unk>"}, None
+    vocabulary = {w: i for i, w in enumerate([*special, *sorted(set(words))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=named["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if around is not None:
+        tokenizer.post_processor = around
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **named).save_pretrained(folder)
+    return len(vocabulary)
