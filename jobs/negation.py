@@ -11,6 +11,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -19,8 +20,17 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
-from talos_ray.config import Spec
 from talos_ray.orchestrate.cluster import connect
+
+
+def forgotten(path: str, keep: float) -> Iterator[tuple[str, dict]]:
+    """Every task of a run with a version that has forgotten it as far as possible, each from the base, on a copy of the run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = talos_ray.open_run(shutil.copytree(path, Path(scratch) / "run").as_posix())
+        for task in [t.name for t in run.spec.tasks]:
+            if run.head:
+                run.rollback(0)
+            yield task, run.forget(task, keep, at_most=1.0).newest
 
 
 def main() -> None:
@@ -28,7 +38,7 @@ def main() -> None:
     parser.add_argument("run", help="a finished run, in a local folder")
     parser.add_argument("--keep", type=float, default=0.95, help="share of its score that every control task must keep")
     args = parser.parse_args()
-    connect(Spec.model_validate(talos_ray.open_run(args.run).info["spec"]).cluster, verbose=False)  # once for all tasks
+    connect(talos_ray.open_run(args.run).spec.cluster, verbose=False)  # once for all tasks
     table = Table(
         "task",
         "chance",
@@ -42,21 +52,16 @@ def main() -> None:
         "again, base",
         "again, now",
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        run = talos_ray.open_run(shutil.copytree(args.run, Path(scratch) / "run").as_posix())
-        for task in [t["name"] for t in run.info["spec"]["tasks"]]:
-            if run.head:
-                run.rollback(0)
-            version = run.forget(task, args.keep, at_most=1.0).newest
-            told, s = version["negation"], version["scores"][task]
-            chosen = version["coefficients"].get(task, 0.0)
-            reached = next(p["target"] for p in told["curve"] if p["coefficient"] == chosen)
-            table.add_row(
-                task, f"{told['chance']:.3f}", f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}", f"{chosen:.2f}",
-                "yes" if reached <= told["aim"] else "no", ", ".join(f"{k:.1%}" for k in version["summary"]["control_kept"].values()),
-                f"{told['beyond']['base']['probe']['value']:.3f}", f"{told['beyond']['now']['probe']['value']:.3f}",
-                *(f"{told['beyond'][m]['retrained']['value']:.3f}" for m in ("base", "now")),
-            )  # fmt: skip
+    for task, version in forgotten(args.run, args.keep):
+        told, s = version["negation"], version["scores"][task]
+        chosen = version["coefficients"].get(task, 0.0)
+        reached = next(p["target"] for p in told["curve"] if p["coefficient"] == chosen)
+        table.add_row(
+            task, f"{told['chance']:.3f}", f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}", f"{chosen:.2f}",
+            "yes" if reached <= told["aim"] else "no", ", ".join(f"{k:.1%}" for k in version["summary"]["control_kept"].values()),
+            f"{told['beyond']['base']['probe']['value']:.3f}", f"{told['beyond']['now']['probe']['value']:.3f}",
+            *(f"{told['beyond'][m]['retrained']['value']:.3f}" for m in ("base", "now")),
+        )  # fmt: skip
     Console(width=140).print(table)
 
 

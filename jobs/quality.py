@@ -3,6 +3,7 @@
     python jobs/quality.py FOLDER                       # the demo, three seeds
     python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
     python jobs/quality.py FOLDER --auto 2              # the mask is chosen too, by short runs of twice the training in all
+    python jobs/quality.py FOLDER --label-noise 0.2     # what wrong training labels cost
 
 Every seed is a run with a dense baseline, searched twice: as the spec says, and by the paper's grid of one coefficient for
 all tasks. Choices are made on validation data; the table shows test data.
@@ -43,6 +44,9 @@ def main() -> None:
     parser.add_argument(
         "--auto", type=float, metavar="BUDGET", help="choose mask and learning rate, for this share of the training"
     )
+    parser.add_argument(
+        "--label-noise", type=float, default=0.0, metavar="SHARE", help="of the training labels that are made wrong"
+    )
     args = parser.parse_args()
     choices = []
     rows: dict[str, list[float]] = {}
@@ -54,6 +58,9 @@ def main() -> None:
         spec = talos_ray.load_spec(args.spec, output=str((args.folder / f"seed-{seed}").resolve()), seed=seed)
         if not spec.baseline.enabled:
             spec = spec.model_copy(update={"baseline": spec.baseline.model_copy(update={"enabled": True})})
+        if args.label_noise:
+            noisy = spec.train.model_copy(update={"label_noise": args.label_noise})
+            spec = spec.model_copy(update={"train": noisy})
         if args.auto:
             open_mask = {
                 "mask": {"strategy": "auto", "granularity": "auto", "keep": "auto"},

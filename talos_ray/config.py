@@ -119,6 +119,10 @@ class Train(_Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the target spread over all classes"
     )
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the training labels that are made wrong, by seed: to learn what bad labels would cost",
+    )
     precision: Literal["float32", "bf16"] = Field("bf16", description="forward precision on a GPU; CPUs use float32")
     checkpoint_every: Count = Field(100, description="updates between two checkpoints")
     delta_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype in which deltas are stored")
@@ -338,7 +342,7 @@ class Spec(_Settings):
         train = self.train.model_copy(update={**({"epochs": None} if "steps" in own else {}), **own})
         if train.epochs is None:
             return train
-        return train.model_copy(update={"steps": train.epochs * -(-examples // train.batch_size), "epochs": None})
+        return train.model_copy(update={"steps": train.epochs * max(1, examples // train.batch_size), "epochs": None})
 
     def to_yaml(self) -> str:
         """As a spec file, without what are defaults."""

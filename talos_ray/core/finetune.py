@@ -6,6 +6,7 @@ resumes from a checkpoint ends bitwise where it would have ended, on whichever t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Plan:
     warmup_steps: int
     seed: int
     label_smoothing: float = 0.0
+    label_noise: float = 0.0
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then cosine to 0. `step` counts from 0."""
@@ -47,6 +49,20 @@ class Plan:
         order = torch.randperm(self.samples, generator=generator)
         start = step % per_epoch * size
         return order[start : start + size]
+
+    def labels_at(self, index: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+        """The labels [n] of the samples `index` [n], as they are trained on: a share of all samples, always the same ones, is wrong."""
+        if not self.label_noise or classes < 2:
+            return labels
+        wrong, other = self._noise
+        offset = wrong[index] * (1 + other[index] % (classes - 1))
+        return (labels + offset.to(labels.device)) % classes
+
+    @functools.cached_property
+    def _noise(self) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, "label noise"))
+        wrong = torch.rand(self.samples, generator=generator) < self.label_noise
+        return wrong, torch.randint(0, 2**31, (self.samples,), generator=generator)
 
 
 def derive_seed(*parts: object) -> int:
@@ -98,7 +114,10 @@ def finetune(
             with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
                 out = logits(inputs)
             loss = torch.nn.functional.cross_entropy(
-                out.float(), labels, reduction="sum", label_smoothing=plan.label_smoothing
+                out.float(),
+                plan.labels_at(part, labels, out.shape[-1]),
+                reduction="sum",
+                label_smoothing=plan.label_smoothing,
             )
             (loss * (world / len(index))).backward()
             total = total + loss.detach()

@@ -169,7 +169,9 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
             mask,
             p.data[task.name].train.fingerprint(),
             head,
-            settings.model_dump(exclude={"checkpoint_every", "epochs"}),
+            settings.model_dump(
+                exclude={"checkpoint_every", "epochs", *(() if settings.label_noise else ("label_noise",))}
+            ),
             p.spec.seed,
             task.name,
             world,

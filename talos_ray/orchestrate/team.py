@@ -26,7 +26,7 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
     module, n = bench.family.module, len(bench.examples(task, "train"))
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
-    plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, s.label_smoothing)
+    plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, s.label_smoothing, s.label_noise)
     return gather(module, mask), optimizer, plan
 
 

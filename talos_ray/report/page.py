@@ -82,7 +82,7 @@ def render(
     language: str = "en",
     watched: Sequence[Mapping] = (),
 ) -> dict[str, bytes]:
-    """The report on one version: {"html": the page, "csv": its scores, "xlsx": all tables}. Numbers are the version's, to the digits shown.
+    """The report on one version: {"html": the page, "csv": its scores, "impact.csv": how far every tensor changed, "xlsx": all tables}. Numbers are the version's, to the digits shown.
 
     Args:
         watched: `watch` events on it.
@@ -111,7 +111,12 @@ def render(
     sheets = {
         "scores": tables.scores(version), "gate": tables.checks(version), "impact": tables.impact(version), "versions": tables.drift(so_far),
     }  # fmt: skip
-    return {"html": page.encode(), "csv": tables.as_csv(sheets["scores"]), "xlsx": tables.as_xlsx(sheets, sentence)}
+    return {
+        "html": page.encode(),
+        "csv": tables.as_csv(sheets["scores"]),
+        "impact.csv": tables.as_csv(sheets["impact"]),
+        "xlsx": tables.as_xlsx(sheets, sentence),
+    }
 
 
 # ---------------------------------------------------------------------------------- pieces

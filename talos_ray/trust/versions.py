@@ -15,7 +15,12 @@ from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, answers_file, robustness_name
 
-FRONT = {"html": "index.html", "csv": "scores.csv", "xlsx": "scores.xlsx"}  # what shows the version in force
+FRONT = {
+    "html": "index.html",
+    "csv": "scores.csv",
+    "impact.csv": "impact.csv",
+    "xlsx": "scores.xlsx",
+}  # what shows the version in force
 
 
 def publish(

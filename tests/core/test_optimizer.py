@@ -1,5 +1,7 @@
 """The sparse optimizer against torch.optim.AdamW on the masked weights, and what it must leave alone."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +119,17 @@ def train(module, start=None, steps=40, stop=None, **options):
         losses = None
     optimizer.close()
     return optimizer.values.detach().clone(), losses, saved
+
+
+def test_label_noise_makes_a_share_of_the_samples_wrong_and_always_the_same_ones():
+    noisy = Plan("task", 4000, 10, 16, 1e-2, 5, seed=3, label_noise=0.3)
+    index, labels = torch.arange(4000), torch.arange(4000) % 5
+    found = noisy.labels_at(index, labels, 5)
+    assert 0.27 < float((found != labels).float().mean()) < 0.33 and set(found.tolist()) == set(range(5))
+    some = torch.tensor([7, 1234, 3999, 2])
+    assert torch.equal(noisy.labels_at(some, labels[some], 5), found[some])
+    other = dataclasses.replace(noisy, seed=4).labels_at(index, labels, 5)
+    assert not torch.equal(other, found) and torch.equal(plan().labels_at(index[:5], labels[:5], 5), labels[:5])
 
 
 def test_training_lowers_the_loss():
