@@ -188,8 +188,11 @@ class Run:
                 f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
             )
         if version["deltas"]:
-            rows = merged(self._deltas(version["deltas"]), self.mask, **version.get("merge", {}))
-            Composer(family.module, self.mask, list(rows.values()), base).compose(version["coefficients"])
+            if "rows" in version:
+                mask, rows = self.folder.load_merged(version["rows"], self.mask.layout)
+            else:
+                mask, rows = merged(self._deltas(version["deltas"]), self.mask, **version.get("merge", {}))
+            Composer(family.module, mask, list(rows.values()), base).compose(version["coefficients"])
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
             raise MismatchError(

@@ -138,9 +138,11 @@ class Baseline(_Settings):
 class Merge(_Settings):
     """What is done to the task vectors before they are added up; `core.merging` cites each method's paper."""
 
-    method: Literal["auto", "linear", "ties", "dare", "breadcrumbs", "consensus", "normalized"] = Field(
+    method: Literal[
+        "auto", "linear", "ties", "dare", "breadcrumbs", "consensus", "normalized", "tsv", "iso_c", "iso_cts"
+    ] = Field(
         "auto",
-        description="task arithmetic as it is (linear, the paper), or one that resolves conflicts between tasks; auto searches linear and consensus and takes the better on validation data. Those that thin out may need search.high above 1",
+        description="task arithmetic as it is (linear, the paper), or one that resolves conflicts between tasks; tsv, iso_c and iso_cts work on singular vectors and may leave the mask; auto searches linear and consensus and takes the better on validation data. Those that thin out may need search.high above 1",
     )
     density: Share = Field(0.2, description="share of a task vector that is kept (ties, dare, breadcrumbs)")
     outliers: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -150,6 +152,9 @@ class Merge(_Settings):
         0.4, description="a change matters to its task if it is this many times what the other tasks add (consensus)"
     )
     agreement: Count = Field(2, description="tasks to which a weight must matter to be kept (consensus)")
+    common: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="share of a matrix's directions that all tasks have in common (iso_cts)"
+    )
     seed: int = Field(0, description="of what is dropped at random (dare)")
 
     @property

@@ -1,6 +1,7 @@
 """Merge methods: what is done to the T task vectors before they are added up.
 
-A method turns the matrix of task vectors [T, k] into another of the same shape. What is composed stays a linear
+A method turns the matrix of task vectors [T, k] into another of the same shape (those of `core.subspaces` into one on a wider
+mask). What is composed stays a linear
 combination of its rows, base + sum of coefficient x row, so searching, the surrogate, composing in place and exact
 rollback work alike for all of them. Coefficients of 0 always give the base. With one task and a coefficient of 1, those
 that only resolve conflicts (`linear`, `consensus`, `normalized`) give base + delta; those that thin out do not.
@@ -8,29 +9,57 @@ that only resolve conflicts (`linear`, `consensus`, `normalized`) give base + de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from talos_ray.core.blocks import Touched, blocks
 from talos_ray.core.delta import Delta
 from talos_ray.core.finetune import derive_seed
-from talos_ray.core.mask import Mask, smallest
+from talos_ray.core.mask import Mask, mask_from_flags, smallest
+from talos_ray.core.subspaces import SUBSPACES, Subspaces
 
 Method = Callable[..., torch.Tensor]
 
 
-def merged(deltas: Mapping[str, Delta], mask: Mask, method: str = "linear", **settings: float) -> dict[str, Delta]:
-    """The deltas as a method leaves them (float32), in the order of their names. `linear` gives those that came in.
-    `settings`: those of the spec's `search.merge`."""
-    if method == "linear":
-        return dict(sorted(deltas.items()))
+def merged(
+    deltas: Mapping[str, Delta], mask: Mask, method: str = "linear", **settings: float
+) -> tuple[Mask, dict[str, Delta]]:
+    """The deltas as a method leaves them (float32), in the order of their names, and the mask that they are on. `linear` gives what
+    came in. `settings`: those of the spec's `search.merge`."""
     names = sorted(deltas)
+    if method == "linear" or not names:
+        return mask, {t: deltas[t] for t in names}
     values = torch.stack([deltas[t].values.float() for t in names])
-    sizes = [int(f.sum()) for f in mask.layout.split(mask.flags).values()]
-    rows = METHODS[method](values, sizes=sizes, names=names, **settings)
-    return {
-        t: Delta(t, row, deltas[t].base, deltas[t].mask, deltas[t].info) for t, row in zip(names, rows, strict=True)
-    }
+    if method in SUBSPACES:
+        mask, rows = _by_matrix(values, mask, functools.partial(SUBSPACES[method], **settings))
+    else:
+        sizes = [int(f.sum()) for f in mask.layout.split(mask.flags).values()]
+        rows = METHODS[method](values, sizes=sizes, names=names, **settings)
+    own = mask.fingerprint
+    return mask, {t: Delta(t, row, deltas[t].base, own, deltas[t].info) for t, row in zip(names, rows, strict=True)}
+
+
+def _by_matrix(values: torch.Tensor, mask: Mask, method: Subspaces) -> tuple[Mask, torch.Tensor]:
+    """Every matrix's part of the task vectors [T, k] through a method, as the rows and columns that the mask touches; other tensors
+    stay as they are. Returns the mask that holds the result, and the result on it."""
+    flags, parts = {n: f.clone() for n, f in mask.layout.split(mask.flags).items()}, []
+    for block in blocks(mask):
+        shape = torch.Size(mask.layout.shapes[mask.layout.names.index(block.name)])
+        mine = values[:, block.place]
+        if len(shape) == 2:
+            touched = block.touched(shape) if block.index is not None else Touched(shape, None, None)
+            size = [n if i is None else len(i) for i, n in zip((touched.rows, touched.columns), shape, strict=True)]
+            inner = touched.inner(block) if block.index is not None else None
+            dense = mine.new_zeros(len(mine), size[0] * size[1])
+            dense[:, slice(None) if inner is None else inner] = mine
+            mine = method(dense.view(len(mine), *size).double()).float().flatten(1)
+            rows, columns = (torch.arange(n) if i is None else i for i, n in zip((touched.rows, touched.columns), shape, strict=True))  # fmt: skip
+            flags[block.name].view(shape)[rows[:, None], columns] = True
+        parts.append(mine)
+    everything = torch.cat([flags[n].flatten() for n in mask.layout.names])
+    return mask_from_flags(mask.layout, everything), torch.cat(parts, 1)
 
 
 def _linear(values: torch.Tensor, **_) -> torch.Tensor:

@@ -15,7 +15,8 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.disentangle import disentanglement, nonlinearity
 from talos_ray.core.layout import fingerprint, key_of
-from talos_ray.core.merging import merged
+from talos_ray.core.mask import Mask
+from talos_ray.core.merging import SUBSPACES, merged
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.core.paired import Answers
 from talos_ray.models import base_tensors, load_model
@@ -32,6 +33,7 @@ class Way:
 
     arm: str
     how: Merge
+    mask: Mask
     rows: Mapping[str, Delta]
     ref: object
 
@@ -56,18 +58,18 @@ class Judge:
         """Every arm's task vectors, as trained and as each merge method leaves them (dense ones: as trained), put into the
         object store by the driver, who outlives the teams that made them."""
         for plan in arms:
-            self.single[plan.name] = self._put(plan, plan.name, deltas[plan.name])
+            self.single[plan.name] = self._put(plan.mask, plan.name, deltas[plan.name])
             tried = methods if plan is arms[0] else (Merge(method="linear"),)
             for how in tried:
-                rows = merged(deltas[plan.name], plan.mask, **how.model_dump())
+                mask, rows = merged(deltas[plan.name], plan.mask, **how.model_dump())
                 name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
                 plain = how.method == "linear"
-                ref = self.single[plan.name] if plain else self._put(plan, name, rows)
-                self.ways[name] = Way(plan.name, how, rows, ref)
+                ref = self.single[plan.name] if plain else self._put(mask, name, rows)
+                self.ways[name] = Way(plan.name, how, mask, rows, ref)
 
     @staticmethod
-    def _put(plan, name: str, deltas: Mapping[str, Delta]):
-        return ray.put(Arm.of(name, plan.mask.bits, deltas))
+    def _put(mask: Mask, name: str, deltas: Mapping[str, Delta]):
+        return ray.put(Arm.of(name, mask.bits, deltas))
 
     def evaluator(self, ref, deltas: Mapping[str, Delta]) -> Evaluator:
         """Of the candidates of one set of task vectors."""
@@ -199,7 +201,10 @@ class Judge:
             result[plan.name] = self._arm_result(plan, deltas[plan.name], chosen[plan.name], base, together, single)
         sparse, way = result[arms[0].name], self.ways[chosen[arms[0].name]["way"]]
         now = merged_answers[arms[0].name]
-        model, tensors = self._composed(arms[0].mask, way.rows, sparse["coefficients"])
+        model, tensors = self._composed(way.mask, way.rows, sparse["coefficients"])
+        if way.how.method in SUBSPACES and way.rows:  # singular vectors differ in the last bits from machine to machine
+            sparse["rows"], size = self.folder.save_merged(way.mask, way.rows)
+            sparse["cost"] |= {"merged_bytes": size, "weights_changed": way.mask.k}
         version = {
             "kind": "addition",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

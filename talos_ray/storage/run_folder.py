@@ -22,7 +22,7 @@ from talos_ray.storage.files import Store, as_json, as_tensors
 FORMAT = 2
 HEADS = "heads.safetensors"
 CHOICE = "choice.json"  # what was tried where the spec left the mask open; written before the run begins
-WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/")
+WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/", "merged/")
 PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "datasets", "safetensors", "optuna")
 
 
@@ -186,6 +186,21 @@ class RunFolder:
                 if fingerprint in (None, delta.fingerprint):
                     return delta
         return None
+
+    def save_merged(self, mask: Mask, rows: Mapping[str, Delta]) -> tuple[str, int]:
+        """Store what a merge method made of the deltas, where it cannot be made again to the bit. Returns the file's name, and its bytes."""
+        tensors = {f"mask/{n}": bits for n, bits in mask.packed().items()}
+        tensors |= {f"rows/{t}": d.values for t, d in rows.items()}
+        name = f"merged/{fingerprint(tensors)}.safetensors"
+        self.store.write_tensors(name, tensors, {"base": next(iter(rows.values())).base})
+        return name, len(self.store.read(name))
+
+    def load_merged(self, name: str, layout: Layout) -> tuple[Mask, dict[str, Delta]]:
+        """What `save_merged` stored."""
+        tensors, info = self.store.read_tensors(name)
+        mask = mask_from_packed(layout, {n: tensors[f"mask/{n}"] for n in layout.names})
+        names = [n.removeprefix("rows/") for n in tensors if n.startswith("rows/")]
+        return mask, {t: Delta(t, tensors[f"rows/{t}"], info["base"], mask.fingerprint) for t in sorted(names)}
 
     # -------------------------------------------------------------------------------- checkpoints
 

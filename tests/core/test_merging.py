@@ -10,7 +10,7 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import eligible_layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
-from talos_ray.core.merging import METHODS, merged
+from talos_ray.core.merging import METHODS, SUBSPACES, merged
 
 TASKS = ("a", "b", "c")
 
@@ -76,12 +76,77 @@ def reference(method: str, v: np.ndarray, sizes: list[int], how: Merge) -> np.nd
 def test_against_a_plain_reference(method):
     _, mask, deltas, _ = world()
     how = Merge(method=method, density=0.4, outliers=0.1)
-    found = torch.stack([d.values.float() for d in merged(deltas, mask, **how.model_dump()).values()]).numpy()
+    kept, rows = merged(deltas, mask, **how.model_dump())
+    assert kept is mask
+    found = torch.stack([d.values.float() for d in rows.values()]).numpy()
     v = np.stack([deltas[t].values.float().numpy() for t in TASKS])
     sizes = [int(f.sum()) for f in mask.layout.split(mask.flags).values()]
     np.testing.assert_allclose(found, reference(method, v, sizes, how), rtol=1e-5, atol=1e-7)
     if method in ("ties", "breadcrumbs", "consensus"):
         assert 0 < np.count_nonzero(found) < found.size
+
+
+def dense(mask, rows, name: str) -> np.ndarray:
+    """One tensor of every task's row, [T, ...]."""
+    start, found = 0, []
+    for n, flags in mask.layout.split(mask.flags).items():
+        size, shape = int(flags.sum()), mask.layout.shapes[mask.layout.names.index(n)]
+        for d in rows.values() if n == name else ():
+            whole = torch.zeros(len(flags))
+            whole[flags] = d.values.float()[start : start + size]
+            found.append(whole.view(shape).numpy().astype(np.float64))
+        start += size
+    return np.stack(found)
+
+
+def nearest(x: np.ndarray) -> np.ndarray:
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    return u @ vt
+
+
+def by_the_paper(method: str, deltas: np.ndarray, common: float) -> np.ndarray:
+    """The merged matrix at coefficients of 1, as the paper's algorithm builds it; it knows no rows."""
+    tasks, (u, s, vt) = len(deltas), np.linalg.svd(deltas.sum(0), full_matrices=False)
+    if method == "tsv":
+        n, parts = len(s) // tasks, [np.linalg.svd(d, full_matrices=False) for d in deltas]
+        left, right = (
+            nearest(np.concatenate(x, 1)) for x in ([p[0][:, :n] for p in parts], [p[2][:n].T for p in parts])
+        )
+        return left @ np.diag(np.concatenate([p[1][:n] for p in parts])) @ right.T
+    if method == "iso_c":
+        return s.mean() * u @ vt
+    own = (len(s) - round(common * len(s))) // tasks
+    k = len(s) - own * tasks
+    rest = [np.linalg.svd(d - u[:, :k] @ u[:, :k].T @ d, full_matrices=False) for d in deltas]
+    left = nearest(np.concatenate([u[:, :k], *(p[0][:, :own] for p in rest)], 1))
+    right = nearest(np.concatenate([vt[:k].T, *(p[2][:own].T for p in rest)], 1))
+    return np.concatenate([s[:k], *(p[1][:own] for p in rest)]).mean() * left @ right.T
+
+
+@pytest.mark.parametrize("kind", ["elements", "rows"])
+@pytest.mark.parametrize("method", sorted(SUBSPACES))
+def test_subspaces_add_up_to_what_the_papers_define(method, kind):
+    net = nn.Sequential(nn.Linear(18, 12), nn.Linear(12, 15))
+    layout, base = eligible_layout(net), fingerprint(net.state_dict())
+    torch.manual_seed(0)
+    if kind == "rows":
+        flags = torch.cat([(torch.rand(s[0]) < 0.8).repeat_interleave(int(np.prod(s[1:]))) for s in layout.shapes])
+    else:
+        flags = torch.rand(layout.total) < 0.5
+    mask = mask_from_flags(layout, flags)
+    deltas = {t: Delta(t, torch.randn(mask.k), base, mask.fingerprint) for t in TASKS}
+    wide, rows = merged(deltas, mask, **Merge(method=method, common=0.6).model_dump())
+    assert (wide.fingerprint == mask.fingerprint) == (kind == "rows") and bool(
+        (wide.flags | ~mask.flags).all()
+    )  # it may leave the mask, never lose it
+    for name in ("0.weight", "1.weight"):
+        before, after = dense(mask, deltas, name), dense(wide, rows, name)
+        there = (before != 0).any((0, 2))
+        wanted = by_the_paper(method, before[:, there], 0.6)
+        np.testing.assert_allclose(after.sum(0)[there], wanted, atol=2e-5 * abs(wanted).max())
+        assert not after[:, ~there].any()
+    for name in ("0.bias", "1.bias"):
+        assert np.array_equal(dense(mask, deltas, name), dense(wide, rows, name))  # vectors stay as they are
 
 
 def test_dare_keeps_its_share_rescaled_and_by_seed():
@@ -90,21 +155,23 @@ def test_dare_keeps_its_share_rescaled_and_by_seed():
     assert set(rows.unique().tolist()) == {0.0, 4.0} and abs(float(rows.mean()) - 1) < 0.03
     assert not torch.equal(rows[0], rows[1])  # each task loses weights of its own
     how = Merge(method="dare")
-    a, b, other = (merged(deltas, mask, **h.model_dump()) for h in (how, how, Merge(method="dare", seed=1)))
+    a, b, other = (merged(deltas, mask, **h.model_dump())[1] for h in (how, how, Merge(method="dare", seed=1)))
     assert all(a[t].fingerprint == b[t].fingerprint != other[t].fingerprint for t in TASKS)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted([*METHODS, *SUBSPACES]))
 def test_at_zero_it_is_the_base_and_one_task_alone_is_its_delta_where_nothing_is_thinned_out(method):
     net, mask, deltas, base = world()
-    composer = Composer(net, mask, list(merged(deltas, mask, **Merge(method=method).model_dump()).values()), base)
+    kept, rows = merged(deltas, mask, **Merge(method=method).model_dump())
+    composer = Composer(net, kept, list(rows.values()), base)
     composer.compose(dict.fromkeys(TASKS, 0.7))
     assert fingerprint(net.state_dict()) != base
     composer.compose(dict.fromkeys(TASKS, 0.0))
     assert fingerprint(net.state_dict()) == base
     marks = []
-    for rows in (world(1)[2], merged(world(1)[2], mask, **Merge(method=method).model_dump())):
+    for kept, rows in ((mask, world(1)[2]), merged(world(1)[2], mask, **Merge(method=method).model_dump())):
         net, mask, _, base = world(1)
-        Composer(net, mask, list(rows.values()), base).compose({"a": 1.0})
+        Composer(net, kept, list(rows.values()), base).compose({"a": 1.0})
         marks.append(fingerprint(net.state_dict()))
-    assert (marks[0] == marks[1]) == (method in ("linear", "consensus", "normalized"))
+    if method != "tsv":  # one task's singular vectors make the same delta, but for rounding
+        assert (marks[0] == marks[1]) == (method in ("linear", "consensus", "normalized"))

@@ -103,6 +103,23 @@ def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):
         run.merge(["side"])
 
 
+def test_what_leaves_the_mask_is_stored_as_what_it_is(mine):
+    run, values = mine
+    values["search"] = {**values["search"], "merge": {"method": "tsv"}}
+    run = talos_ray.edit(**values)
+    found = run.newest
+    mask, rows = run.folder.load_merged(found["rows"], run.mask.layout)
+    assert mask.k > run.mask.k and found["cost"]["weights_changed"] == mask.k and set(rows) == set(run.deltas)
+    assert found["cost"]["merged_bytes"] == Path(run.path, found["rows"]).stat().st_size > mask.k * 4 * len(rows)
+    assert run.model(found["version"]) and run.verify(deep=True) == []
+    run.rollback(found["version"])
+    run.remove("sides")
+    left = run.newest
+    assert left["merge"]["method"] == "tsv" and left["rows"] != found["rows"] and "sides" not in left["coefficients"]
+    Path(run.path, left["rows"]).write_bytes(b"x")
+    assert any(left["rows"] in p for p in run.verify())
+
+
 def test_a_removed_task_leaves_no_trace(mine):
     run, _ = mine
     before = run.coefficients

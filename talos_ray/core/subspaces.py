@@ -1,0 +1,72 @@
+"""Merge methods that work on the singular vectors of every matrix of the task vectors.
+
+What they make of scattered weights fills the rows and columns that the mask touches: it may leave the mask. Like all merge methods
+they give a row a task, linear in which the merged model is; at coefficients of 1 the rows add up to what the papers define.
+Where singular vectors that are nearly parallel meet, `_orthogonal` takes the nearest orthogonal ones (Procrustes), as they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+NOISE = 1e-3  # of the largest singular value of the sum: what lies below is noise, which would be amplified, and is left out
+
+# T task vectors of one matrix, float64 [T, r, c] -> rows of the same shape
+Subspaces = Callable[..., torch.Tensor]
+
+
+def tsv(deltas: torch.Tensor, **_) -> torch.Tensor:
+    """TSV-M, task singular vectors (Gargiulo et al., CVPR 2025): of every task the largest 1/T of its singular directions, made
+    orthogonal to those of the others."""
+    tasks = len(deltas)
+    u, s, v = _svd(deltas)
+    n = max(1, s.shape[1] // tasks)
+    u, s, v = u[:, :, :n], s[:, :n], v[:, :, :n]
+    left, right = (_orthogonal(torch.cat(list(x), 1)).view(x.shape[1], tasks, n).transpose(0, 1) for x in (u, v))
+    return (left * s[:, None, :]) @ right.transpose(1, 2)
+
+
+def iso_c(deltas: torch.Tensor, **_) -> torch.Tensor:
+    """Iso-C, isotropic merging (Marczak et al., ICML 2025): the sum of the task vectors with all its singular values at their mean.
+    A task's row is what it contributes to every direction of the sum."""
+    u, s, _ = _svd(deltas.sum(0))
+    kept = s > NOISE * s[0]
+    u, s, mean = u[:, kept], s[kept], s.mean()
+    return mean * (u / s) @ (u.T @ deltas)
+
+
+def iso_cts(deltas: torch.Tensor, *, common: float, **_) -> torch.Tensor:
+    """Iso-CTS (the same paper): the largest `common` of the sum's directions, and for what remains of each task directions of its
+    own in equal numbers; all made orthogonal, with one singular value, their mean."""
+    tasks = len(deltas)
+    u, s, v = _svd(deltas.sum(0))
+    rank = len(s)
+    own = (rank - round(common * rank)) // tasks
+    shared = min(rank - own * tasks, int((s > NOISE * s[0]).sum()))
+    u, s, v = u[:, :shared], s[:shared], v[:, :shared]
+    left_over = deltas - u @ (u.T @ deltas)
+    own_u, own_s, own_v = (x[..., :own] for x in _svd(left_over))
+    left, right = _orthogonal(torch.cat([u, *own_u], 1)), _orthogonal(torch.cat([v, *own_v], 1))
+    mean = torch.cat([s, own_s.flatten()]).mean()
+    rows = left[:, :shared] @ ((u / s).T @ deltas @ v) @ right[:, :shared].T  # adds up to the product of both sides
+    for t in range(tasks):
+        mine = slice(shared + t * own, shared + (t + 1) * own)
+        rows[t] += left[:, mine] @ right[:, mine].T
+    return mean * rows
+
+
+def _svd(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U [..., r, n], S [..., n], V [..., c, n] with n = min(r, c)."""
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    return u, s, vh.transpose(-1, -2)
+
+
+def _orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """The matrix [r, n] with orthonormal columns that is nearest to x [r, n]."""
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    return u @ vh
+
+
+SUBSPACES: dict[str, Subspaces] = {"tsv": tsv, "iso_c": iso_c, "iso_cts": iso_cts}
