@@ -2,6 +2,7 @@
 
 import zlib
 from collections import OrderedDict
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -26,6 +27,25 @@ from talos_ray.spec import make_spec
 from talos_ray.tasks import Examples, decoded, encoded, load_task
 
 FAMILIES = ("demo", "bert", "t5", "gpt2", "llama", "qwen3", "python")
+
+
+def operation(*names: str):
+    """Marks what a test of every family shows that it can do."""
+    return pytest.mark.operation(*names)
+
+
+def test_the_table_in_the_docs_is_what_is_tested():
+    done = [
+        m.args for f in globals().values() if callable(f) for m in getattr(f, "pytestmark", ()) if m.name == "operation"
+    ]
+    operations = [name for names in done for name in names]
+    lines = [
+        ["family", *operations],
+        ["---"] * (1 + len(operations)),
+        *([name, *["yes"] * len(operations)] for name in FAMILIES),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    assert table in (Path(__file__).parents[2] / "docs/models.md").read_text(), f"docs/models.md wants:\n{table}"
 
 
 class Bag:
@@ -92,6 +112,7 @@ def test_every_eligible_weight_matters(family):
     assert all(n.endswith(("key.bias", "k_proj.bias")) for n in unused)
 
 
+@operation("calibrate")
 def test_every_score_comes_from_hooks(family):
     """Not even a key's bias, whose gradients are rounding errors, makes calibration go sample by sample."""
     _, f, data = family
@@ -100,6 +121,7 @@ def test_every_score_comes_from_hooks(family):
     assert SquaredGradients(f.module, layout_of(f)).check(lambda x: f.logits(x, head), inputs).looped == ()
 
 
+@operation("share one base")
 def test_a_model_is_built_from_shared_tensors_without_a_copy(family):
     name, f, _ = family
     tensors, layout = base_tensors(f), layout_of(f)
@@ -109,6 +131,29 @@ def test_a_model_is_built_from_shared_tensors_without_a_copy(family):
     assert shared == set(tensors) - set(layout.names)
 
 
+@operation("resume")
+def test_a_training_that_was_cut_off_ends_on_the_same_bits(family):
+    _, f, data = family
+    layout, before = layout_of(f), {n: t.clone() for n, t in base_tensors(f).items()}
+    mask = mask_from_flags(layout, select(layout, "random", 0.3))
+    head, examples = f.head(data.phrases, data.task.prompts), Examples(data.train, f.preprocess)
+    plan, saved, ends = Plan(data.task.name, len(data.train), 6, 8, 1e-2, 2, 0), {}, []
+
+    def on_step(step: int, loss: float) -> None:
+        saved.setdefault(step, {n: t.clone() for n, t in optimizer.state().items()})
+
+    for start in (None, 3):
+        optimizer = SparseAdamW(f.module, mask, 1e-2)
+        begin = None if start is None else (start, saved[start])
+        finetune(optimizer, plan, lambda x: f.logits(x, head), examples.batch, start=begin, on_step=on_step)
+        ends.append(optimizer.values.detach().clone())
+        optimizer.close()
+        for name, t in base_tensors(f).items():
+            t.copy_(before[name])
+    assert torch.equal(*ends)
+
+
+@operation("train", "compose", "negate", "roll back")
 def test_training_moves_masked_weights_only_and_is_undone_bit_by_bit(family):
     _, f, data = family
     layout, before = layout_of(f), {n: t.clone() for n, t in base_tensors(f).items()}
@@ -137,6 +182,7 @@ def test_training_moves_masked_weights_only_and_is_undone_bit_by_bit(family):
         assert base_fingerprint(f) == fingerprint(before)
 
 
+@operation("export", "reload in its own library")
 def test_a_saved_model_loads_in_its_own_library_and_answers_alike(family, tmp_path):
     _, f, data = family
     f.save(tmp_path)
