@@ -236,6 +236,10 @@ class Cluster(_Settings):
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
         0.0, description="GPUs of every worker, or a fraction of one"
     )
+    loaders_per_worker: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="processes that decode and preprocess ahead for every worker, where a split's inputs are too many to keep (1 GB); 4 with a GPU and none without, if not given",
+    )
     memory_gb_per_worker: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GB of memory that Ray reserves for every worker, if given"
     )

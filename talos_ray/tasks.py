@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import torch
+import torch.utils.data
 
 from talos_ray.config import Task
 from talos_ray.errors import SpecError, nearest
@@ -87,18 +88,57 @@ class Examples:
     def __len__(self) -> int:
         return len(self.split)
 
+    @functools.cached_property
+    def kept(self) -> bool:
+        """Whether the inputs of the whole split are kept once they are decoded."""
+        one = self.fresh([0])
+        return one.numel() * one.element_size() * len(self) <= CACHE_BYTES
+
+    def each(self, parts: Sequence[torch.Tensor], loaders: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`batch` of every part, in order. Inputs that are not kept are prepared ahead by so many processes."""
+        if not loaders or self.kept:
+            yield from map(self.batch, parts)
+            return
+        ahead = torch.utils.data.DataLoader(
+            _Fresh(self), batch_sampler=[p.tolist() for p in parts], num_workers=loaders, collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        for part, inputs in zip(parts, ahead, strict=True):
+            yield inputs.to(self.device, non_blocking=True), self.split.labels[part].to(self.device)
+
     def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs [n, ...], labels int64 [n]) of the given positions (int64 [n])."""
         missing = index[~self.have[index]] if self.cache is not None else index
         if len(missing):
-            fresh = self.preprocess(self.split.rows[missing.tolist()][self.split.column])
-            if self.cache is None and fresh[0].numel() * fresh.element_size() * len(self) <= CACHE_BYTES:
+            fresh = self.fresh(missing.tolist())
+            if self.cache is None and self.kept:
                 self.cache = torch.empty(len(self), *fresh.shape[1:], dtype=fresh.dtype)
             if self.cache is None:
                 return fresh.to(self.device), self.split.labels[index].to(self.device)
             self.cache[missing] = fresh
             self.have[missing] = True
         return self.cache[index].to(self.device), self.split.labels[index].to(self.device)
+
+    def fresh(self, index: list[int]) -> torch.Tensor:
+        """Inputs [n, ...] of some positions, decoded and preprocessed now."""
+        return self.preprocess(self.split.rows[index][self.split.column])
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """What a DataLoader wants of a data set."""
+
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, index: list[int]) -> torch.Tensor:
+        return self.examples.fresh(index)
+
+
+def _as_it_is(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs
 
 
 # ------------------------------------------------------------------------------------------- loading

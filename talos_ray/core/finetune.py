@@ -64,6 +64,13 @@ class Plan:
         wrong = torch.rand(self.samples, generator=generator) < self.label_noise
         return wrong, torch.randint(0, 2**31, (self.samples,), generator=generator)
 
+    def parts_at(
+        self, step: int, rank: int = 0, world: int = 1, micro_batch_size: int | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """This worker's samples of one update, cut into those of one backward each."""
+        mine = self.batch_at(step)[rank::world]
+        return mine.split(micro_batch_size or max(1, len(mine)))
+
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from any parts, the same on every machine and Python process."""
@@ -87,7 +94,7 @@ def finetune(
 
     Args:
         logits: batch -> [n, C], with a gradient path to the masked weights.
-        batch: indices -> (batch, labels int64 [n]).
+        batch: indices -> (batch, labels int64 [n]); asked for `plan.parts_at` of every step, in order.
         start: (step, optimizer state) of a checkpoint to go on from.
         rank, world: this worker's place in a team; each takes every world-th sample of a batch.
         autocast: dtype of the forward pass, or None for the model's own.
@@ -107,9 +114,9 @@ def finetune(
     losses = []
     for step in range(done, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
-        index = plan.batch_at(step)
-        mine, total = index[rank::world], 0.0
-        for part in mine.split(micro_batch_size or max(1, len(mine))):
+        parts = plan.parts_at(step, rank, world, micro_batch_size)
+        mine, whole, total = sum(map(len, parts)), min(plan.batch_size, plan.samples), 0.0
+        for part in parts:
             inputs, labels = batch(part)
             with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
                 out = logits(inputs)
@@ -119,9 +126,9 @@ def finetune(
                 reduction="sum",
                 label_smoothing=plan.label_smoothing,
             )
-            (loss * (world / len(index))).backward()
+            (loss * (world / whole)).backward()
             total = total + loss.detach()
-        value = float(total) / max(1, len(mine))
+        value = float(total) / max(1, mine)
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})"

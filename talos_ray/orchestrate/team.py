@@ -84,9 +84,12 @@ class Member:
                 last[0] = time.monotonic()
                 queue.progress.remote(job.name, step, loss, os.getpid())
 
+        steps = range(start[0] if start else 0, s.steps)
+        parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]
+        batches = examples.each(parts, bench.loaders)
         try:
             losses = finetune(
-                optimizer, plan, bench.logits(job.task.name), examples.batch,
+                optimizer, plan, bench.logits(job.task.name), lambda index: next(batches),
                 start=start, rank=rank, world=world, autocast=bench.autocast(s.precision),
                 micro_batch_size=s.micro_batch_size, on_step=on_step,
             )  # fmt: skip
@@ -111,5 +114,6 @@ class Member:
                 folder.drop_checkpoints(job.task.name)
             return seconds, losses[-1] if losses else float("nan")
         finally:
+            batches.close()
             optimizer.close()
             bench.reset()

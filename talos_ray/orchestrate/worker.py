@@ -84,6 +84,9 @@ class Arm:
         return (self.name, *(f for _, _, f in self.deltas))
 
 
+GPU_LOADERS = 4  # processes that prepare inputs for a worker with a GPU, unless the spec says
+
+
 class Workbench:
     """One process's warm model and data.
 
@@ -94,6 +97,9 @@ class Workbench:
         self.shared = shared
         settings = shared.spec.cluster
         self.device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
+        self.loaders = settings.loaders_per_worker
+        if self.loaders is None:
+            self.loaders = GPU_LOADERS if self.device.type == "cuda" else 0
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
             os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
@@ -160,8 +166,8 @@ class Workbench:
         logits [m, classes] of those of them that are in `sampled_rows(n, rows)`."""
         examples, logits, right, kept = self.examples(task, split), self.logits(task), 0, []
         wanted, mine = sampled_rows(len(examples), rows), torch.arange(part[0], len(examples), part[1])
-        for index in mine.split(batch_size):
-            inputs, labels = examples.batch(index)
+        parts = mine.split(batch_size)
+        for index, (inputs, labels) in zip(parts, examples.each(parts, self.loaders), strict=True):
             out = logits(inputs)
             right += int((out.argmax(-1) == labels).sum())
             kept.append(out[torch.isin(index, wanted).to(out.device)].float().cpu())
@@ -180,15 +186,15 @@ class Workbench:
         """Class numbers, int32 [n], that the model as it stands predicts on test data."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
         logits = self.logits(task)
-        index = torch.arange(len(examples)).split(batch_size)
-        return torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index]).int().cpu().numpy()
+        batches = examples.each(torch.arange(len(examples)).split(batch_size), self.loaders)
+        return torch.cat([logits(inputs).argmax(-1) for inputs, _ in batches]).int().cpu().numpy()
 
     @torch.no_grad()
     def outputs(self, task: str, split: str, most: int, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
         examples, found = self.examples(task, split), []
-        for index in sampled_rows(len(examples), most).split(batch_size):
-            inputs, labels = examples.batch(index)
+        parts = sampled_rows(len(examples), most).split(batch_size)
+        for inputs, labels in examples.each(parts, self.loaders):
             predicted = self.logits(task)(inputs).argmax(-1)
             found.append((self.family.features(inputs).float().cpu(), predicted.cpu(), labels.cpu()))
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
