@@ -21,6 +21,8 @@ ROWS = {"train": 48, "validation": 24, "test": 24}
 SIDE = 32  # pixels
 LISTED = 8  # entries of a column that is a list
 KINDS = (
+    "siglip",
+    "clip",
     "t5",
     "gpt2",
     "llama",
@@ -138,7 +140,7 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path) -> str:
     GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it with the embedding.
 
     Args:
-        kind: 'bert', 't5', or a causal LM as transformers names its configuration.
+        kind: 'bert', 't5', 'clip', 'siglip', or a causal LM as transformers names its configuration.
 
     Returns:
         What `model:` in a spec calls it.
@@ -157,6 +159,8 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path) -> str:
             "initializer_range": 0.2,
         }
         auto = AutoModel
+    elif kind in ("clip", "siglip"):
+        shape, auto = _two_towers(size, folder), AutoModel
     elif kind == "t5":
         shape = {
             "d_model": 32,
@@ -192,10 +196,26 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path) -> str:
         auto = AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = auto.from_config(AutoConfig.for_model(kind, vocab_size=size, **shape))
+        sizes = {} if "text_config" in shape else {"vocab_size": size}
+        model = auto.from_config(AutoConfig.for_model(kind, **sizes, **shape))
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
     return f"hf:{folder}"
+
+
+def _two_towers(size: int, folder: Path) -> dict:
+    """Write an image processor. Returns the configuration of a model that reads images and texts."""
+    from transformers import CLIPImageProcessor
+
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    texts = {**tower, **ends, "vocab_size": size, "max_position_embeddings": 16, "projection_size": 32}
+    return {
+        "text_config": texts,
+        "vision_config": {**tower, "image_size": SIDE, "patch_size": 8},
+        "projection_dim": 16,
+    }
 
 
 def _save_words(kind: str, words: Iterable[str], folder: Path) -> int:
@@ -203,7 +223,7 @@ def _save_words(kind: str, words: Iterable[str], folder: Path) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    if kind == "bert":
+    if kind in ("bert", "clip", "siglip"):
         special, named = (
             ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
             {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def make_spec(values: dict[str, Any]) -> Spec:
         items = values.get(group) or ()
         for item in (items,) if isinstance(items, str | dict | Task) else items:
             with problems:
-                found.append(resolve_task(item, model.startswith("hf:")))
+                found.append(resolve_task(item, _reads_text(model)))
     if not values.get("tasks"):
         problems.lines.append(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
@@ -89,6 +90,15 @@ def make_spec(values: dict[str, Any]) -> Spec:
         spec = validated(Spec, {**values, **tasks, "tasks": tuple(tasks["tasks"] or stand_in)})
     problems.tell()
     return spec
+
+
+def _reads_text(model: str) -> bool:
+    """What a task's inputs are where it does not say: by the model's configuration if it lies here, else by its name."""
+    if not model.startswith("hf:"):
+        return False
+    known = Path(model.removeprefix("hf:")) / "config.json"
+    told = str(json.loads(known.read_text()).get("model_type", "")) if known.is_file() else model
+    return "clip" not in told.lower() and "siglip" not in told.lower()
 
 
 def load_task_file(path: str | Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from talos_ray.errors import SpecError
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 PAD = -1  # stands for "no token" in inputs and heads: not every tokenizer has a token for it
 LENGTH = "sentence_bert_config.json"  # where sentence-transformers says how many tokens are read
+TWO_TOWERS = ("clip", "siglip")  # model types that read images and, for their heads, texts
 HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -65,9 +66,11 @@ def _family(name: str, config: PretrainedConfig) -> str:
         return "seq2seq"
     if "CausalLM" in made_for or "LMHead" in made_for or getattr(config, "is_decoder", False):
         return "causal"
-    if made_for.endswith(("ForImageClassification", "VisionModel", "CLIPModel", "SiglipModel", "ViTModel")):
+    if config.model_type in TWO_TOWERS:
+        return "vision"
+    if made_for.endswith(("ForImageClassification", "VisionModel", "ViTModel")):
         raise SpecError(
-            f"model {name!r} is a {made_for}, which reads images; wanted a text encoder, a sequence-to-sequence model or a causal LM; for CLIP use open_clip:"
+            f"model {name!r} is a {made_for}, which reads images and knows no words; wanted CLIP or SigLIP, a text encoder, a sequence-to-sequence model or a causal LM"
         )
     return "encoder"
 

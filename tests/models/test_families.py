@@ -23,10 +23,11 @@ from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model
+from talos_ray.smoke import tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import Examples, decoded, encoded, load_task
 
-FAMILIES = ("demo", "bert", "t5", "gpt2", "llama", "qwen3", "python")
+FAMILIES = ("demo", "clip", "siglip", "bert", "t5", "gpt2", "llama", "qwen3", "python")
 
 
 def operation(*names: str):
@@ -79,9 +80,11 @@ class Bag:
 def family(request, tmp_path_factory):
     """(name, the family, one task's data)."""
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
-    if kind == "demo":
+    if kind in ("demo", "clip", "siglip"):
         path = write_images(folder, 40)
         name, task = "demo", {"name": "sides", "data": path, "input": "file", "label": "side"}
+        if kind != "demo":
+            name = tiny_model(kind, ["a", "photo", "of", ".", "left", "right"], folder / "model")
     else:
         task = {**write_texts(folder, "animals", 40), "kind": "text", "input": "text", "prompts": ["{}"]}
         name = "python:test_families:Bag" if kind == "python" else save_model(folder / "model", kind)
@@ -197,10 +200,16 @@ def test_a_saved_model_loads_in_its_own_library_and_answers_alike(family, tmp_pa
         module = Bag().module
         module.load_state_dict(load_file(tmp_path / "model.safetensors"))
     else:
-        auto = {"Encoder": AutoModel, "Seq2Seq": AutoModelForSeq2SeqLM, "Causal": AutoModelForCausalLM}[kind]
+        auto = {
+            "Encoder": AutoModel,
+            "Vision": AutoModel,
+            "Seq2Seq": AutoModelForSeq2SeqLM,
+            "Causal": AutoModelForCausalLM,
+        }[kind]
         module = auto.from_pretrained(tmp_path)
         again = load_model(f"hf:{tmp_path}")
-        assert torch.equal(again.preprocess(["the old horse", "us"]), f.preprocess(["the old horse", "us"]))
+        raw = decoded(encoded(data.test)[:2])
+        assert torch.equal(again.preprocess(raw), f.preprocess(raw))
     assert fingerprint(dict(module.state_dict())) == base_fingerprint(f)
     with torch.inference_mode():
         wanted, own = f.logits(inputs, head), f.module
@@ -253,7 +262,7 @@ def test_folders_that_hold_no_model_of_ours(tmp_path):
         check_model(f"hf:{tmp_path}")
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**small)).save_pretrained(tmp_path)
-    with pytest.raises(SpecError, match="is a ViTModel, which reads images; wanted a text encoder"):
+    with pytest.raises(SpecError, match="is a ViTModel, which reads images and knows no words; wanted CLIP or SigLIP"):
         load_model(f"hf:{tmp_path}")
     with pytest.raises(SpecError, match="2 prompts are given; wanted one"):
         load_model(save_model(tmp_path / "gpt2", "gpt2")).head(["a"], ["{}", "a {}"])

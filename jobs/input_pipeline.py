@@ -1,0 +1,90 @@
+"""Does loading keep up with training? Samples a second of each alone and of both together, on JPEG photographs and ViT-B/32.
+
+    python jobs/input_pipeline.py                 # with 0 and 2 loaders
+    python jobs/input_pipeline.py --loaders 0 4 8 # on a machine with more cores, or a GPU
+
+Images are drawn noise of 320 x 240 pixels, as JPEG; decoding and preprocessing are open_clip's own for this model. Training is
+sparse, a tenth of the rows. A GPU is starved where "loading alone" is below "training alone".
+"""
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import datasets
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from jobs.measuring import DEVICE, KEEP
+from talos_ray import tasks
+from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.layout import eligible_layout
+from talos_ray.core.mask import mask_from_flags, select
+from talos_ray.core.optimizer import SparseAdamW
+
+IMAGES, BATCH, STEPS, CLASSES = 512, 16, 12, 10
+
+
+def photographs() -> tasks.Split:
+    dice, rows = np.random.default_rng(0), []
+    for _ in range(IMAGES):
+        coarse = Image.fromarray(dice.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((320, 240), Image.BICUBIC)
+        out = io.BytesIO()
+        coarse.save(out, format="JPEG")
+        rows.append({"bytes": out.getvalue(), "path": None})
+    made = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+    return tasks.Split(made, "image", torch.arange(IMAGES) % CLASSES)
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Samples a second."""
+    started = time.perf_counter()
+    return work() / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loaders", type=int, nargs="+", default=[0, 2], help="processes that prepare ahead")
+    args = parser.parse_args()
+    tasks.CACHE_BYTES = 0  # as if there were too many to keep
+    model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
+    tower = model.visual.to(DEVICE)
+    layout = eligible_layout(tower)
+    mask = mask_from_flags(layout, select(layout, "random", KEEP, granularity="row"))
+    head = torch.randn(tower.output_dim, CLASSES, device=DEVICE)
+    plan = Plan("photographs", IMAGES, STEPS, BATCH, 1e-5, 1, 0)
+    parts = [part for step in range(STEPS) for part in plan.parts_at(step)]
+    split = photographs()
+
+    def examples() -> tasks.Examples:
+        return tasks.Examples(split, lambda images: torch.stack([transform(i.convert("RGB")) for i in images]), DEVICE)
+
+    def train(batches: Iterable) -> int:
+        feed, optimizer = iter(batches), SparseAdamW(tower, mask, 1e-5)
+        autocast = torch.bfloat16 if DEVICE.type == "cuda" else None
+        finetune(optimizer, plan, lambda x: tower(x) @ head, lambda _: next(feed), autocast=autocast)
+        optimizer.close()
+        return STEPS * BATCH
+
+    ready = list(examples().each(parts))
+    train(ready)  # not counted
+    alone = rate(lambda: train(ready))
+    table = Table("loaders", "loading alone", "training alone", "both together", "share of training alone")
+    for loaders in args.loaders:
+        loading = rate(lambda n=loaders: sum(len(y) for _, y in examples().each(parts, n)))
+        both = rate(lambda n=loaders: train(examples().each(parts, n)))
+        table.add_row(str(loaders), f"{loading:.0f}/s", f"{alone:.0f}/s", f"{both:.0f}/s", f"{both / alone:.0%}")
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+if __name__ == "__main__":
+    main()

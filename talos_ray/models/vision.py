@@ -1,0 +1,57 @@
+"""CLIP and SigLIP through Hugging Face transformers: the image tower is edited, the text tower only makes frozen zero-shot heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel
+
+AUTO = AutoModel
+
+
+class Vision:
+    """A model with an image and a text tower, its image processor and its tokenizer (see `models.Family`)."""
+
+    edited = ("vision_model.", "visual_projection.")
+    head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
+
+    def __init__(self, module: nn.Module, processor, tokenizer, length: int) -> None:
+        self.module, self.processor, self.tokenizer, self.length = module.eval(), processor, tokenizer, length
+
+    def preprocess(self, examples: list) -> torch.Tensor:
+        images = [image.convert("RGB") for image in examples]
+        return self.processor(images=images, return_tensors="pt").pixel_values  # [n, 3, side, side]
+
+    @torch.no_grad()
+    def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
+        """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the logit scale.
+        SigLIP's bias is the same for every class and is left out."""
+        rows = []
+        for phrase in phrases:
+            texts = [p.format(phrase) for p in prompts]
+            # Padded to the full length: SigLIP was trained so, and CLIP does not look behind a text's end.
+            tokens = self.tokenizer(
+                texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            )
+            found = self.module.get_text_features(**tokens).pooler_output
+            rows.append(nn.functional.normalize(found, dim=-1).mean(0))
+        return (nn.functional.normalize(torch.stack(rows), dim=-1) * self.module.logit_scale.exp()).float()
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.module.get_image_features(pixel_values=inputs).pooler_output, dim=-1)
+
+    def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return self.features(inputs) @ head.T
+
+    def save(self, folder: Path) -> None:
+        """For `AutoModel.from_pretrained(FOLDER)`."""
+        for part in (self.module, self.processor, self.tokenizer):
+            part.save_pretrained(folder)
+
+
+def make(module: nn.Module, tokenizer, where: str, length: int) -> Vision:
+    longest = module.config.text_config.max_position_embeddings
+    return Vision(module, AutoImageProcessor.from_pretrained(where), tokenizer, longest)
