@@ -18,35 +18,40 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
 
 
 def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
-    """A forward for `m` that computes its two projections as `linear(x [n, t, d], weight, bias)`.
+    """A forward for `m` that computes its projections as `linear(x [n, t, d], weight, bias)`.
 
-    Self-attention is what it computes; any other call goes to `m`'s own forward.
+    For self-attention, and for queries that attend to something else, where the packed projection is used twice. Any other call
+    goes to `m`'s own forward.
     """
     own = type(m).forward
 
     def forward(
         query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False
     ):  # fmt: skip
-        if query.dim() != 3 or not (query is key and key is value):
+        if query.dim() != 3 or key is not value:
             return own(
                 m, query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
                 average_attn_weights=average_attn_weights, is_causal=is_causal,
             )  # fmt: skip
-        x = query if m.batch_first else query.transpose(0, 1)  # [n, t, d]
+        x, y = (q if m.batch_first else q.transpose(0, 1) for q in (query, key))  # [n, t, d], [n, s, d]
         n, t, d = x.shape
         mask = _additive(attn_mask, x.dtype)
-        if mask is not None and mask.dim() == 3:  # [n * heads, t, t]
-            mask = mask.view(n, m.num_heads, t, t)
+        if mask is not None and mask.dim() == 3:  # [n * heads, t, s]
+            mask = mask.view(n, m.num_heads, t, -1)
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask, x.dtype)[:, None, None, :]
             mask = padding if mask is None else mask + padding
-        qkv = linear(x, m.in_proj_weight, m.in_proj_bias)
-        q, k, v = qkv.view(n, t, 3, m.num_heads, d // m.num_heads).permute(
-            2, 0, 3, 1, 4
-        )  # each [n, heads, t, d / heads]
+
+        def projected(x: torch.Tensor) -> torch.Tensor:
+            split = linear(x, m.in_proj_weight, m.in_proj_bias).view(n, -1, 3, m.num_heads, d // m.num_heads)
+            return split.permute(2, 0, 3, 1, 4)  # 3 x [n, heads, t, d / heads]
+
+        q, k, v = projected(x)
+        if query is not key:
+            _, k, v = projected(y)
         mask, dropout = None if mask is None else mask.to(q.dtype), m.dropout if m.training else 0.0
         shares = None
-        if need_weights:  # [n, heads, t, t], as m's own forward returns them
+        if need_weights:  # [n, heads, t, s], as m's own forward returns them
             shares = F.dropout(
                 (q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + (0 if mask is None else mask)).softmax(-1), dropout
             )

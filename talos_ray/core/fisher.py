@@ -267,7 +267,8 @@ def _layer_norm(m: nn.LayerNorm, x, g):
 
 def _conv2d(m: nn.Conv2d, x, g):
     def weight(s):
-        patches = F.unfold(x[s].to(g.dtype), m.kernel_size, m.dilation, m.padding, m.stride)  # [s, i*kh*kw, positions]
+        padding = 0 if m.padding == "valid" else m.padding
+        patches = F.unfold(x[s].to(g.dtype), m.kernel_size, m.dilation, padding, m.stride)  # [s, i*kh*kw, positions]
         return torch.bmm(g[s].flatten(2), patches.transpose(1, 2)).view(-1, *m.weight.shape)
 
     yield m.weight, weight, None
@@ -280,7 +281,7 @@ def _rule(m: nn.Module):
         return _linear
     if isinstance(m, nn.LayerNorm) and m.elementwise_affine:
         return _layer_norm
-    if isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and not isinstance(m.padding, str):
+    if isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and m.padding != "same":
         return _conv2d
     # Known by name, because every library writes its own class; the check against the loop catches a namesake.
     kind, own = type(m).__name__, [n for n, _ in m.named_parameters(recurse=False)]
