@@ -61,6 +61,22 @@ class BatchFirst(nn.Module):
         return self.linear(self.attention(y, y, y, attn_mask=self.causal)[0] + x).mean(1)
 
 
+class Pooled(nn.Module):
+    """One learnt query that looks at all positions, as SigLIP pools; its convolution has no padding, and says so in a word."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.attention = (
+            nn.Conv2d(3, 8, 4, stride=4, padding="valid"),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+        )
+        self.query, self.linear = nn.Parameter(torch.randn(1, 2, 8)), nn.Linear(8, 4)
+
+    def forward(self, x):
+        seen = self.conv(x).flatten(2).transpose(1, 2)  # [n, 16, 8]
+        return self.linear(self.attention(self.query.expand(len(x), -1, -1), seen, seen)[0]).mean(1)
+
+
 def vision():
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, stride=2, padding=1),
@@ -87,6 +103,7 @@ def cases():
     yield "bypassed", Bypassed(), torch.randn(6, 7, 6), lambda m: m
     yield "time_first", TimeFirst(), torch.randn(6, 5, 8), lambda m: m
     yield "batch_first", BatchFirst(), torch.randn(6, 5, 8), lambda m: m
+    yield "pooled", Pooled(), torch.randn(6, 3, 16, 16), lambda m: m
     yield "vision", vision(), torch.randn(6, 3, 16, 16), lambda m: m
     head = F.normalize(torch.randn(5, 16), dim=-1) * 5
     yield "clip", clip(), torch.randn(6, 3, 16, 16), lambda m: lambda x: m.encode_image(x, normalize=True) @ head.T
@@ -136,6 +153,7 @@ def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named():
         ("two_dimensional", set()),
         ("used_twice", set()),
         ("batch_first", set()),
+        ("pooled", set()),
         ("bert", set()),
         ("t5", set()),
         ("gpt2", set()),
