@@ -119,6 +119,52 @@ def check(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.
         _print({"problems": []})
 
 
+@app.command(rich_help_panel=BEFORE)
+def plan(
+    spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")],
+    tflops: Annotated[
+        Optional[float],
+        typer.Option(help="TFLOP/s that a worker reaches; half of a product's on this machine, if not given."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a spec will need: memory a worker, object store, storage, hours. Loads no weights and starts nothing.
+
+    Example: talos plan examples/quick.yaml
+    """
+    from dataclasses import asdict
+
+    from talos_ray.estimate import estimate, product_rate
+    from talos_ray.spec import load_spec
+
+    asked = load_spec(spec)
+    found = estimate(asked)
+    rate = tflops * 1e12 if tflops else product_rate() / 2
+    hours = {stage: work / rate / 3600 for stage, work in found.work.items()}
+    if as_json:
+        return _print({**asdict(found), "hours of one worker": hours, "flops a second": rate})
+    table = Table("what", "part", "needs", title=f"{asked.model}, {len(asked.tasks)} tasks", title_justify="left")
+    table.add_row("weights", "in all", f"{found.parameters / 1e6:,.1f} M")
+    table.add_row("", "eligible", f"{found.eligible / 1e6:,.1f} M")
+    table.add_row("", "that may change", f"{found.masked / 1e6:,.1f} M")
+    for what, parts in (
+        (f"a training worker, {found.batch.samples} samples a backward", found.worker), ("Ray's object store", found.object_store), ("storage", found.storage)
+    ):  # fmt: skip
+        table.add_section()
+        for part, size in {**parts, "in all": sum(parts.values())}.items():
+            table.add_row(what, part, f"{size / 1e9:,.3f} GB")
+            what = ""
+    table.add_section()
+    for stage, needed in hours.items():
+        table.add_row(f"{stage}, one worker alone", f"{found.work[stage] / 1e12:,.0f} TFLOP", f"{needed:,.2f} h")
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print(
+        f"hours: at {rate / 1e12:.2f} TFLOP/s a worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
+    )
+    if found.unknown:
+        print(f"not counted, because their data cannot be read: {', '.join(found.unknown)}")
+
+
 @app.command(rich_help_panel=DECIDE)
 def status(
     run: Folder,

@@ -77,6 +77,17 @@ def load_model(name: str) -> Family:
     return _home(name).load(name)
 
 
+def shape_of(name: str) -> Family:
+    """The model on torch's meta device: shapes without data, of any size at no cost.
+
+    Raises:
+        SpecError: not known, or its configuration cannot be read.
+    """
+    check_model(name)
+    with torch.device("meta"):
+        return _home(name).load(name, pretrained=False)
+
+
 def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
     """Weights by name of a checkpoint: a safetensors file, a folder of them, or a model as `load_model` reads one.
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from talos_ray.models.hf import PAD, answer_scores, answers, blocks, cut, one_template, padded
+from talos_ray.models.hf import PAD, answer_scores, answers, attended, blocks, cut, one_template, padded
 
 AUTO = AutoModelForCausalLM
 
@@ -36,7 +36,7 @@ class Causal:
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """The last token's state."""
         ids, there = cut(inputs)
-        states = self.module.get_decoder()(input_ids=ids, attention_mask=there.long()).last_hidden_state
+        states = self.module.get_decoder()(input_ids=ids, attention_mask=attended(there)).last_hidden_state
         return states[torch.arange(len(ids)), there.sum(1) - 1]
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
@@ -53,7 +53,9 @@ class Causal:
         at = (there.sum(1)[:, None] + torch.arange(a, device=ids.device))[:, None].expand(n, classes, a)
         whole = whole.scatter(2, at, head.expand(n, classes, a)).flatten(0, 1)
         there = whole != PAD
-        states = self.module.get_decoder()(input_ids=whole.clamp(min=0), attention_mask=there.long()).last_hidden_state
+        states = self.module.get_decoder()(
+            input_ids=whole.clamp(min=0), attention_mask=attended(there)
+        ).last_hidden_state
         before = (at.flatten(0, 1) - 1)[..., None].expand(-1, -1, states.shape[-1])  # a token is predicted one earlier
         out = self.module.get_output_embeddings()(states.gather(1, before))  # [n * classes, a, V]
         return answer_scores(out, whole.gather(1, at.flatten(0, 1))).view(n, classes)

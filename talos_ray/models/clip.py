@@ -81,7 +81,10 @@ def load(name: str, pretrained: bool = True) -> Clip:
         return _demo(pretrained)
     arch, weights = _parse(name.removeprefix("open_clip:"))
     try:
-        model, _, transform = open_clip.create_model_and_transforms(arch, pretrained=weights if pretrained else None)
+        here = torch.get_default_device()  # "meta", where only shapes are asked for
+        model, _, transform = open_clip.create_model_and_transforms(
+            arch, pretrained=weights if pretrained else None, device=here
+        )
         tokenizer = open_clip.get_tokenizer(arch)
     except (OSError, RuntimeError) as error:
         raise SpecError(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from talos_ray.models.hf import LENGTH, beside, blocks
+from talos_ray.models.hf import LENGTH, attended, beside, blocks
 
 AUTO = AutoModel
 SCALE = (
@@ -43,9 +43,9 @@ class Encoder:
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         there = inputs != self.tokenizer.pad_token_id
-        longest = max(1, int(there.sum(1).max()))
+        longest = inputs.shape[1] if inputs.is_meta else max(1, int(there.sum(1).max()))
         inputs, there = inputs[:, :longest], there[:, :longest]
-        tokens = self.module(input_ids=inputs, attention_mask=there.long()).last_hidden_state
+        tokens = self.module(input_ids=inputs, attention_mask=attended(there)).last_hidden_state
         if self.pooling == "cls":
             pooled = tokens[:, 0]
         else:

@@ -101,8 +101,14 @@ def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:
 def cut(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch without the columns that no row uses: token ids >= 0 [n, l], and where there is a token, bool [n, l]."""
     there = inputs != PAD
-    longest = max(1, int(there.sum(1).max()))
+    # Where there are only shapes, every text counts as the longest.
+    longest = inputs.shape[1] if inputs.is_meta else max(1, int(there.sum(1).max()))
     return inputs[:, :longest].clamp(min=0), there[:, :longest]
+
+
+def attended(there: torch.Tensor) -> torch.Tensor | None:
+    """The attention mask of texts; none where there are only shapes, because transformers would look at its values."""
+    return None if there.is_meta else there.long()
 
 
 def answer_scores(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from talos_ray.models.hf import answer_scores, answers, blocks, cut, one_template, padded
+from talos_ray.models.hf import answer_scores, answers, attended, blocks, cut, one_template, padded
 
 AUTO = AutoModelForSeq2SeqLM
 
@@ -39,7 +39,7 @@ class Seq2Seq:
 
     def _encoded(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids, there = cut(inputs)
-        return self.module.get_encoder()(input_ids=ids, attention_mask=there.long()).last_hidden_state, there
+        return self.module.get_encoder()(input_ids=ids, attention_mask=attended(there)).last_hidden_state, there
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         template = one_template("a sequence-to-sequence model", prompts)
@@ -51,7 +51,7 @@ class Seq2Seq:
         wanted = head.repeat(n, 1)  # [n * classes, a]
         start = torch.full_like(wanted[:, :1], self.module.config.decoder_start_token_id)
         out = self.module(
-            encoder_outputs=(states.repeat_interleave(classes, 0),), attention_mask=there.long().repeat_interleave(classes, 0),
+            encoder_outputs=(states.repeat_interleave(classes, 0),), attention_mask=attended(there.repeat_interleave(classes, 0)),
             decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1),
         )  # fmt: skip
         return answer_scores(out.logits, wanted).view(n, classes)
