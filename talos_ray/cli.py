@@ -161,8 +161,10 @@ def plan(
     print(
         f"hours: at {rate / 1e12:.2f} TFLOP/s a worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
     )
+    if asked.train.precision == "bf16" and asked.cluster.gpus_per_worker:
+        print("what is kept for the backward is counted in float32; bf16 on a GPU keeps a little more than half of it")
     if found.unknown:
-        print(f"not counted, because their data cannot be read: {', '.join(found.unknown)}")
+        print(f"work not counted, because nobody says how many examples there are: {', '.join(found.unknown)}")
 
 
 @app.command(rich_help_panel=DECIDE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from talos_ray.config import Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
-from talos_ray.tasks import load_task
+from talos_ray.tasks import is_here, load_task
 
 FLOAT, MOMENTS, INDEX = (
     4,
@@ -52,7 +52,7 @@ class Estimate:
     object_store: Mapping[str, int]
     storage: Mapping[str, int]
     work: Mapping[str, float]
-    unknown: tuple[str, ...]  # tasks whose data could not be read: their epochs count as one step
+    unknown: tuple[str, ...]  # tasks that train by epochs and whose data could not be looked up; not in `work`
 
 
 def estimate(spec: Spec) -> Estimate:
@@ -78,15 +78,10 @@ def estimate(spec: Spec) -> Estimate:
         "kept for the backward": batch.kept,
         "passing in the backward": batch.passing + (0 if rows else largest * FLOAT),
     }
-    steps, unknown = {}, []
-    for task in spec.tasks:
-        examples = 0
-        if spec.train_for(task, 1).steps != spec.train_for(task, 10**9).steps:  # epochs
-            try:
-                examples = len(load_task(task, spec.seed).train)
-            except SpecError:
-                unknown.append(task.name)
-        steps[task.name] = spec.train_for(task, examples)
+    by_epochs = [t for t in spec.tasks if spec.train_for(t, 1).steps != spec.train_for(t, 10**9).steps]
+    examples = _examples(by_epochs, spec.seed)
+    unknown = [t.name for t in by_epochs if t.name not in examples]
+    steps = {t.name: spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown}
     # A forward, as much again for the gradients of inputs, and for those of weights what the mask needs of it.
     weights = keep if rows else 1.0
     work = {
@@ -99,6 +94,26 @@ def estimate(spec: Spec) -> Estimate:
         {"mask": layout.total // 8, "deltas": tasks * masked * value, **({"base": total * FLOAT} if spec.cluster.base == "storage" else {})},
         work, tuple(unknown),
     )  # fmt: skip
+
+
+def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
+    """Training examples of the tasks whose data lie here, or of which the Hub says how many there are. Downloads none."""
+    import datasets
+
+    found, reached = {}, True
+    for task in tasks:
+        if is_here(task):
+            try:
+                found[task.name] = len(load_task(task, seed).train)
+            except SpecError:
+                continue
+        elif reached:
+            try:
+                told = datasets.load_dataset_builder(task.data, task.config).info.splits
+                found[task.name] = told[task.train_split].num_examples
+            except Exception:  # no such set, or no way there, or it does not say: the plan goes on without
+                reached = bool(found)
+    return found
 
 
 def batch_of(family: Family, task: Task, layout: Layout, samples: int) -> Batch:

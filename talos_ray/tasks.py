@@ -203,6 +203,13 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     return Split(*_as_inputs(task, splits[name], name), labels)
 
 
+def is_here(task: Task) -> bool:
+    """Whether a task's data are the demo's, or a file or folder, and not a name of the Hugging Face Hub."""
+    path = Path(task.data).expanduser()
+    named = path.suffix.lower() in FILE_KINDS or task.data.startswith((".", "/", "~", "demo:"))
+    return named or path.exists()
+
+
 def _load_splits(task: Task) -> dict[str, Any]:
     import datasets
 
@@ -216,8 +223,7 @@ def _load_splits(task: Task) -> dict[str, Any]:
             )
         return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:")))
     path = Path(task.data).expanduser()
-    suffix = path.suffix.lower()
-    local = suffix in FILE_KINDS or task.data.startswith((".", "/", "~")) or path.exists()
+    suffix, local = path.suffix.lower(), is_here(task)
     if local and not path.exists():
         raise SpecError(
             f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path"

@@ -121,10 +121,10 @@ def test_a_plan_of_a_model_of_billions_needs_no_weights(tmp_path):
 
 
 def test_the_plan_of_a_recipe_is_told_without_its_data(tmp_path):
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({"model": "demo", "tasks": ["demo:counts", {"name": "x", "data": "nowhere/at-all", "train": {"epochs": 2}}], "output": "x"}))  # fmt: skip
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({"model": "demo", "tasks": ["demo:counts", {"name": "x", "data": "nowhere.csv", "train": {"epochs": 2}}], "output": "x"}))  # fmt: skip
     told = CliRunner().invoke(app, ["plan", str(tmp_path / "spec.yaml"), "--tflops", "1"])
     assert told.exit_code == 0 and "a training worker, 128 samples a backward" in told.output
-    assert "not counted, because their data cannot be read: x" in told.output
+    assert "work not counted, because nobody says how many examples there are: x" in told.output
     found = json.loads(CliRunner().invoke(app, ["plan", str(tmp_path / "spec.yaml"), "--json"]).stdout)
     spec = load_spec(tmp_path / "spec.yaml")
     assert found["masked"] == round(spec.mask.keep * found["eligible"]) and found["hours of one worker"]["train"] > 0
