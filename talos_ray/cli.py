@@ -555,6 +555,7 @@ def show(run, as_json: bool = False) -> None:
 
 
 def _show_scores(run) -> None:
+    from talos_ray.core.merging import coefficients_of
     from talos_ray.storage.run_folder import kind_of
 
     version = run.version
@@ -567,8 +568,8 @@ def _show_scores(run) -> None:
             kind_of(version, task), ""
         )
         cells = [f"{s[c]['value']:.3f}" if c in s else "" for c in ("base", "single", "merged")]
-        alpha = version["coefficients"].get(task)
-        row = [task + kind, "" if alpha is None else f"{alpha:.2f}", *cells]
+        own = coefficients_of(version["coefficients"], task)
+        row = [task + kind, ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items()), *cells]
         table.add_row(*row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
     m = version["summary"]
     if "merged" in m:

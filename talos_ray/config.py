@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -156,6 +157,20 @@ class Merge(_Settings):
         0.8, description="share of a matrix's directions that all tasks have in common (iso_cts)"
     )
     seed: int = Field(0, description="of what is dropped at random (dare)")
+    groups: Annotated[int, Field(ge=2)] | dict[str, str] | None = Field(
+        None,
+        description="layers that get coefficients of their own: so many groups by depth, or name: pattern (a regular expression of tensor names; what no pattern finds is 'rest'). One coefficient a task, if not given",
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _patterns(cls, groups: int | dict[str, str] | None) -> int | dict[str, str] | None:
+        for name, pattern in groups.items() if isinstance(groups, dict) else ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {pattern!r} of group {name!r} is no regular expression: {error}") from None
+        return groups
 
     @property
     def tried(self) -> tuple[Merge, ...]:

@@ -10,6 +10,7 @@ that only resolve conflicts (`linear`, `consensus`, `normalized`) give base + de
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -24,10 +25,56 @@ Method = Callable[..., torch.Tensor]
 
 
 def merged(
-    deltas: Mapping[str, Delta], mask: Mask, method: str = "linear", **settings: float
+    deltas: Mapping[str, Delta],
+    mask: Mask,
+    method: str = "linear",
+    groups: int | Mapping[str, str] | None = None,
+    **settings: float,
 ) -> tuple[Mask, dict[str, Delta]]:
-    """The deltas as a method leaves them (float32), in the order of their names, and the mask that they are on. `linear` gives what
-    came in. `settings`: those of the spec's `search.merge`."""
+    """The rows that coefficients multiply: the deltas as a method leaves them (float32; `linear` gives what came in), in the order of
+    their names, and the mask that they are on. With `groups`, a row a task and group of layers, named `TASK@GROUP`.
+
+    Args:
+        settings: those of the spec's `search.merge`.
+    """
+    mask, rows = _by_method(deltas, mask, method, **settings)
+    return mask, rows if groups is None else _by_group(rows, mask, groups)
+
+
+def task_of(row: str) -> str:
+    """The task that a row of `merged` belongs to."""
+    return row.partition("@")[0]
+
+
+def coefficients_of(coefficients: Mapping[str, float], task: str) -> dict[str, float]:
+    """A task's own: by group of layers, or under '' if there is one."""
+    return {row.partition("@")[2]: a for row, a in coefficients.items() if task_of(row) == task}
+
+
+def layer_groups(names: Sequence[str], groups: int | Mapping[str, str]) -> dict[str, str]:
+    """Tensor -> its group. By depth: the first number in a name is its block; what stands outside the blocks goes with the first."""
+    if not isinstance(groups, int):
+        return {n: next((g for g, pattern in groups.items() if re.search(pattern, n)), "rest") for n in names}
+    depth = {n: int(found[1]) if (found := re.search(r"(?:^|\.)(\d+)\.", n)) else 0 for n in names}
+    blocks_there = 1 + max(depth.values(), default=0)
+    return {n: str(d * min(groups, blocks_there) // blocks_there) for n, d in depth.items()}
+
+
+def _by_group(rows: Mapping[str, Delta], mask: Mask, groups: int | Mapping[str, str]) -> dict[str, Delta]:
+    group = layer_groups(mask.layout.names, groups)
+    sizes = {n: int(f.sum()) for n, f in mask.layout.split(mask.flags).items()}
+    there = sorted({group[n] for n, size in sizes.items() if size})
+    inside = {g: torch.cat([torch.full((size,), group[n] == g) for n, size in sizes.items()]) for g in there}
+    return {
+        f"{t}@{g}": Delta(f"{t}@{g}", d.values * inside[g], d.base, d.mask, d.info)
+        for t, d in rows.items()
+        for g in there
+    }
+
+
+def _by_method(
+    deltas: Mapping[str, Delta], mask: Mask, method: str, **settings: float
+) -> tuple[Mask, dict[str, Delta]]:
     names = sorted(deltas)
     if method == "linear" or not names:
         return mask, {t: deltas[t] for t in names}

@@ -13,6 +13,7 @@ import ray
 
 from talos_ray.config import Merge, Spec
 from talos_ray.core.delta import Delta
+from talos_ray.core.merging import coefficients_of, task_of
 from talos_ray.core.metrics import ForgetObjective, accuracy, worst_kept
 from talos_ray.core.paired import Answers
 from talos_ray.corruptions import CORRUPTIONS
@@ -140,7 +141,7 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
         head = run.head
         left = [t for t in head["deltas"] if t != task]
         how = run.how if left else Merge(method="linear")
-        coefficients = {t: a for t, a in head["coefficients"].items() if t != task}
+        coefficients = {row: a for row, a in head["coefficients"].items() if task_of(row) != task}
         deltas, judge = run.deltas(left), run.judge([t for t in head["targets"] if t != task])
         judge.share([run.arm], {SPARSE: deltas}, (how,))
         version, *answers = run.verified(judge, deltas, coefficients)
@@ -200,7 +201,7 @@ def forget(
             raise TalosError(_unreachable(told, best if best.objective >= 0 else None))
         progress.end(
             "search",
-            f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {best.coefficients[task]:g} (validation)",
+            f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {_at(best, task):g} (validation)",
         )
         version, *answers = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
         again = shortened(run.arm.settings[task], RETRAINED)
@@ -216,6 +217,11 @@ def forget(
         return run.publish((version, *answers), "forget", task=task, keep=keep, reason=reason)
 
 
+def _at(candidate: Candidate, task: str) -> float:
+    """The coefficient of the task that is to be forgotten: the same for all groups of layers."""
+    return next(iter(coefficients_of(candidate.coefficients, task).values()))
+
+
 def _downwards(
     problem: Problem, head: Coefficients, task: str, aim: float
 ) -> Generator[list[tuple[Coefficients, None]], list[Candidate], Found]:
@@ -224,7 +230,8 @@ def _downwards(
 
     def points(values: Sequence[float]) -> list[tuple[Coefficients, None]]:
         return [
-            (problem.point({t: a if t == task else head.get(t, 0.0) for t in problem.targets}), None) for a in values
+            (problem.point({r: a if task_of(r) == task else head.get(r, 0.0) for r in problem.targets}), None)
+            for a in values
         ]
 
     def best() -> Candidate:
@@ -233,13 +240,13 @@ def _downwards(
     step, end = LOWEST / (POINTS - 1), LOWEST
     found = yield points([i * step + 0.0 for i in range(POINTS)])
     for further in FURTHER:
-        lowest = min(found, key=lambda c: c.coefficients[task])
+        lowest = min(found, key=lambda c: _at(c, task))
         if lowest.objective < 0 or best().scores[task] <= aim:
             break
         step = (further - end) / (POINTS - 1)
         found += yield points([end + step * (i + 1) for i in range(POINTS - 1)])
         end = further
-    at = best().coefficients[task]
+    at = _at(best(), task)
     if best().objective >= 0 and at > end:
         found += yield points([at + step * (i + 1) / (FINER + 1) for i in range(FINER)])
     return Found(sorted(found, key=lambda c: c.rank))
@@ -248,9 +255,9 @@ def _downwards(
 def _curve(found: Found, objective: ForgetObjective, task: str) -> list[dict]:
     """Every candidate from 0 downwards: accuracy of the task, and the task that kept least."""
     curve = []
-    for c in sorted(found.candidates, key=lambda c: -c.coefficients[task]):
+    for c in sorted(found.candidates, key=lambda c: -_at(c, task)):
         kept, worst = worst_kept(c.scores, objective.control)
-        curve.append({"coefficient": c.coefficients[task], "target": c.scores[task], "kept": kept, "worst": worst})
+        curve.append({"coefficient": _at(c, task), "target": c.scores[task], "kept": kept, "worst": worst})
     return curve
 
 
@@ -261,7 +268,7 @@ def _unreachable(told: dict, best: Candidate | None) -> str:
         reached = f"no coefficient lets every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps {nearest_one['kept']:.1%} at best, at {nearest_one['coefficient']:g}"
         fix = "lower keep, or `talos remove` it"
     else:
-        reached = f"{best.scores[task]:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}, at coefficient {best.coefficients[task]:g}"
+        reached = f"{best.scores[task]:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}, at coefficient {_at(best, task):g}"
         fix = f"accept that with at_most={best.scores[task] + 5e-4:.3f}, or lower keep"
     lines = [f"  {p['coefficient']:6.3f}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
     return (

@@ -63,7 +63,7 @@ class Judge:
             for how in tried:
                 mask, rows = merged(deltas[plan.name], plan.mask, **how.model_dump())
                 name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
-                plain = how.method == "linear"
+                plain = how.method == "linear" and how.groups is None
                 ref = self.single[plan.name] if plain else self._put(mask, name, rows)
                 self.ways[name] = Way(plan.name, how, mask, rows, ref)
 
@@ -99,12 +99,13 @@ class Judge:
         everything = (*p.targets, *p.controls)
         self.share(arms, deltas, p.spec.search.merge.tried)
         alone = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
-        together = [(a, everything) for a in probes(p.spec, p.targets)]
 
         singles = {a.name: self.evaluator(self.single[a.name], deltas[a.name]) for a in arms}
         evaluators = {name: self.evaluator(way.ref, way.rows) for name, way in self.ways.items()}
         edits = {name: [e.submit(c, tasks) for c, tasks in alone] for name, e in singles.items()}
-        measured = {name: [e.submit(c, tasks) for c, tasks in together] for name, e in evaluators.items()}
+        measured = {
+            name: [e.submit(a, everything) for a in probes(p.spec, list(e.deltas))] for name, e in evaluators.items()
+        }
         self.wait(
             [ref for refs in (*edits.values(), *measured.values()) for units in refs for ref in units],
             "validation",
@@ -136,8 +137,8 @@ class Judge:
 
     def _entangled(self, problem: Problem, labels: Mapping[str, torch.Tensor], best: Candidate) -> dict:
         """How far the edits disturb each other, where the search has cached what tells it."""
-        if best.predicted is None:
-            return {}
+        if best.predicted is None or problem.targets != tuple(sorted(problem.objective.single)):
+            return {}  # not known, or not by task
         surrogate, targets = surrogate_of(problem, labels), problem.targets
         logits = problem.evaluator.logits(best.coefficients, problem.tasks)
         a = torch.tensor([best.coefficients[t] for t in targets])

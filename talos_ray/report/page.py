@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from talos_ray import gate
+from talos_ray.core.merging import coefficients_of
 from talos_ray.errors import SpecError, nearest
 from talos_ray.report import english, japanese, plots, tables
 from talos_ray.report.words import Words
@@ -145,6 +146,12 @@ def _kind(version: Mapping, task: str, w: Words) -> str:
     return w("forgotten_kind" if kind == "forgotten" else kind)
 
 
+def told_coefficients(coefficients: Mapping[str, float], task: str) -> str:
+    """A task's coefficient; those of its groups of layers, where it has several."""
+    own = coefficients_of(coefficients, task)
+    return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
@@ -166,12 +173,12 @@ def _scores(version: Mapping, w: Words) -> list[str]:
     shown = (*version["targets"], *version.get("others", ()), *version["controls"])
     rows = []
     for task in shown:
-        s, alpha = scores[task], version["coefficients"].get(task)
+        s, alpha = scores[task], told_coefficients(version["coefficients"], task)
         change = s["merged"]["value"] - s["base"]["value"]
         rows.append(
             [
                 html.escape(task), _kind(version, task, w), _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}",
-                _interval(s.get("single")), "" if alpha is None else f"{alpha:.2f}", str(s["base"]["n"]),
+                _interval(s.get("single")), alpha, str(s["base"]["n"]),
             ]
         )  # fmt: skip
     head = [w(k) for k in ("task", "kind", "base", "merged", "change", "single", "coefficient")]

@@ -10,6 +10,7 @@ from openpyxl import Workbook
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 
+from talos_ray.core.merging import coefficients_of
 from talos_ray.storage.run_folder import kind_of
 
 Table = list[Sequence[object]]  # the first row is the header
@@ -19,7 +20,8 @@ def scores(version: Mapping) -> Table:
     """A row a task and model, with 95 % intervals."""
     rows: Table = [("task", "kind", "coefficient", "model", "accuracy", "low", "high", "n")]
     for task, kinds in version["scores"].items():
-        kind, alpha = kind_of(version, task), version["coefficients"].get(task, "")
+        own = coefficients_of(version["coefficients"], task)
+        kind, alpha = kind_of(version, task), own.get("", "; ".join(f"{g}: {a:g}" for g, a in own.items()))
         rows += [(task, kind, alpha, model, s["value"], s["low"], s["high"], s["n"]) for model, s in kinds.items()]
     return rows
 

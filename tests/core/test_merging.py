@@ -10,7 +10,7 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import eligible_layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
-from talos_ray.core.merging import METHODS, SUBSPACES, merged
+from talos_ray.core.merging import METHODS, SUBSPACES, coefficients_of, layer_groups, merged, task_of
 
 TASKS = ("a", "b", "c")
 
@@ -147,6 +147,34 @@ def test_subspaces_add_up_to_what_the_papers_define(method, kind):
         assert not after[:, ~there].any()
     for name in ("0.bias", "1.bias"):
         assert np.array_equal(dense(mask, deltas, name), dense(wide, rows, name))  # vectors stay as they are
+
+
+@pytest.mark.parametrize("groups", [2, {"weights": "weight$"}])
+def test_groups_of_layers_add_up_to_the_task_and_can_be_turned_apart(groups):
+    net, mask, deltas, base = world()
+    kept, rows = merged(deltas, mask, groups=groups)
+    names = ("0", "1") if groups == 2 else ("rest", "weights")
+    assert kept is mask and list(rows) == [f"{t}@{g}" for t in TASKS for g in names]
+    plain, grouped = Composer(net, mask, list(deltas.values()), base), None
+    plain.compose({"a": 0.3, "c": -0.7})
+    whole = fingerprint(net.state_dict())
+    plain.rollback()
+    grouped = Composer(net, mask, list(rows.values()), base)
+    alike = {r: {"a": 0.3, "c": -0.7}[task_of(r)] for r in rows if task_of(r) != "b"}
+    grouped.compose(alike)
+    assert fingerprint(net.state_dict()) == whole  # one coefficient for all groups: the same bits
+    grouped.rollback()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    grouped.compose({f"a@{names[1]}": 1.0})
+    moved = {n for n, t in net.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved == ({"1.weight", "1.bias"} if groups == 2 else {"0.weight", "1.weight"})
+    assert coefficients_of(alike, "a") == dict.fromkeys(names, 0.3) and coefficients_of({"a": 1.0}, "a") == {"": 1.0}
+
+
+def test_depth_is_the_first_number_of_a_name():
+    names = ["visual.conv1.weight", *(f"visual.blocks.{i}.mlp.weight" for i in range(6)), "visual.ln_post.weight"]
+    assert list(layer_groups(names, 3).values()) == ["0", "0", "0", "1", "1", "2", "2", "0"]
+    assert set(layer_groups(["a.weight", "b.bias"], 4).values()) == {"0"}
 
 
 def test_dare_keeps_its_share_rescaled_and_by_seed():

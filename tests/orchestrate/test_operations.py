@@ -103,6 +103,27 @@ def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):
         run.merge(["side"])
 
 
+@pytest.mark.slow
+def test_layers_may_have_coefficients_of_their_own(mine, capsys):
+    run, values = mine
+    values["search"] = {**values["search"], "merge": {"method": "linear", "groups": 2}}
+    run = talos_ray.edit(**values)
+    found = run.newest
+    assert set(found["coefficients"]) == {f"{t}@{g}" for t in run.deltas for g in "01"} and "rows" not in found
+    if run.head != found["version"]:
+        run.approve(found["version"], by="a test", reason="groups")
+    run.remove("sides")
+    left = run.newest
+    assert left["coefficients"] == {r: a for r, a in found["coefficients"].items() if not r.startswith("sides@")}
+    with pytest.raises(TalosError, match="cannot be forgotten"):
+        run.forget("pointers", keep=1.0, at_most=0.0)
+    run.forget("pointers", keep=0.2, at_most=1.0)
+    assert len({a for r, a in run.newest["coefficients"].items() if r.startswith("pointers@")}) <= 1
+    assert run.verify(deep=True) == []
+    page = run.report(Path(run.path).parent / "page.html", found["version"]).read_text()
+    assert f"0 {found['coefficients']['sides@0']:.2f}, 1 {found['coefficients']['sides@1']:.2f}" in page
+
+
 def test_what_leaves_the_mask_is_stored_as_what_it_is(mine):
     run, values = mine
     values["search"] = {**values["search"], "merge": {"method": "tsv"}}
