@@ -135,21 +135,27 @@ def _model(name: str, folder: Path, words: Iterable[str]) -> str:
     return tiny_model(kind, words, folder)
 
 
-def tiny_model(kind: str, words: Iterable[str], folder: Path) -> str:
+def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> str:
     """A model of two small blocks with random weights, and a tokenizer of some words, as `save_pretrained` writes them. Decoders but
     GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it with the embedding.
 
     Args:
-        kind: 'bert', 't5', 'clip', 'siglip', or a causal LM as transformers names its configuration.
+        kind: 'bert', 'classifier' (a BERT that sorts into `labels`), 't5', 'clip', 'siglip', or a causal LM as transformers names its configuration.
 
     Returns:
         What `model:` in a spec calls it.
     """
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
     size = _save_words(kind, words, folder)
-    if kind == "bert":
+    if kind in ("bert", "classifier"):
         shape = {
             "hidden_size": 32,
             "num_hidden_layers": 2,
@@ -158,7 +164,9 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path) -> str:
             "max_position_embeddings": 48,
             "initializer_range": 0.2,
         }
-        auto = AutoModel
+        shape |= {"id2label": dict(enumerate(labels))} if labels else {}
+        auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModel
+        kind = "bert"
     elif kind in ("clip", "siglip"):
         shape, auto = _two_towers(size, folder), AutoModel
     elif kind == "t5":
@@ -223,7 +231,7 @@ def _save_words(kind: str, words: Iterable[str], folder: Path) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    if kind in ("bert", "clip", "siglip"):
+    if kind in ("bert", "classifier", "clip", "siglip"):
         special, named = (
             ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
             {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},

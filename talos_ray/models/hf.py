@@ -64,6 +64,8 @@ def _family(name: str, config: PretrainedConfig) -> str:
     made_for = (config.architectures or ["?"])[0]
     if config.is_encoder_decoder:
         return "seq2seq"
+    if made_for.endswith("ForSequenceClassification"):
+        return "classifier"
     if "CausalLM" in made_for or "LMHead" in made_for or getattr(config, "is_decoder", False):
         return "causal"
     if config.model_type in TWO_TOWERS:

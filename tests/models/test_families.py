@@ -11,7 +11,14 @@ from images import write_images
 from safetensors.torch import load_file
 from texts import save_model, write_texts
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    ViTConfig,
+    ViTModel,
+)
 
 from talos_ray import SpecError
 from talos_ray.core.blocks import gather
@@ -27,7 +34,7 @@ from talos_ray.smoke import tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import Examples, decoded, encoded, load_task
 
-FAMILIES = ("demo", "clip", "siglip", "bert", "t5", "gpt2", "llama", "qwen3", "python")
+FAMILIES = ("demo", "clip", "siglip", "bert", "classifier", "t5", "gpt2", "llama", "qwen3", "python")
 
 
 def operation(*names: str):
@@ -87,6 +94,8 @@ def family(request, tmp_path_factory):
             name = tiny_model(kind, ["a", "photo", "of", ".", "left", "right"], folder / "model")
     else:
         task = {**write_texts(folder, "animals", 40), "kind": "text", "input": "text", "prompts": ["{}"]}
+        if kind == "classifier":
+            task = {**task, "phrases": ["No", "Yes"]}
         name = "python:test_families:Bag" if kind == "python" else save_model(folder / "model", kind)
     spec = make_spec({"model": name, "tasks": [task], "output": "x"})
     return name, load_model(spec.model), load_task(spec.tasks[0], 0)
@@ -203,6 +212,7 @@ def test_a_saved_model_loads_in_its_own_library_and_answers_alike(family, tmp_pa
         auto = {
             "Encoder": AutoModel,
             "Vision": AutoModel,
+            "Classifier": AutoModelForSequenceClassification,
             "Seq2Seq": AutoModelForSeq2SeqLM,
             "Causal": AutoModelForCausalLM,
         }[kind]
@@ -262,6 +272,10 @@ def test_folders_that_hold_no_model_of_ours(tmp_path):
         check_model(f"hf:{tmp_path}")
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**small)).save_pretrained(tmp_path)
+    with pytest.raises(
+        SpecError, match=r"class 'ye' is no label of this classifier \(did you mean 'yes'\?\); it has: yes, no"
+    ):
+        load_model(save_model(tmp_path / "sorts", "classifier")).head(["ye"], ["{}"])
     with pytest.raises(SpecError, match="is a ViTModel, which reads images and knows no words; wanted CLIP or SigLIP"):
         load_model(f"hf:{tmp_path}")
     with pytest.raises(SpecError, match="2 prompts are given; wanted one"):

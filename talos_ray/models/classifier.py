@@ -1,0 +1,61 @@
+"""Sequence classification checkpoints of Hugging Face transformers, as they are: the blocks are edited, the classifier is the frozen head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from talos_ray.errors import SpecError, nearest
+from talos_ray.models.hf import attended, blocks, cut, padded
+
+AUTO = AutoModelForSequenceClassification
+
+
+class Classifier:
+    """An encoder with a classifier on top, and its tokenizer (see `models.Family`). Tasks share its labels, or some of them.
+
+    Inputs are token ids int64 [n, length], PAD where a text ends; a head holds the numbers of a task's labels, int64 [classes].
+    """
+
+    head_words = "numbers [classes] of the checkpoint's own labels; logits are its classifier's, at these"
+
+    def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
+        self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
+        self.edited = (f"{blocks(module)}.",)
+
+    def preprocess(self, examples: list) -> torch.Tensor:
+        return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)
+
+    def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
+        """Raises SpecError if a class is none of the checkpoint's labels."""
+        known = {str(label).lower(): int(i) for i, label in self.module.config.id2label.items()}
+        for phrase in phrases:
+            if phrase.lower() not in known:
+                raise SpecError(
+                    f"class {phrase!r} is no label of this classifier{nearest(phrase.lower(), known)}; it has: {', '.join(list(known)[:12])}; "
+                    f"name the task's classes so, or give `phrases` in their order"
+                )
+        return torch.tensor([known[phrase.lower()] for phrase in phrases])
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Mean of the last block's states over the tokens."""
+        ids, there = cut(inputs)
+        states = self.module.base_model(input_ids=ids, attention_mask=attended(there)).last_hidden_state
+        return (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+
+    def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        ids, there = cut(inputs)
+        return self.module(input_ids=ids, attention_mask=attended(there)).logits[:, head]
+
+    def save(self, folder: Path) -> None:
+        """For `AutoModelForSequenceClassification.from_pretrained(FOLDER)`."""
+        self.module.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def make(module: nn.Module, tokenizer, where: str, length: int) -> Classifier:
+    return Classifier(module, tokenizer, length)
