@@ -83,7 +83,9 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
 
 def _with(spec: Spec, chosen: Setting) -> Spec:
     train = spec.train.model_copy(update={"lr": spec.train.lr * chosen.lr})
-    return spec.model_copy(update={"mask": chosen.mask, "train": train})
+    own = {t.name: {**t.train, "lr": t.train["lr"] * chosen.lr} for t in spec.tasks if "lr" in t.train}
+    tasks = tuple(t.model_copy(update={"train": own.get(t.name, t.train)}) for t in spec.tasks)
+    return spec.model_copy(update={"mask": chosen.mask, "train": train, "tasks": tasks})
 
 
 def _first(spec: Spec) -> list[Setting]:

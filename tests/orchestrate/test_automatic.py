@@ -8,7 +8,7 @@ import pytest
 
 import talos_ray
 from talos_ray import SpecError, TalosError
-from talos_ray.orchestrate.automatic import _best, _first, _second
+from talos_ray.orchestrate.automatic import Setting, _best, _first, _second, _with
 from talos_ray.spec import make_spec
 
 
@@ -44,6 +44,12 @@ def test_the_best_that_holds_wins_and_of_equal_ones_the_smaller():
     assert _best([row(0.9, held=False), row(0.5, keep=0.2), row(0.6), row(0.6, keep=0.05)], 1.0).keep == 0.05
     with pytest.raises(TalosError, match="every short run diverged.*lower train.lr"):
         _best([row(0.0, held=False)], 1.0)
+
+
+def test_the_chosen_factor_is_of_every_tasks_own_learning_rate():
+    tasks = ["demo:counts", {"recipe": "demo:pointers", "train": {"lr": 0.5}}]
+    found = _with(spec(tasks=tasks, train={"lr": 0.1}), Setting("random", "row", 0.05, 2.0))
+    assert [found.train_for(t, 100).lr for t in found.tasks] == [0.2, 1.0] and found.mask.keep == 0.05
 
 
 def test_within_the_noise_the_cheapest_wins():
