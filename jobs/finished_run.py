@@ -20,7 +20,7 @@ def look(uri: str) -> Iterator[Row]:
     spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
     version = folder.load_version(folder.versions()[-1])
     yield from _search(folder, spec, version)
-    yield from _overhead(folder, version)
+    yield from overhead(folder, version)
 
 
 def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
@@ -30,8 +30,8 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     bench, mask = Workbench(shared), folder.load_mask(prepared.base)
     deltas = {t: folder.load_delta(t) for t in prepared.targets}
     linear, chosen = (
-        Arm.of(f"{SPARSE} {name}", mask.bits, rows)
-        for name, rows in (("linear", deltas), ("chosen", merged(deltas, mask, **version["merge"])))
+        Arm.of(f"{SPARSE} {name}", on.bits, rows)
+        for name, (on, rows) in (("linear", (mask, deltas)), ("chosen", merged(deltas, mask, **version["merge"])))
     )
     everything = [*prepared.targets, *prepared.controls]
 
@@ -66,7 +66,7 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     yield measured if found >= max(grid) else replace(measured, holds=False)
 
 
-def _overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
+def overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
     """Wall time of the stages against what their workers were busy for, shared out over the workers at once."""
     walls, slots = version["stages"]["seconds"], version["stages"]["slots"]
     deltas = version["targets"]

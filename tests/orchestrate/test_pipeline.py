@@ -214,7 +214,7 @@ def jobs_of(s, folder, mask, **settings):
     from talos_ray.orchestrate.train import Job
 
     task = s.spec.tasks[0]
-    train = s.spec.train_for(task).model_copy(update=settings)
+    train = s.spec.train_for(task, 100).model_copy(update=settings)
     return [Job(task, "sparse", train, "key", str(folder), mask.fingerprint)]
 
 
