@@ -27,7 +27,7 @@ def test_a_model_learns_text_tasks(kind, tmp_path):
     }
     summary = run.version["summary"]
     assert summary["merged"] > summary["zero_shot"] + 0.1
-    inside = {"encoder": ("encoder.layer.",), "t5": ("encoder.block.", "decoder.block."), "llama": ("model.layers.",)}[
+    inside = {"bert": ("encoder.layer.",), "t5": ("encoder.block.", "decoder.block."), "llama": ("model.layers.",)}[
         kind
     ]
     assert all(name.startswith(inside) for name in run.mask.layout.names)

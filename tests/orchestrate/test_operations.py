@@ -148,8 +148,8 @@ def test_a_removed_task_leaves_no_trace(mine):
     assert run.coefficients == {t: a for t, a in before.items() if t != "sides"}
     left = {t: d for t, d in run.deltas.items() if t != "sides"}
     family = load_model("demo")
-    rows = merged(left, run.mask, **run.version["merge"])
-    Composer(family.module, run.mask, list(rows.values()), run.info["base"]).compose(run.coefficients)
+    mask, rows = merged(left, run.mask, **run.version["merge"])
+    Composer(family.module, mask, list(rows.values()), run.info["base"]).compose(run.coefficients)
     assert fingerprint(base_tensors(family)) == run.version["model"] == fingerprint(base_tensors(run.model()))
     with pytest.raises(TalosError, match="holds no edit of task 'sides'"):
         run.remove("sides")
