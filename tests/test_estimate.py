@@ -75,7 +75,9 @@ def clip(folder: Path) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
-@pytest.mark.parametrize(("make", "kind", "samples"), [(causal, "text", 8), (clip, "image", 16)])
+@pytest.mark.parametrize(
+    ("make", "kind", "samples"), [(causal, "text", 8), pytest.param(clip, "image", 16, marks=pytest.mark.slow)]
+)
 def test_a_steps_peak_is_what_was_said(make, kind, samples, tmp_path):
     model = make(tmp_path / "model")
     data = write_texts(tmp_path, "animals", 40)

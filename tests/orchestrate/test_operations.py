@@ -124,6 +124,7 @@ def test_layers_may_have_coefficients_of_their_own(mine, capsys):
     assert f"0 {found['coefficients']['sides@0']:.2f}, 1 {found['coefficients']['sides@1']:.2f}" in page
 
 
+@pytest.mark.slow
 def test_what_leaves_the_mask_is_stored_as_what_it_is(mine):
     run, values = mine
     values["search"] = {**values["search"], "merge": {"method": "tsv"}}
