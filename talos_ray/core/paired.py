@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from talos_ray.core.metrics import Z95
+
+RESAMPLED = 2000  # draws of the bootstrap
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,3 +72,15 @@ def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share:
 def wanted_inputs(value: float, error: float, n: int) -> int | None:
     """How many inputs, of which there are n, would tell on which side of 0 a `margin` lies; None where none would."""
     return None if value == 0 else max(n, math.ceil(n * (Z95 * error / value) ** 2))
+
+
+def bootstrap(samples: Sequence[torch.Tensor], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean over tasks of each task's mean, by the percentile bootstrap (Efron, 1979): inputs are drawn anew within
+    every task. `samples`: what each task's inputs score, [n] each, of few different values (0 and 1; or -1, 0 and 1 for a paired
+    difference), so that drawing how often each comes up is the same as drawing inputs."""
+    dice, total = np.random.default_rng(seed), np.zeros(RESAMPLED)
+    for x in samples:
+        values, counts = x.double().unique(return_counts=True)
+        total += dice.multinomial(len(x), (counts / len(x)).numpy(), size=RESAMPLED) @ values.numpy() / len(x)
+    low, high = np.quantile(total / len(samples), (0.025, 0.975))
+    return float(low), float(high)

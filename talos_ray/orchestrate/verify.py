@@ -18,7 +18,7 @@ from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.mask import Mask
 from talos_ray.core.merging import SUBSPACES, merged
 from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, normalized_accuracy
-from talos_ray.core.paired import Answers
+from talos_ray.core.paired import Answers, bootstrap
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Found, Ledger, Problem, evaluate
@@ -206,6 +206,11 @@ class Judge:
         if way.how.method in SUBSPACES and way.rows:  # singular vectors differ in the last bits from machine to machine
             sparse["rows"], size = self.folder.save_merged(way.mask, way.rows)
             sparse["cost"] |= {"merged_bytes": size, "weights_changed": way.mask.k}
+        if p.targets:
+            rights = [[a.right(t) for t in p.targets] for a in (base, now)]
+            gains = [b.int() - a.int() for a, b in zip(*rights, strict=True)]
+            parts = zip(("zero_shot", "merged", "gain"), (*rights, gains), strict=True)
+            sparse["summary"]["intervals"] = {name: bootstrap(found) for name, found in parts}
         version = {
             "kind": "addition",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -23,7 +23,7 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-top:1px solid va
 p.how{color:var(--dim)}.decision{font-size:1.15rem;border-left:.3rem solid;padding:.5rem 1rem;font-weight:600}
 .pass{border-color:var(--good);color:var(--good)}.hold{border-color:var(--bad);color:var(--bad)}.open{border-color:var(--dim)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}
+tfoot td{font-weight:600}th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}
 code{overflow-wrap:anywhere}svg{width:100%;height:auto}small{color:var(--dim)}
 @media(max-width:40rem){th,td{padding:.25rem .3rem;font-size:.85rem}td small{display:block}.plot{overflow-x:auto}.plot svg{min-width:42rem}}
 @media print{body{max-width:none}h2{break-after:avoid}svg{break-inside:avoid}}
@@ -127,10 +127,11 @@ def _interval(score: Mapping | None) -> str:
     return "" if score is None else f"{score['value']:.3f} <small>{score['low']:.3f}-{score['high']:.3f}</small>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str] = ()) -> str:
     cells = "".join(f"<th scope=col>{h}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<div class=wide tabindex=0><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+    last = f"<tfoot><tr>{''.join(f'<td>{c}</td>' for c in foot)}</tr></tfoot>" if foot else ""
+    return f"<div class=wide tabindex=0><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody>{last}</table></div>"
 
 
 def _how(text: str) -> str:
@@ -185,9 +186,23 @@ def _scores(version: Mapping, w: Words) -> list[str]:
     return [
         f"<h2>{w('scores')}</h2>",
         _how(w("scores_how")),
-        _table([*head, "n"], rows),
+        _table([*head, "n"], rows, _means(version, w)),
         _plot(plots.scores({t: scores[t] for t in shown}, w)),
     ]
+
+
+def _means(version: Mapping, w: Words) -> list[str]:
+    """The mean over the targets, with its intervals by bootstrap."""
+    means = version["summary"]
+    if not (found := means.get("intervals")):
+        return []
+
+    def told(name: str, value: float, sign: str = "") -> str:
+        low, high = found[name]
+        return f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>"
+
+    gain = told("gain", means["merged"] - means["zero_shot"], "+")
+    return [w("mean_targets"), "", told("zero_shot", means["zero_shot"]), told("merged", means["merged"]), gain, f"{means['single']:.3f}" if "single" in means else "", "", ""]  # fmt: skip
 
 
 def _gate(version: Mapping, w: Words) -> list[str]:

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import binomtest
 
 from talos_ray.core.metrics import Z95
-from talos_ray.core.paired import change, margin, wanted_inputs
+from talos_ray.core.paired import bootstrap, change, margin, wanted_inputs
 
 
 def pairs(n, both, lost, won, generator):
@@ -35,6 +35,20 @@ def test_the_interval_of_a_margin_covers_the_truth(n, share):
         value, error = margin([before], [after], share)
         inside += abs(value - truth) <= Z95 * error
     assert inside / 1500 > 0.925
+
+
+def test_the_bootstrap_covers_the_mean_over_tasks():
+    generator, shares, inside = torch.Generator().manual_seed(0), (0.3, 0.7, 0.9), 0
+    for i in range(300):
+        samples = [torch.rand(n, generator=generator) < p for n, p in zip((80, 200, 50), shares, strict=True)]
+        low, high = bootstrap(samples, seed=i)
+        inside += low <= sum(shares) / 3 <= high
+    assert 0.90 < inside / 300 < 0.985
+    assert bootstrap(samples) == bootstrap(samples)
+    before, after = pairs(400, 0.5, 0.05, 0.25, generator)
+    low, high = bootstrap([after.int() - before.int()])
+    apart = bootstrap([after]), bootstrap([before])
+    assert low < 0.2 < high and high - low < sum(b - a for a, b in apart)  # pairs tell more than two scores do
 
 
 def test_few_inputs_without_a_change_are_no_certainty():

@@ -71,6 +71,10 @@ def test_the_page_opens_offline_and_shows_the_versions_numbers(browser, pages, l
             wanted = [f"{s[kind][k]:.3f}" for k in ("value", "low", "high")] if kind in s else []
             assert re.findall(r"\d\.\d{3}", shown[task][cell]) == wanted
         assert shown[task][7] == str(s["base"]["n"])
+    foot = ask("return [...document.querySelector('tfoot').rows[0].cells].map(c => c.innerText)")
+    for cell, name in ((2, "zero_shot"), (3, "merged"), (4, "gain")):
+        wanted = [f"{x:.3f}" for x in version["summary"]["intervals"][name]]
+        assert all(x in foot[cell] for x in wanted)
     plots = ask("return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), s.getAttribute('aria-label'), s.getBoundingClientRect().height])")  # fmt: skip
     assert len(plots) >= 6 and all(role == "img" and label and height > 100 for role, label, height in plots)
     letters = ask("return [...document.querySelectorAll('svg text')].map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().c, t.getScreenCTM().d))")  # fmt: skip
