@@ -555,8 +555,7 @@ def show(run, as_json: bool = False) -> None:
 
 
 def _show_scores(run) -> None:
-    from talos_ray.core.merging import coefficients_of
-    from talos_ray.storage.run_folder import kind_of
+    from talos_ray.storage.run_folder import coefficient_of, kind_of
 
     version = run.version
     table = Table(title=f"{run.path}, version {version['version']}: accuracy on test data", title_justify="left")
@@ -568,8 +567,7 @@ def _show_scores(run) -> None:
             kind_of(version, task), ""
         )
         cells = [f"{s[c]['value']:.3f}" if c in s else "" for c in ("base", "single", "merged")]
-        own = coefficients_of(version["coefficients"], task)
-        row = [task + kind, ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items()), *cells]
+        row = [task + kind, coefficient_of(version, task), *cells]
         table.add_row(*row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
     m = version["summary"]
     if "merged" in m:

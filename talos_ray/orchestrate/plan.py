@@ -100,8 +100,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         if task.checkpoint is not None:
             progress.update("check", 1.0, f"checkpoint of {task.name}")
             with problems:
-                tuned = weights_of(task, layout)
-                checkpoints[task.name] = fingerprint({n: tuned[n] for n in layout.names})
+                checkpoints[task.name] = _checkpoint(folder, task, layout)
     problems.tell()
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
@@ -138,6 +137,18 @@ def _check_stored(folder: RunFolder, p: Prepared) -> None:
     for task in p.targets:
         if (delta := folder.load_delta(task)) is not None:
             delta.check(p.base, mask.fingerprint if mask else delta.mask)
+
+
+def _checkpoint(folder: RunFolder, task: Task, layout: Layout) -> str:
+    """Fingerprint of a task's checkpoint; what its delta says, where the checkpoint is gone and the delta is here."""
+    delta = folder.load_delta(task.name)
+    try:
+        tuned = weights_of(task, layout)
+    except SpecError:
+        if delta is None or delta.info.get("imported") != task.checkpoint:
+            raise
+        return delta.info["checkpoint"]
+    return fingerprint({n: tuned[n] for n in layout.names})
 
 
 def weights_of(task: Task, layout: Layout) -> dict[str, torch.Tensor]:

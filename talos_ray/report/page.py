@@ -6,11 +6,10 @@ import html
 from collections.abc import Mapping, Sequence
 
 from talos_ray import gate
-from talos_ray.core.merging import coefficients_of
 from talos_ray.errors import SpecError, nearest
 from talos_ray.report import english, japanese, plots, tables
 from talos_ray.report.words import Words
-from talos_ray.storage.run_folder import RunFolder, kind_of
+from talos_ray.storage.run_folder import RunFolder, coefficient_of, kind_of
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
 RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "result_open"}
@@ -147,12 +146,6 @@ def _kind(version: Mapping, task: str, w: Words) -> str:
     return w("forgotten_kind" if kind == "forgotten" else kind)
 
 
-def told_coefficients(coefficients: Mapping[str, float], task: str) -> str:
-    """A task's coefficient; those of its groups of layers, where it has several."""
-    own = coefficients_of(coefficients, task)
-    return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
-
-
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
@@ -174,7 +167,7 @@ def _scores(version: Mapping, w: Words) -> list[str]:
     shown = (*version["targets"], *version.get("others", ()), *version["controls"])
     rows = []
     for task in shown:
-        s, alpha = scores[task], told_coefficients(version["coefficients"], task)
+        s, alpha = scores[task], coefficient_of(version, task)
         change = s["merged"]["value"] - s["base"]["value"]
         rows.append(
             [

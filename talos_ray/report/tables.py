@@ -10,8 +10,7 @@ from openpyxl import Workbook
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 
-from talos_ray.core.merging import coefficients_of
-from talos_ray.storage.run_folder import kind_of
+from talos_ray.storage.run_folder import coefficient_of, kind_of
 
 Table = list[Sequence[object]]  # the first row is the header
 
@@ -20,8 +19,7 @@ def scores(version: Mapping) -> Table:
     """A row a task and model, with 95 % intervals."""
     rows: Table = [("task", "kind", "coefficient", "model", "accuracy", "low", "high", "n")]
     for task, kinds in version["scores"].items():
-        own = coefficients_of(version["coefficients"], task)
-        kind, alpha = kind_of(version, task), own.get("", "; ".join(f"{g}: {a:g}" for g, a in own.items()))
+        kind, alpha = kind_of(version, task), version["coefficients"].get(task, coefficient_of(version, task))
         rows += [(task, kind, alpha, model, s["value"], s["low"], s["high"], s["n"]) for model, s in kinds.items()]
     return rows
 

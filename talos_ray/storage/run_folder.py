@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_packed
+from talos_ray.core.merging import coefficients_of
 from talos_ray.core.paired import Answers
 from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, TalosError
 from talos_ray.storage import history
@@ -352,6 +353,12 @@ def kind_of(version: Mapping, task: str) -> str:
     if task in version.get("forgotten", ()):
         return "forgotten"
     return "target" if task in version["targets"] else "control" if task in version["controls"] else "other"
+
+
+def coefficient_of(version: Mapping, task: str) -> str:
+    """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has none."""
+    own = coefficients_of(version["coefficients"], task)
+    return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
 
 
 def load_mask(store: Store, name: str, base: str) -> Mask:
