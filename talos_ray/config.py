@@ -74,6 +74,11 @@ class Auto(_Settings):
         description="standard errors below the best score within which the cheapest to train is taken; 0 takes the best score",
     )
 
+    @property
+    def middle(self) -> float:
+        """The share of weights that every strategy is tried with."""
+        return sorted(self.keeps)[len(self.keeps) // 2]
+
 
 class Calibration(_Settings):
     """How the sensitivity of every weight is measured."""
@@ -311,6 +316,11 @@ class Task(_Settings):
         None,
         description="weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, or a model as `model` names one; what they changed on the mask is the task's delta",
     )
+
+    @property
+    def templated(self) -> bool:
+        """Whether `input` is a template of several columns."""
+        return self.kind == "text" and "{" in self.input
 
     @field_validator("prompts")
     @classmethod

@@ -64,7 +64,7 @@ def estimate(spec: Spec) -> Estimate:
     family = shape_of(spec.model)
     layout, tasks = layout_of(family), len(spec.tasks)
     total = sum(p.numel() for p in family.module.parameters())
-    keep = sorted(spec.auto.keeps)[len(spec.auto.keeps) // 2] if spec.mask.keep == "auto" else spec.mask.keep
+    keep = spec.auto.middle if spec.mask.keep == "auto" else spec.mask.keep
     masked = layout.total if spec.mask.strategy == "all" else round(keep * layout.total)
     rows = spec.mask.granularity == "row" or spec.mask.strategy == "all"
     widest = max(spec.tasks, key=lambda t: len(t.classes or t.phrases or ()))

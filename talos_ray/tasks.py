@@ -253,7 +253,7 @@ def _load_splits(task: Task) -> dict[str, Any]:
 
 def _columns(task: Task) -> list[str]:
     """The columns that make an input: one, or those of a template."""
-    if task.kind != "text" or "{" not in task.input:
+    if not task.templated:
         return [task.input]
     try:
         fields = [name for _, name, _, _ in Formatter().parse(task.input) if name is not None]
@@ -325,7 +325,7 @@ def _as_inputs(task: Task, rows, split: str):
     import datasets
     from datasets import Image, Value
 
-    if task.kind == "text" and "{" in task.input:
+    if task.templated:
         return _filled(task, rows, split), "input"
     feature = rows.features[task.input]
     if task.kind == "text":

@@ -93,7 +93,7 @@ def _first(spec: Spec) -> list[Setting]:
     mask, auto = spec.mask, spec.auto
     strategies = auto.strategies if mask.strategy == "auto" else (mask.strategy,)
     granularities = auto.granularities if mask.granularity == "auto" else (mask.granularity,)
-    keep = sorted(auto.keeps)[len(auto.keeps) // 2] if mask.keep == "auto" else mask.keep
+    keep = auto.middle if mask.keep == "auto" else mask.keep
     return [Setting(s, g, keep, 1.0) for s in strategies for g in granularities]
 
 
