@@ -374,19 +374,25 @@ def calibration(repeats: int, batch: int) -> Iterator[Row]:
     module, layout, forward = subject.module, eligible_layout(subject.module), classifier(subject)
     images, labels = subject.draw(batch), torch.randint(CLASSES, (batch,), device=DEVICE)
     wanted = [p for n, p in module.named_parameters() if n in set(layout.names)]
-    scores = SquaredGradients(module, layout, Checked())
+    cast = torch.bfloat16 if DEVICE.type == "cuda" else None
+    scores = SquaredGradients(module, layout, Checked(), autocast=cast)
     few = min(4, batch)
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(DEVICE.type, dtype=cast, enabled=cast is not None):
+            out = forward(x)
+        return F.cross_entropy(out.float(), y)
 
     def ours() -> None:
         scores.add(forward, images, torch.Generator().manual_seed(0))
 
     def loop() -> None:
         for i in range(few):
-            for g in torch.autograd.grad(F.cross_entropy(forward(images[i : i + 1]), labels[i : i + 1]), wanted):
+            for g in torch.autograd.grad(loss(images[i : i + 1], labels[i : i + 1]), wanted):
                 g.square_()
 
     def plain() -> None:
-        torch.autograd.grad(F.cross_entropy(forward(images), labels), wanted)
+        torch.autograd.grad(loss(images, labels), wanted)
 
     a, b, c = side_by_side(repeats, ours, loop, plain)
     b = [t * batch / few for t in b]

@@ -19,6 +19,7 @@ from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 CACHE_BYTES = 1 << 30  # decoded inputs of one split that a process keeps
+GPU_CACHE_PART = 8  # of a GPU's memory, at most one such part holds inputs
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
 
 
@@ -76,7 +77,10 @@ class TaskData:
 
 
 class Examples:
-    """Preprocessed batches of a split. Inputs are decoded once and kept where they fit in CACHE_BYTES."""
+    """Preprocessed batches of a split. Inputs are decoded once and kept where they fit in CACHE_BYTES: on the GPU while
+    all that is kept there is a small part of its memory, else on the host."""
+
+    on_gpu = 0  # bytes that all splits of this process keep there
 
     def __init__(
         self, split: Split, preprocess: Callable[[list], torch.Tensor], device: torch.device | str = "cpu"
@@ -112,12 +116,21 @@ class Examples:
         if len(missing):
             fresh = self.fresh(missing.tolist())
             if self.cache is None and self.kept:
-                self.cache = torch.empty(len(self), *fresh.shape[1:], dtype=fresh.dtype)
+                self.cache = self._room(fresh)
             if self.cache is None:
                 return fresh.to(self.device), self.split.labels[index].to(self.device)
-            self.cache[missing] = fresh
+            self.cache[missing.to(self.cache.device)] = fresh.to(self.cache.device)
             self.have[missing] = True
-        return self.cache[index].to(self.device), self.split.labels[index].to(self.device)
+        inputs = self.cache[index.to(self.cache.device, non_blocking=True)]
+        return inputs.to(self.device), self.split.labels[index].to(self.device, non_blocking=True)
+
+    def _room(self, like: torch.Tensor) -> torch.Tensor:
+        """For all inputs of the split."""
+        size, device = like[0].nbytes * len(self), torch.device("cpu")
+        if self.device.type == "cuda":
+            if Examples.on_gpu + size <= torch.cuda.get_device_properties(self.device).total_memory // GPU_CACHE_PART:
+                device, Examples.on_gpu = self.device, Examples.on_gpu + size
+        return torch.empty(len(self), *like.shape[1:], dtype=like.dtype, device=device)
 
     def fresh(self, index: list[int]) -> torch.Tensor:
         """Inputs [n, ...] of some positions, decoded and preprocessed now."""

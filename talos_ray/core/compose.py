@@ -9,6 +9,7 @@ from torch import nn
 
 from talos_ray.core.blocks import Block, blocks
 from talos_ray.core.delta import Delta
+from talos_ray.core.fused import Fused
 from talos_ray.core.mask import Mask
 from talos_ray.errors import TalosError
 
@@ -35,12 +36,14 @@ class Composer:
         self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
         params = dict(module.named_parameters())
         device = params[mask.layout.names[0]].device
-        parts = [(params[b.name], part) for b in blocks(mask, device) for part in b.fast().cut(CHUNK)]
-        self.base = torch.cat([b.gather(p.detach()) for p, b in parts])  # [k]
-        self.values = {n: d.values.to(device) for n, d in self.deltas.items()}
+        whole = [(params[b.name], b.fast()) for b in blocks(mask, device)]
+        self.base = torch.cat([b.gather(p.detach()) for p, b in whole])  # [k]
+        self.values = {n: d.values.to(device).contiguous() for n, d in self.deltas.items()}
+        self.fused = Fused.of(whole, self.base, list(self.values.values()))
+        parts = [(p, part) for p, b in whole for part in b.cut(CHUNK)]
         self.chunks = _chunks(parts)
         # Kept: fresh pages would cost more than the sum. One holds the sum, one a delta in float32.
-        longest = max((place.stop - place.start for place, _ in self.chunks), default=0)
+        longest = 0 if self.fused else max((place.stop - place.start for place, _ in self.chunks), default=0)
         self.work = torch.empty(2, longest, dtype=torch.float32, device=device)
         self.coefficients: dict[str, float] = {}
 
@@ -58,11 +61,17 @@ class Composer:
         active = {t: float(coefficients[t]) for t in self.deltas if coefficients.get(t)}
         if active == self.coefficients:
             return
+        if active and self.fused is not None:
+            self.fused([self.values[t] for t in active], list(active.values()))
+        else:
+            self._in_chunks(active)
+        self.coefficients = active
+
+    def _in_chunks(self, active: Mapping[str, float]) -> None:
         for place, parts in self.chunks:
             values = self._sum(active, place) if active else self.base[place]
             for p, block in parts:
                 block.scatter(p, values[block.place.start - place.start : block.place.stop - place.start])
-        self.coefficients = active
 
     def _sum(self, active: Mapping[str, float], place: slice) -> torch.Tensor:
         """base + sum of coefficient x delta at `place`, float32; added task by task, so that a task that is left out

@@ -18,6 +18,7 @@ from talos_ray.core.fisher import Batch
 from talos_ray.core.optimizer import SparseAdamW
 
 State = dict[str, torch.Tensor]
+LOOK_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ class Plan:
         """Indices (int64) of the samples of one update; every epoch is a fresh permutation."""
         size = min(self.batch_size, self.samples)
         per_epoch = self.samples // size
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, "epoch", step // per_epoch))
-        order = torch.randperm(self.samples, generator=generator)
         start = step % per_epoch * size
-        return order[start : start + size]
+        return self._order(step // per_epoch)[start : start + size]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a plan is small, and so are the last two epochs
+    def _order(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, "epoch", epoch))
+        return torch.randperm(self.samples, generator=generator)
 
     def labels_at(self, index: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
         """The labels [n] of the samples `index` [n], as they are trained on: a share of all samples, always the same ones, is wrong."""
@@ -88,7 +92,7 @@ def finetune(
     world: int = 1,
     autocast: torch.dtype | None = None,
     micro_batch_size: int | None = None,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: Callable[[int, torch.Tensor], None] = lambda step, loss: None,
 ) -> list[float]:
     """Train until `plan.steps` and leave the tuned weights in the optimizer's module.
 
@@ -99,19 +103,21 @@ def finetune(
         rank, world: this worker's place in a team; each takes every world-th sample of a batch.
         autocast: dtype of the forward pass, or None for the model's own.
         micro_batch_size: samples in one backward; the gradients of a batch add up. All at once, if not given.
-        on_step: called after each update with the number of updates done and the batch's loss.
+        on_step: called after each update with the number of updates done and the batch's loss, a number on the model's
+            device: a GPU that is asked for every one of them cannot work ahead.
 
     Returns:
         The loss of every update done by this call, in order.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a loss is not finite. A GPU's losses are looked at once in LOOK_STEPS.
     """
     done = 0
     if start is not None:
         done, state = start
         optimizer.load(state)
-    losses = []
+    losses: list[torch.Tensor] = []
+    read: list[float] = []
     for step in range(done, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         parts = plan.parts_at(step, rank, world, micro_batch_size)
@@ -128,12 +134,20 @@ def finetune(
             )
             (loss * (world / whole)).backward()
             total = total + loss.detach()
-        value = float(total) / max(1, mine)
+        optimizer.step(plan.lr_at(step))
+        losses.append(total / max(1, mine))
+        if losses[-1].device.type == "cpu" or len(losses) >= LOOK_STEPS or step == plan.steps - 1:
+            read += _read(losses, plan, step)
+            losses.clear()
+        on_step(step + 1, total / max(1, mine))
+    return read
+
+
+def _read(losses: list[torch.Tensor], plan: Plan, last: int) -> list[float]:
+    values = torch.stack(losses).tolist()
+    for step, value in enumerate(values, last - len(values) + 1):
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})"
             )
-        optimizer.step(plan.lr_at(step))
-        losses.append(value)
-        on_step(step + 1, value)
-    return losses
+    return values

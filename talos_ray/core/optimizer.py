@@ -39,7 +39,8 @@ class SparseAdamW:
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
         self.values.grad = torch.zeros_like(self.values)
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self.blocks = [(params[b.name], b) for b in blocks(mask, device)]
+        # A row has one index: converted once, and not in every step.
+        self.blocks = [(params[b.name], b.fast() if b.width > 1 else b) for b in blocks(mask, device)]
         self.handles = []
         for p in module.parameters():
             p.requires_grad_(False)
@@ -70,8 +71,9 @@ class SparseAdamW:
         for p, block in self.blocks:
             block.scatter(p, self.values[block.place])
 
-    def step(self, lr: float | None = None) -> float:
-        """One update with the gathered gradient, which is then cleared. Returns the gradient's norm before clipping."""
+    def step(self, lr: float | None = None) -> torch.Tensor:
+        """One update with the gathered gradient, which is then cleared. Returns the gradient's norm before clipping, a
+        number on the model's device."""
         grad = self.values.grad
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(grad)
@@ -83,7 +85,7 @@ class SparseAdamW:
         self.adam.step()
         grad.zero_()
         self.push()
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, torch.Tensor]:
         """Values, moments (float32 [k]) and step count: all that a restart needs."""

@@ -70,11 +70,11 @@ class Member:
         curve: list[list[float]] = []
         last = [0.0]
 
-        def on_step(step: int, loss: float) -> None:
+        def on_step(step: int, loss: torch.Tensor) -> None:
             if rank != 0:
                 return
             if step % max(1, s.steps // 50) == 0:
-                curve.append([step, round(loss, 5)])
+                curve.append([step, round(float(loss), 5)])
             saved = step % s.checkpoint_every == 0 and step < s.steps
             if step == s.steps or step % max(1, s.steps // LINES) == 0:
                 print(f"{job.name}: step {step} of {s.steps}, loss {loss:.4f}", flush=True)
@@ -82,7 +82,7 @@ class Member:
                 folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
             if saved or time.monotonic() - last[0] > REPORT_SECONDS:
                 last[0] = time.monotonic()
-                queue.progress.remote(job.name, step, loss, os.getpid())
+                queue.progress.remote(job.name, step, float(loss), os.getpid())
 
         steps = range(start[0] if start else 0, s.steps)
         parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]

@@ -1,0 +1,85 @@
+"""Composing in one pass over memory: each delta is read once, summed next to a core, and written to its place once.
+
+torch has no operation that adds several bfloat16 vectors, each times a coefficient, to float32; as a chain of conversions and
+additions every weight passes through a cache (on a GPU: through memory) sixteen times for eight tasks. numba compiles the loop
+for a CPU, Triton for a GPU. Both round as torch does, one fused multiply-add a task in the order of the tasks, so that the
+bits are the same with and without them. Where the compiler is not installed, `core.compose` goes the long way.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from talos_ray.core.blocks import Block
+
+log = logging.getLogger(__name__)
+
+KERNELS = {"cpu": "talos_ray.core.kernels_cpu", "cuda": "talos_ray.core.kernels_gpu"}
+FEWEST = {"cpu": 1 << 22, "cuda": 0}  # weights below which numba's start, a second or two, is not won back
+JOB = {"cpu": 1 << 16, "cuda": 1 << 12}  # weights of one job, about
+PARAMETER, INDEX, WIDTH, PLACE, COUNT, START = range(6)  # columns of the table of jobs
+
+
+@functools.cache
+def kernels(kind: str) -> ModuleType | None:
+    """The compiled kernels for a kind of device, or None where their compiler is not installed."""
+    try:
+        return import_module(KERNELS[kind]) if kind in KERNELS else None
+    except ImportError as error:
+        log.warning("going without the compiled kernels for a %s, which are faster: %s; pip install it", kind, error)
+        return None
+
+
+class Fused:
+    """The one-pass loop for one module.
+
+    Args:
+        blocks: what is written, with the parameters.
+        base: values [k], in the dtype of the parameters.
+
+    Addresses are looked up anew at every call, because a module may have been moved.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[nn.Parameter, Block]], base: torch.Tensor, run: Callable) -> None:
+        self.base, self.run = base, run
+        self.params = list({id(p): p for p, _ in blocks}.values())
+        number = {id(p): i for i, p in enumerate(self.params)}
+        parts = [(number[id(p)], part) for p, b in blocks for part in b.cut(JOB[base.device.type])]
+        self.indices = [part.index for _, part in parts if part.index is not None]  # the table holds addresses only
+        table = [
+            (n, part.index.data_ptr(), part.width, part.place.start, part.place.stop - part.place.start, 0)
+            if part.index is not None
+            else (n, 0, 0, part.place.start, part.width, part.start)
+            for n, part in parts
+        ]
+        self.jobs = torch.tensor(table, dtype=torch.int64, device=base.device)
+
+    @staticmethod
+    def of(
+        blocks: Sequence[tuple[nn.Parameter, Block]], base: torch.Tensor, deltas: Sequence[torch.Tensor]
+    ) -> Fused | None:
+        """For deltas [k] of one dtype, or None where torch has to do it."""
+        kind, places, stored = base.device.type, {p.dtype for p, _ in blocks}, {d.dtype for d in deltas}
+        if kind not in KERNELS or len(base) < FEWEST[kind] or len(places) != 1 or len(stored) != 1:
+            return None
+        if not all(p.is_contiguous() for p, _ in blocks):
+            return None
+        if (kind == "cpu" and places != {torch.float32}) or not stored <= {torch.bfloat16, torch.float32}:
+            return None
+        found = kernels(kind)
+        return None if found is None else Fused(blocks, base, found.compose)
+
+    def __call__(self, deltas: Sequence[torch.Tensor], coefficients: Sequence[float]) -> None:
+        """base + sum of coefficient x delta, into the module."""
+        places = torch.tensor([p.data_ptr() for p in self.params], dtype=torch.int64)
+        sources = torch.tensor([d.data_ptr() for d in deltas], dtype=torch.int64)
+        self.run(
+            self.jobs, places, self.base, sources, torch.tensor(coefficients, dtype=torch.float32), deltas[0].dtype
+        )
