@@ -31,7 +31,8 @@ from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
 
-IMAGES, BATCH, STEPS, CLASSES = 512, 16, 12, 10
+IMAGES, BATCH = (512, 16) if DEVICE.type == "cpu" else (2048, 128)
+STEPS, CLASSES = 12, 10
 
 
 def photographs() -> tasks.Split:

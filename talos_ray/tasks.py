@@ -19,7 +19,7 @@ from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 CACHE_BYTES = 1 << 30  # decoded inputs of one split that a process keeps
-GPU_CACHE_PART = 8  # of a GPU's memory, at most one such part holds inputs
+GPU_PART = 8  # inputs are kept in at most one such part of a GPU's memory
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
 
 
@@ -127,9 +127,8 @@ class Examples:
     def _room(self, like: torch.Tensor) -> torch.Tensor:
         """For all inputs of the split."""
         size, device = like[0].nbytes * len(self), torch.device("cpu")
-        if self.device.type == "cuda":
-            if Examples.on_gpu + size <= torch.cuda.get_device_properties(self.device).total_memory // GPU_CACHE_PART:
-                device, Examples.on_gpu = self.device, Examples.on_gpu + size
+        if self.device.type == "cuda" and Examples.on_gpu + size <= torch.cuda.mem_get_info(self.device)[1] // GPU_PART:
+            device, Examples.on_gpu = self.device, Examples.on_gpu + size
         return torch.empty(len(self), *like.shape[1:], dtype=like.dtype, device=device)
 
     def fresh(self, index: list[int]) -> torch.Tensor:

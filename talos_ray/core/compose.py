@@ -36,11 +36,11 @@ class Composer:
         self.deltas = {d.task: d for d in sorted(deltas, key=lambda d: d.task)}
         params = dict(module.named_parameters())
         device = params[mask.layout.names[0]].device
-        whole = [(params[b.name], b.fast()) for b in blocks(mask, device)]
+        whole = [(params[b.name], b) for b in blocks(mask, device)]
         self.base = torch.cat([b.gather(p.detach()) for p, b in whole])  # [k]
         self.values = {n: d.values.to(device).contiguous() for n, d in self.deltas.items()}
         self.fused = Fused.of(whole, self.base, list(self.values.values()))
-        parts = [(p, part) for p, b in whole for part in b.cut(CHUNK)]
+        parts = [(p, part) for p, b in whole for part in (b if self.fused else b.fast()).cut(CHUNK)]
         self.chunks = _chunks(parts)
         # Kept: fresh pages would cost more than the sum. One holds the sum, one a delta in float32.
         longest = 0 if self.fused else max((place.stop - place.start for place, _ in self.chunks), default=0)

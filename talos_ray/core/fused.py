@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 KERNELS = {"cpu": "talos_ray.core.kernels_cpu", "cuda": "talos_ray.core.kernels_gpu"}
 FEWEST = {"cpu": 1 << 22, "cuda": 0}  # weights below which numba's start, a second or two, is not won back
 JOB = {"cpu": 1 << 16, "cuda": 1 << 12}  # weights of one job, about
-PARAMETER, INDEX, WIDTH, PLACE, COUNT, START = range(6)  # columns of the table of jobs
+PARAMETER, INDEX, WIDTH, PLACE, COUNT, START = range(6)  # columns of the jobs
 
 
 @functools.cache
@@ -42,24 +42,29 @@ class Fused:
 
     Args:
         blocks: what is written, with the parameters.
-        base: values [k], in the dtype of the parameters.
+        base: values [k].
 
-    Addresses are looked up anew at every call, because a module may have been moved.
+    Addresses are compared at every call, because a module may have been moved.
     """
 
     def __init__(self, blocks: Sequence[tuple[nn.Parameter, Block]], base: torch.Tensor, run: Callable) -> None:
         self.base, self.run = base, run
         self.params = list({id(p): p for p, _ in blocks}.values())
         number = {id(p): i for i, p in enumerate(self.params)}
-        parts = [(number[id(p)], part) for p, b in blocks for part in b.cut(JOB[base.device.type])]
-        self.indices = [part.index for _, part in parts if part.index is not None]  # the table holds addresses only
-        table = [
+        # A GPU reads indices as they are, if all are short; a CPU converts them once.
+        short = base.is_cuda and all(b.index is None or b.index.dtype == torch.int32 for _, b in blocks)
+        whole = [(number[id(p)], b if short else b.fast()) for p, b in blocks]
+        parts = [(n, part) for n, b in whole for part in b.cut(JOB[base.device.type])]
+        self.index = torch.int32 if short else torch.int64
+        self.indices = [part.index for _, part in parts if part.index is not None]  # the jobs hold addresses only
+        jobs = [
             (n, part.index.data_ptr(), part.width, part.place.start, part.place.stop - part.place.start, 0)
             if part.index is not None
             else (n, 0, 0, part.place.start, part.width, part.start)
             for n, part in parts
         ]
-        self.jobs = torch.tensor(table, dtype=torch.int64, device=base.device)
+        self.jobs = torch.tensor(jobs, dtype=torch.int64, device=base.device)
+        self.addresses: list[int] = []
 
     @staticmethod
     def of(
@@ -67,7 +72,7 @@ class Fused:
     ) -> Fused | None:
         """For deltas [k] of one dtype, or None where torch has to do it."""
         kind, places, stored = base.device.type, {p.dtype for p, _ in blocks}, {d.dtype for d in deltas}
-        if kind not in KERNELS or len(base) < FEWEST[kind] or len(places) != 1 or len(stored) != 1:
+        if kind not in KERNELS or len(base) < FEWEST[kind] or len(places) != 1 or len(stored) > 1:
             return None
         if not all(p.is_contiguous() for p, _ in blocks):
             return None
@@ -77,9 +82,11 @@ class Fused:
         return None if found is None else Fused(blocks, base, found.compose)
 
     def __call__(self, deltas: Sequence[torch.Tensor], coefficients: Sequence[float]) -> None:
-        """base + sum of coefficient x delta, into the module."""
-        places = torch.tensor([p.data_ptr() for p in self.params], dtype=torch.int64)
-        sources = torch.tensor([d.data_ptr() for d in deltas], dtype=torch.int64)
-        self.run(
-            self.jobs, places, self.base, sources, torch.tensor(coefficients, dtype=torch.float32), deltas[0].dtype
-        )
+        """base + sum of coefficient x delta, into the module; with no deltas, `base` as it stands."""
+        addresses = [t.data_ptr() for t in (*self.params, *deltas)]
+        if addresses != self.addresses:
+            self.addresses, self.table = addresses, torch.tensor(addresses, dtype=torch.int64, device=self.base.device)
+        places, sources = self.table.split([len(self.params), len(deltas)])
+        alphas = torch.tensor(coefficients, dtype=torch.float32).to(self.base.device, non_blocking=True)
+        stored = deltas[0].dtype if deltas else torch.float32
+        self.run(self.jobs, places, self.base, sources, alphas, stored, self.params[0].dtype, self.index)

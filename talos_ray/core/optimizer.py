@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from talos_ray.core.blocks import Block, blocks
+from talos_ray.core.fused import Fused
 from talos_ray.core.mask import Mask
 from talos_ray.core.rows import RowGradients
 
@@ -39,8 +40,9 @@ class SparseAdamW:
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
         self.values.grad = torch.zeros_like(self.values)
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        # A row has one index: converted once, and not in every step.
-        self.blocks = [(params[b.name], b.fast() if b.width > 1 else b) for b in blocks(mask, device)]
+        self.blocks = [(params[b.name], b) for b in blocks(mask, device)]
+        # On a GPU all is written at once: a launch a tensor would cost more than the bytes.
+        self.write = Fused.of(self.blocks, self.values.detach(), ()) if device.type == "cuda" else None
         self.handles = []
         for p in module.parameters():
             p.requires_grad_(False)
@@ -68,6 +70,8 @@ class SparseAdamW:
     @torch.no_grad()
     def push(self) -> None:
         """Write the values into the module."""
+        if self.write is not None:
+            return self.write((), ())
         for p, block in self.blocks:
             block.scatter(p, self.values[block.place])
 
