@@ -9,6 +9,7 @@ sparse, a tenth of the rows. A GPU is starved where "loading alone" is below "tr
 
 import argparse
 import io
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from rich.console import Console
@@ -27,9 +27,10 @@ from rich.table import Table
 from jobs.measuring import DEVICE, KEEP
 from talos_ray import tasks
 from talos_ray.core.finetune import Plan, finetune
-from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.models import layout_of
+from talos_ray.models.clip import load
 
 IMAGES, BATCH = (512, 16) if DEVICE.type == "cpu" else (2048, 128)
 STEPS, CLASSES = 12, 10
@@ -57,22 +58,22 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, nargs="+", default=[0, 2], help="processes that prepare ahead")
     args = parser.parse_args()
     tasks.CACHE_BYTES = 0  # as if there were too many to keep
-    model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
-    tower = model.visual.to(DEVICE)
-    layout = eligible_layout(tower)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
+    family = load("open_clip:ViT-B-32/", pretrained=False)
+    module, layout = family.module.to(DEVICE), layout_of(family)
     mask = mask_from_flags(layout, select(layout, "random", KEEP, granularity="row"))
-    head = torch.randn(tower.output_dim, CLASSES, device=DEVICE)
+    head = torch.randn(CLASSES, module.visual.output_dim, device=DEVICE)
     plan = Plan("photographs", IMAGES, STEPS, BATCH, 1e-5, 1, 0)
     parts = [part for step in range(STEPS) for part in plan.parts_at(step)]
     split = photographs()
 
     def examples() -> tasks.Examples:
-        return tasks.Examples(split, lambda images: torch.stack([transform(i.convert("RGB")) for i in images]), DEVICE)
+        return tasks.Examples(split, family.preprocess, DEVICE)
 
     def train(batches: Iterable) -> int:
-        feed, optimizer = iter(batches), SparseAdamW(tower, mask, 1e-5)
+        feed, optimizer = iter(batches), SparseAdamW(module, mask, 1e-5)
         autocast = torch.bfloat16 if DEVICE.type == "cuda" else None
-        finetune(optimizer, plan, lambda x: tower(x) @ head, lambda _: next(feed), autocast=autocast)
+        finetune(optimizer, plan, lambda x: family.logits(x, head), lambda _: next(feed), autocast=autocast)
         optimizer.close()
         return STEPS * BATCH
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from talos_ray.core.attention import attention
-from talos_ray.core.fused import kernels
+from talos_ray.core.fused import PLACES, kernels
 from talos_ray.core.layout import Layout, is_rms_norm
 
 log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def _outer(left: torch.Tensor, right: torch.Tensor):
     short = None
     if left.shape[1] == 1:  # the square of an outer product is the product of the squares, one matmul for all
         short = lambda: left[:, 0].square().T @ right[:, 0].square()  # noqa: E731
-    elif left.is_cuda and (fast := kernels("cuda")) is not None:
+    elif left.is_cuda and left.dtype in PLACES["cuda"] and (fast := kernels("cuda")) is not None:
         short = lambda: fast.squares(left, right)  # noqa: E731
     return lambda s: torch.bmm(left[s].transpose(1, 2), right[s]), short
 

@@ -24,16 +24,26 @@ log = logging.getLogger(__name__)
 KERNELS = {"cpu": "talos_ray.core.kernels_cpu", "cuda": "talos_ray.core.kernels_gpu"}
 FEWEST = {"cpu": 1 << 22, "cuda": 0}  # weights below which numba's start, a second or two, is not won back
 JOB = {"cpu": 1 << 16, "cuda": 1 << 12}  # weights of one job, about
+PLACES = {"cpu": {torch.float32}, "cuda": {torch.float32, torch.bfloat16, torch.float16}}  # dtypes of parameters
+STORED = {torch.float32, torch.bfloat16}  # of deltas
 PARAMETER, INDEX, WIDTH, PLACE, COUNT, START = range(6)  # columns of the jobs
 
 
 @functools.cache
 def kernels(kind: str) -> ModuleType | None:
-    """The compiled kernels for a kind of device, or None where their compiler is not installed."""
+    """The compiled kernels for a kind of device, or None where their compiler is not there, or does not work (Triton wants a
+    C compiler, numba a numpy that it knows)."""
+    if kind not in KERNELS:
+        return None
     try:
-        return import_module(KERNELS[kind]) if kind in KERNELS else None
-    except ImportError as error:
-        log.warning("going without the compiled kernels for a %s, which are faster: %s; pip install it", kind, error)
+        found = import_module(KERNELS[kind])
+        one = torch.ones(1, device=kind)
+        Fused([(one, Block("probe", 1, None, slice(0, 1)))], one.clone(), found.compose)([one.bfloat16()], [2.0])
+        if one.item() != 3.0:
+            raise RuntimeError(f"1 + 2 x 1 was {one.item()}")
+        return found
+    except Exception as error:  # whatever keeps a compiler from working, the long way gives the same bits
+        log.warning("going the long way on the %s, which is slower: %s: %s", kind, type(error).__name__, error)
         return None
 
 
@@ -76,7 +86,7 @@ class Fused:
             return None
         if not all(p.is_contiguous() for p, _ in blocks):
             return None
-        if (kind == "cpu" and places != {torch.float32}) or not stored <= {torch.bfloat16, torch.float32}:
+        if not places <= PLACES[kind] or not stored <= STORED:
             return None
         found = kernels(kind)
         return None if found is None else Fused(blocks, base, found.compose)
