@@ -46,6 +46,25 @@ def multiply_add(typing, a, b, c):
     ), lambda context, builder, signature, args: builder.fma(*args)
 
 
+@njit
+def _copy(to, values):
+    for i in range(len(values)):
+        to[i] = values[i]
+
+
+@njit
+def _add_one(total, a, w):
+    for i in range(len(a)):
+        total[i] = multiply_add(w, widened(a[i]), total[i])
+
+
+@njit
+def _add_four(total, a, b, c, d, w, x, y, z):
+    for i in range(len(a)):
+        two = multiply_add(x, widened(b[i]), multiply_add(w, widened(a[i]), total[i]))
+        total[i] = multiply_add(z, widened(d[i]), multiply_add(y, widened(c[i]), two))
+
+
 def _compose(jobs, addresses, base, sources, alphas, stored):
     size = len(base)
     total = np.empty(PIECE, np.float32)
@@ -57,27 +76,21 @@ def _compose(jobs, addresses, base, sources, alphas, stored):
         while done < count:
             n = min(PIECE, count - done)
             at, end, task = place + done, place + done + n, 0
-            for i in range(n):
-                total[i] = base[at + i]
+            _copy(total[:n], base[at:end])
             while task + 4 <= len(sources):  # four streams at once: one alone waits for memory
                 a = carray(pointer(sources[task]), (size,), stored.dtype)[at:end]
                 b = carray(pointer(sources[task + 1]), (size,), stored.dtype)[at:end]
                 c = carray(pointer(sources[task + 2]), (size,), stored.dtype)[at:end]
                 d = carray(pointer(sources[task + 3]), (size,), stored.dtype)[at:end]
                 w, x, y, z = alphas[task], alphas[task + 1], alphas[task + 2], alphas[task + 3]
-                for i in range(n):
-                    two = multiply_add(x, widened(b[i]), multiply_add(w, widened(a[i]), total[i]))
-                    total[i] = multiply_add(z, widened(d[i]), multiply_add(y, widened(c[i]), two))
+                _add_four(total[:n], a, b, c, d, w, x, y, z)
                 task += 4
             while task < len(sources):
                 a = carray(pointer(sources[task]), (size,), stored.dtype)[at:end]
-                w = alphas[task]
-                for i in range(n):
-                    total[i] = multiply_add(w, widened(a[i]), total[i])
+                _add_one(total[:n], a, alphas[task])
                 task += 1
             if width == 0:
-                for i in range(n):
-                    out[start + done + i] = total[i]
+                _copy(out[start + done : start + done + n], total[:n])
             elif width == 1:
                 for i in range(n):
                     out[index[done + i]] = total[i]
@@ -87,8 +100,7 @@ def _compose(jobs, addresses, base, sources, alphas, stored):
                     offset = (done + i) % width
                     many = min(width - offset, n - i)
                     first = index[(done + i) // width] * width + offset
-                    for j in range(many):
-                        out[first + j] = total[i + j]
+                    _copy(out[first : first + many], total[i : i + many])
                     i += many
             done += n
 
