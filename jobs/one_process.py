@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import nn
 
 from jobs.benchmark import bert, classifier, tower
-from jobs.measuring import DEVICE, seconds
+from jobs.measuring import DEVICE, KEEP, seconds
 from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
@@ -40,7 +40,7 @@ from talos_ray.spec import load_spec
 from talos_ray.tasks import Examples, load_task
 
 DEMO = Path(__file__).parents[1] / "talos_ray/demo/spec.yaml"
-KEEP, ROUNDS, DAMPING, POINTS = 0.1, 4, 0.1, 21
+ROUNDS, DAMPING, POINTS = 4, 0.1, 21
 CAST = torch.bfloat16 if DEVICE.type == "cuda" else None
 
 

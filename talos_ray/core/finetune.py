@@ -18,7 +18,7 @@ from talos_ray.core.fisher import Batch
 from talos_ray.core.optimizer import SparseAdamW
 
 State = dict[str, torch.Tensor]
-LOOK_STEPS = 16
+LOOK_STEPS = 16  # between two looks at a GPU's losses, for which it has to be waited for
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,12 @@ def finetune(
             (loss * (world / whole)).backward()
             total = total + loss.detach()
         optimizer.step(plan.lr_at(step))
-        losses.append(total / max(1, mine))
-        if losses[-1].device.type == "cpu" or len(losses) >= LOOK_STEPS or step == plan.steps - 1:
+        mean = total / max(1, mine)
+        losses.append(mean)
+        if mean.device.type == "cpu" or len(losses) >= LOOK_STEPS or step == plan.steps - 1:
             read += _read(losses, plan, step)
             losses.clear()
-        on_step(step + 1, total / max(1, mine))
+        on_step(step + 1, mean)
     return read
 
 

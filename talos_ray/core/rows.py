@@ -18,7 +18,7 @@ from talos_ray.core.attention import attention
 from talos_ray.core.blocks import Block, Touched, blocks
 from talos_ray.core.mask import Mask
 
-GROUP = 8
+GROUP = 8  # rows or columns that a GPU's tensor cores take together
 WORTH_IT = 0.7  # share touched above which the full product is as cheap
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +25,15 @@ class Clip:
 
     def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:
         self.module, self.tokenizer, self.config = module.eval(), tokenizer, config
-        *self.steps, as_tensor, normalize = transform.transforms
+        *steps, as_tensor, normalize = transform.transforms
         if not (isinstance(as_tensor, transforms.ToTensor) and isinstance(normalize, transforms.Normalize)):
             raise TypeError(f"open_clip's preprocessing ends with {normalize}; wanted ToTensor, then Normalize")
+        self.pixels = transforms.Compose([*steps, transforms.PILToTensor()])
         self.scale = {torch.device("cpu"): [torch.tensor(v).view(-1, 1, 1) for v in (normalize.mean, normalize.std)]}
 
     def preprocess(self, examples: list) -> torch.Tensor:
         """Pixels, uint8 [n, 3, side, side]: a quarter of the bytes to keep and to move; `features` does the rest, bit for bit."""
-        pixels = transforms.PILToTensor()
-        return torch.stack([pixels(functools.reduce(lambda x, step: step(x), self.steps, image)) for image in examples])
+        return torch.stack([self.pixels(image) for image in examples])
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
