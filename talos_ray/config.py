@@ -201,6 +201,10 @@ class Search(_Settings):
     probe: Annotated[float, Field(gt=0)] = Field(
         0.25, description="coefficient at which the surrogate measures each delta alone"
     )
+    probe_inputs: Count = Field(
+        80,
+        description="validation inputs of each task that the surrogate looks at, five times as many of a control task; candidates are scored on all",
+    )
     generation: Count = Field(
         3, description="candidates proposed together; fixed, so that the result does not depend on the cluster"
     )

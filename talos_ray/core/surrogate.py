@@ -4,14 +4,15 @@
 
 The anchor c is the base at first, then the best candidate evaluated so far: its true logits take the place of
 the prediction there, so that the linear model is right where the search goes on (ours; when fine-tuned
-networks are that linear is studied by Ortiz-Jimenez et al., NeurIPS 2023). The surrogate only proposes. What
-is chosen and reported are true evaluations.
+networks are that linear is studied by Ortiz-Jimenez et al., NeurIPS 2023). A sample of the inputs is enough, as
+the anchor's scores on all inputs are known too. The surrogate only proposes. What is chosen and reported are true
+evaluations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -49,6 +50,7 @@ class Surrogate:
         labels: task -> int64 [n].
         objective: what a candidate's accuracies are worth.
         low, high: bounds of the coefficients.
+        correction: task -> the anchor's accuracy on all inputs, in units of that on these n.
     """
 
     constant: Mapping[str, torch.Tensor]
@@ -57,10 +59,19 @@ class Surrogate:
     objective: MergeObjective
     low: float
     high: float
+    correction: Mapping[str, float] = field(default_factory=dict)
 
-    def around(self, a: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> Surrogate:
-        """The same slopes through the true logits of one evaluated candidate."""
-        return replace(self, constant={t: logits[t] - torch.tensordot(a, s, 1) for t, s in self.slopes.items()})
+    def around(
+        self, a: torch.Tensor, logits: Mapping[str, torch.Tensor], scores: Mapping[str, float] | None = None
+    ) -> Surrogate:
+        """The same slopes through the true logits of one evaluated candidate; `scores`: its accuracies on all inputs, of
+        tasks where these are more than the n of the logits."""
+        seen = {t: float((logits[t].argmax(-1) == self.labels[t]).float().mean()) for t in scores or ()}
+        return replace(
+            self,
+            constant={t: logits[t] - torch.tensordot(a, s, 1) for t, s in self.slopes.items()},
+            correction={t: scores[t] / right for t, right in seen.items() if right},
+        )
 
     def _logits(self, task: str, a: torch.Tensor) -> torch.Tensor:
         """Of every input under every point of a [B, T]: float32 [B, n, C]."""
@@ -70,9 +81,10 @@ class Surrogate:
     def accuracies(self, a: torch.Tensor) -> list[dict[str, float]]:
         """Predicted accuracy of every task at every point of a [B, T]."""
         found: list[dict[str, float]] = []
+        corrected = self.correction
         for points in a.split(AT_ONCE):
             right = {t: (self._logits(t, points).argmax(-1) == y).float().mean(1) for t, y in self.labels.items()}
-            found += [{t: float(r[i]) for t, r in right.items()} for i in range(len(points))]
+            found += [{t: float(r[i]) * corrected.get(t, 1.0) for t, r in right.items()} for i in range(len(points))]
         return found
 
     def predict(self, a: torch.Tensor) -> list[float]:

@@ -25,9 +25,10 @@ Coefficients = dict[str, float]
 Counts = dict[str, tuple[int, int]]  # task -> (right predictions, inputs)
 Part = tuple[int, int]  # (i, n): the i-th of n parts of the validation data
 WHOLE: Part = (0, 1)
+SAMPLE: Part = (0, 0)  # what the surrogate looks at
 
 UNIT = 4  # most tasks that one worker scores in one go
-SURROGATE_ROWS = 1000  # validation inputs of one task that the surrogate looks at
+CONTROL_TIMES = 5  # more inputs of a control task than of a target: it holds or not by itself, targets count as a mean
 PROBE_ROWS = 2000  # inputs of a split that a linear probe looks at
 DOUBT = 2.0  # standard errors by which a candidate must be behind before it is stopped
 
@@ -49,10 +50,20 @@ class Ledger:
         return key_of([self.base, self.data, used, sorted(tasks), part])
 
 
+def sample(spec: Spec, task: str, n: int) -> torch.Tensor:
+    """Row numbers of the n validation inputs of a task that the surrogate looks at (int64, ascending)."""
+    from talos_ray.core.surrogate import sampled_rows
+
+    times = CONTROL_TIMES if any(task == control.name for control in spec.control) else 1
+    return sampled_rows(n, times * spec.search.probe_inputs)
+
+
 @ray.remote(**WARM)
 def measure(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str], part: Part, ledger: Ledger) -> Counts:
     """Right predictions of one candidate on a part of the validation data of `tasks`: from the ledger, or by evaluation.
-    What is stored holds the logits of the surrogate's rows too, so that a search that was cut off goes on as if it had not been."""
+    What is stored holds the logits of the surrogate's inputs too, so that a search that was cut off goes on as if it had not been."""
+    import torch
+
     from talos_ray.orchestrate.worker import workbench
     from talos_ray.storage.run_folder import RunFolder
 
@@ -64,8 +75,11 @@ def measure(shared, arm, coefficients: Mapping[str, float], tasks: Sequence[str]
     bench.compose(arm, coefficients)
     counts, logits = {}, {}
     for task in tasks:
-        counts[task], kept = bench.correct(task, "validation", SURROGATE_ROWS if part == WHOLE else 0, part)
-        logits[task] = kept
+        n = len(bench.examples(task, "validation"))
+        looked_at = sample(shared.spec, task, n)
+        index = looked_at if part == SAMPLE else torch.arange(part[0], n, part[1])
+        kept = looked_at if part in (WHOLE, SAMPLE) else looked_at[:0]
+        counts[task], logits[task] = bench.correct(task, "validation", index, kept)
     spent = round(time.perf_counter() - started, 4)
     info = {"arm": arm.name, "coefficients": dict(coefficients), "part": part, "counts": counts, "seconds": spent}
     folder.save_trial(key, info, logits)
@@ -133,13 +147,15 @@ class Evaluator:
         """Waits for what was submitted."""
         return {t: c for unit in ray.get(list(submitted)) for t, c in unit.items()}
 
-    def logits(self, coefficients: Mapping[str, float], tasks: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Of a candidate that was scored on all validation data: float32 [n, C] a task."""
+    def logits(
+        self, coefficients: Mapping[str, float], tasks: Sequence[str], part: Part = WHOLE
+    ) -> dict[str, torch.Tensor]:
+        """Of the `sample` of each task, from a candidate that was scored on it or on all validation data: float32 [n, C] a task."""
         from talos_ray.storage.run_folder import RunFolder
 
         folder, found = RunFolder(self.ledger.folder), {}
         for unit in units(tasks):
-            _, logits = folder.load_trial(self.ledger.key(self.deltas, coefficients, unit, WHOLE))
+            _, logits = folder.load_trial(self.ledger.key(self.deltas, coefficients, unit, part))
             found |= logits
         return found
 

@@ -15,8 +15,8 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from talos_ray.config import Spec
-from talos_ray.core.surrogate import Surrogate, rank_correlation, sampled_rows
-from talos_ray.orchestrate.evaluation import SURROGATE_ROWS, Candidate, Coefficients, Found, Problem
+from talos_ray.core.surrogate import Surrogate, rank_correlation
+from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Coefficients, Found, Problem, sample
 from talos_ray.orchestrate.search import Generations, Points
 
 WORTH = 0.002  # gain that the best of a generation must promise
@@ -34,17 +34,19 @@ def generations(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Generat
 
 
 def probes(spec: Spec, targets: Sequence[str]) -> list[Coefficients]:
-    """What the surrogate must know: the base, and every delta alone, in the order of `Problem.targets`."""
+    """What the surrogate must know of its `SAMPLE`: the base, and every delta alone, in the order of `Problem.targets`."""
     return [{}, *({t: spec.search.probe} for t in sorted(targets))] if spec.search.method == "surrogate" else []
 
 
 def surrogate_of(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrogate:
     """Through the base, from the `probes` in the ledger."""
     p, s = problem, problem.search
-    base, *single = (p.evaluator.logits(a, p.tasks) for a in probes(p.evaluator.spec, p.targets))
+    spec = p.evaluator.spec
+    base, *single = (p.evaluator.logits(a, p.tasks, SAMPLE) for a in probes(spec, p.targets))
     slopes = {t: torch.stack([probe[t] - base[t] for probe in single]) / s.probe for t in p.tasks}
-    rows = {t: labels[t][sampled_rows(len(labels[t]), SURROGATE_ROWS)] for t in p.tasks}
-    return Surrogate(base, slopes, rows, p.objective, s.low, s.high)
+    mine = {t: labels[t][sample(spec, t, len(labels[t]))] for t in p.tasks}
+    surrogate = Surrogate(base, slopes, mine, p.objective, s.low, s.high)
+    return surrogate.around(torch.zeros(len(p.targets)), base, p.objective.control)
 
 
 def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float]) -> Generations:
@@ -71,13 +73,16 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float])
         return rank_correlation([c.predicted for c in found], [c.objective for c in found])
 
     def distrusted() -> bool:
-        return len(found) >= JUDGED_AFTER and correlation() < TRUSTED
+        """Its proposals are neither ranked as the truth ranks them, nor better than what they started from."""
+        if len(found) < JUDGED_AFTER or max(c.objective for c in found[1:]) > max(found[0].objective, 0.0):
+            return False
+        return correlation() < TRUSTED
 
     beaten = -float("inf")
     while left > 0 and (best := min(found, key=lambda c: c.rank)).objective > beaten and not distrusted():
         beaten = best.objective
         known = [torch.tensor([c.coefficients[t] for t in p.targets]) for c in (best, *found)]
-        anchored = surrogate.around(known[0], p.evaluator.logits(best.coefficients, p.tasks))
+        anchored = surrogate.around(known[0], p.evaluator.logits(best.coefficients, p.tasks), best.scores)
         points = proposals(anchored, known[:1], known)
         if not points or points[0][1] <= beaten + WORTH:
             break

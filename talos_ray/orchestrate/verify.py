@@ -21,7 +21,7 @@ from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, 
 from talos_ray.core.paired import Answers, bootstrap
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
-from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Found, Ledger, Problem, evaluate
+from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Evaluator, Found, Ledger, Problem, evaluate
 from talos_ray.orchestrate.proposals import generations, probes, surrogate_of
 from talos_ray.orchestrate.search import Generations, run
 from talos_ray.orchestrate.worker import Arm
@@ -78,7 +78,8 @@ class Judge:
             n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
             for n, d in p.data.items()
         }
-        ledger = Ledger(self.folder.store.uri, p.base, key_of(held_out))
+        looks_at = [p.spec.search.probe_inputs, list(p.controls)]
+        ledger = Ledger(self.folder.store.uri, p.base, key_of([held_out, looks_at]))
         return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
 
     def wait(self, refs: list, split: str, stage: str) -> list:
@@ -104,7 +105,8 @@ class Judge:
         evaluators = {name: self.evaluator(way.ref, way.rows) for name, way in self.ways.items()}
         edits = {name: [e.submit(c, tasks) for c, tasks in alone] for name, e in singles.items()}
         measured = {
-            name: [e.submit(a, everything) for a in probes(p.spec, list(e.deltas))] for name, e in evaluators.items()
+            name: [e.submit(a, everything, SAMPLE) for a in probes(p.spec, list(e.deltas))]
+            for name, e in evaluators.items()
         }
         self.wait(
             [ref for refs in (*edits.values(), *measured.values()) for units in refs for ref in units],

@@ -160,18 +160,24 @@ class Workbench:
 
     @torch.no_grad()
     def correct(
-        self, task: str, split: str, rows: int = 0, part: tuple[int, int] = (0, 1), batch_size: int = 256
+        self,
+        task: str,
+        split: str,
+        rows: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
+        batch_size: int = 256,
     ) -> tuple[tuple[int, int], torch.Tensor]:
-        """(right predictions, inputs) of the model as it stands on every `part[1]`-th input from `part[0]` on, and the
-        logits [m, classes] of those of them that are in `sampled_rows(n, rows)`."""
+        """(right predictions, inputs) of the model as it stands on `rows` (row numbers, int64 [n]; all, if not given), and
+        the logits [m, classes] of those of them that are `wanted`."""
         examples, logits, right, kept = self.examples(task, split), self.logits(task), 0, []
-        wanted, mine = sampled_rows(len(examples), rows), torch.arange(part[0], len(examples), part[1])
-        parts = mine.split(batch_size)
+        rows = torch.arange(len(examples)) if rows is None else rows
+        wanted = rows[:0] if wanted is None else wanted
+        parts = rows.split(batch_size)
         for index, (inputs, labels) in zip(parts, examples.each(parts, self.loaders), strict=True):
             out = logits(inputs)
             right += int((out.argmax(-1) == labels).sum())
             kept.append(out[torch.isin(index, wanted).to(out.device)].float().cpu())
-        return (right, len(mine)), torch.cat(kept)
+        return (right, len(rows)), torch.cat(kept)
 
     @functools.cache  # noqa: B019
     def spoilt(self, task: str, corruption: str) -> Examples:

@@ -1,5 +1,6 @@
 """The surrogate: exact where the network is linear, led by what it should be, honest about what it knows."""
 
+import pytest
 import torch
 
 from talos_ray.core.metrics import MergeObjective
@@ -29,6 +30,19 @@ def test_prediction_is_exact_for_a_linear_model_and_at_the_anchor():
     bent = {t: f + 5 * torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(1)) for t, f in logits.items()}
     truth = {t: float((bent[t].argmax(-1) == s.labels[t]).float().mean()) for t in TASKS}
     assert s.around(a, bent).accuracies(a[None]) == [truth]
+
+
+def test_a_sample_predicts_the_anchor_at_what_it_scores_on_all_inputs():
+    s, a = linear_world(), torch.tensor([0.2, 0.4])
+    logits = {t: s.constant[t] + torch.tensordot(a, s.slopes[t], 1) for t in TASKS}
+    everywhere = {"a": 0.81, "held": 0.93}
+    sampled, plain = s.around(a, logits, everywhere), s.around(a, logits)
+    (there,), (seen,) = sampled.accuracies(a[None]), plain.accuracies(a[None])
+    assert there == {"a": pytest.approx(0.81), "b": seen["b"], "held": pytest.approx(0.93)}
+    (elsewhere,), (as_seen,) = sampled.accuracies(a[None] + 0.3), plain.accuracies(a[None] + 0.3)
+    assert elsewhere["a"] == pytest.approx(as_seen["a"] * 0.81 / seen["a"])
+    again = sampled.around(a, logits, everywhere)
+    assert again.accuracies(a[None]) == [there]  # a correction replaces the one before
 
 
 def test_it_climbs_where_targets_gain_and_stops_where_control_falls():
