@@ -9,7 +9,9 @@ from jobs.measuring import Row, row
 from talos_ray.config import Spec
 from talos_ray.core.merging import merged
 from talos_ray.core.metrics import MergeObjective
+from talos_ray.orchestrate.evaluation import sample
 from talos_ray.orchestrate.plan import SPARSE, prepare
+from talos_ray.orchestrate.proposals import probes
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
@@ -50,10 +52,13 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     ]
     each = (time.perf_counter() - started) / points
     found, methods = objective(scores(version["coefficients"], arm=chosen)), version["search"]["methods"]
-    used = version["search"]["evaluated"]
+    inputs = {t: len(bench.examples(t, "validation")) for t in everything}
+    sampled = sum(len(sample(spec, t, n)) for t, n in inputs.items()) / sum(inputs.values())
+    looked = len(methods) * len(probes(spec, prepared.targets)) * sampled
+    used = version["search"]["evaluated"] + looked
     print(
-        f"search: {found:.4f} with a coefficient a task after {used} candidates under {len(methods)} merge method(s); the best of the grid {max(grid):.4f}; "
-        f"{each:.1f} s an evaluation. Both need the {len(single)} single edits and the base before"
+        f"search: {found:.4f} with a coefficient a task after {version['search']['evaluated']} candidates under {len(methods)} merge method(s) and probes "
+        f"worth {looked:.1f} evaluations; the best of the grid {max(grid):.4f}; {each:.1f} s an evaluation. Both need the {len(single)} single edits and the base before"
     )
     measured = row(
         "search_evals_vs_grid",
