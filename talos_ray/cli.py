@@ -134,6 +134,7 @@ def plan(
     """
     from dataclasses import asdict
 
+    from talos_ray.core.mask import DATA_FREE
     from talos_ray.estimate import estimate, product_rate
     from talos_ray.spec import load_spec
 
@@ -158,6 +159,10 @@ def plan(
     for stage, needed in hours.items():
         table.add_row(f"{stage}, one worker alone", f"{found.work[stage] / 1e12:,.0f} TFLOP", f"{needed:,.2f} h")
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+    if asked.mask.strategy not in DATA_FREE:
+        print(
+            "scores: for one calibration worker, and once more for each other; Ray spills to disk what its object store cannot hold"
+        )
     print(
         f"hours: at {rate / 1e12:.2f} TFLOP/s a worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
     )

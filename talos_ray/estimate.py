@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from talos_ray.config import Spec, Task
 from talos_ray.core.layout import Layout
+from talos_ray.core.mask import DATA_FREE
+from talos_ray.core.recompute import blocks_of, wrapped
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
 from talos_ray.tasks import is_here, load_task
@@ -25,6 +28,7 @@ FLOAT, MOMENTS, INDEX = (
     3,
     4,
 )  # bytes of a weight; gradient and two moments beside each value; bytes of a scattered position
+UNDER_WAY = 3  # scores of all weights beside the tasks' sums: a shard's, a sum's next, and the mean
 AT_ONCE = 2  # gradients of the largest kept tensor that are there together while the backward passes it
 WORD = "the "  # makes a text as long as the model reads
 
@@ -69,11 +73,13 @@ def estimate(spec: Spec) -> Estimate:
     rows = spec.mask.granularity == "row" or spec.mask.strategy == "all"
     widest = max(spec.tasks, key=lambda t: len(t.classes or t.phrases or ()))
     size = min(spec.train.micro_batch_size or spec.train.batch_size, spec.train.batch_size)
-    batch = batch_of(family, widest, layout, -(-size // spec.cluster.workers_per_task))
+    again = spec.train.gradient_checkpointing
+    batch = batch_of(family, widest, layout, -(-size // spec.cluster.workers_per_task), again)
+    weights = sum(p.nbytes for p in family.module.parameters())
     value = 2 if spec.train.delta_dtype == "bfloat16" else 4
     largest = max(math.prod(s) for s in layout.shapes)
     worker = {
-        "weights": total * FLOAT,
+        "weights": weights,
         "values, gradient, moments": masked * FLOAT * (1 + MOMENTS) + (0 if rows else masked * INDEX),
         "kept for the backward": batch.kept,
         "passing in the backward": batch.passing + (0 if rows else largest * FLOAT),
@@ -83,15 +89,15 @@ def estimate(spec: Spec) -> Estimate:
     unknown = [t.name for t in by_epochs if t.name not in examples]
     steps = {t.name: spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown}
     # A forward, as much again for the gradients of inputs, and for those of weights what the mask needs of it.
-    weights = keep if rows else 1.0
+    gradients = keep if rows else 1.0
     work = {
         "calibrate": 4 * batch.forward * spec.calibration.rounds * spec.calibration.samples_per_task * tasks,
-        "train": sum((2 + weights) * batch.forward * s.steps * s.batch_size for s in steps.values()),
+        "train": sum((2 + again + gradients) * batch.forward * s.steps * s.batch_size for s in steps.values()),
     }
     return Estimate(
         total, layout.total, masked, batch, worker,
-        {"base": total * FLOAT, "mask": layout.total // 8, "deltas": tasks * masked * value},
-        {"mask": layout.total // 8, "deltas": tasks * masked * value, **({"base": total * FLOAT} if spec.cluster.base == "storage" else {})},
+        {"base": weights, "scores while calibrating": 0 if spec.mask.strategy in DATA_FREE else (tasks + UNDER_WAY) * layout.total * FLOAT, "mask": layout.total // 8, "deltas": tasks * masked * value},
+        {"mask": layout.total // 8, "deltas": tasks * masked * value, **({"base": weights} if spec.cluster.base == "storage" else {})},
         work, tuple(unknown),
     )  # fmt: skip
 
@@ -116,31 +122,67 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
     return found
 
 
-def batch_of(family: Family, task: Task, layout: Layout, samples: int) -> Batch:
-    """One training batch of a family whose module is on the meta device, every input as long as the model reads."""
+def batch_of(family: Family, task: Task, layout: Layout, samples: int, again: bool = False) -> Batch:
+    """One training batch of a family whose module is on the meta device, every input as long as the model reads; `again`: with
+    gradient checkpointing."""
     inputs = family.preprocess([_longest(task)] * 2)[:1].to("meta")
     inputs = inputs.expand(samples, *inputs.shape[1:])
     params = dict(family.module.named_parameters())
     own = {t.untyped_storage()._cdata for t in (*params.values(), *family.module.buffers())}
-    kept: dict[int, int] = {}
+    kept, inside = _Kept(own), [_Kept(own)]
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # its number must not be given to another
-        return tensor
+    def apart(forward: Callable) -> Callable:
+        """What a block keeps, but for its inputs, is there only while the backward passes it."""
 
-    alive: list[torch.UntypedStorage] = []
+        def run(*args, **named):
+            inside.append(_Kept(own))
+            for tensor in (t for t in (*args, *named.values()) if isinstance(t, torch.Tensor)):
+                kept.add(tensor)
+            with torch.autograd.graph.saved_tensors_hooks(inside[-1].add, lambda t: t):
+                return forward(*args, **named)
+
+        return run
+
     for name, p in params.items():
         p.requires_grad_(name in layout.names)
     with (
         FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(kept.add, lambda t: t),
+        wrapped(blocks_of(family.module, family.edited) if again else (), apart),
+        mock.patch("torch.nn.functional.scaled_dot_product_attention", _attention),
     ):
         family.logits(inputs, _head(family, task, inputs)).logsumexp(-1)
-    most = max(kept.values(), default=0)
-    return Batch(samples, sum(kept.values()), AT_ONCE * most, counter.get_total_flops() / samples)
+    most = AT_ONCE * max(kept.sizes.values(), default=0)
+    return Batch(samples, kept.total, max(most, *(k.total for k in inside)), counter.get_total_flops() / samples)
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """Attention by a kernel that keeps no probabilities, as it runs on CPUs and GPUs; tensors without data would go the long way."""
+    if enable_gqa:
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    run = torch.ops.aten._scaled_dot_product_efficient_attention
+    return run(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+
+
+class _Kept:
+    """Storages that are held until a backward, with their sizes in bytes; those of `own` numbers do not count."""
+
+    def __init__(self, own: set[int]) -> None:
+        self.own, self.sizes, self.alive = own, {}, []
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.own:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.alive.append(storage)  # its number must not be given to another
+        return tensor
 
 
 def _longest(task: Task) -> object:

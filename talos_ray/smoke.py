@@ -135,12 +135,15 @@ def _model(name: str, folder: Path, words: Iterable[str]) -> str:
     return tiny_model(kind, words, folder)
 
 
-def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> str:
+def tiny_model(
+    kind: str, words: Iterable[str], folder: Path, labels: Sequence[str] = (), dtype: str = "float32"
+) -> str:
     """A model of two small blocks with random weights, and a tokenizer of some words, as `save_pretrained` writes them. Decoders but
     GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it with the embedding.
 
     Args:
         kind: 'bert', 'classifier' (a BERT that sorts into `labels`), 't5', 'clip', 'siglip', or a causal LM as transformers names its configuration.
+        dtype: of the weights, as torch names it.
 
     Returns:
         What `model:` in a spec calls it.
@@ -207,7 +210,7 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[s
         sizes = {} if "text_config" in shape else {"vocab_size": size}
         model = auto.from_config(AutoConfig.for_model(kind, **sizes, **shape))
     model.config.architectures = [type(model).__name__]
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     return f"hf:{folder}"
 
 

@@ -1,6 +1,7 @@
 """`talos plan`: what it says a worker needs, against the peak of a real training step of smaller models of the same shapes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,17 @@ from talos_ray.smoke import FILLERS, tiny_model
 from talos_ray.spec import load_spec, make_spec
 
 # In a process of its own, because only a process has a peak: bytes above those before a step, for a batch of N after one of 1.
+# What was freed goes back at once, so that the peak is of bytes in use, as on a GPU.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 STEP = """
 import ctypes, sys
 import torch
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.models import layout_of, load_model
 
-name, samples, kind, classes = sys.argv[1], int(sys.argv[2]), sys.argv[3], 3
+name, samples, kind, again, classes = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "True", 3
 torch.set_num_threads(1)
 family = load_model(name)
 layout = layout_of(family)
@@ -41,7 +45,8 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 def step(n):
-    family.logits(inputs[:n], head).logsumexp(-1).sum().backward()
+    with wrapped(blocks_of(family.module, family.edited) if again else (), recomputing):
+        family.logits(inputs[:n], head).logsumexp(-1).sum().backward()
 
 step(1)
 ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -76,9 +81,15 @@ def clip(folder: Path) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
 @pytest.mark.parametrize(
-    ("make", "kind", "samples"), [(causal, "text", 8), pytest.param(clip, "image", 16, marks=pytest.mark.slow)]
+    ("make", "kind", "samples", "again"),
+    [
+        (causal, "text", 8, False),
+        (causal, "text", 8, True),
+        pytest.param(clip, "image", 16, False, marks=pytest.mark.slow),
+        pytest.param(clip, "image", 16, True, marks=pytest.mark.slow),
+    ],
 )
-def test_a_steps_peak_is_what_was_said(make, kind, samples, tmp_path):
+def test_a_steps_peak_is_what_was_said(make, kind, samples, again, tmp_path):
     model = make(tmp_path / "model")
     data = write_texts(tmp_path, "animals", 40)
     task = {**data, "classes": ["a", "b", "c"], "phrases": ["old", "one", "near"]} if kind == "text" else {"name": "x", "data": "x", "classes": ["a", "b", "c"]}  # fmt: skip
@@ -92,20 +103,24 @@ def test_a_steps_peak_is_what_was_said(make, kind, samples, tmp_path):
         }
     )
     family = shape_of(spec.model)
-    said = batch_of(family, spec.tasks[0], layout_of(family), samples)
+    said = batch_of(family, spec.tasks[0], layout_of(family), samples, again)
     done = subprocess.run(
-        [sys.executable, "-c", STEP, model, str(samples), kind], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", STEP, model, str(samples), kind, str(again)],
+        env={**os.environ, **EXACT},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = int(done.stdout.split()[-1])
     print(f"said {(said.kept + said.passing) / 1e6:.0f} MB, found {found / 1e6:.0f} MB")
-    assert said.kept + said.passing == pytest.approx(found, rel=0.2)
+    assert said.kept + said.passing == pytest.approx(found, rel=0.15)
 
 
 def test_a_plan_of_a_model_of_billions_needs_no_weights(tmp_path):
     tiny_model("llama", FILLERS, tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
-    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}  # fmt: skip
+    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "dtype": "bfloat16"}  # fmt: skip
     (tmp_path / "model/config.json").write_text(json.dumps({**config, **shape}))
     task = write_texts(tmp_path, "animals", 40)
     values = {
@@ -116,7 +131,7 @@ def test_a_plan_of_a_model_of_billions_needs_no_weights(tmp_path):
     }
     found = estimate(make_spec(values))
     assert found.parameters == 8_030_261_248  # Llama 3 8B
-    assert found.worker["weights"] == 4 * found.parameters and found.masked == round(0.05 * found.eligible)
+    assert found.worker["weights"] == 2 * found.parameters and found.masked == round(0.05 * found.eligible)
     assert (
         found.storage["deltas"] == 2 * found.masked and found.batch.forward > 2 * 6.9e9
     )  # two a weight and token at least

@@ -10,9 +10,10 @@ adds; the ordinary weight gradient is never built. Weights that no hook fits are
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,24 @@ log = logging.getLogger(__name__)
 
 # Per-sample weight gradients of one layer held at once: a CPU squares them while they are in its cache, a GPU wants large products.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+TOGETHER = 1 << 28  # weights whose scores are compared at once
 BUDGET = 4 << 30  # bytes of activations that one backward may keep
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding may do to squared gradients: `near`, a share of one; `few`, a share of a tensor's weights that are further off
+    (a ReLU that turns over); `noise`, a share of the model's largest one, below which a score is rounding alone."""
+
+    near: float
+    few: float
+    noise: float
+
+
+def _rounding(dtype: torch.dtype) -> Rounding:
+    return Rounding(0.3, 0.01, 1e-5) if dtype == torch.bfloat16 else Rounding(1e-2, 0.0, 1e-12)
+
+
 Score = Literal["log_prob", "logit"]
 Batch = torch.Tensor | dict[str, torch.Tensor]
 
@@ -93,10 +111,13 @@ class SquaredGradients:
     ) -> None:
         self.module, self.layout = module.eval(), layout
         self.params = {n: p for n, p in module.named_parameters() if n in set(layout.names)}
-        device = next(iter(self.params.values())).device
-        self.sums = torch.zeros(layout.total, dtype=torch.float32, device=device)
+        self.device = next(iter(self.params.values())).device
         self.samples = 0
         self.checked, self.budget, self.autocast = checked, budget, autocast
+
+    @functools.cached_property
+    def sums(self) -> torch.Tensor:
+        return torch.zeros(self.layout.total, dtype=torch.float32, device=self.device)
 
     def add(
         self,
@@ -112,7 +133,7 @@ class SquaredGradients:
         """
         if self.checked is None:
             self.checked = self.check(forward, batch, score)
-        device = self.sums.device.type
+        device = self.device.type
 
         def cast(inputs: Batch) -> torch.Tensor:
             with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
@@ -127,6 +148,7 @@ class SquaredGradients:
                 lambda logits: sample_labels(logits, generator),
                 score,
                 self.layout.split(self.sums),
+                set(self.layout.names).difference(self.checked.looped),
                 self.checked.looped,
             )
         self.samples += batch_len(batch)
@@ -138,18 +160,15 @@ class SquaredGradients:
         choose: Callable[[torch.Tensor], torch.Tensor],
         score: Score,
         sums: dict[str, torch.Tensor],
+        hooked: Collection[str],
         looped: Iterable[str],
-        weigh: bool = False,
-    ) -> int:
-        """Add a batch's squares to `sums`; `choose` picks the labels [n] from the logits [n, C].
-
-        Returns the bytes that the forward kept for its backward if `weigh`.
-        """
+    ) -> None:
+        """Add a batch's squares to `sums`, of some weights by hooks and of some by a loop; `choose` picks the labels [n] from
+        the logits [n, C]."""
         n = batch_len(batch)
-        hooked = {id(p): name for name, p in self.params.items() if name not in looped}
-        with _Hooks(self.module, hooked, sums, n, weigh) as hooks, torch.set_grad_enabled(bool(hooked)):
-            with torch.autograd.graph.saved_tensors_hooks(hooks.keep, lambda x: x) if weigh else nullcontext():
-                logits = forward(batch)
+        by_id = {id(p): name for name, p in self.params.items() if name in hooked}
+        with _Hooks(self.module, by_id, sums, n) as hooks, torch.set_grad_enabled(bool(hooked)):
+            logits = forward(batch)
             if not torch.isfinite(logits).all():
                 raise ValueError(
                     "calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32"
@@ -168,13 +187,12 @@ class SquaredGradients:
                     for name, grad in zip(looped, grads, strict=True):
                         if grad is not None:
                             sums[name] += grad.float().square().reshape(-1)
-        return hooks.bytes
 
     def check(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, score: Score = "log_prob") -> Checked:
         """Compare hooks and loop on the first samples of a batch; weights on which they differ have to be looped.
 
         It catches what hooks cannot know: samples that do not lie along the first dimension, a layer whose
-        forward is bypassed, samples that influence each other.
+        forward is bypassed, samples that influence each other. Scores of `TOGETHER` weights are held at once.
         """
         batch, hookable = take(batch, slice(0, 3)), set()
         for prefix, m in self.module.named_modules():
@@ -183,22 +201,35 @@ class SquaredGradients:
         unknown = set(self.layout.names) - hookable
         with torch.no_grad():
             labels = forward(batch).argmax(-1)
-        by_hook, by_loop = (self.layout.split(torch.zeros_like(self.sums)) for _ in range(2))
-        self._add(forward, batch, lambda _: labels, score, by_loop, self.layout.names)
-        kept = self._add(forward, batch, lambda _: labels, score, by_hook, sorted(unknown), weigh=True)
+        beyond, largest = dict.fromkeys(unknown, math.inf), 0.0
+        for part in self.layout.cut(TOGETHER):
+            names, zeros = set(part.names) - unknown, torch.zeros(part.total, device=labels.device)
+            by_hook, by_loop = part.split(zeros), part.split(zeros.clone())
+            self._add(forward, batch, lambda _: labels, score, by_loop, (), part.names)
+            self._add(forward, batch, lambda _: labels, score, by_hook, names, ())
+            largest = max(largest, *(float(scores.max()) for scores in by_loop.values()))
+            beyond |= {n: _beyond(by_hook[n], by_loop[n], self.params[n].dtype) for n in names}
         # Scores that ought to be 0 (a key's bias, which softmax ignores) are rounding errors, and agree with nothing.
-        noise = 1e-12 * max(float(scores.max()) for scores in by_loop.values())
-        wrong = {
-            n
-            for n in self.layout.names
-            if not torch.allclose(by_hook[n], by_loop[n], rtol=1e-2, atol=noise + 1e-4 * float(by_loop[n].max()))
-        }
-        looped = tuple(sorted(wrong | unknown))
+        looped = {n for n, far in beyond.items() if not far <= _rounding(self.params[n].dtype).noise * largest}
         if looped:
-            log.warning(
-                "calibration scores %d tensors one sample at a time (slower): %s", len(looped), ", ".join(looped[:4])
-            )
-        return Checked(looped, kept // batch_len(batch))
+            told = ", ".join(sorted(looped)[:4])
+            log.warning("calibration scores %d tensors one sample at a time (slower): %s", len(looped), told)
+        return Checked(tuple(sorted(looped)), self._kept(forward, batch, hookable) // batch_len(batch))
+
+    def _kept(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, hooked: Collection[str]) -> int:
+        """Bytes that a forward keeps for its backward."""
+        by_id = {id(p): name for name, p in self.params.items() if name in hooked}
+        with _Hooks(self.module, by_id, {}, batch_len(batch), weigh=True) as hooks, torch.enable_grad():
+            with torch.autograd.graph.saved_tensors_hooks(hooks.keep, lambda x: x):
+                forward(batch)
+            return hooks.bytes
+
+
+def _beyond(by_hook: torch.Tensor, by_loop: torch.Tensor, dtype: torch.dtype) -> float:
+    """How far two ways to score a tensor's weights differ beyond what rounding may do; not finite if a score is not."""
+    may = _rounding(dtype)
+    far = (by_hook - by_loop).abs() - may.near * (by_loop + 1e-2 * by_loop.max())
+    return float(far.kthvalue(len(far) - int(may.few * len(far))).values)
 
 
 # ------------------------------------------------------------------------------------------- hooks
@@ -304,7 +335,7 @@ class _Hooks:
     """Forward and backward hooks on every module that owns a wanted weight, for one backward."""
 
     def __init__(
-        self, module: nn.Module, names: dict[int, str], sums: dict[str, torch.Tensor], samples: int, weigh: bool
+        self, module: nn.Module, names: dict[int, str], sums: dict[str, torch.Tensor], samples: int, weigh: bool = False
     ) -> None:
         self.module, self.names, self.sums, self.samples = module, names, sums, samples
         self.uses: dict[str, int] = {}  # how often a weight was used in this forward
@@ -330,7 +361,7 @@ class _Hooks:
         self.frozen = _trainable(self.module, ())
         self.frozen.__enter__()
         for m in self.module.modules():
-            if isinstance(m, nn.MultiheadAttention) and id(m.in_proj_weight) in self.names:
+            if isinstance(m, nn.MultiheadAttention) and any(id(p) in self.names for p in m.parameters()):
                 m.forward = attention(m, self._linear)
                 self.replaced.append(m)
             elif (rule := _rule(m)) and any(id(p) in self.names for p in m.parameters(recurse=False)):

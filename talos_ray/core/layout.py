@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,16 @@ class Layout:
     def split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views of a flat [P] tensor, one a parameter."""
         return dict(zip(self.names, flat.split(self.sizes), strict=True))
+
+    def cut(self, most: int) -> Iterator[Layout]:
+        """Parts of whole parameters, in order, with at most `most` weights each, or one larger parameter."""
+        start = size = 0
+        for i, n in enumerate(self.sizes):
+            if size and size + n > most:
+                yield Layout(self.names[start:i], self.shapes[start:i])
+                start, size = i, 0
+            size += n
+        yield Layout(self.names[start:], self.shapes[start:])
 
 
 _KINDS = (

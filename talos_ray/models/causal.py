@@ -36,8 +36,14 @@ class Causal:
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """The last token's state."""
         ids, there = cut(inputs)
-        states = self.module.get_decoder()(input_ids=ids, attention_mask=attended(there)).last_hidden_state
+        states = self._states(ids, there)
         return states[torch.arange(len(ids)), there.sum(1) - 1]
+
+    def _states(self, ids: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """Token ids and where there are any, [n, l] -> the last block's states [n, l, d]."""
+        # No cache, because nothing is generated; but without one transformers looks at values, and here may be shapes only.
+        read = self.module.get_decoder()(input_ids=ids, attention_mask=attended(there), use_cache=ids.is_meta)
+        return read.last_hidden_state
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """A continuation begins with a space, as words inside a text do."""
@@ -53,9 +59,7 @@ class Causal:
         at = (there.sum(1)[:, None] + torch.arange(a, device=ids.device))[:, None].expand(n, classes, a)
         whole = whole.scatter(2, at, head.expand(n, classes, a)).flatten(0, 1)
         there = whole != PAD
-        states = self.module.get_decoder()(
-            input_ids=whole.clamp(min=0), attention_mask=attended(there)
-        ).last_hidden_state
+        states = self._states(whole.clamp(min=0), there)
         before = (at.flatten(0, 1) - 1)[..., None].expand(-1, -1, states.shape[-1])  # a token is predicted one earlier
         out = self.module.get_output_embeddings()(states.gather(1, before))  # [n * classes, a, V]
         return answer_scores(out, whole.gather(1, at.flatten(0, 1))).view(n, classes)

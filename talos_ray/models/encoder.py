@@ -50,13 +50,13 @@ class Encoder:
             pooled = tokens[:, 0]
         else:
             pooled = (tokens * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
-        return nn.functional.normalize(pooled, dim=-1)
+        return nn.functional.normalize(pooled.float(), dim=-1)
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Mean of the normalised features over the templates, normalised again, times SCALE."""
         rows = [self.features(self.preprocess([p.format(phrase) for p in prompts])).mean(0) for phrase in phrases]
-        return (nn.functional.normalize(torch.stack(rows), dim=-1) * SCALE).float()
+        return nn.functional.normalize(torch.stack(rows), dim=-1) * SCALE
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         return self.features(inputs) @ head.T

@@ -50,9 +50,9 @@ def load(name: str, pretrained: bool = True):
         family = import_module(f"talos_ray.models.{_family(name, config)}")
         tokenizer = AutoTokenizer.from_pretrained(where)
         if pretrained:
-            module = family.AUTO.from_pretrained(where, config=config, dtype=torch.float32)
+            module = family.AUTO.from_pretrained(where, config=config, dtype=_dtype(config))
         else:
-            module = family.AUTO.from_config(config, dtype=torch.float32)
+            module = family.AUTO.from_config(config, dtype=_dtype(config))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", LONGEST)
@@ -75,6 +75,12 @@ def _family(name: str, config: PretrainedConfig) -> str:
             f"model {name!r} is a {made_for}, which reads images and knows no words; wanted CLIP or SigLIP, a text encoder, a sequence-to-sequence model or a causal LM"
         )
     return "encoder"
+
+
+def _dtype(config: PretrainedConfig) -> torch.dtype:
+    """The dtype of a checkpoint's weights where it is bfloat16, otherwise float32: gradients in half precision (float16)
+    underflow unless the loss is scaled."""
+    return torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
 
 
 def blocks(module: nn.Module) -> str:

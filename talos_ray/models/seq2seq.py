@@ -52,7 +52,7 @@ class Seq2Seq:
         start = torch.full_like(wanted[:, :1], self.module.config.decoder_start_token_id)
         out = self.module(
             encoder_outputs=(states.repeat_interleave(classes, 0),), attention_mask=attended(there.repeat_interleave(classes, 0)),
-            decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1),
+            decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1), use_cache=False,
         )  # fmt: skip
         return answer_scores(out.logits, wanted).view(n, classes)
 

@@ -37,11 +37,12 @@ class Vision:
                 texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             )
             found = self.module.get_text_features(**tokens).pooler_output
-            rows.append(nn.functional.normalize(found, dim=-1).mean(0))
-        return (nn.functional.normalize(torch.stack(rows), dim=-1) * self.module.logit_scale.exp()).float()
+            rows.append(nn.functional.normalize(found.float(), dim=-1).mean(0))
+        return nn.functional.normalize(torch.stack(rows), dim=-1) * self.module.logit_scale.float().exp()
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.module.get_image_features(pixel_values=inputs).pooler_output, dim=-1)
+        found = self.module.get_image_features(pixel_values=inputs.to(self.module.dtype)).pooler_output
+        return nn.functional.normalize(found.float(), dim=-1)
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         return self.features(inputs) @ head.T

@@ -17,7 +17,7 @@ from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import Checked, SquaredGradients
-from talos_ray.core.mask import DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
+from talos_ray.core.mask import CHUNK, DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, decoded, encoded
@@ -104,7 +104,9 @@ def _add_normalized(mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
     """Each task's scores are normalised to sum 1, so that no task drowns another."""
     mean = np.zeros(totals[0].shape, dtype=np.float32) if mean is None else mean.copy()
     for t in totals:
-        mean += t / max(float(t.sum(dtype=np.float64)), 1e-300)
+        whole = max(float(t.sum(dtype=np.float64)), 1e-300)
+        for start in range(0, len(t), CHUNK):  # the quotient of all P at once would be as large as the scores
+            mean[start : start + CHUNK] += t[start : start + CHUNK] / whole
     return mean
 
 

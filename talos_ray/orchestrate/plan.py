@@ -181,7 +181,12 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
             p.data[task.name].train.fingerprint(),
             head,
             settings.model_dump(
-                exclude={"checkpoint_every", "epochs", *(() if settings.label_noise else ("label_noise",))}
+                exclude={
+                    "checkpoint_every",
+                    "epochs",
+                    "gradient_checkpointing",
+                    *(() if settings.label_noise else ("label_noise",)),
+                }
             ),
             p.spec.seed,
             task.name,

@@ -15,7 +15,7 @@ from talos_ray.orchestrate import cluster
 from talos_ray.orchestrate.plan import Prepared
 from talos_ray.orchestrate.verify import Judge
 from talos_ray.orchestrate.watch import Tracker, Watch
-from talos_ray.orchestrate.worker import Shared, freeze
+from talos_ray.orchestrate.worker import Shared, freeze, thaw
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
 
@@ -36,6 +36,9 @@ class Session:
             tensors = freeze(self.p.tensors)
         self.shared = Shared(self.spec, self.p.base, tensors, self.p.layout, self.p.heads)
         self.shared_ref = ray.put(self.shared)
+        if not isinstance(tensors, tuple):  # from here on the driver, too, reads the copy that all share
+            self.shared = ray.get(self.shared_ref)
+            self.p.tensors.update(thaw(self.shared.tensors))
 
     def slots_of(self, stage: str, workers: int, limit: int | None) -> int:
         self.slots[stage] = cluster.slots(self.spec.cluster, workers, limit)

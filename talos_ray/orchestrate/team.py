@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import ray
 import torch
@@ -14,6 +15,7 @@ from talos_ray.core.delta import make_delta
 from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 
@@ -30,6 +32,16 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
     return gather(module, mask), optimizer, plan
 
 
+def tune(bench: Workbench, plan: Plan, s: Train, optimizer: SparseAdamW, batch: Callable, **how) -> list[float]:
+    """`core.finetune` on a warm model, as the settings of the training have it."""
+    family = bench.family
+    with wrapped(blocks_of(family.module, family.edited) if s.gradient_checkpointing else (), recomputing):
+        return finetune(
+            optimizer, plan, bench.logits(plan.task), batch,
+            autocast=bench.autocast(s.precision), micro_batch_size=s.micro_batch_size, **how,
+        )  # fmt: skip
+
+
 def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
     """Train the model as it stands, by a worker alone that keeps nothing. Returns the values of the delta, as they would be stored.
 
@@ -38,10 +50,7 @@ def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
     """
     before, optimizer, plan = begin(bench, mask, task, s)
     try:
-        finetune(
-            optimizer, plan, bench.logits(task), bench.examples(task, "train").batch,
-            autocast=bench.autocast(s.precision), micro_batch_size=s.micro_batch_size,
-        )  # fmt: skip
+        tune(bench, plan, s, optimizer, bench.examples(task, "train").batch)
         dtype = getattr(torch, s.delta_dtype)
         return make_delta(
             task, optimizer.values.detach(), before, bench.shared.base, mask.fingerprint, dtype, {}
@@ -88,11 +97,17 @@ class Member:
         parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]
         batches = examples.each(parts, bench.loaders)
         try:
-            losses = finetune(
-                optimizer, plan, bench.logits(job.task.name), lambda index: next(batches),
-                start=start, rank=rank, world=world, autocast=bench.autocast(s.precision),
-                micro_batch_size=s.micro_batch_size, on_step=on_step,
-            )  # fmt: skip
+            losses = tune(
+                bench,
+                plan,
+                s,
+                optimizer,
+                lambda index: next(batches),
+                start=start,
+                rank=rank,
+                world=world,
+                on_step=on_step,
+            )
             seconds = time.perf_counter() - started
             if rank == 0:
                 info = {

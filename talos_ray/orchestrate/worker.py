@@ -108,7 +108,9 @@ class Workbench:
             self.tensors = RunFolder(uri).load_base(name, cache_folder() / "base")
         else:
             self.tensors = thaw(shared.tensors)
-        self.family: Family = build_model(shared.spec.model, self.tensors, private=shared.layout.names)
+        # On a GPU the module is a copy anyway.
+        private = shared.layout.names if self.device.type == "cpu" else ()
+        self.family: Family = build_model(shared.spec.model, self.tensors, private)
         self.family.module.to(self.device)
         self.composers: dict[tuple[str, ...], Composer] = {}
         self.composed: tuple[str, ...] | None = None  # the arm whose edit may be in the model

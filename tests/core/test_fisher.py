@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from small_models import IDS, IDS_THAT_END, bert, gpt2, t5
 from torch import nn
 
+from talos_ray.core import fisher
 from talos_ray.core.fisher import SquaredGradients, batch_len, sample_labels, take
 from talos_ray.core.layout import eligible_layout
 
@@ -147,7 +148,10 @@ def test_equals_one_backward_a_sample(name, score):
         )
 
 
-def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named():
+@pytest.mark.parametrize("together", [fisher.TOGETHER, 50])
+def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named(together, monkeypatch):
+    """However many weights are compared at once."""
+    monkeypatch.setattr(fisher, "TOGETHER", together)
     for name, looped in (
         ("clip", set()),
         ("two_dimensional", set()),

@@ -1,4 +1,4 @@
-"""A text encoder, a sequence-to-sequence model and a causal LM learn two tasks, and they are merged: by the one call."""
+"""A text encoder, a sequence-to-sequence model and a causal LM (in bfloat16, with gradient checkpointing) learn two tasks, and they are merged: by the one call."""
 
 import pytest
 from texts import save_model, write_texts
@@ -11,13 +11,13 @@ from talos_ray.models import base_fingerprint, load_model
 def test_a_model_learns_text_tasks(kind, tmp_path):
     tasks = [write_texts(tmp_path, name, 800) for name in ("animals", "places")]
     run = talos_ray.edit(
-        model=save_model(tmp_path / "model", kind),
+        model=save_model(tmp_path / "model", kind, "bfloat16" if kind == "llama" else "float32"),
         tasks=tasks,
         control=[{**tasks[0], "name": "held", "phrases": ["otter", "wrench"]}],
         output=str(tmp_path / "run"),
         mask={"keep": 0.5},
         calibration={"samples_per_task": 32, "rounds": 2, "shards_per_task": 2},
-        train={"steps": 120, "batch_size": 32, "lr": 1e-2, "warmup_steps": 5},
+        train={"steps": 120, "batch_size": 32, "lr": 1e-2, "warmup_steps": 5, "gradient_checkpointing": kind == "llama"},
         search={"trials": 3, "control_keep": 0.0},
         gate={"control_keep": None},
     )

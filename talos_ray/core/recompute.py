@@ -1,0 +1,41 @@
+"""Gradient checkpointing: a block keeps its inputs only, and its forward runs again in the backward (Chen et al., 2016, arXiv 1604.06174)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def blocks_of(module: nn.Module, edited: Sequence[str]) -> list[nn.Module]:
+    """The blocks of the edited part: modules made of others, in the outermost lists of them.
+
+    Args:
+        edited: name prefixes, as `models.Family` has them.
+    """
+    lists = [
+        n
+        for n, m in module.named_modules()
+        if isinstance(m, nn.ModuleList | nn.Sequential) and f"{n}.".startswith(tuple(edited))
+    ]
+    outermost = [n for n in lists if not any(n.startswith(f"{o}.") for o in lists)]
+    return [m for n in outermost for m in module.get_submodule(n).children() if next(m.children(), None) is not None]
+
+
+@contextmanager
+def wrapped(blocks: Sequence[nn.Module], wrap: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Blocks whose forward goes through `wrap` inside."""
+    for block in blocks:
+        block.forward = wrap(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def recomputing(forward: Callable) -> Callable:
+    """A forward that keeps its inputs only. Its values stay, and so do the bits of a training that is deterministic."""
+    return lambda *args, **named: checkpoint(forward, *args, use_reentrant=False, **named)
