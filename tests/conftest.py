@@ -25,3 +25,16 @@ def small_spec(sides) -> dict:
         "search": {"shared_points": 3, "trials": 4, "generation": 2},
         "baseline": {"enabled": True, "lr": 1e-4},
     }
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """One real local Ray for all tests that need one; it is this process's own and ends with it."""
+    import ray
+
+    from talos_ray.config import Cluster
+    from talos_ray.orchestrate.cluster import connect
+
+    connect(Cluster(), verbose=False)
+    yield ray
+    ray.shutdown()

@@ -7,7 +7,7 @@ import talos_ray
 from talos_ray.models import base_fingerprint, load_model
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("t5", marks=pytest.mark.slow), "llama"])
+@pytest.mark.parametrize("kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("bert", "t5")), "llama"])
 def test_a_model_learns_text_tasks(kind, tmp_path):
     tasks = [write_texts(tmp_path, name, 800) for name in ("animals", "places")]
     run = talos_ray.edit(
@@ -17,7 +17,13 @@ def test_a_model_learns_text_tasks(kind, tmp_path):
         output=str(tmp_path / "run"),
         mask={"keep": 0.5},
         calibration={"samples_per_task": 32, "rounds": 2, "shards_per_task": 2},
-        train={"steps": 120, "batch_size": 32, "lr": 1e-2, "warmup_steps": 5, "gradient_checkpointing": kind == "llama"},
+        train={
+            "steps": 120,
+            "batch_size": 32,
+            "lr": 1e-2,
+            "warmup_steps": 5,
+            "gradient_checkpointing": kind == "llama",
+        },
         search={"trials": 3, "control_keep": 0.0},
         gate={"control_keep": None},
     )

@@ -1,28 +1,30 @@
-"""What an approver and an engineer do with a run, by the installed command alone: edit, add, see a gate fail, forget, compare,
+"""What an approver and an engineer do with a run, by the command alone: edit, add, see a gate fail, forget, compare,
 undo, export, verify."""
 
 import csv
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-TALOS = str(Path(sys.executable).parent / "talos")
+from talos_ray.cli import main
 
 
 @pytest.fixture
-def talos(tmp_path):
+def talos(ray_here, tmp_path, monkeypatch, capsys):
+    """`talos` in a folder of its own, on a Ray that runs already; `tests/test_cli.py` has the command as it is installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
     def call(*arguments: object, code: int = 0) -> str:
-        env = {**os.environ, "COLUMNS": "200"}
-        done = subprocess.run(
-            [TALOS, *map(str, arguments)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
-        )
-        assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
-        return done.stdout + (done.stderr if code else "")
+        monkeypatch.setattr(sys, "argv", ["talos", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said.out[-2000:] + said.err[-2000:]
+        return said.out + (said.err if code else "")
 
     return call
 

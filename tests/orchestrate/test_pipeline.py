@@ -218,6 +218,7 @@ def jobs_of(s, folder, mask, **settings):
     return [Job(task, "sparse", train, "key", str(folder), mask.fingerprint)]
 
 
+@pytest.mark.slow  # `test_faults` kills one in the middle of a whole run
 def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
     """SIGKILL the training process after a checkpoint; Ray Train restarts the team, the task resumes."""
     from talos_ray.orchestrate.train import train
