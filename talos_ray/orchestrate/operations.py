@@ -22,6 +22,7 @@ from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
+from talos_ray.orchestrate.search import open_desk
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.verify import Judge
 from talos_ray.progress import Progress
@@ -169,7 +170,7 @@ def forget(
         head = run.head
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
-        judge, progress = run.judge(learnt), run.session.progress
+        judge, progress, desk = run.judge(learnt), run.session.progress, open_desk()
         judge.share([run.arm], {SPARSE: deltas}, (run.how,))
         way = judge.ways[SPARSE]
         evaluator = judge.evaluator(way.ref, way.rows)
@@ -184,9 +185,8 @@ def forget(
         limit = aim if at_most is None else at_most
         objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
         problem = Problem(evaluator, objective, 1)
-        found = judge.run({SPARSE: (problem, _downwards(problem, head["coefficients"], task, min(aim, limit)))}, MOST)[
-            SPARSE
-        ]
+        candidates = _downwards(problem, head["coefficients"], task, min(aim, limit))
+        found = judge.run({SPARSE: (problem, candidates)}, MOST, desk)[SPARSE]
         best, curve = found.candidates[0], _curve(found, objective, task)
         told = {
             "task": task,

@@ -207,8 +207,16 @@ class Dealer(tune.Callback):
             self.desk.close()
 
 
+def open_desk():
+    """A desk for one search. Its process takes seconds to start, so it is opened before there is work for it."""
+    # On the driver's own node: only with the driver may it be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
+
+
 def run(
     searches: Mapping[str, tuple[Problem, Generations]],
+    desk,
     slots: int,
     scratch: str,
     on_candidate: Callable[[str, Candidate], None],
@@ -217,6 +225,7 @@ def run(
     its evaluation.
 
     Args:
+        desk: from `open_desk`; it is closed with the search.
         slots: workers that evaluate at once.
         scratch: a folder for Tune's own state, of no use afterwards.
 
@@ -224,9 +233,6 @@ def run(
         TalosError: trials failed more often than `cluster.max_failures`.
     """
     problems = {arm: problem for arm, (problem, _) in searches.items()}
-    # On the driver's own node: only with the driver may it be lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    desk = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
     failures = next(iter(problems.values())).evaluator.spec.cluster.max_failures
     dealer = Dealer(searches, Waiting(desk), failures, on_candidate)
     trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)

@@ -127,9 +127,13 @@ def train_loop(config: dict) -> None:
 def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[BaseException]) -> None:
     """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    trainer = TorchTrainer(
+    if settings.workers_per_task > 1:
+        from ray.train.torch import TorchTrainer as Trainer
+    else:  # the same without a process group: so Ray Train's controller, a process a team, need not import torch
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Trainer
+
+    trainer = Trainer(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(

@@ -23,7 +23,7 @@ from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Evaluator, Found, Ledger, Problem, evaluate
 from talos_ray.orchestrate.proposals import generations, probes, surrogate_of
-from talos_ray.orchestrate.search import Generations, run
+from talos_ray.orchestrate.search import Generations, open_desk, run
 from talos_ray.orchestrate.worker import Arm
 
 
@@ -97,7 +97,7 @@ class Judge:
         p = self.p
         if self.stage == "search":
             self.progress.begin("search", "single-task scores")
-        everything = (*p.targets, *p.controls)
+        everything, desk = (*p.targets, *p.controls), open_desk()
         self.share(arms, deltas, p.spec.search.merge.tried)
         alone = [({t: 1.0}, (t,)) for t in p.targets] + [({}, tuple(p.controls))]
 
@@ -126,7 +126,7 @@ class Judge:
         for name, way in self.ways.items():
             problem = Problem(evaluators[name], objectives[way.arm], parts)
             searches[name] = (problem, generations(problem, labels))
-        found = self.run(searches, p.spec.search.most * len(searches))
+        found = self.run(searches, p.spec.search.most * len(searches), desk)
         if self.stage == "search":
             self.progress.end("search", "; ".join(f"{a}: {_told(found[a])}" for a in searches))
         chosen = {
@@ -149,8 +149,8 @@ class Judge:
             "nonlinearity": nonlinearity(surrogate, a, logits),
         }
 
-    def run(self, searches: Mapping[str, tuple[Problem, Generations]], most: int) -> dict[str, Found]:
-        """What each search finds, with progress; `most` candidates in all."""
+    def run(self, searches: Mapping[str, tuple[Problem, Generations]], most: int, desk) -> dict[str, Found]:
+        """What each search finds, with progress; `most` candidates in all, handed out by a `desk`."""
         seen: dict[str, float] = {}
         n = 0
 
@@ -163,7 +163,7 @@ class Judge:
             best = ", ".join(f"{a} {v:.4f}" for a, v in seen.items())
             self.progress.update(self.stage, n / most, f"candidate {n}, best {best}")
 
-        found, self.overhead = run(searches, self.slots, self.scratch, on_candidate)
+        found, self.overhead = run(searches, desk, self.slots, self.scratch, on_candidate)
         return found
 
     def _chosen(self, found: Mapping[str, Found], objective: MergeObjective) -> dict:
