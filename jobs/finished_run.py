@@ -1,9 +1,12 @@
 """What a finished run tells about the search and about Ray's own share of the time: rows of `jobs/benchmark.py --run`."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import optuna
 
 from jobs.measuring import Row, row
 from talos_ray.config import Spec
@@ -15,6 +18,8 @@ from talos_ray.orchestrate.proposals import probes
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
+
+OPTUNA_BAR = 0.1  # of the evaluations that Optuna needs; it is stopped where this holds
 
 
 def look(uri: str) -> Iterator[Row]:
@@ -69,6 +74,28 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
         "<= 0.334",
     )
     yield measured if found >= max(grid) else replace(measured, holds=False)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=spec.seed))
+    most = math.ceil(used / OPTUNA_BAR)
+
+    def trial(t: optuna.Trial) -> float:
+        return objective(scores({n: t.suggest_float(n, s.low, s.high) for n in single}, arm=chosen))
+
+    study.optimize(trial, most, callbacks=[lambda study, _: study.stop() if study.best_value >= found else None])
+    needed = len(study.trials)
+    print(
+        f"search: Optuna from scratch, with a coefficient a task and the same merge method, has {study.best_value:.4f} after {needed} evaluations"
+        + ("" if study.best_value >= found else ", where it was stopped: below the search's result")
+    )
+    yield row(
+        "search_evals_vs_optuna",
+        [used],
+        [needed],
+        "evaluations",
+        "Optuna's TPE from scratch, until its result is as good",
+        f"<= {OPTUNA_BAR}",
+    )
 
 
 def overhead(folder: RunFolder, version: dict) -> Iterator[Row]:

@@ -37,7 +37,7 @@ SCALES = (
 )  # each climb is also proposed shorter and longer: the linear model errs most in length
 APART = 0.03  # of the range, in the largest coefficient: what is closer counts as the same candidate
 AT_ONCE = 16  # points that are predicted together
-HOLD_OUT = 4  # every fourth input judges a climb and does not lead it
+HOLD_OUT = 4  # one input in four judges a climb and does not lead it
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,9 @@ class Surrogate:
         single-task score, less its `pressures` [B] times what control tasks lose. Returns the points [B, T] at which
         inputs that did not lead were best."""
         target, control = self.objective.single, self.objective.control
-        judge = {t: torch.arange(len(y)) % HOLD_OUT == 0 for t, y in self.labels.items()}
+        judge = {t: torch.zeros(len(y), dtype=torch.bool) for t, y in self.labels.items()}
+        for rows in judge.values():
+            rows[sampled_rows(len(rows), -(-len(rows) // HOLD_OUT))] = True
 
         def confidence(a: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
             """Mean probability [B] of the right class, an accuracy that has a gradient: of those that lead and that judge."""
@@ -145,8 +147,9 @@ class Surrogate:
 
 
 def sampled_rows(n: int, most: int) -> torch.Tensor:
-    """At most `most` of n row numbers, evenly spaced (int64, ascending)."""
-    return torch.arange(n) if n <= most else torch.arange(most) * n // most
+    """At most `most` of n row numbers (int64, ascending), always the same ones. Drawn, because every second row of data whose
+    classes take turns has half of the classes."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(n))[:most].sort().values
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, 
 from talos_ray.core.paired import Answers, bootstrap
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
-from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Evaluator, Found, Ledger, Problem, evaluate
+from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Evaluator, Found, Ledger, Problem, evaluate, sample
 from talos_ray.orchestrate.proposals import generations, probes, surrogate_of
 from talos_ray.orchestrate.search import Generations, open_desk, run
 from talos_ray.orchestrate.worker import Arm
@@ -78,7 +78,7 @@ class Judge:
             n: [d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
             for n, d in p.data.items()
         }
-        looks_at = [p.spec.search.probe_inputs, list(p.controls)]
+        looks_at = {n: sample(p.spec, n, len(d.validation)).tolist() for n, d in p.data.items()}
         ledger = Ledger(self.folder.store.uri, p.base, key_of([held_out, looks_at]))
         return Evaluator((self.shared_ref, ref), {t: d.fingerprint for t, d in deltas.items()}, ledger, p.spec)
 

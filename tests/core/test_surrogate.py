@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from talos_ray.core.metrics import MergeObjective
-from talos_ray.core.surrogate import Surrogate, rank_correlation
+from talos_ray.core.surrogate import Surrogate, rank_correlation, sampled_rows
 
 TASKS, N, CLASSES = ("a", "b", "held"), 120, 3
 
@@ -78,3 +78,11 @@ def test_rank_correlation_against_known_values():
     assert abs(rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) + 1) < 1e-12
     assert abs(rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) - 0.8) < 1e-12
     assert rank_correlation([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_a_sample_has_every_class_of_data_whose_classes_take_turns():
+    for n, most in ((160, 80), (160, 40), (1000, 100), (7, 9)):
+        rows = sampled_rows(n, most)
+        assert len(rows) == min(n, most) and torch.equal(rows, rows.unique()) and rows.max() < n
+        assert torch.equal(rows, sampled_rows(n, most))
+        assert len((rows % 4).unique()) == 4
