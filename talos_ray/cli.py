@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -139,7 +140,11 @@ def plan(
     from talos_ray.spec import load_spec
 
     asked = load_spec(spec)
-    found = estimate(asked)
+    logging.disable(logging.WARNING)  # of libraries: the plan itself says what it could not look up
+    try:
+        found = estimate(asked)
+    finally:
+        logging.disable(logging.NOTSET)
     rate = tflops * 1e12 if tflops else product_rate() / 2
     hours = {stage: work / rate / 3600 for stage, work in found.work.items()}
     if as_json:

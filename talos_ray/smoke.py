@@ -13,7 +13,7 @@ from string import Formatter
 
 import numpy as np
 
-from talos_ray.config import Search, Spec, Task, Train
+from talos_ray.config import HUGGING_FACE, Search, Spec, Task, Train
 
 FILLERS = ["the", "old", "one", "near", "here", "was", "seen", "again", "by", "us", "and", "it", "is", "not", "far", "from"]  # fmt: skip
 MADE_UP = ("amber", "basalt", "cedar")  # classes where the spec names none: its data do
@@ -129,21 +129,19 @@ def _joined(a: object, b: object) -> object:
 def _model(name: str, folder: Path, words: Iterable[str]) -> str:
     if name.startswith("open_clip:"):
         return "demo"
-    if not name.startswith("hf:"):
+    family = name.partition(":")[0]
+    if family not in HUGGING_FACE:
         return name
     kind = next((k for k in KINDS if k in name.lower()), KINDS[-1])
-    return tiny_model(kind, words, folder)
+    return f"{family}:{tiny_model(kind, words, folder).partition(':')[2]}"
 
 
-def tiny_model(
-    kind: str, words: Iterable[str], folder: Path, labels: Sequence[str] = (), dtype: str = "float32"
-) -> str:
+def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> str:
     """A model of two small blocks with random weights, and a tokenizer of some words, as `save_pretrained` writes them. Decoders but
     GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it with the embedding.
 
     Args:
         kind: 'bert', 'classifier' (a BERT that sorts into `labels`), 't5', 'clip', 'siglip', or a causal LM as transformers names its configuration.
-        dtype: of the weights, as torch names it.
 
     Returns:
         What `model:` in a spec calls it.
@@ -210,7 +208,7 @@ def tiny_model(
         sizes = {} if "text_config" in shape else {"vocab_size": size}
         model = auto.from_config(AutoConfig.for_model(kind, **sizes, **shape))
     model.config.architectures = [type(model).__name__]
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    model.save_pretrained(folder)
     return f"hf:{folder}"
 
 

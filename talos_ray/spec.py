@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from talos_ray.config import Spec, Task, validated
+from talos_ray.config import HUGGING_FACE, Spec, Task, validated
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
 
@@ -72,8 +72,9 @@ def make_spec(values: dict[str, Any]) -> Spec:
     """
     values = _with_preset(dict(values))
     model = str(values.get("model", ""))
-    if model.startswith("hf:") and (path := Path(model.removeprefix("hf:")).expanduser()).is_dir():
-        values["model"] = f"hf:{path.resolve()}"  # workers have other working folders
+    kind, _, named = model.partition(":")
+    if kind in HUGGING_FACE and (path := Path(named).expanduser()).is_dir():
+        values["model"] = f"{kind}:{path.resolve()}"  # workers have other working folders
     problems, tasks = Problems(), {"tasks": [], "control": []}
     for group, found in tasks.items():
         items = values.get(group) or ()
@@ -94,9 +95,10 @@ def make_spec(values: dict[str, Any]) -> Spec:
 
 def _reads_text(model: str) -> bool:
     """What a task's inputs are where it does not say: by the model's configuration if it lies here, else by its name."""
-    if not model.startswith("hf:"):
+    kind, _, named = model.partition(":")
+    if kind not in HUGGING_FACE:
         return False
-    known = Path(model.removeprefix("hf:")) / "config.json"
+    known = Path(named) / "config.json"
     told = str(json.loads(known.read_text()).get("model_type", "")) if known.is_file() else model
     return "clip" not in told.lower() and "siglip" not in told.lower()
 

@@ -120,11 +120,11 @@ def test_a_steps_peak_is_what_was_said(make, kind, samples, again, tmp_path):
 def test_a_plan_of_a_model_of_billions_needs_no_weights(tmp_path):
     tiny_model("llama", FILLERS, tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
-    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "dtype": "bfloat16"}  # fmt: skip
+    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}  # fmt: skip
     (tmp_path / "model/config.json").write_text(json.dumps({**config, **shape}))
     task = write_texts(tmp_path, "animals", 40)
     values = {
-        "model": f"hf:{tmp_path / 'model'}",
+        "model": f"hf-bf16:{tmp_path / 'model'}",
         "tasks": [task],
         "output": "x",
         "mask": {"granularity": "row", "keep": 0.05},

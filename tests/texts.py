@@ -30,7 +30,7 @@ def write_texts(folder: Path, name: str, n: int) -> dict:
     return {"name": name, "data": str(path), "classes": ["yes", "no"], "phrases": first}
 
 
-def save_model(folder: Path, kind: str, dtype: str = "float32") -> str:
+def save_model(folder: Path, kind: str) -> str:
     """A tiny model of a kind (`talos_ray.smoke.tiny_model`) that knows the tasks' words."""
     words = [w for kinds in WORDS.values() for k in kinds for w in k.split()]
-    return tiny_model(kind, [*words, *FILLERS], folder, ("yes", "no"), dtype)
+    return tiny_model(kind, [*words, *FILLERS], folder, labels=("yes", "no"))

@@ -15,12 +15,19 @@ from torch import nn
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
 
-FAMILIES = ("demo", "open_clip:ARCHITECTURE/PRETRAINED", "hf:NAME_OR_FOLDER", "python:MODULE:FUNCTION")
+FAMILIES = (
+    "demo",
+    "open_clip:ARCHITECTURE/PRETRAINED",
+    "hf:NAME_OR_FOLDER",
+    "hf-bf16:NAME_OR_FOLDER",
+    "python:MODULE:FUNCTION",
+)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _HOME = {
     "demo": "clip",
     "open_clip": "clip",
     "hf": "hf",
+    "hf-bf16": "hf",
     "python": "python",
 }  # loaded when first used: each brings its library
 

@@ -38,21 +38,23 @@ def check(name: str) -> None:
 
 
 def load(name: str, pretrained: bool = True):
-    """Build `hf:NAME` by the family that reads it; with `pretrained=False` the weights are left random.
+    """Build `hf:NAME` by the family that reads it, or `hf-bf16:NAME`, the same with weights in bfloat16; with `pretrained=False`
+    the weights are left random.
 
     Raises:
         SpecError: it cannot be reached or read, or no family reads it.
     """
-    where = str(Path(name.removeprefix("hf:")).expanduser())
+    kind, _, given = name.partition(":")
+    where, dtype = str(Path(given).expanduser()), torch.bfloat16 if kind == "hf-bf16" else torch.float32
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(where)
         family = import_module(f"talos_ray.models.{_family(name, config)}")
         tokenizer = AutoTokenizer.from_pretrained(where)
         if pretrained:
-            module = family.AUTO.from_pretrained(where, config=config, dtype=_dtype(config))
+            module = family.AUTO.from_pretrained(where, config=config, dtype=dtype)
         else:
-            module = family.AUTO.from_config(config, dtype=_dtype(config))
+            module = family.AUTO.from_config(config, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", LONGEST)
@@ -75,12 +77,6 @@ def _family(name: str, config: PretrainedConfig) -> str:
             f"model {name!r} is a {made_for}, which reads images and knows no words; wanted CLIP or SigLIP, a text encoder, a sequence-to-sequence model or a causal LM"
         )
     return "encoder"
-
-
-def _dtype(config: PretrainedConfig) -> torch.dtype:
-    """The dtype of a checkpoint's weights where it is bfloat16, otherwise float32: gradients in half precision (float16)
-    underflow unless the loss is scaled."""
-    return torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32
 
 
 def blocks(module: nn.Module) -> str:

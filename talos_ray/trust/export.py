@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from talos_ray import gate
+from talos_ray.config import HUGGING_FACE
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, base_tensors
 from talos_ray.storage import history
@@ -70,7 +71,7 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
     head = {
         "tags": ["talos", "task-arithmetic", "model-merging"],
         "library_name": "open_clip" if model.startswith(("open_clip", "demo")) else "transformers",
-        **({"base_model": named} if model.startswith("hf:") and not Path(named).exists() else {}),
+        **({"base_model": named} if model.partition(":")[0] in HUGGING_FACE and not Path(named).exists() else {}),
         "model-index": [{"name": f"{named}, version {number}", "results": [_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()]}],
     }  # fmt: skip
     rows = [
