@@ -143,9 +143,15 @@ def _smallest_rows(layout: Layout, keys: torch.Tensor, k: int, largest: bool) ->
     """bool [P]: whole rows in the order of `keys` (one a row, ties by canonical order), as many as fit into k weights."""
     sizes = torch.cat([torch.full((rows,), width) for rows, width in layout.rows])
     order = torch.argsort(keys, stable=True, descending=largest)
-    flags = torch.zeros(len(keys), dtype=torch.bool)
-    flags[order[sizes[order].cumsum(0) <= k]] = True
-    return flags.repeat_interleave(sizes)
+    chosen = torch.zeros(len(keys), dtype=torch.bool)
+    chosen[order[sizes[order].cumsum(0) <= k]] = True
+    flags = torch.empty(
+        layout.total, dtype=torch.bool
+    )  # row by row: `repeat_interleave` would want eight bytes a weight
+    parts = zip(flags.split(layout.sizes), layout.rows, chosen.split([rows for rows, _ in layout.rows]), strict=True)
+    for part, shape, mine in parts:
+        part.view(shape).copy_(mine[:, None])
+    return flags
 
 
 def select(
@@ -179,10 +185,17 @@ def select(
         keys = torch.rand(count, generator=torch.Generator().manual_seed(seed))
         return _smallest_rows(layout, keys, k, False) if granularity == "row" else smallest(keys, k)
     if strategy == "magnitude":
-        scores = torch.cat([weights[n].detach().float().abs().reshape(-1) for n in layout.names])
+        scores = torch.empty(layout.total)
+        for name, part in layout.split(scores).items():
+            part.copy_(weights[name].detach().reshape(-1)).abs_()
     if strategy == "least_sensitive_per_tensor":
-        parts = zip(layout.names, layout.shapes, scores.split(layout.sizes), shares(layout.sizes, k), strict=True)
-        return torch.cat([_lowest(Layout((n,), (shape,)), s, part, False, granularity) for n, shape, s, part in parts])
+        flags = torch.empty(layout.total, dtype=torch.bool)
+        parts = zip(
+            layout.split(flags).items(), layout.shapes, scores.split(layout.sizes), shares(layout.sizes, k), strict=True
+        )
+        for (name, mine), shape, s, part in parts:
+            mine.copy_(_lowest(Layout((name,), (shape,)), s, part, False, granularity))
+        return flags
     return _lowest(layout, scores, k, largest, granularity)
 
 

@@ -161,22 +161,33 @@ def test_overlap_of_masks():
     assert jaccard(a.bits, b.bits) == 0.5 and jaccard(a.bits, a.bits) == 1.0
 
 
-def test_selection_holds_little_more_than_the_scores():
+@pytest.mark.parametrize(
+    ("strategy", "granularity"),
+    [("least_sensitive", "element"), ("least_sensitive", "row"), ("least_sensitive_per_tensor", "element")],
+)
+def test_selection_holds_little_more_than_the_scores(strategy, granularity):
     """Peak of the resident set, in a process of its own, over the bytes of 10^8 scores."""
     script = """
 import re, torch
 from pathlib import Path
-from talos_ray.core.mask import smallest
+import sys
+from talos_ray.core.layout import Layout
+from talos_ray.core.mask import select
+def chosen(side, scores):
+    layout = Layout(tuple(map(str, range(10))), ((side // 10, side),) * 10)
+    return select(layout, sys.argv[1], 0.1, granularity=sys.argv[2], scores=scores)
 torch.manual_seed(0)
-smallest(torch.rand(1 << 23), 1000)
+chosen(3000, torch.rand(9_000_000))
 scores = torch.rand(100_000_000)
 held = lambda word: int(re.search(rf"{word}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 ground = held("VmRSS") - scores.nbytes
 Path("/proc/self/clear_refs").write_text("5")
-flags = smallest(scores, 10_000_000)
+flags = chosen(10_000, scores)
 print((held("VmHWM") - ground) / scores.nbytes, int(flags.sum()))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script, strategy, granularity], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     ratio, k = done.stdout.split()
     assert k == "10000000" and 1.2 < float(ratio) < 1.35
