@@ -145,9 +145,8 @@ def _smallest_rows(layout: Layout, keys: torch.Tensor, k: int, largest: bool) ->
     order = torch.argsort(keys, stable=True, descending=largest)
     chosen = torch.zeros(len(keys), dtype=torch.bool)
     chosen[order[sizes[order].cumsum(0) <= k]] = True
-    flags = torch.empty(
-        layout.total, dtype=torch.bool
-    )  # row by row: `repeat_interleave` would want eight bytes a weight
+    # Tensor by tensor, because `repeat_interleave` would want eight bytes a weight.
+    flags = torch.empty(layout.total, dtype=torch.bool)
     parts = zip(flags.split(layout.sizes), layout.rows, chosen.split([rows for rows, _ in layout.rows]), strict=True)
     for part, shape, mine in parts:
         part.view(shape).copy_(mine[:, None])
