@@ -278,6 +278,7 @@ def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
     assert float(torch.cosine_similarity(*found, dim=0)) > 0.999  # and the tolerance is not what makes them equal
 
 
+@pytest.mark.slow
 def test_settings_that_diverge_keep_what_is_finished(finished, tmp_path):
     run, values = finished
     values = {
