@@ -1,6 +1,6 @@
 """Does loading keep up with training? Samples a second of each alone and of both together, on JPEG photographs and ViT-B/32.
 
-    python jobs/input_pipeline.py                 # with 0 and 2 loaders
+    python jobs/input_pipeline.py                 # with 0 and 2 loaders, and from a node's file of decoded inputs
     python jobs/input_pipeline.py --loaders 0 4 8 # on a machine with more cores, or a GPU
 
 Images are drawn noise of 320 x 240 pixels, as JPEG; decoding and preprocessing are open_clip's own for this model. Training is
@@ -11,6 +11,7 @@ import argparse
 import io
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.measuring import DEVICE, KEEP
-from talos_ray import tasks
+from talos_ray import inputs, tasks
 from talos_ray.core.finetune import Plan, finetune
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loaders", type=int, nargs="+", default=[0, 2], help="processes that prepare ahead")
     args = parser.parse_args()
-    tasks.CACHE_BYTES = 0  # as if there were too many to keep
+    inputs.MEMORY_BYTES = 0  # as if there were too many to keep in memory
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
     family = load("open_clip:ViT-B-32/", pretrained=False)
     module, layout = family.module.to(DEVICE), layout_of(family)
@@ -67,8 +68,8 @@ def main() -> None:
     parts = [part for step in range(STEPS) for part in plan.parts_at(step)]
     split = photographs()
 
-    def examples() -> tasks.Examples:
-        return tasks.Examples(split, family.preprocess, DEVICE)
+    def examples(node: inputs.Node | None = None) -> inputs.Examples:
+        return inputs.Examples(split, family.preprocess, DEVICE, node)
 
     def train(batches: Iterable) -> int:
         feed, optimizer = iter(batches), SparseAdamW(module, mask, 1e-5)
@@ -85,6 +86,12 @@ def main() -> None:
         loading = rate(lambda n=loaders: sum(len(y) for _, y in examples().each(parts, n)))
         both = rate(lambda n=loaders: train(examples().each(parts, n)))
         table.add_row(str(loaders), f"{loading:.0f}/s", f"{alone:.0f}/s", f"{both:.0f}/s", f"{both / alone:.0%}")
+    with tempfile.TemporaryDirectory() as folder:
+        kept = examples(inputs.Node(Path(folder), 1 << 40, "ViT-B/32"))
+        list(kept.each(parts, max(args.loaders)))
+        loading = rate(lambda: sum(len(y) for _, y in kept.each(parts)))
+        both = rate(lambda: train(kept.each(parts)))
+        table.add_row("kept on the node", f"{loading:.0f}/s", f"{alone:.0f}/s", f"{both:.0f}/s", f"{both / alone:.0%}")
     Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 

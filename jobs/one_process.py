@@ -35,9 +35,10 @@ from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_flags, round_keep, select
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.inputs import Examples
 from talos_ray.models import layout_of, load_model
 from talos_ray.spec import load_spec
-from talos_ray.tasks import Examples, load_task
+from talos_ray.tasks import load_task
 
 DEMO = Path(__file__).parents[1] / "talos_ray/demo/spec.yaml"
 ROUNDS, DAMPING, POINTS = 4, 0.1, 21

@@ -26,10 +26,11 @@ from negation import forgotten
 import talos_ray
 from talos_ray.config import Spec
 from talos_ray.core.probe import linear_probe
+from talos_ray.inputs import Examples
 from talos_ray.models import load_model
 from talos_ray.orchestrate.cluster import connect
 from talos_ray.spec import PRESETS
-from talos_ray.tasks import Examples, Split, load_task
+from talos_ray.tasks import Split, load_task
 
 DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
 KEEP = 0.95

@@ -17,9 +17,10 @@ from rich.table import Table
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.mask import jaccard, mask_from_flags, select
+from talos_ray.inputs import Examples
 from talos_ray.models import layout_of, load_model
 from talos_ray.spec import load_spec, make_spec
-from talos_ray.tasks import Examples, load_task
+from talos_ray.tasks import load_task
 
 DEMO = Path(__file__).parents[1] / "talos_ray/demo/spec.yaml"
 WAVES = (8, 16, 32, 64, 128, 256, 512)  # samples a task

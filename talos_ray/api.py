@@ -279,7 +279,7 @@ class Run:
                 )
             rows = load_rows(tasks[task], data, classes[task])
             splits = {task: rows}
-            answers = tuple(compare.ask(self._composed(v)[0], task, rows, heads[task]) for v in (first, second))
+            answers = tuple(compare.ask(self._composed(v)[0], tasks[task], rows, heads[task]) for v in (first, second))
         return compare.diff(first, second, *answers), compare.changed_inputs(*answers, classes, splits)
 
     def _test_inputs(self, task: Mapping) -> Split | None:

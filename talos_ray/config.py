@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
@@ -12,9 +12,18 @@ from pydantic_core import PydanticCustomError
 
 from talos_ray.errors import SpecError
 
+CHOICE = "\x1f"  # ASCII's unit separator: stands before every answer that an input brings along
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    later: ClassVar[frozenset[str]] = frozenset()  # settings that came after results were addressed without them
+
+    def keyed(self) -> dict[str, Any]:
+        """What addresses a result of these settings: a later one counts where it is not at its default."""
+        plain = {f for f in self.later if getattr(self, f) == type(self).model_fields[f].default}
+        return self.model_dump(exclude=plain)
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -100,6 +109,10 @@ class Calibration(_Settings):
     score: Literal["log_prob", "logit"] = Field(
         "log_prob", description="log-probability (the paper's formula) or the sampled logit"
     )
+    labels: Literal["classes", "tokens"] = Field(
+        "classes",
+        description="labels are sampled among a task's classes; or, from a model that writes text, whole answers are, token by token",
+    )
     batch_size: Count = Field(64, description="samples in one backward, if memory_gb allows it")
     memory_gb: Annotated[float, Field(gt=0)] = Field(
         4.0, description="GB of activations that one backward may keep; larger batches are cut into micro-batches"
@@ -107,6 +120,16 @@ class Calibration(_Settings):
     precision: Literal["float32", "bf16"] = Field(
         "bf16", description="precision of the products on a GPU, sums are float32; CPUs use float32"
     )
+
+    later: ClassVar[frozenset[str]] = frozenset({"labels"})
+
+    @model_validator(mode="after")
+    def _one_score(self) -> Calibration:
+        if self.labels == "tokens" and self.score == "logit":
+            raise ValueError(
+                "calibration.score is 'logit' with calibration.labels 'tokens'; wanted 'log_prob', because an answer has no logit"
+            )
+        return self
 
 
 class Train(_Settings):
@@ -133,9 +156,23 @@ class Train(_Settings):
         0.0,
         description="share of the training labels that are made wrong, by seed: to learn what bad labels would cost",
     )
+    loss: Literal["choice", "completion"] = Field(
+        "choice",
+        description="cross-entropy over a task's classes; or, for a model that writes text, that of the right answer's tokens alone: the loss of a language model, on completions",
+    )
     precision: Literal["float32", "bf16"] = Field("bf16", description="forward precision on a GPU; CPUs use float32")
     checkpoint_every: Count = Field(100, description="updates between two checkpoints")
     delta_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype in which deltas are stored")
+
+    later: ClassVar[frozenset[str]] = frozenset({"label_noise", "loss"})
+
+    @model_validator(mode="after")
+    def _labels_of_choices(self) -> Train:
+        if self.loss == "completion" and (self.label_noise or self.label_smoothing):
+            raise ValueError(
+                "train.loss is 'completion' with label_noise or label_smoothing; wanted 'choice', because both are about classes"
+            )
+        return self
 
 
 class Baseline(_Settings):
@@ -266,7 +303,11 @@ class Cluster(_Settings):
     )
     loaders_per_worker: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="processes that decode and preprocess ahead for every worker, where a split's inputs are too many to keep (1 GB); 4 with a GPU and none without, if not given",
+        description="processes that decode and preprocess ahead for every worker, until a split's inputs are kept; 4 with a GPU and none without, if not given",
+    )
+    input_cache_gb: Annotated[float, Field(ge=0)] = Field(
+        20.0,
+        description="GB on each node's disk ($TALOS_CACHE, or ~/.cache/talos_ray) for decoded inputs, which its processes share, and at most a quarter of what is free; 0 keeps none",
     )
     memory_gb_per_worker: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GB of memory that Ray reserves for every worker, if given"
@@ -310,6 +351,10 @@ class Task(_Settings):
         "image",
         description="column that holds the inputs; 'text' for a model that reads text, or a template of several columns: '{question} {choices[text][0]}'",
     )
+    choices: tuple[str, ...] | None = Field(
+        None,
+        description="where answers differ from row to row, for a model that writes text: a template of columns for each class, in label order",
+    )
     label: str = Field("label", description="column that holds the labels, as numbers or names")
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
     prompts: tuple[str, ...] = Field(
@@ -319,6 +364,10 @@ class Task(_Settings):
     phrases: tuple[str, ...] | None = Field(
         None, description="what stands for each class in a prompt, where its name is not the right word"
     )
+    head: Literal["words", "linear"] = Field(
+        "words",
+        description="what scores the classes: their words, without training (zero-shot), or a linear layer on the base's features, fitted to training data before anything is edited. Frozen either way",
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
     checkpoint: str | None = Field(
         None,
@@ -327,8 +376,14 @@ class Task(_Settings):
 
     @property
     def templated(self) -> bool:
-        """Whether `input` is a template of several columns."""
-        return self.kind == "text" and "{" in self.input
+        """Whether an input is made of several columns."""
+        return self.kind == "text" and ("{" in self.input or self.choices is not None)
+
+    @property
+    def template(self) -> str:
+        """Of a row's text and of the answers that it brings along."""
+        text = self.input if "{" in self.input else f"{{{self.input}}}"
+        return CHOICE.join([text, *(self.choices or ())])
 
     @field_validator("prompts")
     @classmethod

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from talos_ray.config import CHOICE
+
 NOISE = 0.12  # standard deviation of the noise, of the whole range of a pixel
 BLUR = 0.03  # radius of the blur, of the shorter side
 CONTRAST = 0.4  # of the contrast that is left
@@ -68,10 +70,12 @@ CORRUPTIONS: dict[str, dict[str, Callable]] = {
 
 
 def corrupted(kind: str, name: str, examples: list, seed: int) -> list:
-    """Examples of a kind ('image' or 'text') under one corruption."""
-    spoil = CORRUPTIONS[kind][name]
+    """Examples of a kind ('image' or 'text') under one corruption. Answers that a text brings along stay as they are."""
 
-    def mark(example) -> int:
-        return zlib.crc32(example.encode() if kind == "text" else example.tobytes())
+    def spoilt(example):
+        mark = zlib.crc32(example.encode() if kind == "text" else example.tobytes())
+        return CORRUPTIONS[kind][name](example, random.Random(f"{seed} {name} {mark}"))
 
-    return [spoil(e, random.Random(f"{seed} {name} {mark(e)}")) for e in examples]
+    if kind == "image":
+        return [spoilt(e) for e in examples]
+    return [spoilt(text) + sep + answers for text, sep, answers in (e.partition(CHOICE) for e in examples)]

@@ -15,12 +15,13 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from talos_ray.config import Spec, Task
+from talos_ray.config import CHOICE, Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import DATA_FREE
 from talos_ray.core.recompute import blocks_of, wrapped
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
+from talos_ray.models.heads import scorer
 from talos_ray.tasks import is_here, load_task
 
 FLOAT, MOMENTS, INDEX = (
@@ -74,7 +75,9 @@ def estimate(spec: Spec) -> Estimate:
     widest = max(spec.tasks, key=lambda t: len(t.classes or t.phrases or ()))
     size = min(spec.train.micro_batch_size or spec.train.batch_size, spec.train.batch_size)
     again = spec.train.gradient_checkpointing
-    batch = batch_of(family, widest, layout, -(-size // spec.cluster.workers_per_task), again)
+    batch = batch_of(
+        family, widest, layout, -(-size // spec.cluster.workers_per_task), again, spec.train.loss == "completion"
+    )
     weights = sum(p.nbytes for p in family.module.parameters())
     value = 2 if spec.train.delta_dtype == "bfloat16" else 4
     largest = max(math.prod(s) for s in layout.shapes)
@@ -122,9 +125,11 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
     return found
 
 
-def batch_of(family: Family, task: Task, layout: Layout, samples: int, again: bool = False) -> Batch:
+def batch_of(
+    family: Family, task: Task, layout: Layout, samples: int, again: bool = False, completion: bool = False
+) -> Batch:
     """One training batch of a family whose module is on the meta device, every input as long as the model reads; `again`: with
-    gradient checkpointing."""
+    gradient checkpointing; `completion`: of the right answers alone."""
     inputs = family.preprocess([_longest(task)] * 2)[:1].to("meta")
     inputs = inputs.expand(samples, *inputs.shape[1:])
     params = dict(family.module.named_parameters())
@@ -151,7 +156,7 @@ def batch_of(family: Family, task: Task, layout: Layout, samples: int, again: bo
         wrapped(blocks_of(family.module, family.edited) if again else (), apart),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _attention),
     ):
-        family.logits(inputs, _head(family, task, inputs)).logsumexp(-1)
+        _scored(family, task, inputs, completion).logsumexp(-1)
     most = AT_ONCE * max(kept.sizes.values(), default=0)
     return Batch(samples, kept.total, max(most, *(k.total for k in inside)), counter.get_total_flops() / samples)
 
@@ -187,17 +192,26 @@ class _Kept:
 
 def _longest(task: Task) -> object:
     if task.kind == "text":
-        return WORD * 4096
+        return CHOICE.join([WORD * 4096] * (1 + len(task.choices or ())))
     from PIL import Image
 
     return Image.new("RGB", (256, 256))
 
 
+def _scored(family: Family, task: Task, inputs: torch.Tensor, completion: bool) -> torch.Tensor:
+    head = _head(family, task, inputs)
+    if completion:
+        labels = torch.zeros(len(inputs), dtype=torch.int64, device="meta")
+        return family.completed({"inputs": inputs, "labels": labels}, head)
+    return scorer(family, task.head, head)(inputs)
+
+
 def _head(family: Family, task: Task, inputs: torch.Tensor) -> torch.Tensor:
     phrases = list(task.phrases or task.classes or ("a", "b"))
-    if family.head_words.startswith("class features"):
+    linear = task.head == "linear"
+    if linear or family.head_words.startswith("class features"):
         with torch.no_grad():
-            return torch.empty(len(phrases), family.features(inputs).shape[-1], device="meta")
+            return torch.empty(len(phrases), family.features(inputs).shape[-1] + linear, device="meta")
     return family.head(phrases, task.prompts).to("meta")
 
 

@@ -111,7 +111,7 @@ def _picture(label: int, draw: random.Random):
 
 def _texts(task: Task, labels: Sequence[int], draw: random.Random) -> dict[str, list]:
     """A column for every name in the template, nested as the template reads it, or the input column."""
-    fields = [n for _, n, _, _ in Formatter().parse(task.input) if n] if task.templated else [task.input]
+    fields = [n for _, n, _, _ in Formatter().parse(task.template) if n] if task.templated else [task.input]
     columns: dict[str, list] = {}
     for column, inside in {f: re.findall(r"\[(\w+)\]", f) for f in fields}.items():
         name = column.partition("[")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -14,12 +14,11 @@ from typing import Any
 import torch
 import torch.utils.data
 
-from talos_ray.config import Task
+from talos_ray.config import CHOICE, Task
+from talos_ray.core.finetune import derive_seed
 from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-CACHE_BYTES = 1 << 30  # decoded inputs of one split that a process keeps
-GPU_PART = 8  # inputs are kept in at most one such part of a GPU's memory
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
 
 
@@ -38,6 +37,11 @@ class Split:
         index = [int(i) for i in index]
         return Split(self.rows.select(index), self.column, self.labels[index])
 
+    def drawn(self, most: int, *seed: object) -> Split:
+        """At most so many examples, drawn by a seed of any parts, in the order of the draw."""
+        generator = torch.Generator().manual_seed(derive_seed(*seed))
+        return self.select(torch.randperm(len(self), generator=generator)[:most].tolist())
+
     def fingerprint(self, labels: bool = True) -> str:
         """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
         digest = hashlib.sha256()
@@ -52,7 +56,7 @@ class Split:
     def words(self, i: int) -> str:
         """One input so that a person finds it: its text, its file, or its number."""
         value = self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
-        return value if isinstance(value, str) else (value.get("path") or f"row {i}")
+        return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
 
 
 def _content(value: object) -> bytes:
@@ -74,83 +78,6 @@ class TaskData:
     @property
     def phrases(self) -> tuple[str, ...]:
         return self.task.phrases or self.classes
-
-
-class Examples:
-    """Preprocessed batches of a split. Inputs are decoded once and kept where they fit in CACHE_BYTES: on the GPU while
-    all that is kept there is a small part of its memory, else on the host."""
-
-    on_gpu = 0  # bytes that all splits of this process keep there
-
-    def __init__(
-        self, split: Split, preprocess: Callable[[list], torch.Tensor], device: torch.device | str = "cpu"
-    ) -> None:
-        self.split, self.preprocess, self.device = split, preprocess, torch.device(device)
-        self.cache: torch.Tensor | None = None
-        self.have = torch.zeros(len(split), dtype=torch.bool)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    @functools.cached_property
-    def kept(self) -> bool:
-        """Whether the inputs of the whole split are kept once they are decoded."""
-        one = self.fresh([0])
-        return one.numel() * one.element_size() * len(self) <= CACHE_BYTES
-
-    def each(self, parts: Sequence[torch.Tensor], loaders: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`batch` of every part, in order. Inputs that are not kept are prepared ahead by so many processes."""
-        if not loaders or self.kept:
-            yield from map(self.batch, parts)
-            return
-        ahead = torch.utils.data.DataLoader(
-            _Fresh(self), batch_sampler=[p.tolist() for p in parts], num_workers=loaders, collate_fn=_as_it_is,
-            pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
-        for part, inputs in zip(parts, ahead, strict=True):
-            yield inputs.to(self.device, non_blocking=True), self.split.labels[part].to(self.device)
-
-    def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(inputs [n, ...], labels int64 [n]) of the given positions (int64 [n])."""
-        missing = index[~self.have[index]] if self.cache is not None else index
-        if len(missing):
-            fresh = self.fresh(missing.tolist())
-            if self.cache is None and self.kept:
-                self.cache = self._room(fresh)
-            if self.cache is None:
-                return fresh.to(self.device), self.split.labels[index].to(self.device)
-            self.cache[missing.to(self.cache.device)] = fresh.to(self.cache.device)
-            self.have[missing] = True
-        inputs = self.cache[index.to(self.cache.device, non_blocking=True)]
-        return inputs.to(self.device), self.split.labels[index].to(self.device, non_blocking=True)
-
-    def _room(self, like: torch.Tensor) -> torch.Tensor:
-        """For all inputs of the split."""
-        size, device = like[0].nbytes * len(self), torch.device("cpu")
-        if self.device.type == "cuda" and Examples.on_gpu + size <= torch.cuda.mem_get_info(self.device)[1] // GPU_PART:
-            device, Examples.on_gpu = self.device, Examples.on_gpu + size
-        return torch.empty(len(self), *like.shape[1:], dtype=like.dtype, device=device)
-
-    def fresh(self, index: list[int]) -> torch.Tensor:
-        """Inputs [n, ...] of some positions, decoded and preprocessed now."""
-        return self.preprocess(self.split.rows[index][self.split.column])
-
-
-@dataclass(frozen=True)
-class _Fresh:
-    """What a DataLoader wants of a data set."""
-
-    examples: Examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitems__(self, index: list[int]) -> torch.Tensor:
-        return self.examples.fresh(index)
-
-
-def _as_it_is(inputs: torch.Tensor) -> torch.Tensor:
-    return inputs
 
 
 # ------------------------------------------------------------------------------------------- loading
@@ -191,6 +118,10 @@ def _load_task(settings: str, seed: int) -> TaskData:
     if task.phrases is not None and len(task.phrases) != len(classes):
         raise SpecError(
             f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
+        )
+    if task.choices is not None and len(task.choices) != len(classes):
+        raise SpecError(
+            f"task {task.name!r}: {len(task.choices)} choices for {len(classes)} classes; wanted one template a class, in the classes' order"
         )
     parts = {
         kind: Split(*_as_inputs(task, splits[n], n), _labels(task, splits[n], n, classes))
@@ -268,12 +199,16 @@ def _columns(task: Task) -> list[str]:
     if not task.templated:
         return [task.input]
     try:
-        fields = [name for _, name, _, _ in Formatter().parse(task.input) if name is not None]
+        fields = [name for _, name, _, _ in Formatter().parse(task.template) if name is not None]
     except ValueError as error:
         raise SpecError(
-            f"task {task.name!r}: input {task.input!r} is no template: {error}; wanted columns in braces, like '{{question}} {{answer}}'"
+            f"task {task.name!r}: {_told(task)!r} is no template: {error}; wanted columns in braces, like '{{question}} {{answer}}'"
         ) from None
     return [re.split(r"[.\[]", name)[0] for name in fields]
+
+
+def _told(task: Task) -> str:
+    return task.template.replace(CHOICE, " | ")
 
 
 def _filled(task: Task, rows, split: str):
@@ -281,10 +216,10 @@ def _filled(task: Task, rows, split: str):
 
     def fill(row: dict, number: int) -> dict[str, str]:
         try:
-            return {"input": task.input.format(**row)}
+            return {"input": task.template.format(**row)}
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError(
-                f"task {task.name!r}: row {number} of split {split!r} does not fit the template {task.input!r}: {type(error).__name__} {error}; correct the row, or the template"
+                f"task {task.name!r}: row {number} of split {split!r} does not fit the template {_told(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
             ) from None
 
     return rows.map(fill, with_indices=True, remove_columns=_columns(task), load_from_cache_file=False)
@@ -373,8 +308,6 @@ def _as_inputs(task: Task, rows, split: str):
 
 
 def _cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:
-    from talos_ray.core.finetune import derive_seed
-
     train = parts["train"]
     order = torch.randperm(
         len(train), generator=torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))

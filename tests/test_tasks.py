@@ -8,7 +8,8 @@ from images import write_images
 from PIL import Image
 
 from talos_ray import SpecError, Task
-from talos_ray.tasks import Examples, encoded, load_task
+from talos_ray.inputs import Examples
+from talos_ray.tasks import encoded, load_task
 
 
 def test_csv_of_paths(sides):
@@ -112,23 +113,6 @@ def test_a_text_is_made_of_several_columns(tmp_path):
     ):
         with pytest.raises(SpecError, match=wanted):
             load_task(Task(**task, input=template), 0)
-
-
-@pytest.mark.parametrize("loaders", [0, 2])
-def test_batches_are_the_same_whoever_prepares_them(sides, loaders, monkeypatch):
-    def preprocess(images):
-        return torch.stack([torch.from_numpy(np.asarray(i).copy()).float() for i in images])
-
-    data, order = load_task(Task(**sides), 0), torch.randperm(84, generator=torch.Generator().manual_seed(0))
-    kept = Examples(data.train, preprocess)
-    assert kept.kept
-    wanted = [kept.batch(part) for part in order.split(10)]
-    monkeypatch.setattr("talos_ray.tasks.CACHE_BYTES", 1000)
-    examples = Examples(data.train, preprocess)
-    found = list(examples.each(order.split(10), loaders))
-    assert not examples.kept and examples.cache is None and len(found) == len(wanted) == 9
-    for (inputs, labels), (x, y) in zip(found, wanted, strict=True):
-        assert torch.equal(inputs, x) and torch.equal(labels, y)
 
 
 def test_too_few_to_cut(tmp_path):

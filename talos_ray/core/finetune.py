@@ -34,6 +34,7 @@ class Plan:
     seed: int
     label_smoothing: float = 0.0
     label_noise: float = 0.0
+    completion: bool = False  # logits are log-probabilities [n, 1] of what is to be learnt, and not to be compared
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then cosine to 0. `step` counts from 0."""
@@ -61,6 +62,13 @@ class Plan:
         wrong, other = self._noise
         offset = wrong[index] * (1 + other[index] % (classes - 1))
         return (labels + offset.to(labels.device)) % classes
+
+    def loss(self, index: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Sum over the samples `index` [n] with these labels [n] and logits [n, C]."""
+        if self.completion:
+            return -logits.sum()
+        labels = self.labels_at(index, labels, logits.shape[-1])
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
 
     @functools.cached_property
     def _noise(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,12 +134,7 @@ def finetune(
             inputs, labels = batch(part)
             with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
                 out = logits(inputs)
-            loss = torch.nn.functional.cross_entropy(
-                out.float(),
-                plan.labels_at(part, labels, out.shape[-1]),
-                reduction="sum",
-                label_smoothing=plan.label_smoothing,
-            )
+            loss = plan.loss(part, labels, out.float())
             (loss * (world / whole)).backward()
             total = total + loss.detach()
         optimizer.step(plan.lr_at(step))

@@ -134,9 +134,10 @@ def train() -> dict:
 def score() -> dict[str, float]:
     """Zero-shot test accuracy of the shipped weights on every demo set."""
     from talos_ray.demo.tasks import RECIPES
+    from talos_ray.inputs import Examples
     from talos_ray.models import load_model
     from talos_ray.spec import resolve_task
-    from talos_ray.tasks import Examples, load_task
+    from talos_ray.tasks import load_task
 
     family, found = load_model("demo"), {}
     for recipe in RECIPES:

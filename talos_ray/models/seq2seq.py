@@ -9,17 +9,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from talos_ray.models.hf import answer_scores, answers, attended, blocks, cut, one_template, padded
+from talos_ray.models.hf import Ranked, attended, blocks, cut
 
 AUTO = AutoModelForSeq2SeqLM
 
 
-class Seq2Seq:
-    """Encoder, decoder and tokenizer (see `models.Family`). Rank classification, as T-Few has it (Liu et al., 2022).
-
-    Inputs are token ids int64 [n, length]; a head holds the answers' token ids int64 [classes, a]; PAD stands for none.
-    The encoder runs once an input, the decoder once an input and answer.
-    """
+class Seq2Seq(Ranked):
+    """Encoder, decoder and tokenizer (see `models.Family`). The encoder runs once an input, the decoder once an input and answer."""
 
     head_words = "token ids [classes, a] of every class's answer, -1 where it ends sooner; logits are mean log-probabilities of its tokens"
 
@@ -28,33 +24,29 @@ class Seq2Seq:
         parts = {id(module.get_encoder()), id(module.get_decoder())}
         self.edited = tuple(f"{n}.{blocks(m)}." for n, m in module.named_modules() if id(m) in parts)
 
-    def preprocess(self, examples: list) -> torch.Tensor:
-        rows = self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids
-        return padded(rows, self.length)
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(texts, truncation=True, max_length=self.length).input_ids
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(text_target=answers).input_ids
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of the encoder's states over the tokens."""
-        states, there = self._encoded(inputs)
+        states, there = self._encoded(inputs[:, : self.length])
         return (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
 
-    def _encoded(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, there = cut(inputs)
+    def _encoded(self, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, there = cut(text)
         return self.module.get_encoder()(input_ids=ids, attention_mask=attended(there)).last_hidden_state, there
 
-    def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
-        template = one_template("a sequence-to-sequence model", prompts)
-        return answers(phrases, self.tokenizer(text_target=[template.format(p) for p in phrases]).input_ids)
-
-    def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        states, there = self._encoded(inputs)  # [n, l, d]
-        n, classes = len(inputs), len(head)
-        wanted = head.repeat(n, 1)  # [n * classes, a]
+    def answered(self, text: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        (states, there), c = self._encoded(text), said.shape[1]  # [n, l, d]
+        wanted = said.flatten(0, 1)  # [n * c, a]
         start = torch.full_like(wanted[:, :1], self.module.config.decoder_start_token_id)
-        out = self.module(
-            encoder_outputs=(states.repeat_interleave(classes, 0),), attention_mask=attended(there.repeat_interleave(classes, 0)),
+        return self.module(
+            encoder_outputs=(states.repeat_interleave(c, 0),), attention_mask=attended(there.repeat_interleave(c, 0)),
             decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1), use_cache=False,
-        )  # fmt: skip
-        return answer_scores(out.logits, wanted).view(n, classes)
+        ).logits  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """For `AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`."""

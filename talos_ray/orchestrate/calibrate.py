@@ -27,18 +27,17 @@ FOLD = 8  # tasks whose scores one worker adds up in one go
 
 def calibration_split(spec: Spec, data: TaskData) -> Split:
     """The training inputs of one task that are scored: drawn by seed, in a fixed order."""
-    n = min(spec.calibration.samples_per_task, len(data.train))
-    generator = torch.Generator().manual_seed(derive_seed(spec.seed, data.task.name, "calibration"))
-    return data.train.select(torch.randperm(len(data.train), generator=generator)[:n].tolist())
+    return data.train.drawn(spec.calibration.samples_per_task, spec.seed, data.task.name, "calibration")
 
 
 @ray.remote(**WARM)
 def check(shared: Shared, task: str, examples: list) -> Checked:
     """Which weights no hook fits and what a sample costs: found once, because all shards must go the same way."""
-    bench, settings = workbench(shared), shared.spec.calibration
+    bench = workbench(shared)
     bench.reset()
     gradients = SquaredGradients(bench.family.module, shared.layout)
-    return gradients.check(bench.logits(task), _inputs(bench, examples[:3]), settings.score)
+    forward, asked, score = _asked(bench, task)
+    return gradients.check(forward, asked(_inputs(bench, examples[:3]), torch.Generator()), score)
 
 
 @ray.remote(**WARM)
@@ -69,11 +68,27 @@ def score_shard(
         budget=round(settings.memory_gb * 1e9),
         autocast=bench.autocast(settings.precision),
     )
+    forward, asked, score = _asked(bench, task)
     for start in range(0, len(examples), settings.batch_size):
         inputs = _inputs(bench, examples[start : start + settings.batch_size])
-        gradients.add(bench.logits(task), inputs, generator, settings.score)
+        gradients.add(forward, asked(inputs, generator), generator, score)
     bench.reset()
     return gradients.sums.cpu().numpy(), time.perf_counter() - started
+
+
+def _asked(bench: Workbench, task: str) -> tuple[Callable, Callable, str]:
+    """What is sampled of a task's inputs: the forward pass, what it is given (a function of inputs and generator), and its score."""
+    settings, family = bench.shared.spec.calibration, bench.family
+    if settings.labels == "classes":
+        return bench.logits(task), lambda inputs, generator: inputs, settings.score
+    head, dtype = bench.head(task), bench.autocast(settings.precision)
+
+    def write(inputs: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        with torch.autocast(bench.device.type, dtype=dtype, enabled=dtype is not None):
+            return family.sampled(inputs, head, generator)
+
+    # The answer is sampled already; its log-probability [n, 1] stands where the logit of a sampled class would.
+    return family.likelihood, write, "logit"
 
 
 def _inputs(bench: Workbench, examples: list) -> torch.Tensor:

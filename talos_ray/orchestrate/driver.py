@@ -17,6 +17,7 @@ from talos_ray.core.delta import Delta, imported, make_delta
 from talos_ray.core.mask import Mask
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
+from talos_ray.models.heads import head_key
 from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key, weights_of
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
@@ -50,7 +51,8 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
         with on_ray(prepared, folder, verbose, progress) as session:
             heads = {t: torch.from_numpy(h) for t, h in prepared.heads.items()}
             classes = {t: d.classes for t, d in prepared.data.items()}
-            folder.begin(spec.model_dump(mode="json"), prepared.base, prepared.identity, heads, classes)
+            keys = {t: head_key(prepared.base, d) for t, d in prepared.data.items()}
+            folder.begin(spec.model_dump(mode="json"), prepared.base, prepared.identity, heads, classes, keys)
             session.share()
             mask = mask or _calibrate(session, known)
             arms = arms_of(prepared, mask)

@@ -17,13 +17,19 @@ from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
 from talos_ray.errors import Problems, SpecError, TalosError
-from talos_ray.models import base_tensors, check_model, checkpoint_tensors, layout_of, load_model
+from talos_ray.models import Family, base_tensors, check_model, checkpoint_tensors, layout_of, load_model
+from talos_ray.models.heads import head_key, make_head
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
 from talos_ray.tasks import TaskData, load_task
 
 DENSE, SPARSE = "dense", "sparse"
+NO_MATTER = (
+    "checkpoint_every",
+    "epochs",
+    "gradient_checkpointing",
+)  # settings of training that change no bit of a delta
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,12 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
             data[task.name] = load_task(task, spec.seed)
     problems.tell()
     family = load_model(spec.model)
+    with problems:
+        _check_answers(spec, family)
+    problems.tell()
     tensors = base_tensors(family)
     base = fingerprint(tensors)
-    heads = {n: family.head(d.phrases, d.task.prompts).numpy() for n, d in data.items()}
+    heads = _heads(folder, family, base, data, spec.seed, progress)
     layout = layout_of(family)
     calibrated = _calibrated_on(folder, spec)
     if spec.mask.path is not None:
@@ -94,7 +103,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     else:
         inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
         heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
-        mask_key = key_of([base, inputs, heads_used, spec.calibration.model_dump(), spec.mask.model_dump(), spec.seed])
+        mask_key = key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.model_dump(), spec.seed])
     checkpoints = {}
     for task in spec.tasks:
         if task.checkpoint is not None:
@@ -104,7 +113,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     problems.tell()
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
-        "mask": spec.mask.model_dump(), "calibration": spec.calibration.model_dump(), "calibration inputs": mask_key,
+        "mask": spec.mask.model_dump(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,
     }  # fmt: skip
     folder.check_new(base, identity)
     prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity, checkpoints)
@@ -120,6 +129,38 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         + ("" if len(calibrated) == len(spec.tasks) else f"; the mask of the run's first {len(calibrated)} stays"),
     )
     return prepared
+
+
+def _heads(
+    folder: RunFolder, family: Family, base: str, data: Mapping[str, TaskData], seed: int, progress: Progress
+) -> dict[str, np.ndarray]:
+    """Every task's head: the run's own where it has it, because another machine may make other last bits of it, and all that is
+    addressed by it would be made again."""
+    kept, heads = folder.kept_heads(), {}
+    for i, (name, d) in enumerate(data.items()):
+        progress.update("check", i / len(data), f"head of {name}")
+        head = kept.get(head_key(base, d))
+        heads[name] = (make_head(family, d, seed) if head is None else head).numpy()
+    return heads
+
+
+def _check_answers(spec: Spec, family: Family) -> None:
+    """Raises SpecError where a spec wants whole answers of a model that writes none, or features of one that does."""
+    if hasattr(family, "sampled"):
+        if linear := [t.name for t in (*spec.tasks, *spec.control) if t.head == "linear"]:
+            raise SpecError(
+                f"tasks.{linear[0]}.head is 'linear', but model {spec.model!r} answers in words; wanted 'words', or a model whose features are read (an image model, a text encoder); leave it out"
+            )
+        return
+    wanted = {f"tasks.{t.name}.choices": t.choices is not None for t in (*spec.tasks, *spec.control)}
+    wanted |= {"calibration.labels: tokens": spec.calibration.labels == "tokens"}
+    wanted |= {
+        f"train.loss: completion (task {t.name!r})": spec.train_for(t, 1).loss == "completion" for t in spec.tasks
+    }
+    if names := [name for name, asked in wanted.items() if asked]:
+        raise SpecError(
+            f"model {spec.model!r} writes no text, so it cannot have {', '.join(names)}; wanted a sequence-to-sequence model or a causal LM; leave it out"
+        )
 
 
 def _calibrated_on(folder: RunFolder, spec: Spec) -> list[str]:
@@ -180,14 +221,7 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
             mask,
             p.data[task.name].train.fingerprint(),
             head,
-            settings.model_dump(
-                exclude={
-                    "checkpoint_every",
-                    "epochs",
-                    "gradient_checkpointing",
-                    *(() if settings.label_noise else ("label_noise",)),
-                }
-            ),
+            {k: v for k, v in settings.keyed().items() if k not in NO_MATTER},
             p.spec.seed,
             task.name,
             world,

@@ -28,16 +28,25 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
     module, n = bench.family.module, len(bench.examples(task, "train"))
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
-    plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, s.label_smoothing, s.label_noise)
+    losses = (s.label_smoothing, s.label_noise, s.loss == "completion")
+    plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, *losses)
     return gather(module, mask), optimizer, plan
 
 
 def tune(bench: Workbench, plan: Plan, s: Train, optimizer: SparseAdamW, batch: Callable, **how) -> list[float]:
     """`core.finetune` on a warm model, as the settings of the training have it."""
-    family = bench.family
+    family, logits, feed = bench.family, bench.logits(plan.task), batch
+    if plan.completion:  # the other answers need not be read
+        head = bench.head(plan.task)
+        logits = lambda batch: family.completed(batch, head)  # noqa: E731
+
+        def feed(index: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+            inputs, labels = batch(index)
+            return {"inputs": inputs, "labels": labels}, labels
+
     with wrapped(blocks_of(family.module, family.edited) if s.gradient_checkpointing else (), recomputing):
         return finetune(
-            optimizer, plan, bench.logits(plan.task), batch,
+            optimizer, plan, logits, feed,
             autocast=bench.autocast(s.precision), micro_batch_size=s.micro_batch_size, **how,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.surrogate import sampled_rows
 from talos_ray.corruptions import corrupted
 from talos_ray.demo.tasks import cache_folder
+from talos_ray.inputs import Examples, Node
 from talos_ray.models import Family, build_model
+from talos_ray.models.heads import scorer
 from talos_ray.storage.run_folder import RunFolder
-from talos_ray.tasks import Examples, load_task
+from talos_ray.tasks import load_task
 
 Frozen = dict[str, tuple[np.ndarray, str]]  # tensors as Ray stores them without a copy
 
@@ -58,7 +61,7 @@ class Shared:
     base: str  # fingerprint
     tensors: Frozen | tuple[str, str]  # the base, or (URI of a run's folder, name of the base's file in it)
     layout: Layout
-    heads: dict[str, np.ndarray]  # task -> [classes, d] float32
+    heads: dict[str, np.ndarray]  # task -> its head, `models.heads`
 
     def task(self, name: str) -> Task:
         return next(t for t in (*self.spec.tasks, *self.spec.control) if t.name == name)
@@ -100,6 +103,10 @@ class Workbench:
         self.loaders = settings.loaders_per_worker
         if self.loaders is None:
             self.loaders = GPU_LOADERS if self.device.type == "cuda" else 0
+        # A home folder may be shared by many nodes.
+        self.node = Node(
+            cache_folder() / "inputs" / socket.gethostname(), round(settings.input_cache_gb * 1e9), shared.spec.model
+        )
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
             os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
@@ -122,7 +129,7 @@ class Workbench:
     @functools.cache  # noqa: B019
     def examples(self, task: str, split: str) -> Examples:
         data = load_task(self.shared.task(task), self.shared.spec.seed)
-        return Examples(getattr(data, split), self.family.preprocess, self.device)
+        return Examples(getattr(data, split), self.family.preprocess, self.device, self.node)
 
     def autocast(self, precision: str) -> torch.dtype | None:
         """The dtype of products under a `precision` setting; None for the model's own."""
@@ -130,8 +137,7 @@ class Workbench:
 
     def logits(self, task: str):
         """inputs -> logits [n, classes] under the task's head."""
-        head = self.head(task)
-        return lambda inputs: self.family.logits(inputs, head)
+        return scorer(self.family, self.shared.task(task).head, self.head(task))
 
     def reset(self) -> None:
         """Every eligible weight back to the base, bitwise."""

@@ -86,13 +86,16 @@ class RunFolder:
 
     def begin(
         self, spec: Mapping, base: str, identity: Mapping[str, object], heads: Mapping[str, torch.Tensor], classes: Mapping[str, Sequence[str]],
+        keys: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Write run.json and every task's frozen head (float32 [classes, d]), and that the run begins or goes on."""
+        """Write run.json and every task's frozen head (with `keys`, what each was made of), and that the run begins or goes on."""
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
         operation = "resume" if self.store.exists("run.json") else "start"
         self.store.write_json("run.json", info, patience=0)  # the first write of a run: better refused now
         files = ["run.json", HEADS, *([CHOICE] if self.store.exists(CHOICE) else [])]
-        self.store.write_tensors(HEADS, heads, {"classes": {t: list(c) for t, c in classes.items()}})
+        self.store.write_tensors(
+            HEADS, heads, {"classes": {t: list(c) for t, c in classes.items()}, "keys": keys or {}}
+        )
         history.append(self.store, operation, holds=files, base=base, spec=spec, software=software())
 
     def load_choice(self) -> dict | None:
@@ -103,6 +106,14 @@ class RunFolder:
         """Task -> head, and task -> class names in its order."""
         heads, info = self.store.read_tensors(HEADS)
         return heads, info["classes"]
+
+    def kept_heads(self) -> dict[str, torch.Tensor]:
+        """Heads by their keys. None from a file that is broken: it is written again."""
+        try:
+            heads, info = self.store.read_tensors(HEADS) if self.store.exists(HEADS) else ({}, {})
+        except CorruptError:
+            return {}
+        return {key: heads[task] for task, key in info.get("keys", {}).items()}
 
     def record(
         self, operation: str, files: Iterable[str] = (), writes: Mapping[str, bytes] | None = None, **details: object

@@ -10,8 +10,10 @@ from dataclasses import asdict
 import torch
 
 from talos_ray.core.paired import Answers, change
+from talos_ray.inputs import Examples
 from talos_ray.models import Family
-from talos_ray.tasks import Examples, Split
+from talos_ray.models.heads import scorer
+from talos_ray.tasks import Split
 
 
 def diff(a: Mapping, b: Mapping, before: Answers, after: Answers) -> dict:
@@ -34,12 +36,13 @@ def _comparable(a: Answers, b: Answers) -> list[str]:
 
 
 @torch.no_grad()
-def ask(family: Family, task: str, split: Split, head: torch.Tensor, batch_size: int = 256) -> Answers:
-    """What a model answers on a split."""
+def ask(family: Family, task: Mapping, split: Split, head: torch.Tensor, batch_size: int = 256) -> Answers:
+    """What a model answers on a split of a task (its settings)."""
+    name, logits = task["name"], scorer(family, task.get("head", "words"), head)
     examples = Examples(split, family.preprocess)
     index = torch.arange(len(split)).split(batch_size)
-    predicted = torch.cat([family.logits(examples.batch(i)[0], head).argmax(-1) for i in index])
-    return Answers({task: predicted.int()}, {task: split.labels}, {task: split.fingerprint()})
+    predicted = torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index])
+    return Answers({name: predicted.int()}, {name: split.labels}, {name: split.fingerprint()})
 
 
 def changed_inputs(

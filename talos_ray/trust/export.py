@@ -17,6 +17,7 @@ from talos_ray import gate
 from talos_ray.config import HUGGING_FACE
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, base_tensors
+from talos_ray.models.heads import LINEAR_WORDS
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, kind_of
 
@@ -93,7 +94,7 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
             f"# {named}, edited: version {number} of {folder.store.uri.rstrip('/').rsplit('/', 1)[-1]}",
             f"`{model}`, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
             "", "## Files", where,
-            f"`heads.safetensors`: what every task is scored with, frozen; class names are in its metadata. A head is {head_words}.",
+            f"`heads.safetensors`: what every task is scored with, frozen; class names are in its metadata. A head is {head_words}{f'; a {LINEAR_WORDS}' if any(t.get('head') == 'linear' for t in tasks.values()) else ''}.",
             "", "## Tasks and scores",
             f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
             "", "| task | kind | base | this model | n | data |", "|---|---|---|---|---|---|", *rows,

@@ -50,7 +50,7 @@ def score(
         SpecError: the data.
     """
     name, rows = task["name"], load_rows(task, str(path.resolve()), classes)
-    answers = {m: ask(family, name, rows, head) for m, family in models.items()}
+    answers = {m: ask(family, task, rows, head) for m, family in models.items()}
     kind = kind_of(version, name)
     settings = Gate.model_validate(version.get("gate", {}).get("settings", {})).model_copy(
         update={"target_gain": None, "disentanglement": None}

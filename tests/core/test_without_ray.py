@@ -9,11 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("errors", "progress", "corruptions"),
+    ("errors", "progress"),
     ("core",),
     ("config",),
-    ("demo",),
-    ("tasks", "models", "spec", "storage", "gate", "smoke"),
+    ("demo", "corruptions"),
+    ("tasks",),
+    ("inputs",),
+    ("models", "spec", "storage", "gate", "smoke"),
     ("report", "scaffold", "estimate"),
     ("trust",),
     ("orchestrate",),
@@ -65,7 +67,8 @@ import sys; sys.modules['ray'] = None
 import torch
 from talos_ray.models import load_model, layout_of
 from talos_ray.spec import resolve_task
-from talos_ray.tasks import load_task, Examples
+from talos_ray.inputs import Examples
+from talos_ray.tasks import load_task
 from talos_ray.core.fisher import SquaredGradients
 task = resolve_task('demo:scanned_digits')
 data, family = load_task(task, 0), load_model('demo')

@@ -30,10 +30,11 @@ from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
+from talos_ray.inputs import Examples
 from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model
 from talos_ray.smoke import tiny_model
 from talos_ray.spec import make_spec
-from talos_ray.tasks import Examples, decoded, encoded, load_task
+from talos_ray.tasks import decoded, encoded, load_task
 
 HALF = "bfloat16"
 FAMILIES = (

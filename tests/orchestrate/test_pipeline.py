@@ -16,13 +16,14 @@ from talos_ray import MismatchError, SpecError, TalosError
 from talos_ray.config import Spec
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import mask_from_flags
+from talos_ray.inputs import Examples
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.plan import prepare
 from talos_ray.orchestrate.session import Session
 from talos_ray.progress import Progress
 from talos_ray.spec import make_spec
 from talos_ray.storage.run_folder import RunFolder
-from talos_ray.tasks import Examples, load_task
+from talos_ray.tasks import load_task
 
 
 def files(folder) -> dict[str, tuple[float, int]]:
