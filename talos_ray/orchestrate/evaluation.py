@@ -200,7 +200,8 @@ class Problem:
 @dataclass(frozen=True)
 class Candidate:
     """One evaluated point: `parts` holds its mean normalized accuracy and `doubt` after each part of the validation data,
-    `predicted` what the surrogate promised (None where nothing was). Not `whole`: stopped before the last part."""
+    `predicted` what the surrogate promised (None where nothing was), `number` how many were asked for before it, in all arms. Not
+    `whole`: stopped before the last part."""
 
     objective: float
     coefficients: Coefficients
@@ -208,6 +209,7 @@ class Candidate:
     parts: tuple[tuple[float, float], ...]
     whole: bool
     predicted: float | None
+    number: int
 
     @property
     def rank(self):

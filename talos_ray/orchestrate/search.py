@@ -191,6 +191,7 @@ class Dealer(tune.Callback):
             tuple(map(tuple, result["parts"])),
             result["whole"],
             predicted,
+            number,
         )
         self.results[number] = candidate
         self.on_candidate(arm, candidate)

@@ -174,7 +174,7 @@ class Judge:
             "way": name, "coefficients": best.coefficients, "objective": best.objective, "validation": best.scores,
             "single_validation": dict(objective.single), "control_validation": dict(objective.control),
             "candidates": [
-                {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole} for c in found[name].candidates
+                {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole, "number": c.number} for c in found[name].candidates
             ],
             "methods": {self.ways[n].how.method: f.candidates[0].objective for n, f in found.items()},
             "evaluated": sum(len(f.candidates) for f in found.values()),
