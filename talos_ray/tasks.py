@@ -11,14 +11,15 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
-import torch.utils.data
 
 from talos_ray.config import CHOICE, Task
 from talos_ray.core.finetune import derive_seed
 from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+HELD = "holds the character U+001F, which separates a text from its choices; take it out"
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
 
 
@@ -216,7 +217,10 @@ def _filled(task: Task, rows, split: str):
 
     def fill(row: dict, number: int) -> dict[str, str]:
         try:
-            return {"input": task.template.format(**row)}
+            text = task.template.format(**row)
+            if text.count(CHOICE) != len(task.choices or ()):
+                raise SpecError(f"task {task.name!r}: row {number} of split {split!r} {HELD}")
+            return {"input": text}
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError(
                 f"task {task.name!r}: row {number} of split {split!r} does not fit the template {_told(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
@@ -280,7 +284,10 @@ def _as_inputs(task: Task, rows, split: str):
             raise SpecError(
                 f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted texts; set input to such a column"
             )
-        if rows.with_format("arrow")[:].column(task.input).null_count:
+        values = rows.with_format("arrow")[:].column(task.input)
+        if pc.any(pc.match_substring(values, CHOICE)).as_py():
+            raise SpecError(f"task {task.name!r}: column {task.input!r} of split {split!r} {HELD}")
+        if values.null_count:
             row = list(rows[task.input]).index(None)
             raise SpecError(
                 f"task {task.name!r}: row {row} of split {split!r} has no text in column {task.input!r}; fill it, or drop the row"

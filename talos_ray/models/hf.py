@@ -122,7 +122,7 @@ class Ranked:
     (Liu et al., 2022).
 
     Inputs are token ids int64 [n, length]; where every row brings answers of its own, `length // 4` more a class follow. A head holds
-    the other tasks' answers as token ids int64 [classes, a]. PAD stands for no token.
+    the answers of a task whose rows bring none: token ids int64 [classes, a]. PAD stands for no token.
     """
 
     module: nn.Module

@@ -114,6 +114,11 @@ def test_a_row_brings_its_answers_along(tmp_path):
     ):
         with pytest.raises(SpecError, match=said):
             load_task(make_spec({**asked, "tasks": [{**task, **change}]}).tasks[0], 0)
+    task["data"] = str(tmp_path / "y.csv")
+    (tmp_path / "y.csv").write_text("question,a,b,label\n" + "who\x1fruns,it,we,one\nwhat,it,we,two\n" * 10)
+    for change in ({}, {"choices": None}):
+        with pytest.raises(SpecError, match=r"holds the character U\+001F"):
+            load_task(make_spec({**asked, "tasks": [{**task, **change}]}).tasks[0], 0)
 
 
 def test_what_a_model_that_writes_nothing_cannot_do(tmp_path):
