@@ -7,7 +7,7 @@ samples, labels' seeds and the order of sums belong to the shard. Between rounds
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import ray
@@ -22,7 +22,9 @@ from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, decoded, encoded
 
-FOLD = 8  # tasks whose scores one worker adds up in one go
+PIECE = (
+    1 << 28
+)  # weights whose scores travel as one object: an object store and its spilling take many GB in pieces only
 
 
 def calibration_split(spec: Spec, data: TaskData) -> Split:
@@ -48,9 +50,9 @@ def warm(shared: Shared, task: str) -> None:
 
 @ray.remote(**WARM)
 def score_shard(
-    shared: Shared, task: str, examples: list, checked: Checked, kept: np.ndarray | None, seed: int
-) -> tuple[np.ndarray, float]:
-    """Sums of squared per-sample gradients, float32 [P], of one shard under one round's damping, and seconds."""
+    shared: Shared, task: str, examples: list, checked: Checked, kept: np.ndarray | None, seed: int, pieces: list[slice]
+) -> Iterator[np.ndarray | float]:
+    """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the seconds."""
     bench, settings, started = workbench(shared), shared.spec.calibration, time.perf_counter()
     bench.reset()
     if kept is not None:
@@ -73,7 +75,9 @@ def score_shard(
         inputs = _inputs(bench, examples[start : start + settings.batch_size])
         gradients.add(forward, asked(inputs, generator), generator, score)
     bench.reset()
-    return gradients.sums.cpu().numpy(), time.perf_counter() - started
+    for piece in pieces:
+        yield gradients.sums[piece].cpu().numpy()
+    yield time.perf_counter() - started
 
 
 def _asked(bench: Workbench, task: str) -> tuple[Callable, Callable, str]:
@@ -95,43 +99,34 @@ def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
     return bench.family.preprocess(decoded(examples)).to(bench.device)
 
 
-@ray.remote(**WARM)
-def add_shard(total: np.ndarray | None, shard: np.ndarray) -> np.ndarray:
-    """A task's sum with one more shard, float32 [P]. Shards are added one by one, in their order."""
-    return shard if total is None else total + shard
+@ray.remote(**WARM, num_returns=2)
+def add_shard(total: np.ndarray | None, shard: np.ndarray) -> tuple[np.ndarray, float]:
+    """A piece of a task's scores with one more shard, float32, and its sum. Shards are added one by one, in their order."""
+    total = shard if total is None else total + shard
+    return total, float(total.sum(dtype=np.float64))
 
 
 @ray.remote(**WARM)
-def choose(shared: Shared, how: MaskSettings, keep: float, mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
-    """Packed mask by the mean of the tasks' scores: those in `mean`, and some more."""
-    scores = torch.from_numpy(_add_normalized(mean, *totals))
-    flags = select(shared.layout, how.strategy, keep, granularity=how.granularity, scores=scores, seed=shared.spec.seed)
+def choose(shared: Shared, how: MaskSettings, keep: float, totals: list[list[tuple]]) -> np.ndarray:
+    """Packed mask by the mean of the tasks' scores, each normalised to sum 1, so that no task drowns another.
+
+    Args:
+        totals: references of every task's pieces, in order, each with its sum. One piece is looked at at once, because the scores
+            of all tasks are more than a node may hold.
+    """
+    mean = np.zeros(shared.layout.total, dtype=np.float32)
+    for task in totals:
+        whole, start = max(sum(ray.get([s for _, s in task])), 1e-300), 0
+        for ref, _ in task:
+            piece = ray.get(ref)
+            part, start = mean[start : start + len(piece)], start + len(piece)
+            for at in range(0, len(piece), CHUNK):  # the quotient of all at once would be as large as the scores
+                part[at : at + CHUNK] += piece[at : at + CHUNK] / whole
+            del piece
+    flags = select(
+        shared.layout, how.strategy, keep, granularity=how.granularity, scores=torch.from_numpy(mean), seed=shared.spec.seed,
+    )  # fmt: skip
     return mask_from_flags(shared.layout, flags).bits
-
-
-@ray.remote(**WARM)
-def add_normalized(mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
-    """The mean of the tasks' scores with some more tasks, float32 [P], unscaled."""
-    return _add_normalized(mean, *totals)
-
-
-def _add_normalized(mean: np.ndarray | None, *totals: np.ndarray) -> np.ndarray:
-    """Each task's scores are normalised to sum 1, so that no task drowns another."""
-    mean = np.zeros(totals[0].shape, dtype=np.float32) if mean is None else mean.copy()
-    for t in totals:
-        whole = max(float(t.sum(dtype=np.float64)), 1e-300)
-        for start in range(0, len(t), CHUNK):  # the quotient of all P at once would be as large as the scores
-            mean[start : start + CHUNK] += t[start : start + CHUNK] / whole
-    return mean
-
-
-def _choose(shared_ref, how: MaskSettings, keep: float, totals: list):
-    """Reference of the mask by the scores of all tasks: a few at a time, because P scores of every task at once are
-    more than one node holds."""
-    mean, last = None, (len(totals) - 1) // FOLD * FOLD
-    for i in range(0, last, FOLD):
-        mean = add_normalized.remote(mean, *totals[i : i + FOLD])
-    return choose.remote(shared_ref, how, keep, mean, *totals[last:])
 
 
 def mask_of(
@@ -160,7 +155,8 @@ def calibrate(
         on_shard: called with (shards done, shards in all if no round ends early).
     """
     spec, settings = shared.spec, shared.spec.calibration
-    score = score_shard.options(**options(spec.cluster), scheduling_strategy="SPREAD", num_returns=2)
+    pieces = [slice(start, start + PIECE) for start in range(0, shared.layout.total, PIECE)]
+    score = score_shard.options(**options(spec.cluster), scheduling_strategy="SPREAD", num_returns=len(pieces) + 1)
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
     first = next(iter(shards))
     checked = check.options(**options(spec.cluster)).remote(shared_ref, first, shards[first][0])
@@ -173,10 +169,10 @@ def calibrate(
     for r in range(1, settings.rounds + 1):
         keep = round_keep(how.keep, r, settings.rounds)
         todo = iter([key for wave in waves for key in wave])
-        sums: dict[tuple[str, int], object] = {}
+        sums: dict[tuple[str, int], list] = {}
         spent: dict[tuple[str, int], object] = {}
         running: dict[object, tuple[str, int]] = {}
-        totals: dict[str, object] = dict.fromkeys(shards)
+        totals: dict[str, list[tuple]] = {task: [(None, None)] * len(pieces) for task in shards}
         finished: set[tuple[str, int]] = set()
         estimate = None
         for wave in waves:
@@ -184,16 +180,18 @@ def calibrate(
                 while len(running) < workers and (key := next(todo, None)) is not None:
                     task, i = key
                     seed = derive_seed(spec.seed, task, "labels", r, i)
-                    sums[key], seconds = score.remote(shared_ref, task, shards[task][i], checked, kept, seed)
-                    running[sums[key]] = key
-                    spent[key] = seconds
+                    *sums[key], spent[key] = score.remote(
+                        shared_ref, task, shards[task][i], checked, kept, seed, pieces
+                    )
+                    running[spent[key]] = key
                 ready, _ = ray.wait(list(running), num_returns=1)
                 finished.add(running.pop(ready[0]))
                 on_shard((r - 1) * every // settings.rounds + len(finished), every)
             work += sum(ray.get([spent.pop(key) for key in wave]))
             for task, i in wave:
-                totals[task] = add_shard.remote(totals[task], sums.pop((task, i)))
-            before, estimate = estimate, ray.get(_choose(shared_ref, how, keep, list(totals.values())))
+                found = zip(totals[task], sums.pop((task, i)), strict=True)
+                totals[task] = [tuple(add_shard.remote(total, piece)) for (total, _), piece in found]
+            before, estimate = estimate, ray.get(choose.remote(shared_ref, how, keep, list(totals.values())))
             if before is not None:
                 stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
                 if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:
@@ -202,7 +200,7 @@ def calibrate(
             ray.cancel(ref, force=False)
         kept = estimate
         on_shard(r * every // settings.rounds, every)
-    alone = [choose.remote(shared_ref, how, keep, None, total) for total in totals.values()]
+    alone = [choose.remote(shared_ref, how, keep, [total]) for total in totals.values()]
     overlaps = [jaccard(kept, ray.get(bits)) for bits in alone]
     info = {
         **how.model_dump(exclude={"path"}),

@@ -162,15 +162,15 @@ def session(values) -> Session:
     return s
 
 
-def test_the_mask_does_not_depend_on_who_scores_or_adds_up(finished, tmp_path, monkeypatch):
+def test_the_mask_does_not_depend_on_who_scores_or_in_how_many_pieces(finished, tmp_path, monkeypatch):
     from talos_ray.orchestrate import calibrate as stage
     from talos_ray.orchestrate.calibrate import calibrate
 
     run, values = finished
     s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
     data = [s.p.data[t] for t in s.p.targets]
-    for workers, fold in ((1, 8), (2, 2)):
-        monkeypatch.setattr(stage, "FOLD", fold)
+    for workers, piece in ((1, stage.PIECE), (2, 300_000)):
+        monkeypatch.setattr(stage, "PIECE", piece)
         mask = calibrate(s.shared_ref, s.shared, s.spec.mask, data, workers, lambda done, total: None)
         assert mask.fingerprint == run.mask.fingerprint
     assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(
