@@ -341,6 +341,10 @@ class Task(_Settings):
     )
     data: str = Field(description="where the examples come from")
     config: str | None = Field(None, description="configuration of a Hugging Face dataset")
+    stream: Count | None = Field(
+        None,
+        description="rows of each split that are read, drawn by seed, where the whole data set is too large to download; they are kept in $TALOS_CACHE, or ~/.cache/talos_ray",
+    )
     train_split: str = "train"
     validation_split: str | None = Field(None, description="'validation', if there is one; otherwise cut from train")
     test_split: str | None = Field(None, description="'test', if there is one; otherwise cut from train")

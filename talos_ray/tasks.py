@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,13 @@ import torch
 
 from talos_ray.config import CHOICE, Task
 from talos_ray.core.finetune import derive_seed
+from talos_ray.demo.tasks import cache_folder
 from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+ROWS = 512  # of a split that are looked at together
+UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"\x60\x82"}  # first and last two bytes of a JPEG and a PNG file
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
 
@@ -47,8 +53,8 @@ class Split:
         """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
         digest = hashlib.sha256()
         table = self.rows.with_format("arrow")
-        for start in range(0, len(self), 512):
-            for value in table[start : start + 512].column(self.column).to_pylist():
+        for start in range(0, len(self), ROWS):
+            for value in table[start : start + ROWS].column(self.column).to_pylist():
                 digest.update(_content(value))
         if labels:
             digest.update(self.labels.numpy().tobytes())
@@ -168,6 +174,8 @@ def _load_splits(task: Task) -> dict[str, Any]:
         return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:")))
     path = Path(task.data).expanduser()
     suffix, local = path.suffix.lower(), is_here(task)
+    if task.stream is not None and (kept := _kept_stream(task)).exists():
+        return datasets.load_dataset(str(kept))
     if local and not path.exists():
         raise SpecError(
             f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path"
@@ -176,15 +184,18 @@ def _load_splits(task: Task) -> dict[str, Any]:
         raise SpecError(
             f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of {', '.join(FILE_KINDS)} or an image folder"
         )
+    how = {"streaming": True} if task.stream is not None else {}
     try:
         if local and path.is_file():
-            extra = {"sep": "\t"} if suffix == ".tsv" else {}
-            return datasets.load_dataset(FILE_KINDS[suffix], data_files={task.train_split: str(path)}, **extra)
-        if local and any(f.suffix.lower() in FILE_KINDS and f.stem != "metadata" for f in path.rglob("*.*")):
-            return datasets.load_dataset(str(path))  # a data set as it lies on the Hub
-        if local:
-            return datasets.load_dataset("imagefolder", data_dir=str(path))
-        return datasets.load_dataset(task.data, task.config)
+            how |= {"sep": "\t"} if suffix == ".tsv" else {}
+            splits = datasets.load_dataset(FILE_KINDS[suffix], data_files={task.train_split: str(path)}, **how)
+        elif local and any(f.suffix.lower() in FILE_KINDS and f.stem != "metadata" for f in path.rglob("*.*")):
+            splits = datasets.load_dataset(str(path), **how)  # a data set as it lies on the Hub
+        elif local:
+            splits = datasets.load_dataset("imagefolder", data_dir=str(path), **how)
+        else:
+            splits = datasets.load_dataset(task.data, task.config, **how)
+        return splits if task.stream is None else _streamed(task, splits)
     except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
         if "no data" in str(error) or (local and path.is_file() and path.stat().st_size == 0):
             raise SpecError(
@@ -193,6 +204,77 @@ def _load_splits(task: Task) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
+
+
+def _kept_stream(task: Task) -> Path:
+    """Where this machine keeps what it has read of a stream."""
+    path = Path(task.data).expanduser()
+    changed = path.stat().st_mtime_ns if path.exists() else None
+    told = [task.data, changed, task.config, task.stream, task.train_split, task.validation_split, task.test_split]
+    return cache_folder() / "streams" / hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
+    """Some rows of the splits that the task reads, kept as Parquet files: a stream can be read once only, from its beginning."""
+    import datasets
+
+    kept, wanted = (
+        _kept_stream(task),
+        (task.train_split, task.validation_split or "validation", task.test_split or "test"),
+    )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=kept.parent, prefix="."))
+    for name in [n for n in wanted if n in splits]:
+        rows, features = splits[name].shuffle(seed=0, buffer_size=task.stream).take(task.stream), splits[name].features
+        for column, feature in (features or {}).items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        path = draft / "data" / f"{name}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_list(list(rows), features=features).to_parquet(path)
+    try:
+        draft.rename(kept)
+    except OSError:  # another process was first
+        shutil.rmtree(draft)
+    return datasets.load_dataset(str(kept))
+
+
+def broken_images(split: Split) -> list[int]:
+    """Rows whose image file ends too early. Only files that do not end as their format says are decoded, so it is cheap to ask."""
+    from datasets import Image
+
+    found, table = [], split.rows.with_format("arrow")
+    for start in range(0, len(split), ROWS):
+        values = table[start : start + ROWS].column(split.column).combine_chunks()
+        stored, paths = values.field("bytes"), values.field("path").to_pylist()
+        firsts, lasts = (pc.binary_slice(stored, *part).to_pylist() for part in ((0, 2), (-2, None)))
+        for row, (first, last, path) in enumerate(zip(firsts, lasts, paths, strict=True)):
+            if first is None:
+                first, last = _ends(Path(path))
+            if not first or ENDS.get(first, last) != last:
+                try:
+                    Image().decode_example(values[row].as_py()).load()
+                except OSError:
+                    found.append(start + row)
+    return found
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    with path.open("rb") as file:
+        start = file.read(2)
+        file.seek(max(0, path.stat().st_size - 2))
+        return start, file.read()
+
+
+def told_of(data: TaskData) -> str | None:
+    """What somebody should know of a task's training data before an hour is spent on it: classes that are rare or missing."""
+    counts = data.train.labels.bincount(minlength=len(data.classes))
+    rare = [i for i in counts.argsort().tolist() if counts[i] * UNEVEN < counts.max()]
+    if not rare:
+        return None
+    named = ", ".join(f"{data.classes[i]!r} {int(counts[i])}" for i in rare[:4])
+    more = f" and {len(rare) - 4} more" if len(rare) > 4 else ""
+    return f"task {data.task.name!r}: rare classes in its {len(data.train)} training examples: {named}{more}; the largest has {int(counts.max())}; accuracy counts every input alike"
 
 
 def _columns(task: Task) -> list[str]:

@@ -1,5 +1,7 @@
 """Tasks from files and folders, and what is said of data that are wrong."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ import torch
 from images import write_images
 from PIL import Image
 
-from talos_ray import SpecError, Task
+import talos_ray
+from talos_ray import SpecError, Task, tasks
 from talos_ray.inputs import Examples
-from talos_ray.tasks import encoded, load_task
+from talos_ray.spec import make_spec
+from talos_ray.tasks import broken_images, encoded, load_task, told_of
 
 
 def test_csv_of_paths(sides):
@@ -113,6 +117,54 @@ def test_a_text_is_made_of_several_columns(tmp_path):
     ):
         with pytest.raises(SpecError, match=wanted):
             load_task(Task(**task, input=template), 0)
+
+
+def test_images_that_were_cut_off_are_named(tmp_path):
+    path = Path(write_images(tmp_path, 40))
+    whole = load_task(Task(name="t", data=str(path), input="file", label="side"), 0)
+    assert [broken_images(getattr(whole, s)) for s in ("train", "validation", "test")] == [[], [], []]
+    for name, change in (("3.png", lambda b: b[:-40]), ("4.png", lambda b: b""), ("5.png", lambda b: b + b"trailing")):
+        (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    spec = make_spec({"model": "demo", "tasks": [{"name": "t", "data": str(path), "input": "file", "label": "side", "validation_split": "train", "test_split": "train"}], "output": str(tmp_path / "run")})  # fmt: skip
+    assert broken_images(load_task(spec.tasks[0], 0).train) == [3, 4]  # bytes after the end harm nobody
+    with pytest.raises(SpecError, match=r"task 't': 2 image\(s\) of train cannot be decoded, the first is '.*3\.png'"):
+        talos_ray.check(spec)
+
+
+def test_rare_classes_are_told(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\n" + "much,common\n" * 300 + "little,rare\n" * 9)
+    task = {"name": "t", "data": str(tmp_path / "x.csv"), "kind": "text", "input": "text"}
+    told = told_of(load_task(Task(**task), 0))
+    assert told.startswith("task 't': rare classes in its 216 training examples: 'rare' ") and "the largest has" in told
+    some = {**task, "classes": ["common", "rare", "never"]}
+    assert "'never' 0, 'rare' " in told_of(load_task(Task(**some), 0))
+    (tmp_path / "y.csv").write_text("text,label\n" + "much,common\n" * 30 + "little,rare\n" * 20)
+    assert told_of(load_task(Task(**{**task, "data": str(tmp_path / "y.csv")}), 0)) is None
+
+
+def test_a_part_of_a_stream_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TALOS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for name, n in (("train", 3000), ("test", 500)):
+        rows = datasets.Dataset.from_dict(
+            {"text": [f"{name} {i}" for i in range(n)], "label": [i % 3 for i in range(n)]}
+        )
+        rows.cast_column("label", datasets.ClassLabel(names=["a", "b", "c"])).to_parquet(
+            tmp_path / "set" / "data" / f"{name}-00000-of-00001.parquet"
+        )
+    task = {"name": "t", "data": str(tmp_path / "set"), "kind": "text", "input": "text", "stream": 200}
+    first = load_task(Task(**task), 0)
+    assert (
+        len(first.train) + len(first.validation) == 200 and len(first.test) == 200 and first.classes == ("a", "b", "c")
+    )
+    texts = [first.train.words(i) for i in range(len(first.train))]
+    assert (
+        len(set(texts)) == len(texts) and max(int(t.split()[1]) for t in texts) > 200
+    )  # drawn, and not the first ones
+    tasks._load_task.cache_clear()
+    (tmp_path / "set" / "data" / "train-00000-of-00001.parquet").rename(tmp_path / "gone")
+    again = load_task(Task(**task), 0)
+    assert again.train.fingerprint() == first.train.fingerprint()
 
 
 def test_too_few_to_cut(tmp_path):

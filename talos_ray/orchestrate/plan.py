@@ -22,7 +22,7 @@ from talos_ray.models.heads import head_key, make_head
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
-from talos_ray.tasks import TaskData, load_task
+from talos_ray.tasks import TaskData, broken_images, load_task, told_of
 
 DENSE, SPARSE = "dense", "sparse"
 NO_MATTER = (
@@ -83,7 +83,10 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         progress.update("check", i / len(everything), f"data of {task.name}")
         with problems:
             data[task.name] = load_task(task, spec.seed)
+            _check_images(data[task.name])
     problems.tell()
+    for told in filter(None, map(told_of, data.values())):
+        progress.say(told)
     family = load_model(spec.model)
     with problems:
         _check_answers(spec, family)
@@ -129,6 +132,16 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         + ("" if len(calibrated) == len(spec.tasks) else f"; the mask of the run's first {len(calibrated)} stays"),
     )
     return prepared
+
+
+def _check_images(data: TaskData) -> None:
+    """Raises SpecError, naming them, where image files were cut off."""
+    for name in ("train", "validation", "test") if data.task.kind == "image" else ():
+        split = getattr(data, name)
+        if broken := broken_images(split):
+            raise SpecError(
+                f"task {data.task.name!r}: {len(broken)} image(s) of {name} cannot be decoded, the first is {split.words(broken[0])!r}; wanted whole files; mend or drop them"
+            )
 
 
 def _heads(
