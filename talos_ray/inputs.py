@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from talos_ray.errors import SpecError
 from talos_ray.tasks import Split
 
 MEMORY_BYTES = 1 << 30  # inputs of one split that a process keeps, on its GPU or, where no file can, in memory
@@ -114,7 +115,20 @@ class Examples:
 
     def fresh(self, index: list[int]) -> torch.Tensor:
         """Inputs [n, ...] of some positions, decoded and preprocessed now."""
-        return self.preprocess(self.split.rows[index][self.split.column])
+        try:
+            rows = self.split.rows[index][self.split.column]
+        except OSError as error:
+            bad = next(i for i in index if not self._readable(i))
+            raise SpecError(
+                f"input {self.split.words(bad)!r} (row {bad}) cannot be decoded: {error}; mend or drop its file"
+            ) from None
+        return self.preprocess(rows)
+
+    def _readable(self, i: int) -> bool:
+        try:
+            return bool(self.split.rows[[i]][self.split.column])
+        except OSError:
+            return False
 
     def _on_this_node(self, node: Node, one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
         """A file with all inputs and a byte for each that is there. What is in it is a function of its name: the inputs, who reads

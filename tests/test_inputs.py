@@ -10,7 +10,7 @@ import pytest
 import torch
 from images import write_images
 
-from talos_ray import inputs
+from talos_ray import SpecError, inputs
 from talos_ray.config import Task
 from talos_ray.inputs import Examples, Node
 from talos_ray.tasks import load_task
@@ -126,3 +126,12 @@ def test_where_nothing_may_be_written_a_process_keeps_its_own(split, wanted, tmp
     (tmp_path / "inputs").write_text("no folder")
     examples = Examples(split, Reader(), node=Node(tmp_path / "inputs", 1 << 30, "reader"))
     assert same(examples, wanted, 2) and examples.kept[2] is False
+
+
+def test_an_input_that_cannot_be_decoded_is_named(tmp_path):
+    path = Path(write_images(tmp_path, 40))
+    (tmp_path / "7.png").write_bytes(b"\x89PNG, and nothing that belongs there\x60\x82")
+    kinds = {"validation_split": "train", "test_split": "train"}
+    split = load_task(Task(name="t", data=str(path), input="file", label="side", **kinds), 0).train
+    with pytest.raises(SpecError, match=r"input '.*7\.png' \(row 7\) cannot be decoded"):
+        Examples(split, Reader()).batch(torch.arange(10))

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from talos_ray.models.hf import PAD, Ranked, attended, blocks, cut
+from talos_ray.models.hf import PAD, attended, blocks, cut
+from talos_ray.models.ranked import Ranked
 
 AUTO = AutoModelForCausalLM
 

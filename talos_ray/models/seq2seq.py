@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from talos_ray.models.hf import Ranked, attended, blocks, cut
+from talos_ray.models.hf import attended, blocks, cut
+from talos_ray.models.ranked import Ranked
 
 AUTO = AutoModelForSeq2SeqLM
 
