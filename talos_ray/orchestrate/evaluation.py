@@ -200,7 +200,7 @@ class Problem:
 @dataclass(frozen=True)
 class Candidate:
     """One evaluated point: `parts` holds its mean normalized accuracy and `doubt` after each part of the validation data,
-    `predicted` what the surrogate promised (None where nothing was), `number` how many were asked for before it, in all arms. Not
+    `predicted` what the surrogate promised (None where nothing was), `number` how many of its search were asked for before it. Not
     `whole`: stopped before the last part."""
 
     objective: float

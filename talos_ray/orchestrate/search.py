@@ -146,7 +146,7 @@ class Dealer(tune.Callback):
     ) -> None:
         self.searches, self.desk, self.on_candidate = dict(searches), desk, on_candidate
         self.failures_left = failures
-        self.orders: list[tuple[str, Coefficients, float | None]] = []
+        self.orders: list[tuple[str, Coefficients, float | None, int]] = []  # with its number in its own search
         self.results: dict[int, Candidate] = {}
         self.generation: dict[str, range] = {}  # the orders of an arm's present generation
         self.best: dict[str, Candidate] = {}
@@ -170,8 +170,9 @@ class Dealer(tune.Callback):
         first, best = len(self.orders), self.best.get(arm)
         self.generation[arm] = range(first, first + len(points))
         orders = []
-        for number, (coefficients, predicted) in zip(self.generation[arm], points, strict=True):
-            self.orders.append((arm, coefficients, predicted))
+        before = sum(order[0] == arm for order in self.orders)
+        for i, (number, (coefficients, predicted)) in enumerate(zip(self.generation[arm], points, strict=True)):
+            self.orders.append((arm, coefficients, predicted, before + i))
             parts = 1 if predicted is not None else problem.parts
             reachable = best is not None and best.objective >= 0 and len(best.parts) == parts
             bars = [value - doubt for value, doubt in best.parts] if reachable else []
@@ -182,7 +183,7 @@ class Dealer(tune.Callback):
         number = result.get("number")
         if not result.get("finished") or number in self.results:  # a trial that was lost may tell a thing again
             return
-        arm, coefficients, predicted = self.orders[number]
+        arm, coefficients, predicted, place = self.orders[number]
         self.overheads.append(result["overhead"])
         candidate = Candidate(
             result["objective"],
@@ -191,7 +192,7 @@ class Dealer(tune.Callback):
             tuple(map(tuple, result["parts"])),
             result["whole"],
             predicted,
-            number,
+            place,
         )
         self.results[number] = candidate
         self.on_candidate(arm, candidate)
