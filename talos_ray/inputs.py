@@ -49,9 +49,14 @@ class Examples:
         return len(self.split)
 
     @functools.cached_property
+    def _first(self) -> torch.Tensor:
+        """The first input [1, ...], which says how large all of them are."""
+        return self.fresh([0])
+
+    @functools.cached_property
     def kept(self) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
         """Room for all inputs, which of them are there (uint8 [n]), and whether other processes see it; None if there is none."""
-        one = self.fresh([0])
+        one = self._first
         if self.node and (found := self._on_this_node(self.node, one)):
             return found
         if one.nbytes * len(self) > MEMORY_BYTES:
@@ -63,7 +68,7 @@ class Examples:
         """The same on the GPU, where that is a small part of its memory."""
         if self.device.type != "cuda":
             return None
-        one = self.fresh([0])
+        one = self._first
         size, most = one.nbytes * len(self), torch.cuda.mem_get_info(self.device)[1] // GPU_PART
         if size > min(MEMORY_BYTES, most - Examples.on_gpu):
             return None
