@@ -37,6 +37,7 @@ LOCAL_CONFIG = {
     "task_oom_retries": 3,  # without end, if not said: the same shard would be killed for ever
 }
 SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # what makes a worker take less memory
+FREE_SECONDS = 20  # to wait for GPUs whose idle processes are to be ended
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
@@ -208,6 +209,23 @@ def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
 def slots(settings: Cluster, workers: int, limit: int | None) -> int:
     """How many groups of `workers` fit into the cluster at once, at most `limit`, at least 1."""
     return max(1, min(room(settings, nodes()) // workers, limit or 1 << 30))
+
+
+def free_gpus(settings: Cluster) -> None:
+    """End the idle processes of tasks that hold a model on a GPU: Ray keeps them for the next task, and their memory from the
+    teams, which get processes of their own."""
+    if not settings.gpus_per_worker:
+        return
+    import ray
+
+    leave = ray.remote(max_calls=1, num_cpus=0, num_gpus=settings.gpus_per_worker, **WARM)(lambda: None)
+    leaving = [
+        leave.options(label_selector={ray._raylet.RAY_NODE_ID_KEY: node["NodeID"]}).remote()
+        for node in ray.nodes() if node["Alive"]
+        for _ in range(room(settings, [(node["Resources"], node.get("Labels", {}))]))
+    ]  # fmt: skip
+    for ref in ray.wait(leaving, num_returns=len(leaving), timeout=FREE_SECONDS)[1]:  # others work there
+        ray.cancel(ref)
 
 
 def root_cause(error: BaseException) -> str:

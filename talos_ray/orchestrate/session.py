@@ -84,6 +84,7 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
             params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
             with Watch(Tracker(spec.tracker, spec.output, params, progress.say)) as watch:
                 yield Session(prepared, folder, progress, watch, scratch)
+            cluster.free_gpus(spec.cluster)
     except ray.exceptions.RayError as error:
         raise TalosError(
             f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same command again"

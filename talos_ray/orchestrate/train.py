@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from talos_ray.config import Cluster, Task, Train
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import resources, root_cause
+from talos_ray.orchestrate.cluster import free_gpus, resources, root_cause
 
 if TYPE_CHECKING:
     from talos_ray.orchestrate.worker import Arm
@@ -175,6 +175,7 @@ def train(
         TalosError: a job's settings made it diverge, or a team failed more often than `cluster.max_failures`.
             What was finished is on storage and is not trained again.
     """
+    free_gpus(cluster)
     name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
     # On the driver's own node: only with the driver may it be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
