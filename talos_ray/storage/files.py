@@ -211,7 +211,12 @@ def as_json(value: Mapping) -> bytes:
 
 def as_tensors(tensors: Mapping[str, torch.Tensor], info: Mapping) -> bytes:
     """A safetensors file's content, with `info` and a digest of everything in its metadata."""
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    plain, taken = {}, set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        if (memory := plain[name].untyped_storage().data_ptr()) in taken:  # the format wants each name's bytes for itself
+            plain[name] = plain[name].clone()
+        taken.add(memory)
     info = json.loads(json.dumps(info, sort_keys=True))
     metadata = {"talos": json.dumps(info, sort_keys=True), "digest": key_of([info, fingerprint(plain)])}
     return save_safetensors(plain, metadata)

@@ -46,6 +46,13 @@ def test_mask_and_deltas_come_back_bitwise(folder):
         )
 
 
+def test_one_tensor_under_two_names_is_written_for_each(folder):
+    head = torch.randn(3, 4)  # tasks of the same words have one head
+    folder.begin({}, BASE, {}, {"a": head, "b": head, "c": head[1:]}, {key: ["x", "y", "z"] for key in "abc"})
+    found, _ = folder.load_heads()
+    assert torch.equal(found["a"], head) and torch.equal(found["b"], head) and torch.equal(found["c"], head[1:])
+
+
 def test_a_mask_of_another_base_names_both(folder):
     folder.save_mask(MASK, BASE)
     with pytest.raises(MismatchError, match="bbbbbbbbbbbb.*cccccccccccc"):
