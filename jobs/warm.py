@@ -1,4 +1,5 @@
-"""What Ray costs beside the work itself: the demo's eight tasks, cold and then on a Ray that is already there.
+"""What Ray costs beside the work itself: the demo's eight tasks, with a Ray that `edit()` starts, on one that is already there,
+and on the same one again, whose processes have made an edit before.
 
     python jobs/warm.py FOLDER
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, default=DEMO)
     args = parser.parse_args()
     table = Table("Ray", "first training step", "wall", "work", "wall / work")
-    for name in ("cold", "warm"):
+    for name in ("cold", "warm", "again"):
         spec = talos_ray.load_spec(args.spec, output=str((args.folder / name).resolve()))
         if name == "warm":
             connect(spec.cluster, verbose=False)

@@ -6,6 +6,7 @@ samples, labels' seeds and the order of sums belong to the shard. Between rounds
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,9 @@ from talos_ray.config import Spec
 from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import CHUNK, DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
-from talos_ray.orchestrate.cluster import WARM, options
+from talos_ray.errors import SpecError
+from talos_ray.models import check_model
+from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, decoded, encoded
 
@@ -30,6 +33,22 @@ PIECE = (
 def calibration_split(spec: Spec, data: TaskData) -> Split:
     """The training inputs of one task that are scored: drawn by seed, in a fixed order."""
     return data.train.drawn(spec.calibration.samples_per_task, spec.seed, data.task.name, "calibration")
+
+
+@ray.remote(**WARM)
+def libraries(model: str) -> None:
+    """What a worker process has to load before it sees a model, without any of the run's own data."""
+    with contextlib.suppress(SpecError):  # the driver says it
+        check_model(model)
+
+
+def ahead(spec: Spec) -> None:
+    """Have the processes that will score load their libraries while the driver still checks the spec. Only on a Ray of this
+    machine: an autoscaler would take tasks that wait for a reason to start nodes."""
+    if not remote_address(spec.cluster):
+        load = libraries.options(**options(spec.cluster), scheduling_strategy="SPREAD")
+        for _ in range(min(room(spec.cluster, nodes()), spec.cluster.calibration_workers or 1 << 30)):
+            load.remote(spec.model)
 
 
 @ray.remote(**WARM)

@@ -6,6 +6,7 @@ only one that is trained again. A spec with more tasks than its run has is an ad
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,10 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
     """
     with progress or Progress() as progress, ExitStack() as stack:
         known = None
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            from talos_ray.orchestrate.calibrate import ahead
+
+            ahead(spec)
         if spec.mask.open:
             from talos_ray.orchestrate.automatic import resolved
 

@@ -19,10 +19,10 @@ from talos_ray.core.paired import Answers
 from talos_ray.corruptions import CORRUPTIONS
 from talos_ray.errors import TalosError, nearest
 from talos_ray.orchestrate.cluster import options
+from talos_ray.orchestrate.desk import open_desk
 from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
-from talos_ray.orchestrate.search import open_desk
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.verify import Judge
 from talos_ray.progress import Progress

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from talos_ray.config import Cluster, Task, Train
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import free_gpus, resources, root_cause
+from talos_ray.orchestrate.cluster import free_gpus, remote_address, resources, root_cause
 
 if TYPE_CHECKING:
     from talos_ray.orchestrate.worker import Arm
@@ -124,16 +124,27 @@ def train_loop(config: dict) -> None:
         ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})
 
 
-def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[BaseException]) -> None:
-    """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-
+def _trainer(settings: Cluster) -> type:
+    """Ray Train's trainer without what a team has no use for, each a process that takes seconds to start: a keeper of Ray
+    Datasets, and on a Ray of this machine one that outlives it all to hand back places."""
     if settings.workers_per_task > 1:
         from ray.train.torch import TorchTrainer as Trainer
     else:  # the same without a process group: so Ray Train's controller, a process a team, need not import torch
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Trainer
+    unused = ["DatasetsCallback"] + ([] if remote_address(settings) else ["PlacementGroupCleanerCallback"])
 
-    trainer = Trainer(
+    class Team(Trainer):
+        def _create_default_callbacks(self) -> list:
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
+
+    return Team
+
+
+def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[BaseException]) -> None:
+    """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    trainer = _trainer(settings)(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(

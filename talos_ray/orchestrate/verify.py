@@ -21,9 +21,10 @@ from talos_ray.core.metrics import MergeObjective, absolute_accuracy, accuracy, 
 from talos_ray.core.paired import Answers, bootstrap
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import options
+from talos_ray.orchestrate.desk import open_desk
 from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Evaluator, Found, Ledger, Problem, evaluate, sample
 from talos_ray.orchestrate.proposals import generations, probes, surrogate_of
-from talos_ray.orchestrate.search import Generations, open_desk, run
+from talos_ray.orchestrate.search import Generations, run
 from talos_ray.orchestrate.worker import Arm
 
 

@@ -15,7 +15,6 @@ from talos_ray.spec import load_spec
 from talos_ray.tasks import load_task
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
-QUICK = "causal_lm_tasks"  # the one that `make test` runs
 EPOCHS = {"cars": 35, "dtd": 76, "eurosat": 12, "gtsrb": 11, "mnist": 5, "resisc45": 15, "sun397": 14, "svhn": 4}
 
 
@@ -37,9 +36,8 @@ def test_a_recipe_is_checked_on_made_up_rows(path, tmp_path):
     assert type(load_model(spec.model)).__name__ in families[asked.model.partition(":")[0]]
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[] if p.stem == QUICK else pytest.mark.slow) for p in EXAMPLES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_a_recipe_runs_shrunk(path, tmp_path):
     out = tmp_path / "run"
     told = CliRunner().invoke(app, ["edit", str(path), "--smoke", "--json", "-o", str(out)])

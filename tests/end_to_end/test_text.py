@@ -7,7 +7,7 @@ import talos_ray
 from talos_ray.models import base_fingerprint, load_model
 
 
-@pytest.mark.slow  # `make test` runs a causal LM's recipe
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "t5", "llama"])
 def test_a_model_learns_text_tasks(kind, tmp_path):
     tasks = [write_texts(tmp_path, name, 800) for name in ("animals", "places")]

@@ -29,6 +29,7 @@ def talos(ray_here, tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow  # every one of its steps is also tested where it belongs
 def test_a_change_is_made_held_undone_and_proved(talos, small_spec, sides, tmp_path):
     small = {**small_spec, "output": "run", "baseline": {"enabled": False}, "tasks": ["demo:pointers"]}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(small))

@@ -10,9 +10,10 @@ import pytest
 
 import talos_ray
 from talos_ray.core.metrics import MergeObjective
+from talos_ray.orchestrate.desk import Desk
 from talos_ray.orchestrate.evaluation import Evaluator, Ledger, Problem, units
 from talos_ray.orchestrate.proposals import _by_grid, probes
-from talos_ray.orchestrate.search import Dealer, Desk
+from talos_ray.orchestrate.search import Dealer
 from talos_ray.spec import make_spec
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]

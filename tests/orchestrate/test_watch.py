@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+import urllib.request
 
 import pytest
 
@@ -67,3 +68,33 @@ def test_a_tracker_that_is_not_installed_is_refused_at_once(monkeypatch):
     with pytest.raises(SpecError, match=r"tracker is 'wandb'.*pip install"):
         check_tracker("wandb")
     check_tracker(None)
+
+
+def test_rays_own_metrics_have_the_gauges(ray_here):
+    """Where Prometheus, and so Ray's dashboard, reads them."""
+    with Watch(Tracker(None, "run", {}, print)) as watch:
+        watch.training(STATE, {0: 1})
+        watch.candidate("sparse", 1, 0.625, 0.625)
+        wanted = {
+            'talos_ray_tasks{state="training"}': 1, 'talos_ray_tasks{state="waiting"}': 1, 'talos_ray_tasks{state="done"}': 0,
+            'talos_ray_step{task="sparse/a"}': 3, 'talos_ray_loss{task="sparse/a"}': 0.5, "talos_ray_team_restarts{}": 1,
+            'talos_ray_objective{arm="sparse"}': 0.625,
+        }  # fmt: skip
+        url = f"http://127.0.0.1:{ray_here.nodes()[0]['MetricsExportPort']}/metrics"
+        deadline, found = time.monotonic() + 60, {}
+        while wanted.items() - found.items() and time.monotonic() < deadline:
+            time.sleep(1)
+            found = gauges(urllib.request.urlopen(url, timeout=10).read().decode())
+    assert wanted.items() <= found.items()
+
+
+def gauges(page: str) -> dict[str, float]:
+    """Our own lines of a page of metrics, by name and the label that is ours."""
+    found = {}
+    for line in page.splitlines():
+        if line.startswith("ray_talos_ray_"):
+            name, _, rest = line.removeprefix("ray_").partition("{")
+            labels, _, value = rest.rpartition("} ")
+            ours = [x for x in labels.split(",") if x.partition("=")[0] in ("state", "task", "arm")]
+            found[f"{name}{{{''.join(ours)}}}"] = float(value)
+    return found
