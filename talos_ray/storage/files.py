@@ -214,7 +214,9 @@ def as_tensors(tensors: Mapping[str, torch.Tensor], info: Mapping) -> bytes:
     plain, taken = {}, set()
     for name, tensor in tensors.items():
         plain[name] = tensor.detach().cpu().contiguous()
-        if (memory := plain[name].untyped_storage().data_ptr()) in taken:  # the format wants each name's bytes for itself
+        if (
+            memory := plain[name].untyped_storage().data_ptr()
+        ) in taken:  # the format wants each name's bytes for itself
             plain[name] = plain[name].clone()
         taken.add(memory)
     info = json.loads(json.dumps(info, sort_keys=True))
