@@ -294,6 +294,8 @@ def _rms_norm(m, x, g):
 
 def _layer_norm(m: nn.LayerNorm, x, g):
     d = m.normalized_shape
+    if tuple(x.shape[-len(d) :]) != tuple(d):  # a subclass that takes channels first (timm, SqueezeBERT)
+        x, g = x.movedim(1, -1), g.movedim(1, -1)
     normal = F.layer_norm(x.float(), d, None, None, m.eps).reshape(x.shape[0], -1, *d)
     g = g.reshape(g.shape[0], -1, *d)
     yield m.weight, lambda s: (normal[s] * g[s]).sum(1), None
@@ -301,12 +303,26 @@ def _layer_norm(m: nn.LayerNorm, x, g):
 
 
 def _conv2d(m: nn.Conv2d, x, g):
+    padding = 0 if m.padding == "valid" else m.padding
+    patch_bytes = 4 * g[0, 0].numel() * m.groups * m.weight[0].numel()  # of one sample
+    together = max(1, CHUNK_BYTES.get(x.device.type, 4 << 20) // patch_bytes)
+
+    def some(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        patches = F.unfold(x.to(g.dtype), m.kernel_size, m.dilation, padding, m.stride)  # [s, i*kh*kw, positions]
+        left, right = (t.unflatten(1, (m.groups, -1)).flatten(0, 1) for t in (g.flatten(2), patches))
+        return torch.bmm(left, right.transpose(1, 2)).view(-1, *m.weight.shape)
+
     def weight(s):
-        padding = 0 if m.padding == "valid" else m.padding
-        patches = F.unfold(x[s].to(g.dtype), m.kernel_size, m.dilation, padding, m.stride)  # [s, i*kh*kw, positions]
-        return torch.bmm(g[s].flatten(2), patches.transpose(1, 2)).view(-1, *m.weight.shape)
+        return torch.cat([some(*part) for part in zip(x[s].split(together), g[s].split(together), strict=True)])
 
     yield m.weight, weight, None
+    yield m.bias, lambda s: g[s].flatten(2).sum(2), None
+
+
+def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x, g):
+    """In eval mode: every channel by the statistics that the model keeps."""
+    normal = F.batch_norm(x.float(), m.running_mean.float(), m.running_var.float(), eps=m.eps)
+    yield m.weight, lambda s: (normal[s] * g[s]).flatten(2).sum(2), None
     yield m.bias, lambda s: g[s].flatten(2).sum(2), None
 
 
@@ -316,8 +332,10 @@ def _rule(m: nn.Module):
         return _linear
     if isinstance(m, nn.LayerNorm) and m.elementwise_affine:
         return _layer_norm
-    if isinstance(m, nn.Conv2d) and m.groups == 1 and m.padding_mode == "zeros" and m.padding != "same":
+    if isinstance(m, nn.Conv2d) and m.padding_mode == "zeros" and m.padding != "same":
         return _conv2d
+    if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine and m.track_running_stats:
+        return _batch_norm
     # Known by name, because every library writes its own class; the check against the loop catches a namesake.
     kind, own = type(m).__name__, [n for n, _ in m.named_parameters(recurse=False)]
     if kind == "Conv1D" and own == ["weight", "bias"]:
@@ -361,7 +379,11 @@ class _Hooks:
         self.frozen = _trainable(self.module, ())
         self.frozen.__enter__()
         for m in self.module.modules():
-            if isinstance(m, nn.MultiheadAttention) and any(id(p) in self.names for p in m.parameters()):
+            if (
+                isinstance(m, nn.MultiheadAttention)
+                and _plain_attention(m)
+                and any(id(p) in self.names for p in m.parameters())
+            ):
                 m.forward = attention(m, self._linear)
                 self.replaced.append(m)
             elif (rule := _rule(m)) and any(id(p) in self.names for p in m.parameters(recurse=False)):
@@ -383,10 +405,9 @@ class _Hooks:
     def _after(self, rule):
         def hook(m: nn.Module, inputs, output: torch.Tensor) -> torch.Tensor:
             x = self.keep(inputs[0].detach())
-            fold = self._fold if rule is not _conv2d else (lambda t: t)
-            return self._listen(
-                output, m.parameters(recurse=False), lambda g: rule(m, fold(x), fold(g)), rule is not _conv2d
-            )
+            foldable = rule not in (_conv2d, _batch_norm)
+            fold = self._fold if foldable else (lambda t: t)
+            return self._listen(output, m.parameters(recurse=False), lambda g: rule(m, fold(x), fold(g)), foldable)
 
         return hook
 

@@ -77,7 +77,9 @@ class _RowLinear(torch.autograd.Function):
             bias = None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, weight)  # as it is stored: converting it again costs less than a copy kept until then
         ctx.route = route
-        return F.linear(x, narrow, bias)
+        flat = F.linear(x.reshape(-1, x.shape[-1]), narrow, bias)
+        # Not a view: some models (DeBERTa) go on in place, which autograd forbids for a view that a function made.
+        return torch.ops.aten._unsafe_view(flat, (*x.shape[:-1], flat.shape[-1]))
 
     @staticmethod
     def backward(ctx, g):

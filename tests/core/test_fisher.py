@@ -78,12 +78,34 @@ class Pooled(nn.Module):
         return self.linear(self.attention(self.query.expand(len(x), -1, -1), seen, seen)[0]).mean(1)
 
 
+class ChannelsFirst(nn.LayerNorm):
+    """As timm and SqueezeBERT derive it."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Resampled(nn.Module):
+    """Attention whose keys are wider than its queries, as CoCa pools: there is no packed projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.attention = nn.Linear(6, 6), nn.MultiheadAttention(4, 2, kdim=6, vdim=6, batch_first=True)
+        self.query = nn.Parameter(torch.randn(1, 2, 4))
+
+    def forward(self, x):
+        y = self.inner(x)
+        return self.attention(self.query.expand(len(x), -1, -1), y, y, need_weights=False)[0].mean(1)
+
+
 def vision():
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, stride=2, padding=1),
         nn.BatchNorm2d(6),
         nn.ReLU(inplace=True),
-        nn.Conv2d(6, 8, 3, dilation=2),
+        nn.Conv2d(6, 8, 3, dilation=2, groups=2),
+        ChannelsFirst(8),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
         nn.Flatten(),
         nn.Linear(128, 5),
     )
@@ -105,6 +127,7 @@ def cases():
     yield "time_first", TimeFirst(), torch.randn(6, 5, 8), lambda m: m
     yield "batch_first", BatchFirst(), torch.randn(6, 5, 8), lambda m: m
     yield "pooled", Pooled(), torch.randn(6, 3, 16, 16), lambda m: m
+    yield "resampled", Resampled(), torch.randn(6, 5, 6), lambda m: m
     yield "vision", vision(), torch.randn(6, 3, 16, 16), lambda m: m
     head = F.normalize(torch.randn(5, 16), dim=-1) * 5
     yield "clip", clip(), torch.randn(6, 3, 16, 16), lambda m: lambda x: m.encode_image(x, normalize=True) @ head.T
@@ -158,6 +181,8 @@ def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named(together, monke
         ("used_twice", set()),
         ("batch_first", set()),
         ("pooled", set()),
+        ("vision", set()),
+        ("resampled", {f"attention.{n}" for n, _ in Resampled().attention.named_parameters()}),
         ("bert", set()),
         ("t5", set()),
         ("gpt2", set()),

@@ -64,6 +64,23 @@ def tied() -> nn.Module:
     return Tied()
 
 
+def in_place() -> nn.Module:
+    """A layer's output is turned and added to in place, as DeBERTa does."""
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(24, 24), nn.Linear(6, 5)
+
+        def forward(self, x):
+            y = self.inner(x).permute(0, 2, 1)
+            y += 1
+            return self.out(y.tanh())
+
+    torch.manual_seed(0)
+    return InPlace()
+
+
 def head_of(model: nn.Module) -> nn.Module:
     """A transformers classifier as a module of its token ids alone."""
 
@@ -84,6 +101,7 @@ MODELS = {
     "t5": (lambda: head_of(t5()), lambda: IDS_THAT_END),
     "open_clip": (tower, lambda: torch.randn(4, 3, 16, 16)),
     "encoder": (encoder, lambda: torch.randn(4, 6, 24)),
+    "in place": (in_place, lambda: torch.randn(4, 6, 24)),
     "tied": (tied, lambda: torch.randn(4, 24)),
     "deep input": (
         lambda: nn.Sequential(nn.Linear(24, 8), nn.GELU(), nn.Linear(8, 3)),
