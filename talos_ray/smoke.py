@@ -20,17 +20,10 @@ MADE_UP = ("amber", "basalt", "cedar")  # classes where the spec names none: its
 ROWS = {"train": 48, "validation": 24, "test": 24}
 SIDE = 32  # pixels
 LISTED = 8  # entries of a column that is a list
-KINDS = (
-    "siglip",
-    "clip",
-    "t5",
-    "gpt2",
-    "llama",
-    "qwen3",
-    "qwen2",
-    "mistral",
-    "bert",
-)  # by what the model's name says; the last for all others
+KINDS = {  # part of a model's name -> what stands for it; BERT for all others
+    "siglip": "siglip", "clip": "clip", "t5": "t5", "bart": "t5", "pegasus": "t5", "gpt": "gpt2", "qwen": "qwen3",
+    **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "phi-", "opt-", "pythia", "bloom", "falcon", "smollm", "olmo", "granite"), "llama"),
+}  # fmt: skip
 
 
 def shrunk(spec: Spec, folder: Path) -> Spec:
@@ -132,7 +125,7 @@ def _model(name: str, folder: Path, words: Iterable[str]) -> str:
     family = name.partition(":")[0]
     if family not in HUGGING_FACE:
         return name
-    kind = next((k for k in KINDS if k in name.lower()), KINDS[-1])
+    kind = next((kind for part, kind in KINDS.items() if part in name.lower()), "bert")
     return f"{family}:{tiny_model(kind, words, folder).partition(':')[2]}"
 
 

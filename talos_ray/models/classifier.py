@@ -10,13 +10,13 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from talos_ray.errors import SpecError, nearest
-from talos_ray.models.hf import attended, blocks, cut, padded
+from talos_ray.models.hf import attended, blocks, cut, padded, stacks
 
 AUTO = AutoModelForSequenceClassification
 
 
 class Classifier:
-    """An encoder with a classifier on top, and its tokenizer (see `models.Family`). Tasks share its labels, or some of them.
+    """An encoder (or a decoder, or both) with a classifier on top, and its tokenizer (see `models.Family`). Tasks share its labels, or some of them.
 
     Inputs are token ids int64 [n, length], PAD where a text ends; a head holds the numbers of a task's labels, int64 [classes].
     """
@@ -25,7 +25,10 @@ class Classifier:
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
         self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
-        self.edited = (f"{blocks(module)}.",)
+        self.edited = stacks(module) if module.config.is_encoder_decoder else (f"{blocks(module)}.",)
+        # A decoder is read at the last token that is not its padding: so there has to be one.
+        known = (module.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        module.config.pad_token_id = next(i for i in known if i is not None and i >= 0)
 
     def preprocess(self, examples: list) -> torch.Tensor:
         return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)
@@ -43,13 +46,17 @@ class Classifier:
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of the last block's states over the tokens."""
-        ids, there = cut(inputs)
+        ids, there = self._read(inputs)
         states = self.module.base_model(input_ids=ids, attention_mask=attended(there)).last_hidden_state
         return (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        ids, there = cut(inputs)
+        ids, there = self._read(inputs)
         return self.module(input_ids=ids, attention_mask=attended(there)).logits[:, head]
+
+    def _read(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, there = cut(inputs)
+        return ids.masked_fill(~there, self.module.config.pad_token_id), there
 
     def save(self, folder: Path) -> None:
         """For `AutoModelForSequenceClassification.from_pretrained(FOLDER)`."""

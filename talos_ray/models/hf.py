@@ -56,17 +56,18 @@ def load(name: str, pretrained: bool = True):
             module = family.AUTO.from_config(config, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", LONGEST)
-    return family.make(module, tokenizer, where, min(longest, LONGEST, tokenizer.model_max_length))
+    longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
+    limits = (longest, LONGEST, tokenizer.model_max_length)  # -1 where there is none (XLNet)
+    return family.make(module, tokenizer, where, min(n for n in limits if n > 0))
 
 
 def _family(name: str, config: PretrainedConfig) -> str:
     """The file of the family that reads a model."""
     made_for = (config.architectures or ["?"])[0]
-    if config.is_encoder_decoder:
-        return "seq2seq"
     if made_for.endswith("ForSequenceClassification"):
         return "classifier"
+    if config.is_encoder_decoder:
+        return "seq2seq"
     if "CausalLM" in made_for or "LMHead" in made_for or getattr(config, "is_decoder", False):
         return "causal"
     if config.model_type in TWO_TOWERS:
@@ -85,6 +86,12 @@ def blocks(module: nn.Module) -> str:
         n: sum(p.numel() for p in m.parameters()) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)
     }
     return max(lists, key=lists.get)
+
+
+def stacks(module: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the blocks of an encoder and a decoder."""
+    parts = {id(module.get_encoder()), id(module.get_decoder())}
+    return tuple(f"{n}.{blocks(m)}." for n, m in module.named_modules() if id(m) in parts)
 
 
 def beside(where: str, name: str) -> dict:

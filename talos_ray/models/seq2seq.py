@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from talos_ray.models.hf import attended, blocks, cut
+from talos_ray.models.hf import attended, cut, stacks
 from talos_ray.models.ranked import Ranked
 
 AUTO = AutoModelForSeq2SeqLM
@@ -22,8 +22,7 @@ class Seq2Seq(Ranked):
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
         self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
-        parts = {id(module.get_encoder()), id(module.get_decoder())}
-        self.edited = tuple(f"{n}.{blocks(m)}." for n, m in module.named_modules() if id(m) in parts)
+        self.edited = stacks(module)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(texts, truncation=True, max_length=self.length).input_ids

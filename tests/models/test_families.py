@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from texts import save_model, write_texts
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     ViTConfig,
     ViTModel,
 )
@@ -32,7 +34,7 @@ from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.inputs import Examples
 from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model
-from talos_ray.smoke import tiny_model
+from talos_ray.smoke import shrunk, tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import decoded, encoded, load_task
 
@@ -331,3 +333,59 @@ def test_columns_that_hold_no_text(tmp_path):
         )
         with pytest.raises(SpecError, match=said):
             load_task(spec.tasks[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": None}),
+        ("llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 5}),
+        (
+            "t5",
+            {
+                "d_model": 32,
+                "d_kv": 16,
+                "num_layers": 2,
+                "num_heads": 2,
+                "pad_token_id": 0,
+                "eos_token_id": 3,
+                "decoder_start_token_id": 0,
+            },
+        ),
+    ],
+)
+def test_a_classifier_on_a_decoder_reads_every_text_to_its_own_end(tmp_path, kind, shape):
+    """Beside longer texts as alone, and as its own library does."""
+    save_model(tmp_path, "classifier")  # for its tokenizer
+    size = len(AutoTokenizer.from_pretrained(tmp_path))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": size}
+    config = AutoConfig.for_model(kind, **{**sizes, **shape}, id2label={0: "no", 1: "yes"})
+    torch.manual_seed(0)
+    module = AutoModelForSequenceClassification.from_config(config).eval()
+    module.config.architectures = [type(module).__name__]
+    module.save_pretrained(tmp_path)
+    f = load_model(f"hf:{tmp_path}")
+    texts = ["the old horse was seen near us again", "by us", "it is not far"]
+    with torch.inference_mode():
+        found = f.logits(f.preprocess(texts), f.head(["no", "yes"], ["{}"]))
+        wanted = [module(f.tokenizer(text, return_tensors="pt").input_ids).logits for text in texts]
+    torch.testing.assert_close(found, torch.cat(wanted), rtol=0, atol=1e-5)
+    parts = {n.split(".")[1] for n in layout_of(f).names}
+    assert parts == ({"encoder", "decoder"} if kind == "t5" else {"h"} if kind == "gpt2" else {"layers"})
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Causal"),
+        ("google/gemma-2-2b", "Causal"),
+        ("openai-community/gpt2", "Causal"),
+        ("facebook/bart-base", "Seq2Seq"),
+        ("FacebookAI/roberta-base", "Encoder"),
+    ],
+)
+def test_what_stands_for_a_model_is_of_its_kind_and_reads(tmp_path, name, family):
+    task = {**write_texts(tmp_path, "animals", 8), "prompts": ["{}"]}
+    f = load_model(shrunk(make_spec({"model": f"hf:{name}", "tasks": [task], "output": "x"}), tmp_path / "tiny").model)
+    assert type(f).__name__ == family and f.head(["yes", "no"], ["{}"]).shape[0] == 2
+    assert f.preprocess(["the old one"]).max() > 0
