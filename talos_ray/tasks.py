@@ -23,6 +23,7 @@ from talos_ray.errors import SpecError, nearest
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ROWS = 512  # of a split that are looked at together
+NUMBER = re.compile(r"-?\d+$")
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
 ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"\x60\x82"}  # first and last two bytes of a JPEG and a PNG file
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
@@ -121,7 +122,7 @@ def _load_task(settings: str, seed: int) -> TaskData:
             raise SpecError(
                 f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
             )
-    classes = _classes(task, [splits[n] for n in wanted.values() if n])
+    classes = _classes(task, {n: splits[n] for n in wanted.values() if n})
     if task.phrases is not None and len(task.phrases) != len(classes):
         raise SpecError(
             f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
@@ -135,6 +136,10 @@ def _load_task(settings: str, seed: int) -> TaskData:
         for kind, n in wanted.items()
         if n
     }
+    if len(classes) < 2 and task.choices is None:
+        raise SpecError(
+            f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class ({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
+        )
     return TaskData(task, classes, **_cut_missing(task, parts, seed))
 
 
@@ -149,7 +154,7 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     splits = _load_splits(task)
     name = "test" if "test" in splits else next(iter(splits))
     _check_columns(task, splits[name], name)
-    labels = _labels(task, splits[name], name, _classes(task, [splits[name]]))
+    labels = _labels(task, splits[name], name, _classes(task, {name: splits[name]}))
     return Split(*_as_inputs(task, splits[name], name), labels)
 
 
@@ -186,7 +191,11 @@ def _load_splits(task: Task) -> dict[str, Any]:
         )
     how = {"streaming": True} if task.stream is not None else {}
     try:
-        if local and path.is_file():
+        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            splits = datasets.load_from_disk(str(path))  # what save_to_disk wrote
+            splits = splits if isinstance(splits, dict) else {task.train_split: splits}
+            splits = {n: rows.to_iterable_dataset() if how else rows for n, rows in splits.items()}
+        elif local and path.is_file():
             how |= {"sep": "\t"} if suffix == ".tsv" else {}
             splits = datasets.load_dataset(FILE_KINDS[suffix], data_files={task.train_split: str(path)}, **how)
         elif local and any(f.suffix.lower() in FILE_KINDS and f.stem != "metadata" for f in path.rglob("*.*")):
@@ -201,7 +210,8 @@ def _load_splits(task: Task) -> dict[str, Any]:
             raise SpecError(
                 f"task {task.name!r}: {task.data!r} holds 0 examples; wanted rows with columns {task.input!r} and {task.label!r}; check the data"
             ) from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = error.__cause__ or error  # datasets wraps what a file's reader has said
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
 
@@ -320,10 +330,10 @@ def _check_columns(task: Task, rows, split: str) -> None:
             )
 
 
-def _classes(task: Task, splits: list) -> tuple[str, ...]:
+def _classes(task: Task, splits: Mapping[str, Any]) -> tuple[str, ...]:
     import datasets
 
-    feature = splits[0].features[task.label]
+    feature = next(iter(splits.values())).features[task.label]
     if task.classes is not None:
         if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(task.classes):
             raise SpecError(
@@ -333,16 +343,44 @@ def _classes(task: Task, splits: list) -> tuple[str, ...]:
         return tuple(task.classes)
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
-    values = {v for rows in splits for v in rows.unique(task.label)}
-    if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        return tuple(str(i) for i in range(max(values) + 1))
-    return tuple(sorted(str(v) for v in values if v is not None))
+    values = {v for name, rows in splits.items() for v in _said(task, rows, name)} - {None}
+    if values and all(_whole(v) for v in values):
+        counted = min(values) == 0 and max(values) < 2 * len(values)  # a class or two may be missing
+        return tuple(str(i) for i in (range(max(values) + 1) if counted else sorted(values)))
+    return tuple(sorted(map(str, values)))
+
+
+def _whole(label: object) -> bool:
+    return isinstance(label, int) and not isinstance(label, bool)
+
+
+def _said(task: Task, rows, split: str) -> list:
+    """The label column: names, truth values or whole numbers, also where a missing one has made floats of them; None where there is none."""
+    values = list(rows[task.label])
+    # As the Hub has test splits of competitions.
+    if set(map(str, values)) <= {"-1", "None"} and "-1" not in (task.classes or ()):
+        raise SpecError(
+            f"task {task.name!r}: split {split!r} of {task.data} has no labels (all are {values[0]}); wanted labelled examples; set train_split, validation_split or test_split to splits that have them"
+        )
+    for row, value in enumerate(values):
+        if isinstance(value, float):
+            value = values[row] = None if value != value else int(value) if value.is_integer() else value
+        if not (value is None or isinstance(value, str | int)):
+            raise SpecError(
+                f"task {task.name!r}: row {row} of split {split!r} has label {value!r} in column {task.label!r}; wanted the name of a class, or its number; set label to such a column"
+            )
+    return values
 
 
 def _labels(task: Task, rows, split: str, classes: tuple[str, ...]) -> torch.Tensor:
-    raw = list(rows[task.label])
+    import datasets
+
+    raw = _said(task, rows, split)
     index = {name: i for i, name in enumerate(classes)}
-    labels = [v if isinstance(v, int) and not isinstance(v, bool) else index.get(str(v), -1) for v in raw]
+    # Where the classes are numbers themselves (ratings from 1 to 5), a number is the name of one, and else its place.
+    named = all(map(NUMBER.match, classes)) or not all(map(_whole, raw))
+    places = isinstance(rows.features[task.label], datasets.ClassLabel) or not named
+    labels = [v if places and _whole(v) else index.get(str(v), -1) for v in raw]
     for row, label in enumerate(labels):
         if not 0 <= label < len(classes):
             raise SpecError(

@@ -1,5 +1,6 @@
 """Tasks from files and folders, and what is said of data that are wrong."""
 
+import json
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ import talos_ray
 from talos_ray import SpecError, Task, tasks
 from talos_ray.inputs import Examples
 from talos_ray.spec import make_spec
-from talos_ray.tasks import broken_images, encoded, load_task, told_of
+from talos_ray.tasks import broken_images, encoded, load_rows, load_task, told_of
 
 
 def test_csv_of_paths(sides):
@@ -91,6 +92,56 @@ def test_what_is_wrong_is_named(tmp_path, sides):
     refused("holds .*wanted images", data=str(tmp_path / "text.csv"), input="file", label="side")
     (tmp_path / "x.xyz").write_text("hello")
     refused("is a .xyz file", data=str(tmp_path / "x.xyz"))
+
+
+def texts(path: Path, labels: list, name: str = "t") -> dict:
+    """A JSON Lines file with a text for each label."""
+    path.write_text("\n".join(json.dumps({"text": f"word {i}", "label": v}) for i, v in enumerate(labels)))
+    return {"name": name, "data": str(path), "kind": "text", "input": "text"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "first"),
+    [
+        ([1, 2, 3, 4, 5], ("1", "2", "3", "4", "5"), 0),  # ratings
+        ([1000002, 1000001], ("1000001", "1000002"), 1),
+        ([1, -1], ("-1", "1"), 1),
+        ([3, 0, 1], ("0", "1", "2", "3"), 3),  # numbers of classes, one of which does not occur
+        ([2.0, 1.0], ("1", "2"), 1),
+        ([True, False], ("False", "True"), 1),
+        (["b", "a"], ("a", "b"), 1),
+    ],
+)
+def test_numbers_are_classes_or_the_names_of_classes(tmp_path, labels, classes, first):
+    task = Task(**texts(tmp_path / "x.jsonl", labels * 20))
+    found = load_task(task, 0)
+    assert found.classes == classes
+    new = load_rows(task.model_dump(), texts(tmp_path / "new.jsonl", labels[:1] * 3)["data"], classes)
+    assert new.labels.tolist() == [first] * 3
+
+
+def test_columns_that_hold_no_classes(tmp_path):
+    def told(match: str, labels: list, **more) -> None:
+        refused(match, **texts(tmp_path / "x.jsonl", labels), **more)
+
+    told(r"row 1 of split 'train' has label 0\.5 in column 'label'; wanted the name of a class", [0.0, 0.5] * 10)
+    told(r"row 0 of split 'train' has label \[0\] in column 'label'", [[0], [1]] * 10)
+    told(r"has 1 class \(a\); wanted at least 2", ["a"] * 20)
+    told(r"split 'train' .* has no labels \(all are -1\); .*set train_split", [-1] * 20, classes=("no", "yes"))
+    told(r"row 7 of split 'train' has label None, which is outside", [0, 1] * 3 + [1, None] * 7)
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": [f"w {i}" for i in range(40)], "label": [i % 2 for i in range(40)]})
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "two"))
+    one, two = (load_task(Task(name="t", data=str(tmp_path / n), kind="text", input="text"), 0) for n in ("one", "two"))
+    assert (len(one.train), len(one.test)) == (28, 8) and (len(two.train), len(two.test)) == (36, 40)
+
+
+def test_a_file_that_is_broken_says_why(tmp_path):
+    (tmp_path / "x.csv").write_bytes("text,label\nwörd,a\n".encode("latin-1"))
+    refused("cannot be read: 'utf-8' codec can't decode byte 0xf6", data=str(tmp_path / "x.csv"))
 
 
 def test_a_text_is_made_of_several_columns(tmp_path):
