@@ -9,6 +9,7 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import load_file, save_file
 from torchvision import transforms
 
@@ -92,9 +93,12 @@ def load(name: str, pretrained: bool = True) -> Clip:
     arch, weights = _parse(name.removeprefix("open_clip:"))
     try:
         here = torch.get_default_device()  # "meta", where only shapes are asked for
+        known = get_pretrained_cfg(arch, weights)  # without its weights, open_clip forgets how a tag wants its images
         model, _, transform = open_clip.create_model_and_transforms(
-            arch, pretrained=weights if pretrained else None, device=here
-        )
+            arch, pretrained=weights if pretrained else None, device=here, pretrained_text=pretrained,
+            image_mean=known.get("mean"), image_std=known.get("std"),
+            image_interpolation=known.get("interpolation"), image_resize_mode=known.get("resize_mode"),
+        )  # fmt: skip
         tokenizer = open_clip.get_tokenizer(arch)
     except (OSError, RuntimeError) as error:
         raise SpecError(

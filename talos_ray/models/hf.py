@@ -50,20 +50,32 @@ def load(name: str, pretrained: bool = True):
         config = AutoConfig.from_pretrained(where)
         family = import_module(f"talos_ray.models.{_family(name, config)}")
         tokenizer = AutoTokenizer.from_pretrained(where)
+        lost: set[str] = set()
         if pretrained:
-            module = family.AUTO.from_pretrained(where, config=config, dtype=dtype)
+            module, told = family.AUTO.from_pretrained(where, config=config, dtype=dtype, output_loading_info=True)
+            lost = set(told["missing_keys"])
         else:
             module = family.AUTO.from_config(config, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
     limits = (longest, LONGEST, tokenizer.model_max_length)  # -1 where there is none (XLNet)
-    return family.make(module, tokenizer, where, min(n for n in limits if n > 0))
+    made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
+    if random := sorted(n for n in lost if n.startswith(made.edited)):
+        raise SpecError(
+            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights to be edited, the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
+        )
+    return made
+
+
+def _made_for(config: PretrainedConfig) -> str:
+    """The class that a checkpoint was saved from."""
+    return (config.architectures or ["?"])[0]
 
 
 def _family(name: str, config: PretrainedConfig) -> str:
     """The file of the family that reads a model."""
-    made_for = (config.architectures or ["?"])[0]
+    made_for = _made_for(config)
     if made_for.endswith("ForSequenceClassification"):
         return "classifier"
     if config.is_encoder_decoder:
@@ -72,6 +84,10 @@ def _family(name: str, config: PretrainedConfig) -> str:
         return "causal"
     if config.model_type in TWO_TOWERS:
         return "vision"
+    if hasattr(config, "vision_config"):
+        raise SpecError(
+            f"model {name!r} is a {made_for} ({config.model_type}), which reads images in a way of its own; wanted CLIP or SigLIP, or a model of texts alone"
+        )
     if made_for.endswith(("ForImageClassification", "VisionModel", "ViTModel")):
         raise SpecError(
             f"model {name!r} is a {made_for}, which reads images and knows no words; wanted CLIP or SigLIP, a text encoder, a sequence-to-sequence model or a causal LM"

@@ -1,5 +1,6 @@
 """What every family must do, and what is said of models that cannot be used."""
 
+import json
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -8,7 +9,8 @@ import open_clip
 import pytest
 import torch
 from images import write_images
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from texts import save_model, write_texts
 from torch import nn
 from transformers import (
@@ -18,6 +20,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    CLIPConfig,
     ViTConfig,
     ViTModel,
 )
@@ -333,6 +336,45 @@ def test_columns_that_hold_no_text(tmp_path):
         )
         with pytest.raises(SpecError, match=said):
             load_task(spec.tasks[0], 0)
+
+
+def test_how_a_tag_wants_its_images_goes_to_every_process(tmp_path, monkeypatch):
+    """Also to those that are built without its weights: open_clip's SigLIP and MobileCLIP have means of their own."""
+    tower = {"width": 32, "layers": 1, "image_size": 32, "patch_size": 8, "head_width": 16}
+    texts = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    sizes = {"embed_dim": 16, "vision_cfg": tower, "text_cfg": texts}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", sizes)
+    save_file(open_clip.create_model("tiny").state_dict(), tmp_path / "tiny.safetensors")
+    own = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3), "interpolation": "bilinear", "resize_mode": "squash"}
+    tags = {"own": {"file": str(tmp_path / "tiny.safetensors"), **own}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
+    whole = load_model("open_clip:tiny/own")
+    built = build_model("open_clip:tiny/own", base_tensors(whole), private=())
+    image, head = Image.effect_noise((48, 40), 90).convert("RGB"), torch.randn(3, 16)
+    for f in (whole, built):
+        mean, std = f.scale[torch.device("cpu")]
+        assert (mean.flatten().tolist(), std.flatten().tolist()) == (
+            pytest.approx(list(own["mean"])),
+            pytest.approx(list(own["std"])),
+        )
+    assert torch.equal(whole.preprocess([image]), built.preprocess([image]))
+    assert torch.equal(*(f.logits(whole.preprocess([image]), head) for f in (whole, built)))
+    built.save(tmp_path)
+    told = json.loads((tmp_path / "open_clip_config.json").read_text())["preprocess_cfg"]
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in own} == own
+
+
+def test_checkpoints_that_lack_what_would_be_edited(tmp_path):
+    save_model(tmp_path, "t5")
+    weights = {n: t for n, t in load_file(tmp_path / "model.safetensors").items() if not n.startswith("decoder.block")}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SpecError, match=r"lacks \d+ of the weights to be edited, the first is 'decoder\.block\.0"):
+        load_model(f"hf:{tmp_path}")
+    CLIPConfig(architectures=["ChineseCLIPModel"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "chinese_clip"}))
+    with pytest.raises(SpecError, match="reads images in a way of its own; wanted CLIP or SigLIP"):
+        load_model(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize(
