@@ -19,7 +19,7 @@ from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
-from talos_ray.models import base_fingerprint, layout_of, load_model
+from talos_ray.models import base_fingerprint, base_tensors, build_model, layout_of, load_model
 from talos_ray.smoke import FILLERS, tiny_model
 
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 60}  # fmt: skip
@@ -115,8 +115,9 @@ def test_text_models(kind, name, tmp_path):
     f.save(tmp_path / "out")
     again = load_model(f"hf:{tmp_path / 'out'}")
     assert base_fingerprint(again) == base_fingerprint(f)
+    built = build_model(f"hf:{tmp_path}", base_tensors(f), layout.names)  # as every worker does
     with torch.inference_mode():
-        assert torch.equal(again.logits(inputs, head), together)
+        assert torch.equal(again.logits(inputs, head), together) and torch.equal(built.logits(inputs, head), together)
 
 
 IMAGES = {  # open_clip's image towers, and what is scored one sample at a time

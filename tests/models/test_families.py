@@ -151,12 +151,15 @@ def test_every_score_comes_from_hooks(family):
 
 @operation("share one base")
 def test_a_model_is_built_from_shared_tensors_without_a_copy(family):
-    name, f, _ = family
-    tensors, layout = base_tensors(f), layout_of(f)
+    name, f, data = family
+    tensors, layout, raw = base_tensors(f), layout_of(f), decoded(encoded(data.test)[:4])
     again = build_model(name, tensors, private=layout.names)
     assert base_fingerprint(again) == base_fingerprint(f)
     shared = {n for n, t in base_tensors(again).items() if t.data_ptr() == tensors[n].data_ptr()}
     assert shared == set(tensors) - set(layout.names)
+    head = f.head(data.phrases, data.task.prompts)
+    with torch.inference_mode():
+        assert torch.equal(*(m.logits(m.preprocess(raw), head) for m in (f, again)))
 
 
 @operation("resume")
