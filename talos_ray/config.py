@@ -339,7 +339,9 @@ class Task(_Settings):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="unique; names the task's files"
     )
-    data: str = Field(description="where the examples come from")
+    data: str = Field(
+        description="a CSV, TSV, Parquet, JSON or JSON Lines file, a folder of images (a folder a class) or of a data set (as on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, or demo:NAME"
+    )
     config: str | None = Field(None, description="configuration of a Hugging Face dataset")
     stream: Count | None = Field(
         None,
@@ -359,7 +361,10 @@ class Task(_Settings):
         None,
         description="where answers differ from row to row, for a model that writes text: a template of columns for each class, in label order",
     )
-    label: str = Field("label", description="column that holds the labels, as numbers or names")
+    label: str = Field(
+        "label",
+        description="column that holds the labels: classes' names, or numbers from 0; other numbers, like ratings from 1 to 5, are names",
+    )
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
     prompts: tuple[str, ...] = Field(
         ("a photo of a {}.",),
