@@ -356,7 +356,7 @@ def _whole(label: object) -> bool:
 
 def _said(task: Task, rows, split: str) -> list:
     """The label column: names, truth values or whole numbers, also where a missing one has made floats of them; None where there is none."""
-    values = list(rows[task.label])
+    values = rows[task.label][:]
     # As the Hub has test splits of competitions.
     if set(map(str, values)) <= {"-1", "None"} and "-1" not in (task.classes or ()):
         raise SpecError(
@@ -415,7 +415,7 @@ def _as_inputs(task: Task, rows, split: str):
         return rows, task.input
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         folder = Path(task.data).expanduser().parent
-        paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input]]
+        paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input][:]]
         for row, p in enumerate(paths):
             if not Path(p).is_file():
                 raise SpecError(
