@@ -412,13 +412,14 @@ class Task(_Settings):
 
 
 HUGGING_FACE = ("hf", "hf-bf16")  # kinds of models that transformers reads
+HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 class Spec(_Settings):
     """A whole job. `talos edit spec.yaml` reads it; `run.json` holds it as resolved."""
 
     model: str = Field(
-        description="'demo', 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint), 'hf:NAME' (a text encoder, T5-like model or causal LM of the Hub, or a folder), 'hf-bf16:NAME' (the same with weights in bfloat16, for GPUs), or 'python:MODULE:FUNCTION' (any module: talos_ray/models/python.py)"
+        description="'demo', 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint; or 'open_clip:local-dir:FOLDER', 'open_clip:hf-hub:OWNER/NAME'), 'hf:NAME' (a text encoder, T5-like model or causal LM of the Hub, or a folder), 'hf-bf16:NAME' (the same with weights in bfloat16, for GPUs), or 'python:MODULE:FUNCTION' (any module: talos_ray/models/python.py)"
     )
     tasks: tuple[Task, ...] = Field(min_length=1, description="target tasks")
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")

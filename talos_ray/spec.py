@@ -72,9 +72,8 @@ def make_spec(values: dict[str, Any]) -> Spec:
     """
     values = _with_preset(dict(values))
     model = str(values.get("model", ""))
-    kind, _, named = model.partition(":")
-    if kind in HUGGING_FACE and (path := Path(named).expanduser()).is_dir():
-        values["model"] = f"{kind}:{path.resolve()}"  # workers have other working folders
+    if "model" in values:
+        values["model"] = _placed(model)
     problems, tasks = Problems(), {"tasks": [], "control": []}
     for group, found in tasks.items():
         items = values.get(group) or ()
@@ -91,6 +90,21 @@ def make_spec(values: dict[str, Any]) -> Spec:
         spec = validated(Spec, {**values, **tasks, "tasks": tuple(tasks["tasks"] or stand_in)})
     problems.tell()
     return spec
+
+
+def _placed(model: str) -> str:
+    """A model's name; where it has a path to what is here, a whole one: workers, and later commands, have other working folders."""
+    kind, _, named = model.partition(":")
+    before, path = kind, named
+    if kind == "open_clip":
+        schema, _, path = named.rpartition(":")
+        before = f"{kind}:{schema}"
+        if not schema:
+            architecture, _, path = named.partition("/")
+            return f"{kind}:{architecture}/{Path(path).resolve()}" if path and Path(path).is_file() else model
+    elif kind not in HUGGING_FACE:
+        return model
+    return f"{before}:{Path(path).expanduser().resolve()}" if path and Path(path).expanduser().is_dir() else model
 
 
 def _reads_text(model: str) -> bool:

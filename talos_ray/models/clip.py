@@ -13,8 +13,10 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import load_file, save_file
 from torchvision import transforms
 
+from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError, nearest
 
+SCHEMAS = ("local-dir:", "hf-hub:")
 DEMO = Path(__file__).parents[1] / "demo"
 
 
@@ -62,13 +64,26 @@ class Clip:
 
 
 def _parse(name: str) -> tuple[str, str]:
+    """What open_clip calls the model, and its weights where the model does not bring them itself."""
+    if name.startswith(SCHEMAS):
+        return name, ""
     arch, _, pretrained = name.partition("/")
     return arch, pretrained
 
 
 def check(name: str) -> None:
-    """Raises SpecError unless `ARCHITECTURE/PRETRAINED` names an architecture and a tag of open_clip, or a local file."""
+    """Raises SpecError unless `ARCHITECTURE/PRETRAINED` names an architecture and a tag of open_clip, or a local file, or `name` is a
+    folder or a name of the Hub in open_clip's own words (`local-dir:FOLDER`, `hf-hub:OWNER/NAME`)."""
     arch, pretrained = _parse(name)
+    if arch.startswith(SCHEMAS):
+        schema, _, place = arch.partition(":")
+        if schema == "local-dir" and not (Path(place) / HF_CONFIG_NAME).is_file():
+            raise SpecError(
+                f"model 'open_clip:{name}': folder {place!r} has no {HF_CONFIG_NAME}; wanted one that `talos export` or open_clip wrote; check the path"
+            )
+        if schema == "hf-hub" and not HUB_NAME.match(place):
+            raise SpecError(f"model 'open_clip:{name}': {place!r} is no name of the Hub; wanted OWNER/NAME; check it")
+        return
     known = open_clip.list_models()
     if arch not in known:
         raise SpecError(
@@ -87,7 +102,7 @@ def check(name: str) -> None:
 
 
 def load(name: str, pretrained: bool = True) -> Clip:
-    """Build `demo` or `open_clip:ARCHITECTURE/PRETRAINED`; with `pretrained=False` the weights are left random."""
+    """Build `demo`, or what `check` lets through; with `pretrained=False` the weights are left random."""
     if name == "demo":
         return _demo(pretrained)
     arch, weights = _parse(name.removeprefix("open_clip:"))
@@ -95,16 +110,20 @@ def load(name: str, pretrained: bool = True) -> Clip:
         here = torch.get_default_device()  # "meta", where only shapes are asked for
         known = get_pretrained_cfg(arch, weights)  # without its weights, open_clip forgets how a tag wants its images
         model, _, transform = open_clip.create_model_and_transforms(
-            arch, pretrained=weights if pretrained else None, device=here, pretrained_text=pretrained,
+            arch, pretrained=weights if pretrained else None, device=here,
+            load_weights=pretrained, require_pretrained=pretrained, pretrained_text=pretrained,
             image_mean=known.get("mean"), image_std=known.get("std"),
             image_interpolation=known.get("interpolation"), image_resize_mode=known.get("resize_mode"),
         )  # fmt: skip
         tokenizer = open_clip.get_tokenizer(arch)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    config = open_clip.get_model_config(arch)
+    if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size > config["text_cfg"]["vocab_size"]:
         raise SpecError(
-            f"model {name!r}: weights {weights!r} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from None
-    return Clip(model, transform, tokenizer, open_clip.get_model_config(arch))
+            f"model {name!r} knows {config['text_cfg']['vocab_size']} words, but open_clip's tokenizer has {tokenizer.vocab_size}; wanted a model with that tokenizer (the demo's is its own: use model: demo)"
+        )
+    return Clip(model, transform, tokenizer, config)
 
 
 def _demo(pretrained: bool) -> Clip:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from importlib import import_module
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
+from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 PAD = -1  # stands for "no token" in inputs and heads: not every tokenizer has a token for it
 LENGTH = "sentence_bert_config.json"  # where sentence-transformers says how many tokens are read
 TWO_TOWERS = ("clip", "siglip")  # model types that read images and, for their heads, texts
-HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 def check(name: str) -> None:

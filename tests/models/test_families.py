@@ -307,6 +307,8 @@ def test_an_answers_score_is_its_likelihood(tmp_path):
         ("hf:", "no folder and no name of the Hub"),
         ("hf:a b", "no folder and no name of the Hub"),
         ("demo:x", "is not known"),
+        ("open_clip:local-dir:nowhere", "folder 'nowhere' has no open_clip_config.json"),
+        ("open_clip:hf-hub:a b", "'a b' is no name of the Hub"),
         ("openclip:x/y", "did you mean 'open_clip'"),
     ],
 )
@@ -365,6 +367,20 @@ def test_how_a_tag_wants_its_images_goes_to_every_process(tmp_path, monkeypatch)
     built.save(tmp_path)
     told = json.loads((tmp_path / "open_clip_config.json").read_text())["preprocess_cfg"]
     assert {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in own} == own
+    name = make_spec({"model": f"open_clip:local-dir:{tmp_path}/.", "tasks": ["demo:counts"], "output": "x"}).model
+    assert name == f"open_clip:local-dir:{tmp_path}"  # an edited model is the next one's base
+    for f in (load_model(name), build_model(name, base_tensors(whole), private=())):
+        assert torch.equal(f.preprocess([image]), whole.preprocess([image]))
+        assert base_fingerprint(f) == base_fingerprint(whole)
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    load_model("demo").save(demo)
+    with pytest.raises(SpecError, match="but open_clip's tokenizer has 49408; wanted a model with that tokenizer"):
+        load_model(f"open_clip:local-dir:{demo}")
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    (tmp_path / "tiny.safetensors").unlink()
+    with pytest.raises(SpecError, match="cannot be loaded: Required pretrained weights"):
+        load_model(name)
 
 
 def test_checkpoints_that_lack_what_would_be_edited(tmp_path):
