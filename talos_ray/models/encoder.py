@@ -10,13 +10,16 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from talos_ray.errors import SpecError
 from talos_ray.models.hf import LENGTH, attended, beside, blocks
 
 AUTO = AutoModel
 SCALE = (
     20.0  # of the cosine between a text and a class, as sentence-transformers trains with it (Reimers & Gurevych, 2019)
 )
-POOLING = "1_Pooling/config.json"  # as sentence-transformers names it
+POOLING, MODULES = "1_Pooling/config.json", "modules.json"  # as sentence-transformers names them
+READ = ("Transformer", "Pooling", "Normalize")
+POOLINGS = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}  # and how its older versions do
 
 
 class Encoder:
@@ -48,6 +51,8 @@ class Encoder:
         tokens = self.module(input_ids=inputs, attention_mask=attended(there)).last_hidden_state
         if self.pooling == "cls":
             pooled = tokens[:, 0]
+        elif self.pooling == "lasttoken":
+            pooled = tokens[torch.arange(len(tokens)), there.sum(1).clamp(min=1) - 1]
         else:
             pooled = (tokens * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
         return nn.functional.normalize(pooled.float(), dim=-1)
@@ -66,7 +71,7 @@ class Encoder:
         self.module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         (folder / POOLING).parent.mkdir()
-        modes = {"pooling_mode_cls_token": self.pooling == "cls", "pooling_mode_mean_tokens": self.pooling == "mean"}
+        modes = {f"pooling_mode_{old}": self.pooling == mode for mode, old in POOLINGS.items()}
         width = self.module.config.hidden_size
         (folder / POOLING).write_text(json.dumps({"word_embedding_dimension": width, **modes}) + "\n")
         (folder / LENGTH).write_text(json.dumps({"max_seq_length": self.length, "do_lower_case": False}) + "\n")
@@ -75,9 +80,21 @@ class Encoder:
             {"idx": i, "name": str(i), "path": at, "type": f"sentence_transformers.models.{k}"}
             for i, (at, k) in enumerate(kinds)
         ]
-        (folder / "modules.json").write_text(json.dumps(told) + "\n")
+        (folder / MODULES).write_text(json.dumps(told) + "\n")
 
 
 def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
-    pooling = "cls" if beside(where, POOLING).get("pooling_mode_cls_token") else "mean"
-    return Encoder(module, tokenizer, pooling, length)
+    """Raises SpecError where sentence-transformers would make something else of the tokens than `Encoder` can."""
+    told, modules = beside(where, POOLING), beside(where, MODULES)
+    old = [n.removeprefix("pooling_mode_") for n, on in told.items() if on is True and n.startswith("pooling_mode_")]
+    named = told.get("pooling_mode") or [next((m for m, o in POOLINGS.items() if o == name), name) for name in old]
+    modes = [named] if isinstance(named, str) else list(named)
+    if len(modes) > 1 or not set(modes) <= set(POOLINGS):
+        raise SpecError(
+            f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS)}; take another encoder"
+        )
+    if more := [kind for m in modules if (kind := m["type"].rpartition(".")[2]) not in READ]:
+        raise SpecError(
+            f"model {where!r} goes on with {', '.join(more)} behind its transformer, which is not read; wanted {', '.join(READ)} only; take another encoder"
+        )
+    return Encoder(module, tokenizer, modes[0] if modes else "mean", length)

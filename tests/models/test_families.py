@@ -396,6 +396,39 @@ def test_checkpoints_that_lack_what_would_be_edited(tmp_path):
         load_model(f"hf:{tmp_path}")
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_an_encoder_pools_as_sentence_transformers_does(tmp_path, pooling):
+    """As it is read, and as it is exported."""
+    library = pytest.importorskip("sentence_transformers")
+    parts = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    reader = parts.Transformer(save_model(tmp_path / "bert", "bert").removeprefix("hf:"))
+    modules = [reader, parts.Pooling(32, pooling_mode=pooling), parts.Normalize()]
+    whole = library.SentenceTransformer(modules=modules, device="cpu")
+    whole.save(str(tmp_path / "saved"))
+    f = load_model(f"hf:{tmp_path / 'saved'}")
+    texts = ["the old horse was seen near us", "by us", "it is not far"]
+    wanted = torch.tensor(whole.encode(texts))
+    with torch.inference_mode():
+        torch.testing.assert_close(f.features(f.preprocess(texts)), wanted, rtol=0, atol=1e-5)
+    (tmp_path / "out").mkdir()
+    f.save(tmp_path / "out")
+    again = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    torch.testing.assert_close(torch.tensor(again.encode(texts)), wanted, rtol=0, atol=1e-5)
+
+
+def test_encoders_that_go_on_in_a_way_of_their_own(tmp_path):
+    name = save_model(tmp_path, "bert")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true, "include_prompt": true}')
+    with pytest.raises(SpecError, match=r"pools its tokens by max_tokens; wanted one of cls, mean, lasttoken"):
+        load_model(name)
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true, "include_prompt": true}')
+    assert load_model(name).pooling == "cls"
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(SpecError, match="goes on with Dense behind its transformer"):
+        load_model(name)
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
