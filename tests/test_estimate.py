@@ -84,7 +84,7 @@ def clip(folder: Path) -> str:
     ("make", "kind", "samples", "again"),
     [
         (causal, "text", 8, False),
-        (causal, "text", 8, True),
+        pytest.param(causal, "text", 8, True, marks=pytest.mark.slow),
         pytest.param(clip, "image", 16, False, marks=pytest.mark.slow),
         pytest.param(clip, "image", 16, True, marks=pytest.mark.slow),
     ],

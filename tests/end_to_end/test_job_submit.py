@@ -82,6 +82,7 @@ def changed_at(folder: Path, pattern: str) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in folder.glob(pattern)}
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_where_it_stood(head, tmp_path):
     address, env = head
     out, spec = tmp_path / "run", tmp_path / "spec.yaml"
