@@ -378,7 +378,7 @@ def _labels(task: Task, rows, split: str, classes: tuple[str, ...]) -> torch.Ten
     raw = _said(task, rows, split)
     index = {name: i for i, name in enumerate(classes)}
     # Where the classes are numbers themselves (ratings from 1 to 5), a number is the name of one, and else its place.
-    named = all(map(NUMBER.match, classes)) or not all(map(_whole, raw))
+    named = all(map(NUMBER.match, classes)) or not all(_whole(v) for v in raw if v is not None)
     places = isinstance(rows.features[task.label], datasets.ClassLabel) or not named
     labels = [v if places and _whole(v) else index.get(str(v), -1) for v in raw]
     for row, label in enumerate(labels):

@@ -129,6 +129,7 @@ def test_columns_that_hold_no_classes(tmp_path):
     told(r"has 1 class \(a\); wanted at least 2", ["a"] * 20)
     told(r"split 'train' .* has no labels \(all are -1\); .*set train_split", [-1] * 20, classes=("no", "yes"))
     told(r"row 7 of split 'train' has label None, which is outside", [0, 1] * 3 + [1, None] * 7)
+    told(r"row 7 of split 'train' has label None", [0, 1] * 3 + [1, None] * 7, classes=("no", "yes"))
 
 
 def test_what_save_to_disk_wrote(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,9 +120,10 @@ def load(name: str, pretrained: bool = True) -> Clip:
     except (OSError, RuntimeError, ValueError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     config = open_clip.get_model_config(arch)
-    if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size > config["text_cfg"]["vocab_size"]:
+    words = config["text_cfg"].get("vocab_size", math.inf)
+    if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size > words:
         raise SpecError(
-            f"model {name!r} knows {config['text_cfg']['vocab_size']} words, but open_clip's tokenizer has {tokenizer.vocab_size}; wanted a model with that tokenizer (the demo's is its own: use model: demo)"
+            f"model {name!r} knows {words} words, but open_clip's tokenizer has {tokenizer.vocab_size}; wanted a model with that tokenizer (the demo's is its own: use model: demo)"
         )
     return Clip(model, transform, tokenizer, config)
 
