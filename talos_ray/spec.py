@@ -12,6 +12,7 @@ from talos_ray.config import HUGGING_FACE, Spec, Task, validated
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
 
+FOLDERS = tuple(f"{kind}:" for kind in (*HUGGING_FACE, "open_clip:local-dir"))  # what stands before a model's folder
 TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs where the model reads text
 
 # Protocols by name; what a spec says itself wins over them.
@@ -94,17 +95,11 @@ def make_spec(values: dict[str, Any]) -> Spec:
 
 def _placed(model: str) -> str:
     """A model's name; where it has a path to what is here, a whole one: workers, and later commands, have other working folders."""
-    kind, _, named = model.partition(":")
-    before, path = kind, named
-    if kind == "open_clip":
-        schema, _, path = named.rpartition(":")
-        before = f"{kind}:{schema}"
-        if not schema:
-            architecture, _, path = named.partition("/")
-            return f"{kind}:{architecture}/{Path(path).resolve()}" if path and Path(path).is_file() else model
-    elif kind not in HUGGING_FACE:
-        return model
-    return f"{before}:{Path(path).expanduser().resolve()}" if path and Path(path).expanduser().is_dir() else model
+    folder = next((start for start in FOLDERS if model.startswith(start)), None)
+    start = folder or "".join(model.partition("/")[:2])  # open_clip:ARCHITECTURE/
+    place = Path(model.removeprefix(start)).expanduser()
+    there = place.is_dir() if folder else model.startswith("open_clip:") and place.is_file()
+    return f"{start}{place.resolve()}" if there and model != start else model
 
 
 def _reads_text(model: str) -> bool:

@@ -7,7 +7,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -122,7 +122,8 @@ def _load_task(settings: str, seed: int) -> TaskData:
             raise SpecError(
                 f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
             )
-    classes = _classes(task, {n: splits[n] for n in wanted.values() if n})
+    said = {n: _said(task, splits[n], n) for n in wanted.values() if n}
+    classes = _classes(task, splits[train_name].features[task.label], said.values())
     if task.phrases is not None and len(task.phrases) != len(classes):
         raise SpecError(
             f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
@@ -132,7 +133,7 @@ def _load_task(settings: str, seed: int) -> TaskData:
             f"task {task.name!r}: {len(task.choices)} choices for {len(classes)} classes; wanted one template a class, in the classes' order"
         )
     parts = {
-        kind: Split(*_as_inputs(task, splits[n], n), _labels(task, splits[n], n, classes))
+        kind: Split(*_as_inputs(task, splits[n], n), _labels(task, splits[n], n, said[n], classes))
         for kind, n in wanted.items()
         if n
     }
@@ -154,8 +155,9 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     splits = _load_splits(task)
     name = "test" if "test" in splits else next(iter(splits))
     _check_columns(task, splits[name], name)
-    labels = _labels(task, splits[name], name, _classes(task, {name: splits[name]}))
-    return Split(*_as_inputs(task, splits[name], name), labels)
+    rows, said = splits[name], _said(task, splits[name], name)
+    labels = _labels(task, rows, name, said, _classes(task, rows.features[task.label], [said]))
+    return Split(*_as_inputs(task, rows, name), labels)
 
 
 def is_here(task: Task) -> bool:
@@ -330,10 +332,10 @@ def _check_columns(task: Task, rows, split: str) -> None:
             )
 
 
-def _classes(task: Task, splits: Mapping[str, Any]) -> tuple[str, ...]:
+def _classes(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str, ...]:
+    """The class names in label order: the task's own, those of the label column's feature, or what its columns hold."""
     import datasets
 
-    feature = next(iter(splits.values())).features[task.label]
     if task.classes is not None:
         if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(task.classes):
             raise SpecError(
@@ -343,7 +345,7 @@ def _classes(task: Task, splits: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(task.classes)
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
-    values = {v for name, rows in splits.items() for v in _said(task, rows, name)} - {None}
+    values = {v for column in columns for v in column} - {None}
     if values and all(_whole(v) for v in values):
         counted = min(values) == 0 and max(values) < 2 * len(values)  # a class or two may be missing
         return tuple(str(i) for i in (range(max(values) + 1) if counted else sorted(values)))
@@ -372,10 +374,10 @@ def _said(task: Task, rows, split: str) -> list:
     return values
 
 
-def _labels(task: Task, rows, split: str, classes: tuple[str, ...]) -> torch.Tensor:
+def _labels(task: Task, rows, split: str, raw: list, classes: tuple[str, ...]) -> torch.Tensor:
+    """Places among the classes, int64 [n], of what `_said` gave."""
     import datasets
 
-    raw = _said(task, rows, split)
     index = {name: i for i, name in enumerate(classes)}
     # Where the classes are numbers themselves (ratings from 1 to 5), a number is the name of one, and else its place.
     named = all(map(NUMBER.match, classes)) or not all(_whole(v) for v in raw if v is not None)

@@ -46,17 +46,13 @@ class Classifier:
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of the last block's states over the tokens."""
-        ids, there = self._read(inputs)
+        ids, there = cut(inputs, self.module.config.pad_token_id)
         states = self.module.base_model(input_ids=ids, attention_mask=attended(there)).last_hidden_state
         return (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        ids, there = self._read(inputs)
+        ids, there = cut(inputs, self.module.config.pad_token_id)
         return self.module(input_ids=ids, attention_mask=attended(there)).logits[:, head]
-
-    def _read(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, there = cut(inputs)
-        return ids.masked_fill(~there, self.module.config.pad_token_id), there
 
     def save(self, folder: Path) -> None:
         """For `AutoModelForSequenceClassification.from_pretrained(FOLDER)`."""

@@ -19,7 +19,7 @@ SCALE = (
 )
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"  # as sentence-transformers names them
 READ = ("Transformer", "Pooling", "Normalize")
-POOLINGS = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}  # and how its older versions do
+POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}  # from its older versions' words
 
 
 class Encoder:
@@ -71,7 +71,7 @@ class Encoder:
         self.module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         (folder / POOLING).parent.mkdir()
-        modes = {f"pooling_mode_{old}": self.pooling == mode for mode, old in POOLINGS.items()}
+        modes = {f"pooling_mode_{old}": self.pooling == mode for old, mode in POOLINGS.items()}
         width = self.module.config.hidden_size
         (folder / POOLING).write_text(json.dumps({"word_embedding_dimension": width, **modes}) + "\n")
         (folder / LENGTH).write_text(json.dumps({"max_seq_length": self.length, "do_lower_case": False}) + "\n")
@@ -87,11 +87,11 @@ def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
     """Raises SpecError where sentence-transformers would make something else of the tokens than `Encoder` can."""
     told, modules = beside(where, POOLING), beside(where, MODULES)
     old = [n.removeprefix("pooling_mode_") for n, on in told.items() if on is True and n.startswith("pooling_mode_")]
-    named = told.get("pooling_mode") or [next((m for m, o in POOLINGS.items() if o == name), name) for name in old]
+    named = told.get("pooling_mode") or [POOLINGS.get(name, name) for name in old]
     modes = [named] if isinstance(named, str) else list(named)
-    if len(modes) > 1 or not set(modes) <= set(POOLINGS):
+    if len(modes) > 1 or not set(modes) <= set(POOLINGS.values()):
         raise SpecError(
-            f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS)}; take another encoder"
+            f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS.values())}; take another encoder"
         )
     if more := [kind for m in modules if (kind := m["type"].rpartition(".")[2]) not in READ]:
         raise SpecError(

@@ -123,12 +123,12 @@ def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
-def cut(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch without the columns that no row uses: token ids >= 0 [n, l], and where there is a token, bool [n, l]."""
+def cut(inputs: torch.Tensor, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch without the columns that no row uses: token ids [n, l], `pad` where there is none, and where there is one, bool [n, l]."""
     there = inputs != PAD
     # Where there are only shapes, every text counts as the longest.
     longest = inputs.shape[1] if inputs.is_meta else max(1, int(there.sum(1).max()))
-    return inputs[:, :longest].clamp(min=0), there[:, :longest]
+    return inputs.where(there, pad)[:, :longest], there[:, :longest]
 
 
 def attended(there: torch.Tensor) -> torch.Tensor | None:
