@@ -14,8 +14,14 @@ from numba.extending import intrinsic
 
 from talos_ray.core.fused import COUNT, INDEX, PARAMETER, PLACE, START, WIDTH
 
-PIECE = 256  # weights summed together: the sum stays in a core's first cache
-STORED = {torch.bfloat16: np.empty(0, np.uint16), torch.float32: np.empty(0, np.float32)}  # numpy has no bfloat16
+PIECE = 512  # weights summed together: the sum stays in a core's first cache
+# What a delta's values are read as: one, and two in a word, the first of them in its lower half. numpy has no bfloat16.
+STORED = {
+    torch.bfloat16: (np.empty(0, np.uint16), np.empty(0, np.uint32)),
+    torch.float32: (np.empty(0, np.float32), np.empty(0, np.uint64)),
+}
+WORD, FLOAT = ir.IntType(32), ir.FloatType()
+WIDE = ir.VectorType(FLOAT, 8)  # what is written past the caches at once
 
 
 @intrinsic
@@ -32,10 +38,34 @@ def widened(typing, bits):
     def code(context, builder, signature, args):
         if bits == types.float32:
             return args[0]
-        word = ir.IntType(32)
-        return builder.bitcast(builder.shl(builder.zext(args[0], word), ir.Constant(word, 16)), ir.FloatType())
+        return builder.bitcast(builder.shl(builder.zext(args[0], WORD), WORD(16)), FLOAT)
 
     return types.float32(bits), code
+
+
+@intrinsic
+def lower(typing, word):
+    """The float32 of the first value in a word."""
+
+    def code(context, builder, signature, args):
+        bits = builder.shl(args[0], WORD(16)) if word == types.uint32 else builder.trunc(args[0], WORD)
+        return builder.bitcast(bits, FLOAT)
+
+    return types.float32(word), code
+
+
+@intrinsic
+def upper(typing, word):
+    """The float32 of the second."""
+
+    def code(context, builder, signature, args):
+        if word == types.uint32:
+            bits = builder.and_(args[0], WORD(0xFFFF0000))
+        else:
+            bits = builder.trunc(builder.lshr(args[0], args[0].type(32)), WORD)
+        return builder.bitcast(bits, FLOAT)
+
+    return types.float32(word), code
 
 
 @intrinsic
@@ -46,28 +76,63 @@ def multiply_add(typing, a, b, c):
     ), lambda context, builder, signature, args: builder.fma(*args)
 
 
+@intrinsic
+def stream(typing, to, values):
+    """Eight float32 from one address to another, past the caches: nobody reads a model's weights before all are there."""
+
+    def code(context, builder, signature, args):
+        to, values = (builder.inttoptr(a, WIDE.as_pointer()) for a in args)
+        store = builder.store(builder.load(values, align=4), to, align=32)
+        store.set_metadata("nontemporal", builder.module.add_metadata([WORD(1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
 @njit
-def _copy(to, values):
-    for i in range(len(values)):
+def _write(to, values):
+    i, n, address, source = 0, len(values), to.ctypes.data, values.ctypes.data
+    while i < n and (address + 4 * i) % 32:
         to[i] = values[i]
+        i += 1
+    while i + 8 <= n:
+        stream(address + 4 * i, source + 4 * i)
+        i += 8
+    while i < n:
+        to[i] = values[i]
+        i += 1
 
 
 @njit
-def _add_one(total, a, w):
+def _add_one(low, high, a, w):
     for i in range(len(a)):
-        total[i] = multiply_add(w, widened(a[i]), total[i])
+        low[i] = multiply_add(w, lower(a[i]), low[i])
+        high[i] = multiply_add(w, upper(a[i]), high[i])
 
 
 @njit
-def _add_four(total, a, b, c, d, w, x, y, z):
+def _add_four(low, high, a, b, c, d, w, x, y, z):
     for i in range(len(a)):
-        two = multiply_add(x, widened(b[i]), multiply_add(w, widened(a[i]), total[i]))
-        total[i] = multiply_add(z, widened(d[i]), multiply_add(y, widened(c[i]), two))
+        two = multiply_add(x, lower(b[i]), multiply_add(w, lower(a[i]), low[i]))
+        low[i] = multiply_add(z, lower(d[i]), multiply_add(y, lower(c[i]), two))
+        two = multiply_add(x, upper(b[i]), multiply_add(w, upper(a[i]), high[i]))
+        high[i] = multiply_add(z, upper(d[i]), multiply_add(y, upper(c[i]), two))
 
 
-def _compose(jobs, addresses, base, sources, alphas, stored):
-    size = len(base)
-    total = np.empty(PIECE, np.float32)
+@njit
+def _split(low, high, values):
+    for i in range(len(low)):
+        low[i], high[i] = values[2 * i], values[2 * i + 1]
+
+
+@njit
+def _join(values, low, high):
+    for i in range(len(low)):
+        values[2 * i], values[2 * i + 1] = low[i], high[i]
+
+
+def _compose(jobs, addresses, base, sources, alphas, one, two):
+    total, lows, highs = np.empty(PIECE, np.float32), np.empty(PIECE // 2, np.float32), np.empty(PIECE // 2, np.float32)
     for job in range(len(jobs)):
         width, place, count, start = jobs[job, WIDTH], jobs[job, PLACE], jobs[job, COUNT], jobs[job, START]
         out = carray(pointer(addresses[jobs[job, PARAMETER]]), (1 << 60,), np.float32)
@@ -75,22 +140,30 @@ def _compose(jobs, addresses, base, sources, alphas, stored):
         done = 0
         while done < count:
             n = min(PIECE, count - done)
-            at, end, task = place + done, place + done + n, 0
-            _copy(total[:n], base[at:end])
+            at, pairs, task = place + done, n // 2, 0
+            low, high = lows[:pairs], highs[:pairs]
+            _split(low, high, base[at : at + n])
             while task + 4 <= len(sources):  # four streams at once: one alone waits for memory
-                a = carray(pointer(sources[task]), (size,), stored.dtype)[at:end]
-                b = carray(pointer(sources[task + 1]), (size,), stored.dtype)[at:end]
-                c = carray(pointer(sources[task + 2]), (size,), stored.dtype)[at:end]
-                d = carray(pointer(sources[task + 3]), (size,), stored.dtype)[at:end]
+                a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
+                b = carray(pointer(sources[task + 1] + at * one.itemsize), (pairs,), two.dtype)
+                c = carray(pointer(sources[task + 2] + at * one.itemsize), (pairs,), two.dtype)
+                d = carray(pointer(sources[task + 3] + at * one.itemsize), (pairs,), two.dtype)
                 w, x, y, z = alphas[task], alphas[task + 1], alphas[task + 2], alphas[task + 3]
-                _add_four(total[:n], a, b, c, d, w, x, y, z)
+                _add_four(low, high, a, b, c, d, w, x, y, z)
                 task += 4
             while task < len(sources):
-                a = carray(pointer(sources[task]), (size,), stored.dtype)[at:end]
-                _add_one(total[:n], a, alphas[task])
+                a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
+                _add_one(low, high, a, alphas[task])
                 task += 1
+            _join(total, low, high)
+            if n % 2:
+                last = base[at + n - 1]
+                for task in range(len(sources)):
+                    value = carray(pointer(sources[task]), (1 << 60,), one.dtype)[at + n - 1]
+                    last = multiply_add(alphas[task], widened(value), last)
+                total[n - 1] = last
             if width == 0:
-                _copy(out[start + done : start + done + n], total[:n])
+                _write(out[start + done : start + done + n], total[:n])
             elif width == 1:
                 for i in range(n):
                     out[index[done + i]] = total[i]
@@ -100,7 +173,7 @@ def _compose(jobs, addresses, base, sources, alphas, stored):
                     offset = (done + i) % width
                     many = min(width - offset, n - i)
                     first = index[(done + i) // width] * width + offset
-                    _copy(out[first : first + many], total[i : i + many])
+                    _write(out[first : first + many], total[i : i + many])
                     i += many
             done += n
 
@@ -121,7 +194,7 @@ def compose(jobs, places, base, sources, alphas, stored: torch.dtype, *_) -> Non
     threads = torch.get_num_threads()
     done = jobs[:, COUNT].cumsum(0)
     cuts = torch.searchsorted(done, torch.arange(1, threads) * done[-1] // threads).tolist()
-    table, rest = jobs.numpy(), (places.numpy(), base.numpy(), sources.numpy(), alphas.numpy(), STORED[stored])
+    table, rest = jobs.numpy(), (places.numpy(), base.numpy(), sources.numpy(), alphas.numpy(), *STORED[stored])
     shares = [table[a:b] for a, b in zip([0, *cuts], [*cuts, len(table)], strict=True)]
     others = [_pool(threads - 1).submit(_loop, share, *rest) for share in shares[1:]]
     _loop(shares[0], *rest)
