@@ -63,7 +63,7 @@ def main() -> None:
             spec = spec.model_copy(update={"train": noisy})
         if args.auto:
             open_mask = {
-                "mask": {"strategy": "auto", "granularity": "auto", "keep": "auto"},
+                "mask": {"strategy": "auto", "granularity": "auto", "keep": "auto", "layers": "auto"},
                 "auto": {"budget": args.auto},
             }
             spec = type(spec).model_validate({**spec.model_dump(), **open_mask})
@@ -102,7 +102,9 @@ def _tell(choices: list[dict]) -> None:
     for seed, choice in enumerate(choices):
         for row in choice["tried"]:
             s = row["setting"]
-            name = f"{s['strategy']}, {s['granularity']}, {s['keep']:.0%}, lr x {s['lr']:g}"
+            name = (
+                f"{s['strategy']}, {s['granularity']}, {s['keep']:.0%}, {s['layers']:.0%} of layers, lr x {s['lr']:g}"
+            )
             told = f"{row['merged']:.3f}" if row["held"] else f"({row['merged']:.3f})"
             found.setdefault(name, {})[seed] = told + (" chosen" if s == choice["chosen"] else "")
     table = Table("short run", *(f"seed {i}" for i in range(len(choices))))

@@ -41,6 +41,8 @@ def _share_or_auto(value: Any) -> float | str:
 class Mask(_Settings):
     """Which weights may change."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"layers"})
+
     keep: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
         0.1, description="share of the eligible weights that may change, in (0, 1]; auto tries those of auto.keeps"
     )
@@ -52,12 +54,16 @@ class Mask(_Settings):
         "element",
         description="single weights (the paper), or whole rows of a matrix: faster to train and to compose; auto tries both",
     )
+    layers: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
+        1.0,
+        description="share of the layers, those nearest the output, that may change: backward ends where they begin; auto tries those of auto.layers",
+    )
     path: str | None = Field(None, description="reuse this mask.safetensors (of the same base) and skip calibration")
 
     @property
     def open(self) -> bool:
         """Whether something is to be chosen by trying."""
-        return self.path is None and "auto" in (self.keep, self.strategy, self.granularity)
+        return self.path is None and "auto" in (self.keep, self.strategy, self.granularity, self.layers)
 
 
 class Auto(_Settings):
@@ -71,6 +77,9 @@ class Auto(_Settings):
         (0.05, 0.1, 0.2),
         min_length=1,
         description="shares of weights; the middle one with every strategy, the others with the best",
+    )
+    layers: tuple[Share, ...] = Field(
+        (0.75,), description="shares of the layers that the best of all layers is tried with, too"
     )
     lr_factors: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 2.0), description="further learning rates that the best strategy is tried with, as factors on train.lr"

@@ -93,9 +93,10 @@ def estimate(spec: Spec) -> Estimate:
     steps = {t.name: spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown}
     # A forward, as much again for the gradients of inputs, and for those of weights what the mask needs of it.
     gradients = keep if rows else 1.0
+    passed = 1.0 if spec.mask.layers == "auto" else layout.room(spec.mask.layers)
     work = {
         "calibrate": 4 * batch.forward * spec.calibration.rounds * spec.calibration.samples_per_task * tasks,
-        "train": sum((2 + again + gradients) * batch.forward * s.steps * s.batch_size for s in steps.values()),
+        "train": sum((1 + passed + again + gradients) * batch.forward * s.steps * s.batch_size for s in steps.values()),
     }
     return Estimate(
         total, layout.total, masked, batch, worker,

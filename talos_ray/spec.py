@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "calibration": {"rounds": 4, "score": "log_prob", "stable": None},
         "search": {"method": "grid", "shared_points": 21, "low": 0.0, "high": 1.0, "parts": 1, "merge": {"method": "linear"}},
     },
-    "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto"}},
+    "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto", "layers": "auto"}},
 }  # fmt: skip
 
 

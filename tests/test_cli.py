@@ -24,6 +24,7 @@ def talos(monkeypatch, capsys, *words: str) -> tuple[int, str]:
 
 BAD = {
     "a key that does not exist": ({"trian": {"steps": 3}}, "'trian' does not exist; did you mean 'train'"),
+    "keep without room": ({"mask": {"keep": 0.5, "layers": 0.25}}, "mask.layers 0.25 opens"),
     "keep outside": ({"mask": {"keep": 1.5}}, "'mask.keep' is 1.5; wanted"),
     "a missing file": ({"tasks": [{"name": "a", "data": "nowhere.csv"}]}, "data 'nowhere.csv' does not exist"),
     "a column that is not there": (

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,23 @@ class Layout:
         """Views of a flat [P] tensor, one a parameter."""
         return dict(zip(self.names, flat.split(self.sizes), strict=True))
 
+    def without(self, names: Collection[str]) -> Layout:
+        """The same without some parameters."""
+        left = [(n, s) for n, s in zip(self.names, self.shapes, strict=True) if n not in names]
+        return Layout(tuple(n for n, _ in left), tuple(s for _, s in left))
+
+    def closed(self, layers: float) -> set[str]:
+        """Parameters that stay as they are where only a share of the blocks, those nearest the output, may change. The last one
+        always may; what stands outside the blocks goes with the first."""
+        depth = depths(self.names)
+        last = max(depth.values(), default=0)
+        lowest = min(round((1 - layers) * (1 + last)), last)
+        return {n for n, d in depth.items() if d < lowest}
+
+    def room(self, layers: float) -> float:
+        """Share of the P weights that a share of the blocks leaves open, in (0, 1]."""
+        return self.without(self.closed(layers)).total / self.total
+
     def cut(self, most: int) -> Iterator[Layout]:
         """Parts of whole parameters, in order, with at most `most` weights each, or one larger parameter."""
         start = size = 0
@@ -49,6 +67,13 @@ class Layout:
                 start, size = i, 0
             size += n
         yield Layout(self.names[start:], self.shapes[start:])
+
+
+def depths(names: Sequence[str]) -> dict[str, int]:
+    """Parameter -> its block, by the first number between dots in its name, or after the word for a layer (`layer3.0.conv1`);
+    0 where there is none."""
+    found = {n: re.search(r"(?:^|\.)(?:layer|stage|block)?(\d+)\.", n) for n in names}
+    return {n: int(match[1]) if match else 0 for n, match in found.items()}
 
 
 _KINDS = (

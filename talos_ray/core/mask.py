@@ -159,6 +159,7 @@ def select(
     keep: float,
     *,
     granularity: Granularity = "element",
+    layers: float = 1.0,
     scores: torch.Tensor | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
@@ -172,10 +173,31 @@ def select(
         granularity: `element` (the paper), or `row`: whole output rows of a matrix, in the order of their *mean*
             score. So rows of different lengths compete fairly, and for a budget of k weights the total
             sensitivity is the least. A vector's rows are its elements.
-        scores: float32 [P], for the sensitivity strategies.
+        layers: share of the blocks, those nearest the output, that the weights are taken from (see `Layout.closed`).
+        scores: float32 [P], for the sensitivity strategies; overwritten where `layers` is not 1.
         weights: the base by name, for `magnitude`.
         seed: for `random`.
+
+    Raises:
+        ValueError: the blocks hold fewer weights, or as `smallest`.
     """
+    if closed := layout.closed(layers):
+        left, at = layout.without(closed), 0
+        for name, part in layout.split(scores).items() if scores is not None else ():
+            if name not in closed:  # to the front, because a copy of them all may not fit in
+                scores[at : at + len(part)] = part.clone()
+                at += len(part)
+        share = keep * layout.total / left.total
+        if share > 1 and strategy != "all":
+            raise ValueError(
+                f"cannot keep {keep:g} of {layout.total} weights in {layers:g} of the layers, which hold {left.total}; keep less, or open more layers"
+            )
+        inner = select(left, strategy, share, granularity=granularity, scores=None if scores is None else scores[:at], weights=weights, seed=seed)  # fmt: skip
+        flags = torch.zeros(layout.total, dtype=torch.bool)
+        parts = layout.split(flags)
+        for name, mine in left.split(inner).items():
+            parts[name].copy_(mine)
+        return flags
     if strategy == "all":
         return torch.ones(layout.total, dtype=torch.bool)
     k, largest = round(keep * layout.total), strategy == "most_sensitive"

@@ -18,6 +18,7 @@ import torch
 from talos_ray.core.blocks import Touched, blocks
 from talos_ray.core.delta import Delta
 from talos_ray.core.finetune import derive_seed
+from talos_ray.core.layout import depths
 from talos_ray.core.mask import Mask, mask_from_flags, smallest
 from talos_ray.core.subspaces import SUBSPACES, Subspaces
 
@@ -52,10 +53,10 @@ def coefficients_of(coefficients: Mapping[str, float], task: str) -> dict[str, f
 
 
 def layer_groups(names: Sequence[str], groups: int | Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> its group. By depth: the first number in a name is its block; what stands outside the blocks goes with the first."""
+    """Tensor -> its group. By depth: see `layout.depths`; what stands outside the blocks goes with the first."""
     if not isinstance(groups, int):
         return {n: next((g for g, pattern in groups.items() if re.search(pattern, n)), "rest") for n in names}
-    depth = {n: int(found[1]) if (found := re.search(r"(?:^|\.)(\d+)\.", n)) else 0 for n in names}
+    depth = depths(names)
     blocks_there = 1 + max(depth.values(), default=0)
     return {n: str(d * min(groups, blocks_there) // blocks_there) for n, d in depth.items()}
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from talos_ray.core.attention import attention
 from talos_ray.core.blocks import Block, Touched, blocks
+from talos_ray.core.layout import depths
 from talos_ray.core.mask import Mask
 
 GROUP = 8  # rows or columns that a GPU's tensor cores take together
@@ -31,6 +32,15 @@ def gradient_share(mask: Mask) -> float:
         share = block.touched(shape).share if len(shape) == 2 and block.index is not None else 1.0
         computed += shape.numel() * (share if share <= WORTH_IT else 1.0)
     return computed / sum(s.numel() for s in shapes.values())
+
+
+def step_share(mask: Mask) -> float:
+    """Multiplications of a training step under a mask, as a share of a dense step's, in (1/3, 1]: the forward, the gradients of
+    inputs down to the lowest block that holds masked weights, and those of weights."""
+    depth, sizes = depths(mask.layout.names), dict(zip(mask.layout.names, mask.layout.sizes, strict=True))
+    lowest = min(depth[block.name] for block in blocks(mask))
+    passed = sum(size for n, size in sizes.items() if depth[n] >= lowest)
+    return (1 + passed / mask.layout.total + gradient_share(mask)) / 3
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """`mask: {strategy: auto}`: short runs of several masks, each merged and scored on validation data; one of the best is trained in full.
 
 Two rounds, each searched in one Tune run. The first tries strategies and granularities; the second the best of them with other
-shares of weights and other learning rates. A round waits for all of its runs, so the choice is a function of the spec and
+shares of weights and of layers, and other learning rates. A round waits for all of its runs, so the choice is a function of the spec and
 never of who was first: that is why it is no asynchronous scheduler that decides. What was tried is the trade-off curve:
 how local an edit can be before it stops being useful.
 
@@ -21,9 +21,10 @@ import ray
 from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec, Train
 from talos_ray.core.delta import Delta
+from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
 from talos_ray.core.metrics import absolute_accuracy, standard_error, worst_kept
-from talos_ray.core.rows import gradient_share
+from talos_ray.core.rows import step_share
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.calibrate import mask_of
 from talos_ray.orchestrate.cluster import WARM, options
@@ -45,14 +46,15 @@ class Setting:
     granularity: str
     keep: float
     lr: float
+    layers: float = 1.0
 
     @property
     def name(self) -> str:
-        return f"{self.strategy} {self.granularity} {self.keep:g} lr x {self.lr:g}"
+        return f"{self.strategy} {self.granularity} {self.keep:g} layers {self.layers:g} lr x {self.lr:g}"
 
     @property
     def mask(self) -> MaskSettings:
-        return MaskSettings(strategy=self.strategy, granularity=self.granularity, keep=self.keep)
+        return MaskSettings(strategy=self.strategy, granularity=self.granularity, keep=self.keep, layers=self.layers)
 
 
 def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> tuple[Spec, Mask | None]:
@@ -66,7 +68,7 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     store, tasks = Store(spec.output), [t.name for t in spec.tasks]
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
     masks: dict[MaskSettings, Mask] = {}
-    if choice is None or choice["asked"] != asked or not set(choice["tasks"]) <= set(tasks):
+    if choice is None or not _same(choice["asked"], asked) or not set(choice["tasks"]) <= set(tasks):
         first = _first(spec)
         prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
@@ -79,6 +81,14 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
         store.delete_folder(SCRATCH)
     chosen = Setting(**choice["chosen"])
     return _with(spec, chosen), masks.get(chosen.mask)
+
+
+def _same(before: Mapping, now: Mapping) -> bool:
+    """Whether a choice answers what is asked now. Settings that came later than the choice do not count."""
+    return all(
+        {k: now[name].get(k) for k in value} == value if isinstance(value, dict) else now[name] == value
+        for name, value in before.items()
+    )
 
 
 def _with(spec: Spec, chosen: Setting) -> Spec:
@@ -94,13 +104,21 @@ def _first(spec: Spec) -> list[Setting]:
     strategies = auto.strategies if mask.strategy == "auto" else (mask.strategy,)
     granularities = auto.granularities if mask.granularity == "auto" else (mask.granularity,)
     keep = auto.middle if mask.keep == "auto" else mask.keep
-    return [Setting(s, g, keep, 1.0) for s in strategies for g in granularities]
+    layers = 1.0 if mask.layers == "auto" else mask.layers
+    return [Setting(s, g, keep, 1.0, layers) for s in strategies for g in granularities]
 
 
-def _second(spec: Spec, best: Setting) -> list[Setting]:
-    """The second: the best of them with every other share of weights, and with every other learning rate."""
-    keeps = [k for k in spec.auto.keeps if spec.mask.keep == "auto" and k != best.keep]
-    return [replace(best, keep=k) for k in keeps] + [replace(best, lr=f) for f in spec.auto.lr_factors if f != best.lr]
+def _second(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
+    """The second: the best of them with every other share of weights, with every other share of layers that closes some and leaves
+    room, and with every other learning rate."""
+    mask, auto = spec.mask, spec.auto
+    keeps = [k for k in auto.keeps if mask.keep == "auto" and k != best.keep]
+    layers = [s for s in auto.layers if mask.layers == "auto" and layout.closed(s) and best.keep <= layout.room(s)]
+    return [
+        *(replace(best, keep=k) for k in keeps),
+        *(replace(best, layers=s) for s in layers),
+        *(replace(best, lr=f) for f in auto.lr_factors if f != best.lr),
+    ]
 
 
 def checkable(spec: Spec) -> Spec:
@@ -119,12 +137,12 @@ def _choose(
     """Every setting that was tried, with what it scored, and the best. `masks` gathers theirs."""
     progress = session.progress
     session.share()
-    runs = len(first) + len(_second(spec, first[0]))
+    runs = len(first) + len(_second(spec, first[0], p.layout))
     share = min(1.0, spec.auto.budget / runs)
     progress.begin("choose", f"{runs} short runs of {share:.0%} of the training each")
     rows = _round(session, p, spec, first, share, masks)
     best = _best(rows, spec.auto.tolerance)
-    rows += _round(session, p, spec, _second(spec, best), share, masks)
+    rows += _round(session, p, spec, _second(spec, best, p.layout), share, masks)
     best = _best(rows, spec.auto.tolerance)
     score = next(r for r in rows if r["setting"] == asdict(best))
     progress.end(
@@ -136,7 +154,7 @@ def _choose(
 
 def _best(rows: Sequence[Mapping], tolerance: float) -> Setting:
     """Of those that hold control, and score within `tolerance` standard errors of the best, the cheapest to train; of equally cheap
-    ones the best, then the smaller edit. Costs are compared in quarters of dense training's weight gradients: less is noise.
+    ones the best, then the smaller edit. Costs are compared in twelfths of a dense step: less is noise.
 
     Raises:
         TalosError: every short run diverged.
@@ -147,7 +165,7 @@ def _best(rows: Sequence[Mapping], tolerance: float) -> Setting:
     held = [r for r in trained if r["held"]] or trained
     top = max(held, key=lambda r: r["merged"])
     near = [r for r in held if r["merged"] >= top["merged"] - tolerance * top["error"]]
-    row = min(near, key=lambda r: (int(4 * r["work"]), -r["merged"], r["setting"]["keep"]))
+    row = min(near, key=lambda r: (int(12 * r["work"]), -r["merged"], r["setting"]["keep"]))
     return Setting(**row["setting"])
 
 
@@ -199,7 +217,7 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
         "setting": asdict(s),
         "share": share,
         "weights": mask.k,
-        "work": round(gradient_share(mask), 4),
+        "work": round(step_share(mask), 4),
         "held": False,
         "single": 0.0,
         "merged": 0.0,

@@ -69,16 +69,25 @@ def warm(shared: Shared, task: str) -> None:
 
 @ray.remote(**WARM)
 def score_shard(
-    shared: Shared, task: str, examples: list, checked: Checked, kept: np.ndarray | None, seed: int, pieces: list[slice]
+    shared: Shared,
+    task: str,
+    examples: list,
+    checked: Checked,
+    how: MaskSettings,
+    kept: np.ndarray | None,
+    seed: int,
+    pieces: list[slice],
 ) -> Iterator[np.ndarray | float]:
     """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the seconds."""
     bench, settings, started = workbench(shared), shared.spec.calibration, time.perf_counter()
     bench.reset()
     if kept is not None:
-        flags = Mask(shared.layout, kept).flags
+        flags, closed = Mask(shared.layout, kept).flags, shared.layout.closed(how.layers)
         params = dict(bench.family.module.named_parameters())
         with torch.no_grad():
             for name, keep in shared.layout.split(flags).items():
+                if name in closed:  # not kept either, but never to be chosen from
+                    continue
                 p = params[name]
                 p.mul_(torch.where(keep.view(p.shape), 1.0, settings.damping).to(p.device, p.dtype))
     generator = torch.Generator().manual_seed(seed)
@@ -143,7 +152,8 @@ def choose(shared: Shared, how: MaskSettings, keep: float, totals: list[list[tup
                 part[at : at + CHUNK] += piece[at : at + CHUNK] / whole
             del piece
     flags = select(
-        shared.layout, how.strategy, keep, granularity=how.granularity, scores=torch.from_numpy(mean), seed=shared.spec.seed,
+        shared.layout, how.strategy, keep, granularity=how.granularity, layers=how.layers, scores=torch.from_numpy(mean),
+        seed=shared.spec.seed,
     )  # fmt: skip
     return mask_from_flags(shared.layout, flags).bits
 
@@ -184,9 +194,10 @@ def calibrate(
         others.remote(shared_ref, first)
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
+    room = shared.layout.room(how.layers)
     kept, stability, work = None, [], 0.0
     for r in range(1, settings.rounds + 1):
-        keep = round_keep(how.keep, r, settings.rounds)
+        keep = room * round_keep(how.keep / room, r, settings.rounds)
         todo = iter([key for wave in waves for key in wave])
         sums: dict[tuple[str, int], list] = {}
         spent: dict[tuple[str, int], object] = {}
@@ -200,7 +211,7 @@ def calibrate(
                     task, i = key
                     seed = derive_seed(spec.seed, task, "labels", r, i)
                     *sums[key], spent[key] = score.remote(
-                        shared_ref, task, shards[task][i], checked, kept, seed, pieces
+                        shared_ref, task, shards[task][i], checked, how, kept, seed, pieces
                     )
                     running[spent[key]] = key
                 ready, _ = ray.wait(list(running), num_returns=1)

@@ -106,7 +106,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     else:
         inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
         heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
-        mask_key = key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.model_dump(), spec.seed])
+        mask_key = key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
     checkpoints = {}
     for task in spec.tasks:
         if task.checkpoint is not None:
@@ -116,7 +116,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     problems.tell()
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
-        "mask": spec.mask.model_dump(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,
+        "mask": spec.mask.keyed(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,
     }  # fmt: skip
     folder.check_new(base, identity)
     prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity, checkpoints)
@@ -124,6 +124,10 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     if k < 1:
         raise TalosError(
             f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise mask.keep"
+        )
+    if k > (room := layout.without(layout.closed(spec.mask.layers)).total) and spec.mask.strategy != "all":
+        raise TalosError(
+            f"mask.keep {spec.mask.keep:g} is {k:,} weights, but mask.layers {spec.mask.layers:g} opens {room:,}; wanted no more than those; lower mask.keep, or raise mask.layers"
         )
     _check_stored(folder, prepared)
     progress.end(

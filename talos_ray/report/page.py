@@ -272,14 +272,16 @@ def _choice(version: Mapping, w: Words) -> list[str]:
         s = r["setting"]
         rows.append(
             [
-                f"{s['strategy']}, {s['granularity']}", f"{s['keep']:.0%}", f"&times; {s['lr']:g}", f"{r['work']:.0%}", f"{r['single']:.3f}",
+                f"{s['strategy']}, {s['granularity']}", f"{s['keep']:.0%}", f"{s.get('layers', 1):.0%}", f"&times; {s['lr']:g}", f"{r['work']:.0%}", f"{r['single']:.3f}",
                 f"{r['merged']:.3f} &plusmn; {r['error']:.3f}", _percent(r["control"]), _percent(r.get("disentanglement")), w("yes" if r["held"] else "no"),
             ]
         )  # fmt: skip
     how = w(
-        "choice_how", share=tried[0]["share"], tolerance=choice["asked"]["auto"]["tolerance"], chosen=w("setting", **choice["chosen"]), seconds=choice["seconds"]
+        "choice_how", share=tried[0]["share"], tolerance=choice["asked"]["auto"]["tolerance"], chosen=w("setting", **{"layers": 1.0, **choice["chosen"]}), seconds=choice["seconds"]
     )  # fmt: skip
-    head = [w(k) for k in ("may_change", "share", "learning_rate", "gradients", "single", "merged", "kept_head")]
+    head = [
+        w(k) for k in ("may_change", "share", "layers", "learning_rate", "step_work", "single", "merged", "kept_head")
+    ]
     return [
         f"<h2>{w('choice')}</h2>",
         _how(how),

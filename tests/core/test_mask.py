@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from talos_ray.core import mask as mask_module
-from talos_ray.core.layout import Layout, eligible_layout, fingerprint
+from talos_ray.core.layout import Layout, depths, eligible_layout, fingerprint
 from talos_ray.core.mask import Mask, jaccard, mask_from_flags, mask_from_packed, round_keep, select, shares, smallest
 
 
@@ -151,6 +151,48 @@ def test_random_rows_follow_the_seed_and_use_the_budget(keep):
     assert torch.equal(flags[0], flags[1]) and (keep == 1.0 or not torch.equal(flags[0], flags[2]))
     assert round(keep * layout.total) - 40 < int(flags[0].sum()) <= round(keep * layout.total)
     assert set(flags[0][:12000].view(300, 40).sum(1).tolist()) <= {0, 40}
+
+
+DEEP = Layout(
+    ("blocks.0.w", "blocks.1.w", "blocks.2.w", "blocks.3.w", "stem"), ((10, 10), (10, 10), (4, 5), (10, 10), (8,))
+)
+
+
+def test_layers_are_closed_from_the_input_on():
+    assert DEEP.closed(1.0) == set() and DEEP.room(1.0) == 1.0
+    assert DEEP.closed(0.75) == {"stem", "blocks.0.w"} and DEEP.room(0.75) == 220 / 328
+    assert DEEP.closed(0.01) == {*DEEP.names} - {"blocks.3.w"}
+    assert Layout(("a", "b"), ((2,), (2,))).closed(0.5) == set()
+    names = [
+        "visual.layer3.0.conv1.weight",
+        "visual.conv1.weight",
+        "encoder.block.2.layer.1.k.weight",
+        "h.11.ln_1.bias",
+    ]
+    assert list(depths(names).values()) == [3, 0, 2, 11]
+
+
+@pytest.mark.parametrize("granularity", ["element", "row"])
+@pytest.mark.parametrize(
+    "strategy", ["least_sensitive", "least_sensitive_per_tensor", "most_sensitive", "random", "magnitude", "all"]
+)
+def test_only_open_layers_are_chosen_from(strategy, granularity):
+    torch.manual_seed(0)
+    scores = torch.rand(DEEP.total)
+    weights = {n: torch.randn(s) for n, s in zip(DEEP.names, DEEP.shapes, strict=True)}
+    how = {"granularity": granularity, "weights": weights}
+    flags = select(DEEP, strategy, 0.2, layers=0.75, scores=scores.clone(), **how)
+    shut = [flags[at] for at in (slice(0, 100), slice(320, 328))]
+    assert not any(part.any() for part in shut)
+    wanted = 220 if strategy == "all" else round(0.2 * DEEP.total)
+    assert wanted - (10 if granularity == "row" else 0) <= int(flags.sum()) <= wanted
+    if strategy in ("least_sensitive", "most_sensitive"):
+        never = torch.inf if strategy == "least_sensitive" else 0.0
+        scores[:100], scores[320:] = never, never
+        assert torch.equal(flags, select(DEEP, strategy, 0.2, scores=scores, **how))
+    if strategy != "all":
+        with pytest.raises(ValueError, match="cannot keep 0.9 of 328 weights in 0.75 of the layers, which hold 220"):
+            select(DEEP, strategy, 0.9, layers=0.75, scores=scores, **how)
 
 
 def test_overlap_of_masks():

@@ -13,7 +13,7 @@ from talos_ray.core.blocks import blocks, gather
 from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
-from talos_ray.core.rows import gradient_share
+from talos_ray.core.rows import gradient_share, step_share
 
 KINDS = ("elements", "rows", "corner", "one tensor", "everything")
 
@@ -174,6 +174,26 @@ def test_a_tenth_of_the_rows_and_columns_costs_a_tenth_of_the_weight_gradient(ro
     dense, part = backward_flops(False), backward_flops(True)
     assert part == pytest.approx(dense * (1 + rows * columns / 200**2) / 2, rel=0.02)
     assert gradient_share(mask) == pytest.approx(2 * part / dense - 1, abs=0.02)
+
+
+@pytest.mark.parametrize(("layers", "wanted"), [(1.0, 0.7), (0.5, 0.53)])
+def test_backward_ends_where_the_open_layers_begin(layers, wanted):
+    torch.manual_seed(0)
+
+    def step_flops(layers: float | None) -> tuple[int, float]:
+        module = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(20)))
+        layout = eligible_layout(module)
+        share = 1.0
+        if layers is not None:
+            mask = mask_from_flags(layout, select(layout, "random", 0.1, granularity="row", layers=layers))
+            share = step_share(mask)
+            SparseAdamW(module, mask, lr=1e-3)
+        with FlopCounterMode(display=False) as counter:
+            module(torch.randn(50, 100)).sum().backward()
+        return counter.get_total_flops(), share
+
+    (dense, _), (part, share) = step_flops(None), step_flops(layers)
+    assert share == pytest.approx(wanted, abs=0.01) and share == pytest.approx(part / dense, abs=0.04)
 
 
 def test_autocast_trains_float32_values():

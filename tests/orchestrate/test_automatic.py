@@ -8,7 +8,8 @@ import pytest
 
 import talos_ray
 from talos_ray import SpecError, TalosError
-from talos_ray.orchestrate.automatic import Setting, _best, _first, _second, _with
+from talos_ray.core.layout import Layout
+from talos_ray.orchestrate.automatic import Setting, _best, _first, _same, _second, _with
 from talos_ray.spec import make_spec
 
 
@@ -16,7 +17,10 @@ def spec(**changes):
     return make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x", "preset": "auto", **changes})
 
 
-def row(merged, held=True, work=0.1, error=0.0, **setting):
+DEEP = Layout(("blocks.0.w", "blocks.1.w", "blocks.2.w", "blocks.3.w"), ((100,), (100,), (90,), (10,)))
+
+
+def row(merged, held=True, work=0.7, error=0.0, **setting):
     return {
         "merged": merged,
         "held": held,
@@ -29,12 +33,17 @@ def row(merged, held=True, work=0.1, error=0.0, **setting):
 def test_only_what_is_open_is_tried():
     first = _first(spec())
     assert len(first) == 6 and {s.keep for s in first} == {0.1} and {s.lr for s in first} == {1.0}
-    assert {(s.keep, s.lr) for s in _second(spec(), first[0])} == {(0.05, 1), (0.2, 1), (0.1, 0.5), (0.1, 2)}
+    second = {(s.keep, s.layers, s.lr) for s in _second(spec(), first[0], DEEP)}
+    assert second == {(0.05, 1, 1), (0.2, 1, 1), (0.1, 0.75, 1), (0.1, 1, 0.5), (0.1, 1, 2)}
+    tight = _second(spec(auto={"layers": [0.5, 0.25, 0.99]}), first[0], DEEP)
+    assert [s.layers for s in tight if s.layers < 1] == [0.5]  # .25 has no room for a tenth, .99 closes nothing
+    assert all(s.layers == 1.0 for s in _second(spec(), first[0], Layout(("w",), ((4,),))))
+    assert {s.layers for s in _first(spec(mask={"layers": 0.5}))} == {0.5}
     given = spec(mask={"strategy": "random", "keep": 0.3}, auto={"lr_factors": []})
     assert [(s.strategy, s.granularity, s.keep) for s in _first(given)] == [
         ("random", g, 0.3) for g in ("element", "row")
     ]
-    assert _second(given, _first(given)[0]) == []
+    assert [s.layers for s in _second(given, _first(given)[0], DEEP)] == [0.75]
     assert spec().mask.open and not make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x"}).mask.open
     with pytest.raises(SpecError, match=r"'mask.keep' is 'aut'; wanted a number in \(0, 1\], or 'auto'"):
         spec(mask={"keep": "aut"})
@@ -56,18 +65,29 @@ def test_within_the_noise_the_cheapest_wins():
     tried = [
         row(0.60, work=1.0, error=0.02, keep=0.2),
         row(0.57, keep=0.3),
-        row(0.59, work=0.2, keep=0.4),
-        row(0.585, work=0.1),
+        row(0.59, work=0.74, keep=0.4),
+        row(0.585, work=0.7),
     ]
-    assert _best(tried, 1.0).keep == 0.4  # .2 and .1 of the gradients cost the same within noise: the better of them
+    assert _best(tried, 1.0).keep == 0.4  # .74 and .70 of a step cost the same within noise: the better of them
     assert _best(tried, 0.0).keep == 0.2 and _best(tried, 2.0).keep == 0.4
     assert _best([*tried, row(0.61, error=0.01, work=1.0, keep=0.5)], 0.5).keep == 0.5
+
+
+def test_fewer_layers_win_where_they_are_as_good():
+    tried = [row(0.60, work=0.7, error=0.02, keep=0.2), row(0.59, work=0.61, layers=0.75), row(0.57, work=0.5)]
+    assert _best(tried, 1.0).layers == 0.75 and _best(tried, 0.4).keep == 0.2
+
+
+def test_a_choice_outlives_settings_that_came_later():
+    now = {"model": "demo", "seed": 0, "mask": {"keep": "auto", "layers": "auto"}, "auto": {"budget": 1.0}}
+    assert _same(now, now) and _same({**now, "mask": {"keep": "auto"}}, now)
+    assert not _same({**now, "mask": {"keep": 0.1}}, now) and not _same({**now, "seed": 1}, now)
 
 
 def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, capsys):
     values = {
         **small_spec, "tasks": ["demo:pointers", small_spec["tasks"][-1]], "output": str(tmp_path / "run"), "preset": "auto",
-        "auto": {"strategies": ["least_sensitive", "random"], "granularities": ["row"], "keeps": [0.1, 0.3], "lr_factors": [1e9], "budget": 2.0},
+        "auto": {"strategies": ["least_sensitive", "random"], "granularities": ["row"], "keeps": [0.1, 0.3], "layers": [0.5], "lr_factors": [1e9], "budget": 2.5},
         "baseline": {"enabled": False},
     }  # fmt: skip
     values.pop("mask", None)
@@ -78,14 +98,16 @@ def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, c
         ("least_sensitive", 0.3),
         ("random", 0.3),
     ]
-    assert len(tried) == 4 and all(r["share"] == 0.5 for r in tried)
-    assert tried[3]["setting"]["lr"] == 1e9 and tried[3]["merged"] <= max(r["merged"] for r in tried)
+    assert len(tried) == 5 and all(r["share"] == 0.5 for r in tried)
+    assert tried[4]["setting"]["lr"] == 1e9 and tried[4]["merged"] <= max(r["merged"] for r in tried)
+    assert [r["setting"]["layers"] for r in tried] == [1.0, 1.0, 1.0, 0.5, 1.0]
+    assert tried[3]["work"] < min(r["work"] for r in tried[:2]) - 0.1
     top = max((r for r in tried if r["held"]), key=lambda r: r["merged"])
     best = next(r for r in tried if r["setting"] == choice["chosen"])
     assert best["held"] and best["merged"] >= top["merged"] - top["error"] and run.version["choice"] == choice
-    assert all(0 < r["work"] < 0.5 for r in tried) and 0 < top["error"] < 0.2
+    assert all(1 / 3 < r["work"] < 0.8 for r in tried) and 0 < top["error"] < 0.2
     mask, lr = run.info["spec"]["mask"], run.info["spec"]["train"]["lr"]
-    assert {k: mask[k] for k in ("strategy", "granularity", "keep")} == {
+    assert {k: mask[k] for k in ("strategy", "granularity", "keep", "layers")} == {
         k: best["setting"][k] for k in mask if k != "path"
     }
     assert lr == values["train"]["lr"] * best["setting"]["lr"]
