@@ -468,7 +468,12 @@ def main() -> None:
     for name in args.only or parts:
         for found in parts[name]():
             rows.append(found)
-            print(f"  {found.name}: {found.ratio} ({found.bar})", flush=True)
+            print(
+                f"  {found.name}: {found.ours:.1f} / {found.other:.1f} {found.unit}: {found.ratio} ({found.bar})",
+                flush=True,
+            )
+            if args.json:  # row by row: a later part that breaks must not cost what was measured
+                args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     table = Table("name", "ours", "other", "unit", "ratio", "bar", "holds", "spread", "against")
     for r in rows:
         table.add_row(
@@ -483,8 +488,6 @@ def main() -> None:
             r.against,
         )
     Console(width=180).print(table)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

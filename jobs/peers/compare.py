@@ -24,29 +24,33 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[2]
 ALPHA = 0.3
 
 
-def installed(name: str, home: Path) -> Path | None:
-    """The folder of a peer's programs; None, with a line that says why, where it cannot be installed."""
+class NotCompared(Exception):
+    """Why a peer is not in the table."""
+
+
+def installed(name: str, home: Path, *also: str) -> Path:
+    """The folder of a peer's programs; `also`: requirements that it forgets. Raises NotCompared where it cannot be installed."""
     programs = home / name / "bin"
     if not (home / name / "complete").exists():
         print(f"installing {name} into {home / name}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(home / name)], check=True)
         pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), name], capture_output=True, text=True)
+        done = subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), name, *also], capture_output=True, text=True)
         if done.returncode:
-            print(f"{name}: not compared, it cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-            return None
+            raise NotCompared(f"it cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
         (home / name / "complete").touch()
     return programs
 
 
 def call(*command: object) -> tuple[float, str]:
-    """Wall time (ms) and output of a program. Raises CalledProcessError with its own words on standard error."""
+    """Wall time (ms) and output of a program. Raises NotCompared with its last words."""
     start = time.perf_counter()
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     spent = (time.perf_counter() - start) * 1e3
     if done.returncode:
-        print(done.stderr[-2000:], file=sys.stderr)
-        done.check_returncode()
+        raise NotCompared(
+            f"{Path(command[0]).name} ended with {done.returncode}: {(done.stderr.strip() or 'no word').splitlines()[-1]}"
+        )
     return spent, done.stdout
 
 
@@ -86,7 +90,7 @@ def difference(ours: dict[str, torch.Tensor], path: Path) -> float:
 
 
 def compare(repeats: int, home: Path, module: nn.Module) -> Iterator[Row]:
-    """Rows for every peer that can be installed under `home`."""
+    """Rows for every peer that can be installed under `home` and runs; a line that says why for one that does not."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mask, deltas = write_files(module, folder)
@@ -101,14 +105,19 @@ def compare(repeats: int, home: Path, module: nn.Module) -> Iterator[Row]:
             composer.compose({d.task: ALPHA for d in deltas})
             return {n: p.detach().cpu() for n, p in module.named_parameters() if n in set(mask.layout.names)}
 
-        yield from _mergekit(repeats, home, folder, ours, merged)
-        yield from _fusion_bench(repeats, home, folder, ours, merged)
-        yield from _shira(repeats, home, folder, mask.layout)
+        for peer, rows in {
+            "mergekit": _mergekit(repeats, home, folder, ours, merged),
+            "fusion-bench": _fusion_bench(repeats, home, folder, ours, merged),
+            "peft": _shira(repeats, home, folder, mask.layout),
+        }.items():
+            try:
+                yield from rows
+            except NotCompared as why:
+                print(f"{peer}: not compared, {why}", flush=True)
 
 
 def _mergekit(repeats: int, home: Path, folder: Path, ours, merged) -> Iterator[Row]:
-    if (programs := installed("mergekit", home)) is None:
-        return
+    programs = installed("mergekit", home)
     out, mine, version = folder / "mergekit", folder / "ours.safetensors", _version(programs, "mergekit")
     command = (programs / "mergekit-pytorch", folder / "mergekit.yaml", out)
     parts: dict[str, list[dict]] = {"": [], "--dense": []}
@@ -148,8 +157,7 @@ def _mergekit(repeats: int, home: Path, folder: Path, ours, merged) -> Iterator[
 
 
 def _fusion_bench(repeats: int, home: Path, folder: Path, ours, merged) -> Iterator[Row]:
-    if (programs := installed("fusion-bench", home)) is None:
-        return
+    programs = installed("fusion-bench", home, "setuptools<81")  # its hydra wants pkg_resources
     out = folder / "fusion.safetensors"
     script = HERE / "fusion_bench_arithmetic.py"
     times = json.loads(call(programs / "python", script, folder, out, repeats)[1].splitlines()[-1])
@@ -161,8 +169,7 @@ def _fusion_bench(repeats: int, home: Path, folder: Path, ours, merged) -> Itera
 
 def _shira(repeats: int, home: Path, folder: Path, layout: Layout) -> Iterator[Row]:
     """The matrices of the tower alone: SHiRA knows linear layers only. Both hold single weights, about a tenth."""
-    if (programs := installed("peft", home)) is None:
-        return
+    programs = installed("peft", home)
     shapes = [s for s in layout.shapes if len(s) == 2]
     (folder / "shapes.json").write_text(json.dumps(shapes))
     script = HERE / "peft_shira.py"
