@@ -110,13 +110,13 @@ def _first(spec: Spec) -> list[Setting]:
 
 def _second(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
     """The second: the best of them with every other share of weights, with every other share of layers that closes some and leaves
-    room, and with every other learning rate."""
+    room, and with every other learning rate. Fewer layers learn less in as many steps, so they are tried with the higher ones, too."""
     mask, auto = spec.mask, spec.auto
     keeps = [k for k in auto.keeps if mask.keep == "auto" and k != best.keep]
     layers = [s for s in auto.layers if mask.layers == "auto" and layout.closed(s) and best.keep <= layout.room(s)]
     return [
         *(replace(best, keep=k) for k in keeps),
-        *(replace(best, layers=s) for s in layers),
+        *(replace(best, layers=s, lr=f) for s in layers for f in (best.lr, *auto.lr_factors) if f >= best.lr),
         *(replace(best, lr=f) for f in auto.lr_factors if f != best.lr),
     ]
 

@@ -34,9 +34,9 @@ def test_only_what_is_open_is_tried():
     first = _first(spec())
     assert len(first) == 6 and {s.keep for s in first} == {0.1} and {s.lr for s in first} == {1.0}
     second = {(s.keep, s.layers, s.lr) for s in _second(spec(), first[0], DEEP)}
-    assert second == {(0.05, 1, 1), (0.2, 1, 1), (0.1, 0.75, 1), (0.1, 1, 0.5), (0.1, 1, 2)}
+    assert second == {(0.05, 1, 1), (0.2, 1, 1), (0.1, 0.75, 1), (0.1, 0.75, 2), (0.1, 1, 0.5), (0.1, 1, 2)}
     tight = _second(spec(auto={"layers": [0.5, 0.25, 0.99]}), first[0], DEEP)
-    assert [s.layers for s in tight if s.layers < 1] == [0.5]  # .25 has no room for a tenth, .99 closes nothing
+    assert [s.layers for s in tight if s.layers < 1] == [0.5, 0.5]  # .25 has no room for a tenth, .99 closes nothing
     assert all(s.layers == 1.0 for s in _second(spec(), first[0], Layout(("w",), ((4,),))))
     assert {s.layers for s in _first(spec(mask={"layers": 0.5}))} == {0.5}
     given = spec(mask={"strategy": "random", "keep": 0.3}, auto={"lr_factors": []})
@@ -87,7 +87,7 @@ def test_a_choice_outlives_settings_that_came_later():
 def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, capsys):
     values = {
         **small_spec, "tasks": ["demo:pointers", small_spec["tasks"][-1]], "output": str(tmp_path / "run"), "preset": "auto",
-        "auto": {"strategies": ["least_sensitive", "random"], "granularities": ["row"], "keeps": [0.1, 0.3], "layers": [0.5], "lr_factors": [1e9], "budget": 2.5},
+        "auto": {"strategies": ["least_sensitive", "random"], "granularities": ["row"], "keeps": [0.1, 0.3], "layers": [0.5], "lr_factors": [1e9], "budget": 3.0},
         "baseline": {"enabled": False},
     }  # fmt: skip
     values.pop("mask", None)
@@ -98,9 +98,9 @@ def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, c
         ("least_sensitive", 0.3),
         ("random", 0.3),
     ]
-    assert len(tried) == 5 and all(r["share"] == 0.5 for r in tried)
-    assert tried[4]["setting"]["lr"] == 1e9 and tried[4]["merged"] <= max(r["merged"] for r in tried)
-    assert [r["setting"]["layers"] for r in tried] == [1.0, 1.0, 1.0, 0.5, 1.0]
+    assert len(tried) == 6 and all(r["share"] == 0.5 for r in tried)
+    assert tried[5]["setting"]["lr"] == 1e9 and tried[5]["merged"] <= max(r["merged"] for r in tried)
+    assert [r["setting"]["layers"] for r in tried] == [1.0, 1.0, 1.0, 0.5, 0.5, 1.0]
     assert tried[3]["work"] < min(r["work"] for r in tried[:2]) - 0.1
     top = max((r for r in tried if r["held"]), key=lambda r: r["merged"])
     best = next(r for r in tried if r["setting"] == choice["chosen"])
