@@ -45,6 +45,9 @@ def main() -> None:
         "--auto", type=float, metavar="BUDGET", help="choose mask and learning rate, for this share of the training"
     )
     parser.add_argument(
+        "--tolerance", type=float, default=1.0, help="with --auto: standard errors within which the cheapest is taken"
+    )
+    parser.add_argument(
         "--label-noise", type=float, default=0.0, metavar="SHARE", help="of the training labels that are made wrong"
     )
     args = parser.parse_args()
@@ -64,7 +67,7 @@ def main() -> None:
         if args.auto:
             open_mask = {
                 "mask": {"strategy": "auto", "granularity": "auto", "keep": "auto", "layers": "auto"},
-                "auto": {"budget": args.auto},
+                "auto": {"budget": args.auto, "tolerance": args.tolerance},
             }
             spec = type(spec).model_validate({**spec.model_dump(), **open_mask})
         talos_ray.edit(spec=spec)
