@@ -116,7 +116,7 @@ def _second(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
     layers = [s for s in auto.layers if mask.layers == "auto" and layout.closed(s) and best.keep <= layout.room(s)]
     return [
         *(replace(best, keep=k) for k in keeps),
-        *(replace(best, layers=s, lr=f) for s in layers for f in (best.lr, *auto.lr_factors) if f >= best.lr),
+        *(replace(best, layers=s, lr=f) for s in layers for f in sorted({best.lr, *auto.lr_factors}) if f >= best.lr),
         *(replace(best, lr=f) for f in auto.lr_factors if f != best.lr),
     ]
 
