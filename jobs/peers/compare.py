@@ -20,7 +20,7 @@ from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, eligible_layout
 from talos_ray.core.mask import Mask, mask_from_flags, select
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
 ALPHA = 0.3
 
 
@@ -28,14 +28,16 @@ class NotCompared(Exception):
     """Why a peer is not in the table."""
 
 
-def installed(name: str, home: Path, *also: str) -> Path:
-    """The folder of a peer's programs; `also`: requirements that it forgets. Raises NotCompared where it cannot be installed."""
+def installed(name: str, home: Path) -> Path:
+    """The folder of a peer's programs, beside the same torch as ours. Raises NotCompared where it cannot be installed."""
     programs = home / name / "bin"
     if not (home / name / "complete").exists():
         print(f"installing {name} into {home / name}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(home / name)], check=True)
         pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), name, *also], capture_output=True, text=True)
+        # Not under our constraints: what they pin for us can force a peer's own needs years back.
+        same = f"torch=={torch.__version__.partition('+')[0]}"
+        done = subprocess.run([*pip, same, name], capture_output=True, text=True)
         if done.returncode:
             raise NotCompared(f"it cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
         (home / name / "complete").touch()
@@ -157,7 +159,7 @@ def _mergekit(repeats: int, home: Path, folder: Path, ours, merged) -> Iterator[
 
 
 def _fusion_bench(repeats: int, home: Path, folder: Path, ours, merged) -> Iterator[Row]:
-    programs = installed("fusion-bench", home, "setuptools<81")  # its hydra wants pkg_resources
+    programs = installed("fusion-bench", home)
     out = folder / "fusion.safetensors"
     script = HERE / "fusion_bench_arithmetic.py"
     times = json.loads(call(programs / "python", script, folder, out, repeats)[1].splitlines()[-1])

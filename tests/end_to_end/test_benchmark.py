@@ -31,7 +31,7 @@ def test_rows_are_kept_when_a_later_part_breaks(tmp_path, monkeypatch, capsys):
 
 
 def test_a_peer_that_does_not_run_is_a_line_and_costs_no_other(tmp_path, monkeypatch, capsys):
-    def installed(name, home, *also):
+    def installed(name, home):
         if name == "mergekit":
             raise peers.NotCompared("it cannot be installed here: no such package")
         peers.call(sys.executable, "-c", "import there_is_no_such_module")
