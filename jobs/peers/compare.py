@@ -28,6 +28,10 @@ class NotCompared(Exception):
     """Why a peer is not in the table."""
 
 
+def _last_words(done: subprocess.CompletedProcess) -> str:
+    return (done.stderr.strip() or "no word").splitlines()[-1]
+
+
 def installed(name: str, home: Path) -> Path:
     """The folder of a peer's programs, beside the same torch as ours. Raises NotCompared where it cannot be installed."""
     programs = home / name / "bin"
@@ -39,7 +43,7 @@ def installed(name: str, home: Path) -> Path:
         same = f"torch=={torch.__version__.partition('+')[0]}"
         done = subprocess.run([*pip, same, name], capture_output=True, text=True)
         if done.returncode:
-            raise NotCompared(f"it cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+            raise NotCompared(f"it cannot be installed here: {_last_words(done)}")
         (home / name / "complete").touch()
     return programs
 
@@ -50,9 +54,7 @@ def call(*command: object) -> tuple[float, str]:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     spent = (time.perf_counter() - start) * 1e3
     if done.returncode:
-        raise NotCompared(
-            f"{Path(command[0]).name} ended with {done.returncode}: {(done.stderr.strip() or 'no word').splitlines()[-1]}"
-        )
+        raise NotCompared(f"{Path(command[0]).name} ended with {done.returncode}: {_last_words(done)}")
     return spent, done.stdout
 
 
