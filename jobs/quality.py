@@ -2,7 +2,7 @@
 
     python jobs/quality.py FOLDER                       # the demo, three seeds
     python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
-    python jobs/quality.py FOLDER --auto 2              # the mask is chosen too, by short runs of twice the training in all
+    python jobs/quality.py FOLDER --auto                # the mask is chosen too, as `preset: auto` does it
     python jobs/quality.py FOLDER --label-noise 0.2     # what wrong training labels cost
 
 Every seed is a run with a dense baseline, searched twice: as the spec says, and by the paper's grid of one coefficient for
@@ -22,6 +22,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
+from talos_ray.spec import PRESETS
 
 DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
 GRID = {"method": "grid", "shared_points": 21, "parts": 1, "merge": {"method": "linear"}}
@@ -41,12 +42,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the runs are written; finished ones are not repeated")
     parser.add_argument("--spec", type=Path, default=DEMO)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--auto", type=float, metavar="BUDGET", help="choose mask and learning rate, for this share of the training"
-    )
-    parser.add_argument(
-        "--tolerance", type=float, default=1.0, help="with --auto: standard errors within which the cheapest is taken"
-    )
+    parser.add_argument("--auto", action="store_true", help="choose mask and learning rate in short runs")
     parser.add_argument(
         "--label-noise", type=float, default=0.0, metavar="SHARE", help="of the training labels that are made wrong"
     )
@@ -65,11 +61,7 @@ def main() -> None:
             noisy = spec.train.model_copy(update={"label_noise": args.label_noise})
             spec = spec.model_copy(update={"train": noisy})
         if args.auto:
-            open_mask = {
-                "mask": {"strategy": "auto", "granularity": "auto", "keep": "auto", "layers": "auto"},
-                "auto": {"budget": args.auto, "tolerance": args.tolerance},
-            }
-            spec = type(spec).model_validate({**spec.model_dump(), **open_mask})
+            spec = type(spec).model_validate({**spec.model_dump(), **PRESETS["auto"]})
         talos_ray.edit(spec=spec)
         by_grid = type(spec.search).model_validate({"low": spec.search.low, "high": spec.search.high, "control_keep": spec.search.control_keep, **GRID})  # fmt: skip
         _, ours, grid, *_ = talos_ray.edit(

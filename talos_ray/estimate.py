@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from talos_ray.choice import first_round, second_round, share_of_each
 from talos_ray.config import CHOICE, Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import DATA_FREE
@@ -69,7 +70,7 @@ def estimate(spec: Spec) -> Estimate:
     family = shape_of(spec.model)
     layout, tasks = layout_of(family), len(spec.tasks)
     total = sum(p.numel() for p in family.module.parameters())
-    keep = spec.auto.middle if spec.mask.keep == "auto" else spec.mask.keep
+    keep = max(spec.auto.keeps) if spec.mask.keep == "auto" else spec.mask.keep
     masked = layout.total if spec.mask.strategy == "all" else round(keep * layout.total)
     rows = spec.mask.granularity == "row" or spec.mask.strategy == "all"
     widest = max(spec.tasks, key=lambda t: len(t.classes or t.phrases or ()))
@@ -81,29 +82,52 @@ def estimate(spec: Spec) -> Estimate:
     weights = sum(p.nbytes for p in family.module.parameters())
     value = 2 if spec.train.delta_dtype == "bfloat16" else 4
     largest = max(math.prod(s) for s in layout.shapes)
+    trained = layout.total if spec.baseline.enabled else masked
     worker = {
         "weights": weights,
-        "values, gradient, moments": masked * FLOAT * (1 + MOMENTS) + (0 if rows else masked * INDEX),
+        "values, gradient, moments": trained * FLOAT * (1 + MOMENTS) + (0 if rows or trained > masked else masked * INDEX),
         "kept for the backward": batch.kept,
         "passing in the backward": batch.passing + (0 if rows else largest * FLOAT),
-    }
+    }  # fmt: skip
     by_epochs = [t for t in spec.tasks if spec.train_for(t, 1).steps != spec.train_for(t, 10**9).steps]
     examples = _examples(by_epochs, spec.seed)
     unknown = [t.name for t in by_epochs if t.name not in examples]
-    steps = {t.name: spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown}
-    # A forward, as much again for the gradients of inputs, and for those of weights what the mask needs of it.
-    gradients = keep if rows else 1.0
-    passed = 1.0 if spec.mask.layers == "auto" else layout.room(spec.mask.layers)
-    work = {
-        "calibrate": 4 * batch.forward * spec.calibration.rounds * spec.calibration.samples_per_task * tasks,
-        "train": sum((1 + passed + again + gradients) * batch.forward * s.steps * s.batch_size for s in steps.values()),
-    }
+    steps = [spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown]
+    forwards = sum(batch.forward * s.steps * s.batch_size for s in steps)
+    kept = {"mask": layout.total // 8, "deltas": tasks * masked * value}
+    kept |= {"dense deltas": tasks * layout.total * FLOAT} if spec.baseline.enabled else {}
+    calibrated = spec.mask.path is None and spec.mask.strategy not in DATA_FREE
     return Estimate(
         total, layout.total, masked, batch, worker,
-        {"base": weights, "scores while calibrating": 0 if spec.mask.strategy in DATA_FREE else (tasks + UNDER_WAY) * layout.total * FLOAT, "mask": layout.total // 8, "deltas": tasks * masked * value},
-        {"mask": layout.total // 8, "deltas": tasks * masked * value, **({"base": weights} if spec.cluster.base == "storage" else {})},
-        work, tuple(unknown),
+        {"base": weights, "scores while calibrating": (tasks + UNDER_WAY) * layout.total * FLOAT if calibrated else 0, **kept},
+        {**kept, **({"base": weights} if spec.cluster.base == "storage" else {})},
+        _work(spec, layout, batch.forward, forwards, keep if rows else 1.0), tuple(unknown),
     )  # fmt: skip
+
+
+def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients: float) -> dict[str, float]:
+    """Operations by stage. A step is a forward, as much again for the gradients of inputs, and for those of weights what the mask
+    needs of it.
+
+    Args:
+        forward: of one sample. forwards: of the whole training. gradients: share of the weights' gradients that the mask needs.
+    """
+    again = spec.train.gradient_checkpointing
+    mask = 4 * forward * spec.calibration.rounds * spec.calibration.samples_per_task * len(spec.tasks)
+    dense = (3 + again) * forwards
+    work = {}
+    if spec.mask.open:
+        first = first_round(spec)
+        tried = [*first, *second_round(spec, first[0], layout)]
+        masks = {s.mask for s in tried if s.strategy not in DATA_FREE}
+        work["choose"] = len(masks) * mask + len(tried) * share_of_each(spec, layout) * dense
+    elif spec.mask.path is None and spec.mask.strategy not in DATA_FREE:
+        work["calibrate"] = mask
+    passed = 1.0 if spec.mask.layers == "auto" else layout.room(spec.mask.layers)
+    work["train"] = (1 + passed + again + gradients) * forwards
+    if spec.baseline.enabled:
+        work["train, dense"] = dense
+    return work
 
 
 def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:

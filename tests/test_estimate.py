@@ -145,3 +145,18 @@ def test_the_plan_of_a_recipe_is_told_without_its_data(tmp_path):
     found = json.loads(CliRunner().invoke(app, ["plan", str(tmp_path / "spec.yaml"), "--json"]).stdout)
     spec = load_spec(tmp_path / "spec.yaml")
     assert found["masked"] == round(spec.mask.keep * found["eligible"]) and found["hours of one worker"]["train"] > 0
+
+
+def test_short_runs_and_the_dense_baseline_are_counted():
+    values = {"model": "demo", "tasks": ["demo:counts", "demo:pointers"], "output": "x"}
+    plain, auto = estimate(make_spec(values)), estimate(make_spec({**values, "preset": "auto", "auto": {"budget": 2}}))
+    assert list(plain.work) == ["calibrate", "train"] and list(auto.work) == ["choose", "train"]
+    assert auto.work["choose"] > 2 * plain.work["train"] + 4 * plain.work["calibrate"]
+    assert auto.masked == 2 * plain.masked  # of what is tried, the most
+    beside = estimate(make_spec({**values, "baseline": {"enabled": True}}))
+    assert beside.work["train, dense"] >= plain.work["train"]
+    dense = {"deltas": plain.storage["deltas"], "dense deltas": 2 * 4 * plain.eligible}
+    assert {k: beside.storage[k] for k in dense} == dense and dense.items() <= beside.object_store.items()
+    assert beside.worker["values, gradient, moments"] == 16 * plain.eligible
+    drawn = estimate(make_spec({**values, "mask": {"strategy": "random"}}))
+    assert list(drawn.work) == ["train"] and drawn.object_store["scores while calibrating"] == 0

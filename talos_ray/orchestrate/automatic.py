@@ -5,8 +5,9 @@ shares of weights and of layers, and other learning rates. A round waits for all
 never of who was first: that is why it is no asynchronous scheduler that decides. What was tried is the trade-off curve:
 how local an edit can be before it stops being useful.
 
-Scores on validation data are uncertain, so of those within a standard error of the best the cheapest to train is taken (the rule of
-one standard error: Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984).
+Scores on validation data are uncertain, so of those within two standard errors of the best the cheapest to train is taken. (The rule of
+one standard error is Breiman, Friedman, Olshen and Stone's, Classification and Regression Trees, 1984. Here the best score is
+uncertain, too: of two equally good settings one scores more than 1.4 of them below the other in a third of all cases.)
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 import ray
 
+from talos_ray.choice import Setting, first_round, second_round, share_of_each
 from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec, Train
 from talos_ray.core.delta import Delta
-from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
 from talos_ray.core.metrics import absolute_accuracy, standard_error, worst_kept
 from talos_ray.core.rows import step_share
@@ -38,25 +39,6 @@ from talos_ray.storage.run_folder import CHOICE, RunFolder
 SCRATCH = "choice"  # folder of the search's ledger while it lasts
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What one short run tries; `lr` is a factor on the spec's learning rate."""
-
-    strategy: str
-    granularity: str
-    keep: float
-    lr: float
-    layers: float = 1.0
-
-    @property
-    def name(self) -> str:
-        return f"{self.strategy} {self.granularity} {self.keep:g} layers {self.layers:g} lr x {self.lr:g}"
-
-    @property
-    def mask(self) -> MaskSettings:
-        return MaskSettings(strategy=self.strategy, granularity=self.granularity, keep=self.keep, layers=self.layers)
-
-
 def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> tuple[Spec, Mask | None]:
     """The spec with the mask and the learning rate that were chosen, before or now, and the mask itself if it was made now. Ray, if
     it is needed, ends with `stack`.
@@ -69,7 +51,7 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
     masks: dict[MaskSettings, Mask] = {}
     if choice is None or not _same(choice["asked"], asked) or not set(choice["tasks"]) <= set(tasks):
-        first = _first(spec)
+        first = first_round(spec)
         prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
         stack.enter_context(connected(spec.cluster, verbose, progress))
@@ -98,29 +80,6 @@ def _with(spec: Spec, chosen: Setting) -> Spec:
     return spec.model_copy(update={"mask": chosen.mask, "train": train, "tasks": tasks})
 
 
-def _first(spec: Spec) -> list[Setting]:
-    """The first round: every strategy and granularity that the spec leaves open, at its keep or the middle of those to be tried."""
-    mask, auto = spec.mask, spec.auto
-    strategies = auto.strategies if mask.strategy == "auto" else (mask.strategy,)
-    granularities = auto.granularities if mask.granularity == "auto" else (mask.granularity,)
-    keep = auto.middle if mask.keep == "auto" else mask.keep
-    layers = 1.0 if mask.layers == "auto" else mask.layers
-    return [Setting(s, g, keep, 1.0, layers) for s in strategies for g in granularities]
-
-
-def _second(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
-    """The second: the best of them with every other share of weights, with every other share of layers that closes some and leaves
-    room, and with every other learning rate. Fewer layers learn less in as many steps, so they are tried with the higher ones, too."""
-    mask, auto = spec.mask, spec.auto
-    keeps = [k for k in auto.keeps if mask.keep == "auto" and k != best.keep]
-    layers = [s for s in auto.layers if mask.layers == "auto" and layout.closed(s) and best.keep <= layout.room(s)]
-    return [
-        *(replace(best, keep=k) for k in keeps),
-        *(replace(best, layers=s, lr=f) for s in layers for f in sorted({best.lr, *auto.lr_factors}) if f >= best.lr),
-        *(replace(best, lr=f) for f in auto.lr_factors if f != best.lr),
-    ]
-
-
 def checkable(spec: Spec) -> Spec:
     """A spec that leaves nothing open, for the short runs: one generation of candidates around the surrogate's best, plain task
     arithmetic."""
@@ -128,7 +87,7 @@ def checkable(spec: Spec) -> Spec:
         update={"method": "surrogate", "trials": spec.search.generation, "merge": spec.search.merge.model_copy(update={"method": "linear"})}
     )  # fmt: skip
     baseline = spec.baseline.model_copy(update={"enabled": False})
-    return spec.model_copy(update={"mask": _first(spec)[0].mask, "search": search, "baseline": baseline})
+    return spec.model_copy(update={"mask": first_round(spec)[0].mask, "search": search, "baseline": baseline})
 
 
 def _choose(
@@ -137,12 +96,11 @@ def _choose(
     """Every setting that was tried, with what it scored, and the best. `masks` gathers theirs."""
     progress = session.progress
     session.share()
-    runs = len(first) + len(_second(spec, first[0], p.layout))
-    share = min(1.0, spec.auto.budget / runs)
-    progress.begin("choose", f"{runs} short runs of {share:.0%} of the training each")
+    share = share_of_each(spec, p.layout)
+    progress.begin("choose", f"short runs of {share:.0%} of the training each")
     rows = _round(session, p, spec, first, share, masks)
     best = _best(rows, spec.auto.tolerance)
-    rows += _round(session, p, spec, _second(spec, best, p.layout), share, masks)
+    rows += _round(session, p, spec, second_round(spec, best, p.layout), share, masks)
     best = _best(rows, spec.auto.tolerance)
     score = next(r for r in rows if r["setting"] == asdict(best))
     progress.end(

@@ -8,8 +8,9 @@ import pytest
 
 import talos_ray
 from talos_ray import SpecError, TalosError
+from talos_ray.choice import Setting, first_round, second_round, share_of_each
 from talos_ray.core.layout import Layout
-from talos_ray.orchestrate.automatic import Setting, _best, _first, _same, _second, _with
+from talos_ray.orchestrate.automatic import _best, _same, _with
 from talos_ray.spec import make_spec
 
 
@@ -31,19 +32,20 @@ def row(merged, held=True, work=0.7, error=0.0, **setting):
 
 
 def test_only_what_is_open_is_tried():
-    first = _first(spec())
+    first = first_round(spec())
     assert len(first) == 6 and {s.keep for s in first} == {0.1} and {s.lr for s in first} == {1.0}
-    second = {(s.keep, s.layers, s.lr) for s in _second(spec(), first[0], DEEP)}
+    second = {(s.keep, s.layers, s.lr) for s in second_round(spec(), first[0], DEEP)}
     assert second == {(0.05, 1, 1), (0.2, 1, 1), (0.1, 0.75, 1), (0.1, 0.75, 2), (0.1, 1, 0.5), (0.1, 1, 2)}
-    tight = _second(spec(auto={"layers": [0.5, 0.25, 0.99]}), first[0], DEEP)
+    tight = second_round(spec(auto={"layers": [0.5, 0.25, 0.99]}), first[0], DEEP)
     assert [s.layers for s in tight if s.layers < 1] == [0.5, 0.5]  # .25 has no room for a tenth, .99 closes nothing
-    assert all(s.layers == 1.0 for s in _second(spec(), first[0], Layout(("w",), ((4,),))))
-    assert {s.layers for s in _first(spec(mask={"layers": 0.5}))} == {0.5}
+    assert all(s.layers == 1.0 for s in second_round(spec(), first[0], Layout(("w",), ((4,),))))
+    assert {s.layers for s in first_round(spec(mask={"layers": 0.5}))} == {0.5}
+    assert share_of_each(spec(), DEEP) == 2 / 12 and share_of_each(spec(auto={"budget": 20}), DEEP) == 1.0
     given = spec(mask={"strategy": "random", "keep": 0.3}, auto={"lr_factors": []})
-    assert [(s.strategy, s.granularity, s.keep) for s in _first(given)] == [
+    assert [(s.strategy, s.granularity, s.keep) for s in first_round(given)] == [
         ("random", g, 0.3) for g in ("element", "row")
     ]
-    assert [s.layers for s in _second(given, _first(given)[0], DEEP)] == [0.75]
+    assert [s.layers for s in second_round(given, first_round(given)[0], DEEP)] == [0.75]
     assert spec().mask.open and not make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x"}).mask.open
     with pytest.raises(SpecError, match=r"'mask.keep' is 'aut'; wanted a number in \(0, 1\], or 'auto'"):
         spec(mask={"keep": "aut"})
@@ -104,7 +106,7 @@ def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, c
     assert tried[3]["work"] < min(r["work"] for r in tried[:2]) - 0.1
     top = max((r for r in tried if r["held"]), key=lambda r: r["merged"])
     best = next(r for r in tried if r["setting"] == choice["chosen"])
-    assert best["held"] and best["merged"] >= top["merged"] - top["error"] and run.version["choice"] == choice
+    assert best["held"] and best["merged"] >= top["merged"] - 2 * top["error"] and run.version["choice"] == choice
     assert all(1 / 3 < r["work"] < 0.8 for r in tried) and 0 < top["error"] < 0.2
     mask, lr = run.info["spec"]["mask"], run.info["spec"]["train"]["lr"]
     assert {k: mask[k] for k in ("strategy", "granularity", "keep", "layers")} == {
