@@ -27,7 +27,7 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.metrics import absolute_accuracy, standard_error, worst_kept
 from talos_ray.core.rows import step_share
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.calibrate import mask_of
+from talos_ray.orchestrate.calibrate import Scores, first_scores, mask_of
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.plan import ArmPlan, Prepared, prepare, shortened
 from talos_ray.orchestrate.session import Session, connected, on_ray
@@ -98,9 +98,10 @@ def _choose(
     session.share()
     share = share_of_each(spec, p.layout)
     progress.begin("choose", f"short runs of {share:.0%} of the training each")
-    rows = _round(session, p, spec, first, share, masks)
+    scores = first_scores(session, [p.data[t] for t in p.targets])
+    rows = _round(session, p, spec, first, share, masks, scores)
     best = _best(rows, spec.auto.tolerance)
-    rows += _round(session, p, spec, second_round(spec, best, p.layout), share, masks)
+    rows += _round(session, p, spec, second_round(spec, best, p.layout), share, masks, scores)
     best = _best(rows, spec.auto.tolerance)
     score = next(r for r in rows if r["setting"] == asdict(best))
     progress.end(
@@ -134,6 +135,7 @@ def _round(
     settings: Sequence[Setting],
     share: float,
     masks: dict[MaskSettings, Mask],
+    scores: Scores | None,
 ) -> list[dict]:
     """What each setting scores after a share of the training."""
     if not settings:
@@ -142,7 +144,7 @@ def _round(
     for i, s in enumerate(settings):
         session.progress.update("choose", i / len(settings) / 4, f"mask: {s.strategy}, {s.granularity}, {s.keep:g}")
         if s.mask not in masks:
-            masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers)
+            masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers, first=scores)
     bits = {how: ray.put(masks[how].bits) for how in {s.mask for s in settings}}
     remote = short_run.options(**options(spec.cluster))
     refs, plans = {}, {}

@@ -28,6 +28,8 @@ from talos_ray.tasks import Split, TaskData, decoded, encoded
 PIECE = (
     1 << 28
 )  # weights whose scores travel as one object: an object store and its spilling take many GB in pieces only
+ROOM = 0.25  # of the object store, that scores of an earlier mask may keep
+Scores = dict[tuple[str, int], list]  # (task, shard) -> references of its pieces
 
 
 def calibration_split(spec: Spec, data: TaskData) -> Split:
@@ -144,7 +146,7 @@ def choose(shared: Shared, how: MaskSettings, keep: float, totals: list[list[tup
     """
     mean = np.zeros(shared.layout.total, dtype=np.float32)
     for task in totals:
-        whole, start = max(sum(ray.get([s for _, s in task])), 1e-300), 0
+        whole, start = sum(ray.get([s for _, s in task])) or 1.0, 0
         for ref, _ in task:
             piece = ray.get(ref)
             part, start = mean[start : start + len(piece)], start + len(piece)
@@ -158,13 +160,21 @@ def choose(shared: Shared, how: MaskSettings, keep: float, totals: list[list[tup
     return mask_from_flags(shared.layout, flags).bits
 
 
+def first_scores(session, data: list[TaskData]) -> Scores | None:
+    """Where masks of the same tasks keep what they have in common; None where the object store has no room for it."""
+    shards = len(data) * session.spec.calibration.shards_per_task
+    room = ROOM * ray.cluster_resources().get("object_store_memory", 0)
+    return {} if 4 * session.p.layout.total * shards < room else None
+
+
 def mask_of(
     session, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None] = lambda done, all_: None,
+    first: Scores | None = None,
 ) -> Mask:  # fmt: skip
-    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity."""
+    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity. `first`: see there."""
     started = time.perf_counter()
     if how.strategy not in DATA_FREE:
-        mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard)
+        mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard, first)
         return Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
     told = {**how.model_dump(exclude={"path"}), "seed": session.spec.seed}
     return mask_from_flags(session.p.layout, select(session.p.layout, weights=session.p.tensors, **told), told)
@@ -172,6 +182,7 @@ def mask_of(
 
 def calibrate(
     shared_ref, shared: Shared, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None],
+    first: Scores | None = None,
 ) -> Mask:  # fmt: skip
     """Score all tasks over R rounds and return the mask of `round(keep * P)` weights.
 
@@ -182,28 +193,29 @@ def calibrate(
     Args:
         workers: shards scored at once; those of later waves start early and are dropped if they are not needed.
         on_shard: called with (shards done, shards in all if no round ends early).
+        first: the first round's scores, of the base as it is and so the same for every mask: what is there is used, the rest added.
     """
     spec, settings = shared.spec, shared.spec.calibration
     pieces = [slice(start, start + PIECE) for start in range(0, shared.layout.total, PIECE)]
     score = score_shard.options(**options(spec.cluster), scheduling_strategy="SPREAD", num_returns=len(pieces) + 1)
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
-    first = next(iter(shards))
-    checked = check.options(**options(spec.cluster)).remote(shared_ref, first, shards[first][0])
+    any_task = next(iter(shards))
+    checked = check.options(**options(spec.cluster)).remote(shared_ref, any_task, shards[any_task][0])
     others = warm.options(**options(spec.cluster), scheduling_strategy="SPREAD")
     for _ in range(workers - 1):  # while one checks
-        others.remote(shared_ref, first)
+        others.remote(shared_ref, any_task)
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
     room = shared.layout.room(how.layers)
     kept, stability, work = None, [], 0.0
     for r in range(1, settings.rounds + 1):
         keep = room * round_keep(how.keep / room, r, settings.rounds)
-        todo = iter([key for wave in waves for key in wave])
-        sums: dict[tuple[str, int], list] = {}
+        sums: Scores = dict(first or {}) if r == 1 else {}
+        todo = iter([key for wave in waves for key in wave if key not in sums])
         spent: dict[tuple[str, int], object] = {}
         running: dict[object, tuple[str, int]] = {}
         totals: dict[str, list[tuple]] = {task: [(None, None)] * len(pieces) for task in shards}
-        finished: set[tuple[str, int]] = set()
+        finished: set[tuple[str, int]] = set(sums)
         estimate = None
         for wave in waves:
             while not finished.issuperset(wave):
@@ -217,7 +229,9 @@ def calibrate(
                 ready, _ = ray.wait(list(running), num_returns=1)
                 finished.add(running.pop(ready[0]))
                 on_shard((r - 1) * every // settings.rounds + len(finished), every)
-            work += sum(ray.get([spent.pop(key) for key in wave]))
+            work += sum(ray.get([spent.pop(key) for key in wave if key in spent]))
+            if r == 1 and first is not None:
+                first |= {key: sums[key] for key in wave}
             for task, i in wave:
                 found = zip(totals[task], sums.pop((task, i)), strict=True)
                 totals[task] = [tuple(add_shard.remote(total, piece)) for (total, _), piece in found]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 import talos_ray
@@ -176,6 +177,24 @@ def test_the_mask_does_not_depend_on_who_scores_or_in_how_many_pieces(finished, 
     assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(
         0 <= o <= 1 for o in run.mask.info["overlap"].values()
     )
+
+
+def test_masks_share_what_the_first_round_scored(finished, tmp_path):
+    from talos_ray.orchestrate.calibrate import calibrate, first_scores
+
+    run, values = finished
+    s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
+    data = [s.p.data[t] for t in s.p.targets]
+    scores = first_scores(s, data)
+    calibrate(
+        s.shared_ref, s.shared, s.spec.mask.model_copy(update={"granularity": "row"}), data, 2, lambda *_: None, scores
+    )
+    assert {task for task, _ in scores} == set(s.p.targets)
+    found = [
+        calibrate(s.shared_ref, s.shared, s.spec.mask, data, 2, lambda *_: None, first).fingerprint
+        for first in (scores, {key: [ray.put(0 * ray.get(ref)) for ref in refs] for key, refs in scores.items()})
+    ]
+    assert found[0] == run.mask.fingerprint != found[1]  # of other scores there would be another mask
 
 
 def test_a_base_from_storage_gives_the_same_bits(finished, tmp_path):
