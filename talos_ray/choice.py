@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec
 from talos_ray.core.layout import Layout
-
-SAMPLED = 0.25  # of the calibration samples, for a short run: its mask shares four fifths with that of all of them
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,3 @@ def share_of_each(spec: Spec, layout: Layout) -> float:
     """How much of the whole training every short run gets."""
     first = first_round(spec)
     return min(1.0, spec.auto.budget / (len(first) + len(second_round(spec, first[0], layout))))
-
-
-def samples_of_each(spec: Spec) -> int:
-    """How many calibration samples a task the mask of a short run is made of."""
-    return math.ceil(SAMPLED * spec.calibration.samples_per_task)

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from talos_ray.choice import first_round, samples_of_each, second_round, share_of_each
+from talos_ray.choice import first_round, second_round, share_of_each
 from talos_ray.config import CHOICE, Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import DATA_FREE
@@ -113,16 +113,16 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
         forward: of one sample. forwards: of the whole training. gradients: share of the weights' gradients that the mask needs.
     """
     again = spec.train.gradient_checkpointing
-    sample = 4 * forward * spec.calibration.rounds * len(spec.tasks)
+    mask = 4 * forward * spec.calibration.rounds * spec.calibration.samples_per_task * len(spec.tasks)
     dense = (3 + again) * forwards
     work = {}
     if spec.mask.open:
         first = first_round(spec)
         tried = [*first, *second_round(spec, first[0], layout)]
         masks = {s.mask for s in tried if s.strategy not in DATA_FREE}
-        work["choose"] = len(masks) * samples_of_each(spec) * sample + len(tried) * share_of_each(spec, layout) * dense
-    if spec.mask.path is None and spec.mask.strategy not in DATA_FREE:
-        work["calibrate"] = spec.calibration.samples_per_task * sample
+        work["choose"] = len(masks) * mask + len(tried) * share_of_each(spec, layout) * dense
+    elif spec.mask.path is None and spec.mask.strategy not in DATA_FREE:
+        work["calibrate"] = mask
     passed = 1.0 if spec.mask.layers == "auto" else layout.room(spec.mask.layers)
     work["train"] = (1 + passed + again + gradients) * forwards
     if spec.baseline.enabled:

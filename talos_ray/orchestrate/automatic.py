@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 import ray
 
-from talos_ray.choice import Setting, first_round, samples_of_each, second_round, share_of_each
+from talos_ray.choice import Setting, first_round, second_round, share_of_each
 from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec, Train
 from talos_ray.core.delta import Delta
@@ -39,8 +39,9 @@ from talos_ray.storage.run_folder import CHOICE, RunFolder
 SCRATCH = "choice"  # folder of the search's ledger while it lasts
 
 
-def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> Spec:
-    """The spec with the mask and the learning rate that were chosen, before or now. Ray, if it is needed, ends with `stack`.
+def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> tuple[Spec, Mask | None]:
+    """The spec with the mask and the learning rate that were chosen, before or now, and the mask itself if it was made now. Ray, if
+    it is needed, ends with `stack`.
 
     Raises:
         TalosError: as `prepare`, or every short run diverged.
@@ -48,17 +49,20 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     asked = spec.model_dump(mode="json", include={"model", "seed", "mask", "auto", "train", "calibration"})
     store, tasks = Store(spec.output), [t.name for t in spec.tasks]
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
+    masks: dict[MaskSettings, Mask] = {}
     if choice is None or not _same(choice["asked"], asked) or not set(choice["tasks"]) <= set(tasks):
+        first = first_round(spec)
         prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
         stack.enter_context(connected(spec.cluster, verbose, progress))
         with on_ray(prepared, RunFolder(f"{store.uri}/{SCRATCH}"), verbose, progress) as session:
-            rows, best = _choose(session, prepared, spec)
+            rows, best = _choose(session, prepared, spec, first, masks)
         seconds = round(time.monotonic() - started, 1)
         choice = {"asked": asked, "tasks": tasks, "chosen": asdict(best), "tried": rows, "seconds": seconds}
         store.write_json(CHOICE, choice)
         store.delete_folder(SCRATCH)
-    return _with(spec, Setting(**choice["chosen"]))
+    chosen = Setting(**choice["chosen"])
+    return _with(spec, chosen), masks.get(chosen.mask)
 
 
 def _same(before: Mapping, now: Mapping) -> bool:
@@ -77,27 +81,25 @@ def _with(spec: Spec, chosen: Setting) -> Spec:
 
 
 def checkable(spec: Spec) -> Spec:
-    """A spec that leaves nothing open, for the short runs: masks of a part of the calibration's samples, one generation of candidates
-    around the surrogate's best, plain task arithmetic."""
+    """A spec that leaves nothing open, for the short runs: one generation of candidates around the surrogate's best, plain task
+    arithmetic."""
     search = spec.search.model_copy(
         update={"method": "surrogate", "trials": spec.search.generation, "merge": spec.search.merge.model_copy(update={"method": "linear"})}
     )  # fmt: skip
     baseline = spec.baseline.model_copy(update={"enabled": False})
-    calibration = spec.calibration.model_copy(update={"samples_per_task": samples_of_each(spec)})
-    return spec.model_copy(
-        update={"mask": first_round(spec)[0].mask, "search": search, "baseline": baseline, "calibration": calibration}
-    )
+    return spec.model_copy(update={"mask": first_round(spec)[0].mask, "search": search, "baseline": baseline})
 
 
-def _choose(session: Session, p: Prepared, spec: Spec) -> tuple[list[dict], Setting]:
-    """Every setting that was tried, with what it scored, and the best."""
+def _choose(
+    session: Session, p: Prepared, spec: Spec, first: list[Setting], masks: dict[MaskSettings, Mask]
+) -> tuple[list[dict], Setting]:
+    """Every setting that was tried, with what it scored, and the best. `masks` gathers theirs."""
     progress = session.progress
     session.share()
     share = share_of_each(spec, p.layout)
     progress.begin("choose", f"short runs of {share:.0%} of the training each")
-    masks: dict[MaskSettings, Mask] = {}
     scores = first_scores(session, [p.data[t] for t in p.targets])
-    rows = _round(session, p, spec, first_round(spec), share, masks, scores)
+    rows = _round(session, p, spec, first, share, masks, scores)
     best = _best(rows, spec.auto.tolerance)
     rows += _round(session, p, spec, second_round(spec, best, p.layout), share, masks, scores)
     best = _best(rows, spec.auto.tolerance)

@@ -33,6 +33,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
         TalosError: bad input (before any work), or a stage that could not be finished; what was finished is kept.
     """
     with progress or Progress() as progress, ExitStack() as stack:
+        known = None
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             from talos_ray.orchestrate.calibrate import ahead
 
@@ -40,7 +41,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
         if spec.mask.open:
             from talos_ray.orchestrate.automatic import resolved
 
-            spec = resolved(spec, progress, verbose, stack)
+            spec, known = resolved(spec, progress, verbose, stack)
         prepared = prepare(spec, progress)
         folder = RunFolder(spec.output)
         mask = folder.load_mask(prepared.base)
@@ -58,7 +59,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
             keys = {t: head_key(prepared.base, d) for t, d in prepared.data.items()}
             folder.begin(spec.model_dump(mode="json"), prepared.base, prepared.identity, heads, classes, keys)
             session.share()
-            mask = mask or _calibrate(session)
+            mask = mask or _calibrate(session, known)
             arms = arms_of(prepared, mask)
             _finish(session, arms, _train(session, arms), started_at)
         return folder
@@ -88,13 +89,15 @@ def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     return next((n for n in folder.versions() if folder.load_version(n).get("key") == key), None)
 
 
-def _calibrate(session) -> Mask:
-    """The run's mask, from a file or made now."""
+def _calibrate(session, known: Mask | None) -> Mask:
+    """The run's mask: `known`, from a file, or made now."""
     from talos_ray.orchestrate.calibrate import mask_of
 
     p, progress, spec = session.p, session.progress, session.spec
     progress.begin("calibrate", "sensitivity of every weight")
-    if spec.mask.path is not None:
+    if known is not None:
+        mask = known
+    elif spec.mask.path is not None:
         where = Path(spec.mask.path)
         mask = load_mask(Store(str(where.parent)), where.name, p.base)
     else:
