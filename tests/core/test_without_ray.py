@@ -12,7 +12,7 @@ FLOORS = (
     ("errors", "progress"),
     ("core",),
     ("config",),
-    ("demo", "corruptions"),
+    ("demo", "corruptions", "choice"),
     ("tasks",),
     ("inputs",),
     ("models", "spec", "storage", "gate", "smoke"),
