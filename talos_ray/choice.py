@@ -51,7 +51,12 @@ def second_round(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
     ]
 
 
+def both_rounds(spec: Spec, layout: Layout) -> list[Setting]:
+    """All that is tried, as if the first of the first round were the best of it."""
+    first = first_round(spec)
+    return [*first, *second_round(spec, first[0], layout)]
+
+
 def share_of_each(spec: Spec, layout: Layout) -> float:
     """How much of the whole training every short run gets."""
-    first = first_round(spec)
-    return min(1.0, spec.auto.budget / (len(first) + len(second_round(spec, first[0], layout))))
+    return min(1.0, spec.auto.budget / len(both_rounds(spec, layout)))

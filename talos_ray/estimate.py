@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from talos_ray.choice import first_round, second_round, share_of_each
+from talos_ray.choice import both_rounds, share_of_each
 from talos_ray.config import CHOICE, Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import DATA_FREE
@@ -117,8 +117,7 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
     dense = (3 + again) * forwards
     work = {}
     if spec.mask.open:
-        first = first_round(spec)
-        tried = [*first, *second_round(spec, first[0], layout)]
+        tried = both_rounds(spec, layout)
         masks = {s.mask for s in tried if s.strategy not in DATA_FREE}
         work["choose"] = len(masks) * mask + len(tried) * share_of_each(spec, layout) * dense
     elif spec.mask.path is None and spec.mask.strategy not in DATA_FREE:

@@ -51,12 +51,11 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
     masks: dict[MaskSettings, Mask] = {}
     if choice is None or not _same(choice["asked"], asked) or not set(choice["tasks"]) <= set(tasks):
-        first = first_round(spec)
         prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
         stack.enter_context(connected(spec.cluster, verbose, progress))
         with on_ray(prepared, RunFolder(f"{store.uri}/{SCRATCH}"), verbose, progress) as session:
-            rows, best = _choose(session, prepared, spec, first, masks)
+            rows, best = _choose(session, prepared, spec, masks)
         seconds = round(time.monotonic() - started, 1)
         choice = {"asked": asked, "tasks": tasks, "chosen": asdict(best), "tried": rows, "seconds": seconds}
         store.write_json(CHOICE, choice)
@@ -90,16 +89,14 @@ def checkable(spec: Spec) -> Spec:
     return spec.model_copy(update={"mask": first_round(spec)[0].mask, "search": search, "baseline": baseline})
 
 
-def _choose(
-    session: Session, p: Prepared, spec: Spec, first: list[Setting], masks: dict[MaskSettings, Mask]
-) -> tuple[list[dict], Setting]:
+def _choose(session: Session, p: Prepared, spec: Spec, masks: dict[MaskSettings, Mask]) -> tuple[list[dict], Setting]:
     """Every setting that was tried, with what it scored, and the best. `masks` gathers theirs."""
     progress = session.progress
     session.share()
     share = share_of_each(spec, p.layout)
     progress.begin("choose", f"short runs of {share:.0%} of the training each")
     scores = first_scores(session, [p.data[t] for t in p.targets])
-    rows = _round(session, p, spec, first, share, masks, scores)
+    rows = _round(session, p, spec, first_round(spec), share, masks, scores)
     best = _best(rows, spec.auto.tolerance)
     rows += _round(session, p, spec, second_round(spec, best, p.layout), share, masks, scores)
     best = _best(rows, spec.auto.tolerance)

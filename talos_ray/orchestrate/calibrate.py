@@ -171,7 +171,7 @@ def mask_of(
     session, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None] = lambda done, all_: None,
     first: Scores | None = None,
 ) -> Mask:  # fmt: skip
-    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity. `first`: see there."""
+    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity. `first`: as `calibrate`."""
     started = time.perf_counter()
     if how.strategy not in DATA_FREE:
         mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard, first)
