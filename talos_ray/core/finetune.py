@@ -16,6 +16,7 @@ import torch
 
 from talos_ray.core.fisher import Batch
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.core.replay import Replay
 
 State = dict[str, torch.Tensor]
 LOOK_STEPS = 16  # between two looks at a GPU's losses, for which it has to be waited for
@@ -34,6 +35,7 @@ class Plan:
     seed: int
     label_smoothing: float = 0.0
     label_noise: float = 0.0
+    classes: int = 0  # wanted where there is label noise
     completion: bool = False  # logits are log-probabilities [n, 1] of what is to be learnt, and not to be compared
 
     def lr_at(self, step: int) -> float:
@@ -55,19 +57,18 @@ class Plan:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.task, "epoch", epoch))
         return torch.randperm(self.samples, generator=generator)
 
-    def labels_at(self, index: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    def labels_at(self, index: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The labels [n] of the samples `index` [n], as they are trained on: a share of all samples, always the same ones, is wrong."""
-        if not self.label_noise or classes < 2:
+        if not self.label_noise or self.classes < 2:
             return labels
         wrong, other = self._noise
-        offset = wrong[index] * (1 + other[index] % (classes - 1))
-        return (labels + offset.to(labels.device)) % classes
+        offset = wrong[index] * (1 + other[index] % (self.classes - 1))
+        return (labels + offset.to(labels.device)) % self.classes
 
-    def loss(self, index: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Sum over the samples `index` [n] with these labels [n] and logits [n, C]."""
+    def loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Sum over the samples with these labels [n], as they are trained on, and logits [n, C]."""
         if self.completion:
             return -logits.sum()
-        labels = self.labels_at(index, labels, logits.shape[-1])
         return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
 
     @functools.cached_property
@@ -126,17 +127,23 @@ def finetune(
         optimizer.load(state)
     losses: list[torch.Tensor] = []
     read: list[float] = []
+    whole = min(plan.batch_size, plan.samples)
+
+    def work(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
+            out = logits(inputs)
+        loss = plan.loss(labels, out.float())
+        (loss * (world / whole)).backward()
+        return loss.detach()
+
+    run = Replay(work, [optimizer.values.grad])
     for step in range(done, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         parts = plan.parts_at(step, rank, world, micro_batch_size)
-        mine, whole, total = sum(map(len, parts)), min(plan.batch_size, plan.samples), 0.0
+        mine, total = sum(map(len, parts)), 0.0
         for part in parts:
             inputs, labels = batch(part)
-            with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
-                out = logits(inputs)
-            loss = plan.loss(part, labels, out.float())
-            (loss * (world / whole)).backward()
-            total = total + loss.detach()
+            total = total + run(inputs, plan.labels_at(part, labels))
         optimizer.step(plan.lr_at(step))
         mean = total / max(1, mine)
         losses.append(mean)

@@ -18,6 +18,7 @@ from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.tasks import load_task
 
 REPORT_SECONDS = 0.5  # between two progress messages
 LINES = 10  # in the worker's log, a task
@@ -28,7 +29,8 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
     module, n = bench.family.module, len(bench.examples(task, "train"))
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
-    losses = (s.label_smoothing, s.label_noise, s.loss == "completion")
+    classes = len(load_task(bench.shared.task(task), seed).classes)
+    losses = (s.label_smoothing, s.label_noise, classes, s.loss == "completion")
     plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, *losses)
     return gather(module, mask), optimizer, plan
 

@@ -122,14 +122,14 @@ def train(module, start=None, steps=40, stop=None, **options):
 
 
 def test_label_noise_makes_a_share_of_the_samples_wrong_and_always_the_same_ones():
-    noisy = Plan("task", 4000, 10, 16, 1e-2, 5, seed=3, label_noise=0.3)
+    noisy = Plan("task", 4000, 10, 16, 1e-2, 5, seed=3, label_noise=0.3, classes=5)
     index, labels = torch.arange(4000), torch.arange(4000) % 5
-    found = noisy.labels_at(index, labels, 5)
+    found = noisy.labels_at(index, labels)
     assert 0.27 < float((found != labels).float().mean()) < 0.33 and set(found.tolist()) == set(range(5))
     some = torch.tensor([7, 1234, 3999, 2])
-    assert torch.equal(noisy.labels_at(some, labels[some], 5), found[some])
-    other = dataclasses.replace(noisy, seed=4).labels_at(index, labels, 5)
-    assert not torch.equal(other, found) and torch.equal(plan().labels_at(index[:5], labels[:5], 5), labels[:5])
+    assert torch.equal(noisy.labels_at(some, labels[some]), found[some])
+    other = dataclasses.replace(noisy, seed=4).labels_at(index, labels)
+    assert not torch.equal(other, found) and torch.equal(plan().labels_at(index[:5], labels[:5]), labels[:5])
 
 
 def test_training_lowers_the_loss():

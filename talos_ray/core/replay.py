@@ -1,0 +1,102 @@
+"""Forward and backward of a step recorded once and replayed: small batches keep a GPU waiting for Python, which launches kernel by kernel.
+
+A recording (a CUDA graph) launches the same kernels on the same addresses, so the numbers are those of the step as it is. What a
+forward decides on the host (a branch that is drawn at random, a shape that depends on values) would be frozen in it: a forward
+that draws random numbers there is never recorded, one that waits for the GPU cannot be, and a recording has to give the
+gradients of the step that it was made from before it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+
+from talos_ray.core.fisher import Batch
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[Batch, torch.Tensor], torch.Tensor]
+AS_IT_IS = 3  # times that a shape comes before it is recorded: libraries choose and allocate in the first
+MOST = 16  # shapes that are recorded
+ROOM = 0.5  # of the GPU's memory that must be free: a recording keeps its activations, and a step that needs more is not short
+NEAR = 1e-2  # share of its norm by which a gradient may change when it is computed again (sums in any order, bfloat16)
+
+
+class _Recording:
+    def __init__(self, work: Work, batch: Batch, labels: torch.Tensor, pool) -> None:
+        self.tensors = [t.clone() for t in _tensors(batch, labels)]
+        *parts, fixed = self.tensors
+        inputs = dict(zip(batch, parts, strict=True)) if isinstance(batch, dict) else parts[0]
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads go on meanwhile: those that load inputs ahead.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.loss = work(inputs, fixed)
+
+    def __call__(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        torch._foreach_copy_(self.tensors, _tensors(batch, labels))
+        self.graph.replay()
+        return self.loss.clone()
+
+
+class Replay:
+    """`work(batch, labels)`, which adds gradients to `grads` and returns a loss that needs none, recorded a shape where that can be.
+
+    Args:
+        grads: where the work leaves its gradients, always the same tensors on one GPU.
+
+    A replay gives the bits of the work as it is, where the work is deterministic.
+    """
+
+    def __init__(self, work: Work, grads: Sequence[torch.Tensor]) -> None:
+        self.work, self.grads = work, list(grads)
+        self.on = self.grads[0].is_cuda
+        self.seen: Counter = Counter()
+        self.recordings: dict[tuple, _Recording] = {}
+
+    def __call__(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        if not self.on:
+            return self.work(batch, labels)
+        shapes = tuple((t.shape, t.dtype) for t in _tensors(batch, labels))
+        if shapes in self.recordings:
+            return self.recordings[shapes](batch, labels)
+        self.seen[shapes] += 1
+        if self.seen[shapes] <= AS_IT_IS or len(self.recordings) == MOST:
+            return self.work(batch, labels)
+        return self._record(shapes, batch, labels)
+
+    def _record(self, shapes: tuple, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        """This step as it is, and the same once more from a recording."""
+        device = labels.device
+        before, host, drawn = [g.clone() for g in self.grads], torch.get_rng_state(), torch.cuda.get_rng_state(device)
+        loss = self.work(batch, labels)
+        after, then = [g.clone() for g in self.grads], torch.cuda.get_rng_state(device)
+        try:
+            if not torch.equal(host, torch.get_rng_state()):
+                raise RuntimeError("the forward draws random numbers on the host")
+            free, total = torch.cuda.mem_get_info(device)
+            if free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) < ROOM * total:
+                raise RuntimeError(f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free; wanted {ROOM:.0%}")
+            pool = next((r.graph.pool() for r in self.recordings.values()), None)
+            recording = _Recording(self.work, batch, labels, pool)
+            torch._foreach_copy_(self.grads, before)
+            torch.cuda.set_rng_state(drawn, device)
+            recording(batch, labels)
+            for found, wanted in zip(self.grads, after, strict=True):
+                if not (found - wanted).norm() <= NEAR * wanted.norm():
+                    raise RuntimeError(f"its gradient differs by {(found - wanted).norm():.1e} of {wanted.norm():.1e}")
+            self.recordings[shapes] = recording
+        except RuntimeError as error:
+            self.on = False
+            log.info("steps are launched kernel by kernel: %s", str(error).partition("\n")[0])
+            # A recording that broke off leaves the generator in it.
+            torch.cuda.default_generators[device.index or 0].graphsafe_set_state(torch.Generator(device))
+        torch._foreach_copy_(self.grads, after)
+        torch.cuda.set_rng_state(then, device)
+        return loss
+
+
+def _tensors(batch: Batch, labels: torch.Tensor) -> list[torch.Tensor]:
+    return [*(batch.values() if isinstance(batch, dict) else (batch,)), labels]
