@@ -36,6 +36,7 @@ class Family(Protocol):
     """What the rest of the system needs to know about a model.
 
     `module` holds every weight; the eligible ones stand under `edited` (name prefixes). `head_words` says what a head is.
+    A family may also have `shorten(inputs)`: the inputs of a batch without the padding that none of them needs.
     """
 
     module: nn.Module
@@ -135,6 +136,11 @@ def base_tensors(family: Family) -> dict[str, torch.Tensor]:
 
 def base_fingerprint(family: Family) -> str:
     return fingerprint(base_tensors(family))
+
+
+def shortened(family: Family, inputs: torch.Tensor) -> torch.Tensor:
+    """Inputs of a batch without padding that none of them needs, if the family has any."""
+    return family.shorten(inputs) if hasattr(family, "shorten") else inputs
 
 
 def layout_of(family: Family) -> Layout:

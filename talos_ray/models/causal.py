@@ -40,7 +40,7 @@ class Causal(Ranked):
         """The last token's state."""
         ids, there = cut(inputs[:, : self.length])
         states = self._states(ids, there)
-        return states[torch.arange(len(ids)), there.sum(1) - 1]
+        return states[torch.arange(len(ids), device=ids.device), there.sum(1) - 1]
 
     def _states(self, ids: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """Token ids and where there are any, [n, l] -> the last block's states [n, l, d]."""

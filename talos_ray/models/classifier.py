@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from talos_ray.errors import SpecError, nearest
-from talos_ray.models.hf import attended, blocks, cut, padded, stacks
+from talos_ray.models.hf import PAD, attended, blocks, cut, padded, stacks, used
 
 AUTO = AutoModelForSequenceClassification
 
@@ -43,6 +43,9 @@ class Classifier:
                     f"name the task's classes so, or give `phrases` in their order"
                 )
         return torch.tensor([known[phrase.lower()] for phrase in phrases])
+
+    def shorten(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs[:, : used(inputs != PAD)]
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of the last block's states over the tokens."""

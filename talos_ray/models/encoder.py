@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel
 
 from talos_ray.errors import SpecError
-from talos_ray.models.hf import LENGTH, attended, beside, blocks
+from talos_ray.models.hf import LENGTH, attended, beside, blocks, used
 
 AUTO = AutoModel
 SCALE = (
@@ -44,15 +44,17 @@ class Encoder:
             return_tensors="pt",
         ).input_ids
 
+    def shorten(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs[:, : used(inputs != self.tokenizer.pad_token_id)]
+
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = self.shorten(inputs)
         there = inputs != self.tokenizer.pad_token_id
-        longest = inputs.shape[1] if inputs.is_meta else max(1, int(there.sum(1).max()))
-        inputs, there = inputs[:, :longest], there[:, :longest]
         tokens = self.module(input_ids=inputs, attention_mask=attended(there)).last_hidden_state
         if self.pooling == "cls":
             pooled = tokens[:, 0]
         elif self.pooling == "lasttoken":
-            pooled = tokens[torch.arange(len(tokens)), there.sum(1).clamp(min=1) - 1]
+            pooled = tokens[torch.arange(len(tokens), device=tokens.device), there.sum(1).clamp(min=1) - 1]
         else:
             pooled = (tokens * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
         return nn.functional.normalize(pooled.float(), dim=-1)

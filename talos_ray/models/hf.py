@@ -16,6 +16,7 @@ from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
+COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
 PAD = -1  # stands for "no token" in inputs and heads: not every tokenizer has a token for it
 LENGTH = "sentence_bert_config.json"  # where sentence-transformers says how many tokens are read
 TWO_TOWERS = ("clip", "siglip")  # model types that read images and, for their heads, texts
@@ -123,11 +124,19 @@ def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:
     return torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
 
 
+def used(there: torch.Tensor) -> int:
+    """Columns of a batch [n, l] that any row uses: all where there are only shapes, and while a GPU records a step, which cannot ask."""
+    columns = there.shape[1]
+    if there.is_meta or there.is_cuda and torch.cuda.is_current_stream_capturing():
+        return columns
+    longest = max(1, int(there.sum(1).max()))
+    return min(columns, -(-longest // COLUMNS) * COLUMNS) if there.is_cuda else longest
+
+
 def cut(inputs: torch.Tensor, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch without the columns that no row uses: token ids [n, l], `pad` where there is none, and where there is one, bool [n, l]."""
     there = inputs != PAD
-    # Where there are only shapes, every text counts as the longest.
-    longest = inputs.shape[1] if inputs.is_meta else max(1, int(there.sum(1).max()))
+    longest = used(there)
     return inputs.where(there, pad)[:, :longest], there[:, :longest]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from talos_ray.config import CHOICE
 from talos_ray.core.fisher import sample_labels
 from talos_ray.errors import SpecError
-from talos_ray.models.hf import PAD, padded
+from talos_ray.models.hf import PAD, padded, used
 
 
 class Ranked:
@@ -43,6 +43,10 @@ class Ranked:
             return texts
         rows = [row[: self.length // 4] for row in written(said, self.answer_tokens(said))]
         return torch.cat([texts, padded(rows, self.length // 4).view(len(texts), -1)], 1)
+
+    def shorten(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Texts alone: answers of their own stand behind the whole length."""
+        return inputs[:, : used(inputs != PAD)] if inputs.shape[1] == self.length else inputs
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         if len(prompts) != 1:

@@ -13,9 +13,11 @@ from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.delta import make_delta
 from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.fisher import Batch
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
+from talos_ray.models import shortened
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task
@@ -37,14 +39,15 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
 
 def tune(bench: Workbench, plan: Plan, s: Train, optimizer: SparseAdamW, batch: Callable, **how) -> list[float]:
     """`core.finetune` on a warm model, as the settings of the training have it."""
-    family, logits, feed = bench.family, bench.logits(plan.task), batch
+    family, logits = bench.family, bench.logits(plan.task)
     if plan.completion:  # the other answers need not be read
         head = bench.head(plan.task)
         logits = lambda batch: family.completed(batch, head)  # noqa: E731
 
-        def feed(index: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-            inputs, labels = batch(index)
-            return {"inputs": inputs, "labels": labels}, labels
+    def feed(index: torch.Tensor) -> tuple[Batch, torch.Tensor]:
+        inputs, labels = batch(index)
+        inputs = shortened(family, inputs)
+        return {"inputs": inputs, "labels": labels} if plan.completion else inputs, labels
 
     with wrapped(blocks_of(family.module, family.edited) if s.gradient_checkpointing else (), recomputing):
         return finetune(

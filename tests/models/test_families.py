@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from talos_ray import SpecError
+from talos_ray.core import replay
 from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import make_delta
@@ -36,7 +37,7 @@ from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.inputs import Examples
-from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model
+from talos_ray.models import base_fingerprint, base_tensors, build_model, check_model, layout_of, load_model, shortened
 from talos_ray.smoke import shrunk, tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import decoded, encoded, load_task
@@ -211,6 +212,35 @@ def test_recomputed_blocks_keep_less_and_train_the_same_bits(family):
             t.copy_(before[name])
     assert torch.equal(*ends) and not any("forward" in vars(m) for m in f.module.modules())
     assert kept[1] < 0.5 * kept[0] or not blocks
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_gpu_replays_the_step_of_every_family(family, autocast, monkeypatch):
+    _, f, data = family
+    layout, before = layout_of(f), {n: t.clone() for n, t in base_tensors(f).items()}
+    mask = mask_from_flags(layout, select(layout, "random", 0.3, granularity="row"))
+    head = f.head(data.phrases, data.task.prompts).cuda()
+    f.module.cuda()
+    examples, ends, made = Examples(data.train, f.preprocess, "cuda"), [], []
+    record = replay._Recording.__init__
+    monkeypatch.setattr(replay._Recording, "__init__", lambda self, *a: record(self, *a) or made.append(self))
+
+    def batch(index: torch.Tensor):
+        inputs, labels = examples.batch(index)
+        return shortened(f, inputs), labels
+
+    for patience in (replay.AS_IT_IS, 1 << 30):
+        monkeypatch.setattr(replay, "AS_IT_IS", patience)
+        optimizer = SparseAdamW(f.module, mask, 1e-2)
+        plan = Plan(data.task.name, len(data.train), 12, 8, 1e-2, 2, 0)
+        finetune(optimizer, plan, lambda x: f.logits(x, head), batch, autocast=autocast)
+        ends.append(optimizer.values.detach().clone())
+        optimizer.close()
+        for name, t in base_tensors(f).items():
+            t.copy_(before[name])
+    f.module.cpu()
+    assert made and torch.equal(*ends)
 
 
 @operation("train", "compose", "negate", "roll back")
