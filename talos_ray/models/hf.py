@@ -127,7 +127,7 @@ def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:
 def used(there: torch.Tensor) -> int:
     """Columns of a batch [n, l] that any row uses: all where there are only shapes, and while a GPU records a step, which cannot ask."""
     columns = there.shape[1]
-    if there.is_meta or there.is_cuda and torch.cuda.is_current_stream_capturing():
+    if there.is_meta or (there.is_cuda and torch.cuda.is_current_stream_capturing()):
         return columns
     longest = max(1, int(there.sum(1).max()))
     return min(columns, -(-longest // COLUMNS) * COLUMNS) if there.is_cuda else longest
