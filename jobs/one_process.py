@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from jobs.benchmark import bert, classifier, tower
 from jobs.measuring import DEVICE, KEEP, seconds
+from jobs.subjects import bert, classifier, tower
 from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
