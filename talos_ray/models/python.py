@@ -1,7 +1,7 @@
 """The escape hatch: any `torch.nn.Module`, through a function of the user's own that returns a `models.Family`.
 
 `model: "python:MODULE:FUNCTION"` calls it without arguments, in the driver and in every worker, so MODULE must be importable there
-(from the working folder, or installed). Only `module`, `edited`, `preprocess`, `head` and `logits` are needed:
+(from the working folder, or installed). Only `module`, `edited`, `preprocess`, `head`, `features` and `logits` are needed:
 
     class Mine:                                              # my_models.py; in the spec: model: "python:my_models:Mine"
         edited = ("body.",)                                  # where the weights stand that may change

@@ -123,6 +123,7 @@ def test_logits_of_a_batch_are_those_of_its_members(family):
     inputs, _ = Examples(data.train, f.preprocess).batch(torch.arange(8))
     logits = f.logits(inputs, head)
     assert head.shape[0] == 2 and logits.shape == (8, 2) and logits.std() > 0
+    assert torch.equal(f.logits(shortened(f, inputs), head), logits)
     alone = torch.cat([f.logits(inputs[i : i + 1], head) for i in range(8)])
     half = next(f.module.parameters()).dtype == torch.bfloat16
     assert torch.allclose(alone, logits, atol=0.1 if half else 1e-4)
