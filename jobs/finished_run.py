@@ -59,11 +59,14 @@ def _search(folder: RunFolder, spec: Spec, version: dict) -> Iterator[Row]:
     found, methods = objective(scores(version["coefficients"], arm=chosen)), version["search"]["methods"]
     inputs = {t: len(bench.examples(t, "validation")) for t in everything}
     sampled = sum(len(sample(spec, t, n)) for t, n in inputs.items()) / sum(inputs.values())
-    looked = len(methods) * len(probes(spec, prepared.targets)) * sampled
+    looks, a_look = version["search"]["looks"], len(single) * sampled
+    first = len(methods) * len(probes(spec, prepared.targets)) * sampled
+    looked = first + a_look * sum(map(len, looks.values()))
     used = version["search"]["evaluated"] + looked
     asked = sorted(version["search"]["candidates"], key=lambda c: c["number"])
     place = next((i for i, c in enumerate(asked, 1) if c["objective"] >= max(grid)), math.inf)
-    reached = looked + len(methods) * place  # the other method was searched as far
+    before = sum(n < place for n in looks[version["merge"]["method"]])
+    reached = first + len(methods) * (place + before * a_look)  # the other method was searched as far
     print(
         f"search: {found:.4f} with a coefficient a task after {version['search']['evaluated']} candidates under {len(methods)} merge method(s) and probes "
         f"worth {looked:.1f} evaluations; the best of the grid {max(grid):.4f}, which candidate {place} of its method reached; {each:.1f} s an evaluation. Both need the {len(single)} single edits and the base before"

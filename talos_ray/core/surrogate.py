@@ -49,7 +49,7 @@ class Surrogate:
         slopes: task -> change of the logits with each coefficient, float32 [T, n, C].
         labels: task -> int64 [n].
         objective: what a candidate's accuracies are worth.
-        low, high: bounds of the coefficients.
+        low, high: bounds of the coefficients, of all or of each [T].
         correction: task -> the anchor's accuracy on all inputs, in units of that on these n.
     """
 
@@ -57,8 +57,8 @@ class Surrogate:
     slopes: Mapping[str, torch.Tensor]
     labels: Mapping[str, torch.Tensor]
     objective: MergeObjective
-    low: float
-    high: float
+    low: float | torch.Tensor
+    high: float | torch.Tensor
     correction: Mapping[str, float] = field(default_factory=dict)
 
     def around(
@@ -72,6 +72,19 @@ class Surrogate:
             constant={t: logits[t] - torch.tensordot(a, s, 1) for t, s in self.slopes.items()},
             correction={t: scores[t] / right for t, right in seen.items() if right},
         )
+
+    def within(self, center: torch.Tensor, reach: float) -> Surrogate:
+        """The same, with no coefficient further than `reach` from that of the center [T]."""
+        low, high = (torch.as_tensor(bound) for bound in (self.low, self.high))
+        return replace(self, low=(center - reach).clamp(min=low), high=(center + reach).clamp(max=high))
+
+    @property
+    def range(self) -> float:
+        """The widest distance between the bounds."""
+        return float(torch.as_tensor(self.high - self.low).max())
+
+    def _bounded(self, a: torch.Tensor) -> torch.Tensor:
+        return a.clamp(*(torch.as_tensor(bound) for bound in (self.low, self.high)))
 
     def _logits(self, task: str, a: torch.Tensor) -> torch.Tensor:
         """Of every input under every point of a [B, T]: float32 [B, n, C]."""
@@ -115,7 +128,7 @@ class Surrogate:
         with torch.no_grad():
             floors = confidence(torch.zeros_like(starts[:1]))
         a = starts.clone().requires_grad_()
-        adam = torch.optim.Adam([a], lr=STEP_SHARE * (self.high - self.low))
+        adam = torch.optim.Adam([a], lr=STEP_SHARE * self.range)
         best, best_worth = starts.clone(), torch.full((len(starts),), -torch.inf)
         for _ in range(CLIMB_STEPS):
             adam.zero_grad()
@@ -126,7 +139,7 @@ class Surrogate:
                 better = judged > best_worth
                 best[better], best_worth[better] = a[better], judged[better]
                 adam.step()
-                a.clamp_(self.low, self.high)
+                a.copy_(self._bounded(a))
         return best
 
     def propose(
@@ -135,13 +148,13 @@ class Surrogate:
         """(predicted objective, a [T]) of the `count` most promising candidates that are not `known`, best first."""
         climbs = torch.stack([start for start in starts for _ in PRESSURES])
         climbed = self.climb(climbs, torch.tensor(PRESSURES * len(starts)))
-        scaled = (climbed[:, None] * torch.tensor(SCALES)[:, None]).flatten(0, 1).clamp(self.low, self.high)
+        scaled = self._bounded((climbed[:, None] * torch.tensor(SCALES)[:, None]).flatten(0, 1))
         found = torch.cat([climbed, scaled])
         ranked = sorted(zip(self.predict(found), found, strict=True), key=lambda p: -p[0])
         chosen: list[tuple[float, torch.Tensor]] = []
         for value, a in ranked:
             others = [*known, *(b for _, b in chosen)]
-            if len(chosen) < count and all(float((a - b).abs().max()) > APART * (self.high - self.low) for b in others):
+            if len(chosen) < count and all(float((a - b).abs().max()) > APART * self.range for b in others):
                 chosen.append((value, a))
         return chosen
 

@@ -220,8 +220,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """Every candidate, the best first, and how well the surrogate ranked them (None where it was not used)."""
+    """Every candidate, the best first; how well the surrogate ranked them (None where it was not used), and after how many of them
+    it took new slopes, each time."""
 
     candidates: list[Candidate]
     correlation: float | None = None
     fell_back: bool = False
+    looks: tuple[int, ...] = ()

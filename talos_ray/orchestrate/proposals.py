@@ -1,13 +1,15 @@
 """Who proposes candidates to the merge search: one coefficient shared by all tasks (the paper's protocol), and one a task.
 
-The *surrogate* proposes from T + 1 cached evaluations (`core.surrogate`); where its predictions do not rank
-candidates as the truth does, Optuna goes on. Candidates come in generations of a fixed size, so the result is a
+The *surrogate* proposes from T + 1 cached evaluations (`core.surrogate`), and takes them anew where it was led astray; where its
+predictions still do not rank candidates as the truth does, Optuna goes on. Candidates come in generations of a fixed size, so the result is a
 function of the spec, not of how many candidates are scored at once or which of them is first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 import optuna
 import torch
@@ -15,11 +17,12 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from talos_ray.config import Spec
-from talos_ray.core.surrogate import Surrogate, rank_correlation
+from talos_ray.core.surrogate import APART, Surrogate, rank_correlation
 from talos_ray.orchestrate.evaluation import SAMPLE, Candidate, Coefficients, Found, Problem, sample
 from talos_ray.orchestrate.search import Generations, Points
 
 WORTH = 0.002  # gain that the best of a generation must promise
+KEPT = 0.5  # share of the promised gain that the truth must give: else the linear model reaches too far
 TRUSTED = 0.3  # rank correlation of predicted and true objectives below which the surrogate is left
 JUDGED_AFTER = 6  # candidates before it is judged
 
@@ -29,7 +32,9 @@ def generations(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Generat
     s = problem.search
     grid = [round(s.low + i * (s.high - s.low) / (s.shared_points - 1), 4) for i in range(s.shared_points)]
     if s.method == "surrogate":
-        return _by_surrogate(problem, surrogate_of(problem, labels), grid)
+        surrogate = surrogate_of(problem, labels)
+        share = sum(map(len, surrogate.labels.values())) / sum(len(labels[t]) for t in surrogate.labels)
+        return _by_surrogate(problem, surrogate, grid, math.ceil(len(problem.targets) * share))
     return _by_grid(problem, grid)
 
 
@@ -49,25 +54,28 @@ def surrogate_of(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrog
     return surrogate.around(torch.zeros(len(p.targets)), base, p.objective.control)
 
 
-def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float]) -> Generations:
-    """The most promising shared coefficient, and what the surrogate climbs to from it; then, from generation to generation,
-    what it climbs to around the best so far. Ends when nothing better is predicted, when a whole generation was no better
-    than what was there, or after `search.trials` candidates with one coefficient a task."""
+def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float], price: int) -> Generations:
+    """The most promising shared coefficient, and what the surrogate climbs to from it; again with half of that at most, as long as
+    the truth gives less than half of the gain that was promised. Then, from generation to generation, what it climbs to around the
+    best so far; after a generation that was no better, with slopes that are taken there. Ends when nothing better is predicted, when
+    slopes from the best itself lead to nothing better, or after `search.trials` candidates with one coefficient a task, among which
+    new slopes count as the evaluations that they are worth (`price`)."""
     p, left = problem, problem.search.trials
     ones = torch.ones(len(p.targets))
-    shared = torch.tensor(grid)[:, None] * ones
-    value, smaller = max(zip(surrogate.predict(shared), (-c for c in grid), strict=True))
-    start = -smaller * ones
+    nothing = surrogate.predict(0 * ones[None])[0]
+    found: list[Candidate] = []
 
     def point(a: torch.Tensor) -> Coefficients:
         return p.point(dict(zip(p.targets, a.tolist(), strict=True)))
 
+    def array(coefficients: Coefficients) -> torch.Tensor:
+        return torch.tensor([coefficients[t] for t in p.targets])
+
+    def known() -> list[torch.Tensor]:
+        return [array(c.coefficients) for c in found]
+
     def proposals(surrogate: Surrogate, starts, known) -> Points:
         return [(point(a), v) for v, a in surrogate.propose(starts, known, min(left, p.search.generation))]
-
-    points = proposals(surrogate, [0 * ones, start], [start])
-    left -= len(points)
-    found = yield [(point(start), value), *points]
 
     def correlation() -> float:
         return rank_correlation([c.predicted for c in found], [c.objective for c in found])
@@ -78,12 +86,35 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float])
             return False
         return correlation() < TRUSTED
 
-    beaten = -float("inf")
-    while left > 0 and (best := min(found, key=lambda c: c.rank)).objective > beaten and not distrusted():
-        beaten = best.objective
-        known = [torch.tensor([c.coefficients[t] for t in p.targets]) for c in (best, *found)]
-        anchored = surrogate.around(known[0], p.evaluator.logits(best.coefficients, p.tasks), best.scores)
-        points = proposals(anchored, known[:1], known)
+    low, high = p.search.low, p.search.high
+    reach, least = max(abs(low), abs(high)), APART * (high - low)
+    while True:
+        near = surrogate.within(0 * ones, reach)
+        inside = [c for c in grid if abs(c) <= reach]
+        value, smaller = max(zip(near.predict(torch.tensor(inside)[:, None] * ones), (-c for c in inside), strict=True))
+        start = -smaller * ones
+        points = proposals(near, [0 * ones, start], [start, *known()])
+        left -= len(points)
+        found += yield [(point(start), value), *points]
+        best = min(found, key=lambda c: c.rank)
+        overshot = best.objective - nothing < KEPT * (best.predicted - nothing)
+        if left <= 0 or not overshot or abs(smaller) / 2 < max(least, min(map(abs, grid))):
+            break
+        reach, left = abs(smaller) / 2, left - 1
+
+    beaten, taken, looks = -float("inf"), None, []
+    while left > 0:
+        best = min(found, key=lambda c: c.rank)
+        if best.objective > beaten:
+            beaten, at = best.objective, array(best.coefficients)
+        elif taken is at or left <= price:
+            break
+        else:
+            surrogate, taken = replace(surrogate, slopes=slopes(p, best.coefficients)), at
+            looks.append(len(found))
+            left -= price
+        anchored = surrogate.around(at, p.evaluator.logits(best.coefficients, p.tasks), best.scores)
+        points = proposals(anchored.within(at, reach), [at], [at, *known()])
         if not points or points[0][1] <= beaten + WORTH:
             break
         left -= len(points)
@@ -91,7 +122,18 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float])
     agreement, fell_back = correlation(), left > 0 and distrusted()
     if fell_back:
         found = yield from _by_optuna(p, found, left)
-    return Found(sorted(found, key=lambda c: c.rank), agreement, fell_back)
+    return Found(sorted(found, key=lambda c: c.rank), agreement, fell_back, tuple(looks))
+
+
+def slopes(problem: Problem, anchor: Coefficients) -> dict[str, torch.Tensor]:
+    """Change of the sample's logits with each coefficient, at a candidate that was scored: task -> float32 [T, n, C]. Each coefficient
+    is moved by half a probe."""
+    p, s = problem, problem.search
+    steps = [s.probe / 2 if anchor[t] + s.probe / 2 <= s.high else -s.probe / 2 for t in p.targets]
+    points = [p.point({**anchor, t: anchor[t] + step}) for t, step in zip(p.targets, steps, strict=True)]
+    p.evaluator.counts([ref for a in points for ref in p.evaluator.submit(a, p.tasks, SAMPLE)])
+    here, beside = p.evaluator.logits(anchor, p.tasks), [p.evaluator.logits(a, p.tasks, SAMPLE) for a in points]
+    return {t: torch.stack([(b[t] - here[t]) / step for b, step in zip(beside, steps, strict=True)]) for t in p.tasks}
 
 
 def _by_grid(problem: Problem, grid: Sequence[float]) -> Generations:

@@ -178,7 +178,7 @@ class Judge:
                 {"objective": c.objective, "predicted": c.predicted, "coefficients": c.coefficients, "whole": c.whole, "number": c.number} for c in found[name].candidates
             ],
             "methods": {self.ways[n].how.method: f.candidates[0].objective for n, f in found.items()},
-            "evaluated": sum(len(f.candidates) for f in found.values()),
+            "evaluated": sum(len(f.candidates) for f in found.values()), "looks": {self.ways[n].how.method: f.looks for n, f in found.items()},
             "correlation": found[name].correlation, "fell_back": found[name].fell_back, "control_held": best.objective >= 0,
         }  # fmt: skip
 

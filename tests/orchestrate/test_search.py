@@ -7,12 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import talos_ray
 from talos_ray.core.metrics import MergeObjective
 from talos_ray.orchestrate.desk import Desk
-from talos_ray.orchestrate.evaluation import Evaluator, Ledger, Problem, units
-from talos_ray.orchestrate.proposals import _by_grid, probes
+from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Ledger, Problem, units
+from talos_ray.orchestrate.proposals import _by_grid, _by_surrogate, probes, surrogate_of
 from talos_ray.orchestrate.search import Dealer
 from talos_ray.spec import make_spec
 
@@ -151,3 +152,76 @@ def test_grid_optuna_and_ties_live_and_nothing_is_evaluated_twice(finished, tmp_
 def test_probes_stand_in_the_order_of_the_coefficients_whatever_the_order_of_the_spec():
     p = problem()
     assert [next(iter(a)) for a in probes(p.evaluator.spec, ["b", "a"])[1:]] == list(p.targets)
+
+
+class Crowded:
+    """An evaluator of a network in which edits stand in each other's way, with the square of what the others add up to: from single
+    edits alone that looks harmless. `bend` says how much."""
+
+    def __init__(self, bend: float) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.bend, self.deltas = bend, dict.fromkeys("abcd", "delta")
+        self.spec = make_spec(
+            {"model": "demo", "tasks": ["demo:counts"], "output": "x", "search": {"probe_inputs": 240}}
+        )
+        self.labels = {t: torch.randint(3, (240,), generator=g) for t in self.deltas}
+        self.base = {t: torch.randn(240, 3, generator=g) for t in self.deltas}
+        self.looked, self.problem = 0, None
+
+    def logits(self, coefficients, tasks, part=None) -> dict:
+        found = {}
+        for t in tasks:
+            right = torch.nn.functional.one_hot(self.labels[t], 3).float()
+            others = sum(a for s, a in coefficients.items() if s != t)
+            help_, harm = 6 * coefficients.get(t, 0.0), self.bend * others**2
+            found[t] = self.base[t] + help_ * right + harm * right.roll(1, -1)
+        return found
+
+    def submit(self, coefficients, tasks, part) -> list:
+        self.looked += 1
+        return []
+
+    def counts(self, submitted) -> dict:
+        return {}
+
+    def value(self, coefficients) -> tuple[float, dict]:
+        found = self.logits(coefficients, self.deltas)
+        scores = {t: float((found[t].argmax(-1) == y).float().mean()) for t, y in self.labels.items()}
+        return self.problem.objective(scores), scores
+
+    def search(self):
+        """What the surrogate finds, after how many candidates, and the best of the grid."""
+        single = {t: self.value_of(t) for t in self.deltas}
+        self.problem = Problem(self, MergeObjective(single, {}, 0.9), parts=1)
+        grid = [round(0.05 * i, 2) for i in range(21)]
+        run, answer = _by_surrogate(self.problem, surrogate_of(self.problem, self.labels), grid, 2), None
+        number = 0
+        while True:
+            try:
+                points = run.send(answer)
+            except StopIteration as end:
+                return end.value, max(self.value(dict.fromkeys(self.deltas, c))[0] for c in grid)
+            answer = []
+            for coefficients, predicted in points:
+                reached, scores = self.value(coefficients)
+                answer.append(Candidate(reached, coefficients, scores, ((reached, 0.0),), True, predicted, number))
+                number += 1
+
+    def value_of(self, task: str) -> float:
+        found = self.logits({task: 1.0}, [task])[task]
+        return float((found.argmax(-1) == self.labels[task]).float().mean())
+
+
+def test_where_edits_do_not_get_in_each_others_way_the_first_slopes_are_enough():
+    world = Crowded(0.0)
+    found, grid = world.search()
+    assert found.candidates[0].objective >= grid and found.looks == () and world.looked == 0 and not found.fell_back
+
+
+@pytest.mark.parametrize("bend", [1.0, 2.0, 4.0, 12.0])
+def test_a_surrogate_that_was_led_astray_reaches_less_far_and_looks_again(bend):
+    world = Crowded(bend)
+    found, grid = world.search()
+    assert max(c.predicted - c.objective for c in found.candidates) > 0.1
+    assert found.candidates[0].objective >= grid - 0.005
+    assert 4 * len(found.looks) == world.looked and len(found.candidates) + 2 * len(found.looks) <= 25
