@@ -4,7 +4,8 @@
 
 The anchor c is the base at first, then the best candidate evaluated so far: its true logits take the place of
 the prediction there, so that the linear model is right where the search goes on (ours; when fine-tuned
-networks are that linear is studied by Ortiz-Jimenez et al., NeurIPS 2023). A sample of the inputs is enough, as
+networks are that linear is studied by Ortiz-Jimenez et al., NeurIPS 2023). Where edits get in each other's way, which
+single ones do not show, the slopes are taken again at the anchor. A sample of the inputs is enough, as
 the anchor's scores on all inputs are known too. The surrogate only proposes. What is chosen and reported are true
 evaluations.
 """

@@ -324,4 +324,5 @@ def _told(found: Found) -> str:
     note += f", best normalized validation accuracy {found.candidates[0].objective:.4f}"
     if found.correlation is not None:
         note += f", the surrogate's ranks agree with the truth to {found.correlation:.2f}"
+        note += f", it looked again {len(found.looks)} time(s)" if found.looks else ""
     return note + (", Optuna took over" if found.fell_back else "")
