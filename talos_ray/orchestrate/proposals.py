@@ -48,7 +48,7 @@ def surrogate_of(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrog
     p, s = problem, problem.search
     spec = p.evaluator.spec
     base, *single = (p.evaluator.logits(a, p.tasks, SAMPLE) for a in probes(spec, p.targets))
-    slopes = {t: torch.stack([probe[t] - base[t] for probe in single]) / s.probe for t in p.tasks}
+    slopes = _slopes(base, single, [s.probe] * len(single))
     mine = {t: labels[t][sample(spec, t, len(labels[t]))] for t in p.tasks}
     surrogate = Surrogate(base, slopes, mine, p.objective, s.low, s.high)
     return surrogate.around(torch.zeros(len(p.targets)), base, p.objective.control)
@@ -74,8 +74,8 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float],
     def known() -> list[torch.Tensor]:
         return [array(c.coefficients) for c in found]
 
-    def proposals(surrogate: Surrogate, starts, known) -> Points:
-        return [(point(a), v) for v, a in surrogate.propose(starts, known, min(left, p.search.generation))]
+    def proposals(surrogate: Surrogate, starts, others) -> Points:
+        return [(point(a), v) for v, a in surrogate.propose(starts, others, min(left, p.search.generation))]
 
     def correlation() -> float:
         return rank_correlation([c.predicted for c in found], [c.objective for c in found])
@@ -110,7 +110,7 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float],
         elif taken is at or left <= price:
             break
         else:
-            surrogate, taken = replace(surrogate, slopes=slopes(p, best.coefficients)), at
+            surrogate, taken = replace(surrogate, slopes=_slopes_at(p, best.coefficients)), at
             looks.append(len(found))
             left -= price
         anchored = surrogate.around(at, p.evaluator.logits(best.coefficients, p.tasks), best.scores)
@@ -125,15 +125,20 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float],
     return Found(sorted(found, key=lambda c: c.rank), agreement, fell_back, tuple(looks))
 
 
-def slopes(problem: Problem, anchor: Coefficients) -> dict[str, torch.Tensor]:
+def _slopes_at(problem: Problem, anchor: Coefficients) -> dict[str, torch.Tensor]:
     """Change of the sample's logits with each coefficient, at a candidate that was scored: task -> float32 [T, n, C]. Each coefficient
     is moved by half a probe."""
     p, s = problem, problem.search
     steps = [s.probe / 2 if anchor[t] + s.probe / 2 <= s.high else -s.probe / 2 for t in p.targets]
     points = [p.point({**anchor, t: anchor[t] + step}) for t, step in zip(p.targets, steps, strict=True)]
     p.evaluator.counts([ref for a in points for ref in p.evaluator.submit(a, p.tasks, SAMPLE)])
-    here, beside = p.evaluator.logits(anchor, p.tasks), [p.evaluator.logits(a, p.tasks, SAMPLE) for a in points]
-    return {t: torch.stack([(b[t] - here[t]) / step for b, step in zip(beside, steps, strict=True)]) for t in p.tasks}
+    return _slopes(p.evaluator.logits(anchor, p.tasks), [p.evaluator.logits(a, p.tasks, SAMPLE) for a in points], steps)
+
+
+def _slopes(
+    here: Mapping[str, torch.Tensor], beside: Sequence[Mapping], steps: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    return {t: torch.stack([(b[t] - f) / step for b, step in zip(beside, steps, strict=True)]) for t, f in here.items()}
 
 
 def _by_grid(problem: Problem, grid: Sequence[float]) -> Generations:
