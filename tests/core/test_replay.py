@@ -14,8 +14,8 @@ from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.replay import Replay
 
 N, WIDTH, CLASSES, STEPS = 96, 40, 5, 12
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=on_gpu)]
 
 
 class Net(nn.Module):
