@@ -38,6 +38,12 @@ class Plan:
     classes: int = 0  # wanted where there is label noise
     completion: bool = False  # logits are log-probabilities [n, 1] of what is to be learnt, and not to be compared
 
+    def __post_init__(self) -> None:
+        if self.label_noise and not self.classes:
+            raise ValueError(
+                f"task {self.task!r}: label_noise is {self.label_noise:g} and classes 0; wanted the number of classes, among which a wrong label is drawn; give it"
+            )
+
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then cosine to 0. `step` counts from 0."""
         if step < self.warmup_steps:

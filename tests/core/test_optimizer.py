@@ -129,6 +129,8 @@ def test_label_noise_makes_a_share_of_the_samples_wrong_and_always_the_same_ones
     some = torch.tensor([7, 1234, 3999, 2])
     assert torch.equal(noisy.labels_at(some, labels[some]), found[some])
     other = dataclasses.replace(noisy, seed=4).labels_at(index, labels)
+    with pytest.raises(ValueError, match=r"task 'task': label_noise is 0.3 and classes 0; wanted the number"):
+        dataclasses.replace(noisy, classes=0)
     assert not torch.equal(other, found) and torch.equal(plan().labels_at(index[:5], labels[:5]), labels[:5])
 
 
