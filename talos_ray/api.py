@@ -358,20 +358,23 @@ class Run:
         return self
 
     def forget(
-        self, task: str, keep: float = 0.95, *, at_most: float | None = None, reason: str | None = None, verbose: bool = False,
+        self, task: str, keep: float = 0.95, *, at_most: float | None = None, groups: int | Mapping[str, str] | None = None,
+        reason: str | None = None, verbose: bool = False,
     ) -> Run:  # fmt: skip
         """A version that has forgotten one task (a coefficient of 0 or below), while all control tasks and all that head has
         learnt keep `keep` of their scores.
 
         Args:
             at_most: validation accuracy that counts as forgotten; by default 0.05 above chance.
+            groups: of layers that may get coefficients of their own, where one for all does not reach chance: a number of them by
+                depth, or name: pattern of tensor names; those of head, if not given.
 
         Raises:
-            TalosError: not reachable; shows the best that is, and the curve. Nothing is changed.
+            SpecError: the groups. TalosError: not reachable; shows the best that is, and the curve. Nothing is changed.
         """
         from talos_ray.orchestrate import operations
 
-        operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, verbose=verbose)
+        operations.forget(self.path, task, keep=keep, at_most=at_most, groups=groups, reason=reason, verbose=verbose)
         return self
 
     def robustness(self, *, verbose: bool = False) -> dict:

@@ -329,6 +329,10 @@ def forget(
     at_most: Annotated[
         Optional[float], typer.Option(help="Accuracy that counts as forgotten; 0.05 above chance, if not given.")
     ] = None,
+    groups: Annotated[
+        Optional[int],
+        typer.Option(help="So many groups of layers get coefficients of their own, if one for all does not do."),
+    ] = None,
     reason: Reason = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -340,7 +344,7 @@ def forget(
     from talos_ray.api import open_run
 
     with _aside(as_json):
-        found = open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose)
+        found = open_run(run).forget(task, keep, at_most=at_most, groups=groups, reason=reason, verbose=verbose)
     show(found, as_json)
 
 

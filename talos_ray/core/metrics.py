@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -73,6 +74,7 @@ class MergeObjective:
     single: Mapping[str, float]
     control: Mapping[str, float]
     keep: float
+    sign: ClassVar[float] = 1.0  # of a target's accuracy in what a candidate is worth
 
     def __call__(self, scores: Mapping[str, float]) -> float:
         kept, _ = worst_kept(scores, self.control)
@@ -90,6 +92,8 @@ class ForgetObjective(MergeObjective):
         single: the task to be forgotten -> accuracy before.
         control: every task that must hold -> accuracy of which it must keep `keep`.
     """
+
+    sign: ClassVar[float] = -1.0
 
     def _worth(self, scores: Mapping[str, float]) -> float:
         (task,) = self.single

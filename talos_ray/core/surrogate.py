@@ -107,7 +107,7 @@ class Surrogate:
 
     def climb(self, starts: torch.Tensor, pressures: torch.Tensor) -> torch.Tensor:
         """Gradient ascent from every point of `starts` [B, T] on the mean confidence of the targets, each in units of its
-        single-task score, less its `pressures` [B] times what control tasks lose. Returns the points [B, T] at which
+        single-task score (descent, where the objective is to forget), less its `pressures` [B] times what control tasks lose. Returns the points [B, T] at which
         inputs that did not lead were best."""
         target, control = self.objective.single, self.objective.control
         judge = {t: torch.zeros(len(y), dtype=torch.bool) for t, y in self.labels.items()}
@@ -123,7 +123,7 @@ class Surrogate:
             return lead, held
 
         def worth(c: dict[str, torch.Tensor], floor: dict[str, torch.Tensor]) -> torch.Tensor:
-            gain = sum(c[t] / max(target[t], 1e-9) for t in target) / len(target)
+            gain = self.objective.sign * sum(c[t] / max(target[t], 1e-9) for t in target) / len(target)
             return gain - pressures * sum((1 - c[t] / floor[t]).clamp(min=0) for t in control)
 
         with torch.no_grad():

@@ -5,17 +5,19 @@ Each makes a new version from deltas that are on storage; nothing that another v
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ray
+import torch
 
-from talos_ray.config import Merge, Spec
+from talos_ray.config import Merge, Spec, validated
 from talos_ray.core.delta import Delta
 from talos_ray.core.merging import coefficients_of, task_of
 from talos_ray.core.metrics import ForgetObjective, accuracy, worst_kept
 from talos_ray.core.paired import Answers
+from talos_ray.core.surrogate import Surrogate
 from talos_ray.corruptions import CORRUPTIONS
 from talos_ray.errors import TalosError, nearest
 from talos_ray.orchestrate.cluster import options
@@ -23,10 +25,12 @@ from talos_ray.orchestrate.desk import open_desk
 from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
+from talos_ray.orchestrate.proposals import sampled_labels, slopes_at
+from talos_ray.orchestrate.search import Generations
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.verify import Judge
 from talos_ray.progress import Progress
-from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.run_folder import RunFolder, coefficient_of
 from talos_ray.trust import versions
 
 LOWEST = -1.0  # coefficient, and number of points down to it: Iurada et al., 2025
@@ -34,6 +38,8 @@ POINTS = 21
 FINER = 4  # points between the best of them and the next
 FURTHER = (-2.0, -4.0)  # where the grid goes on if all others still hold at its end: short training makes short deltas
 MOST = POINTS * (1 + len(FURTHER)) + FINER
+MOST_LAYERED = 24  # candidates in which groups of layers part from their common coefficient
+HALVED = 3  # times that the surrogate's reach in that, at first the coefficient itself, is halved
 RETRAINED = 0.1  # share of its training that a forgotten task is given again, to see how fast it comes back
 NEAR = 0.05  # accuracy above chance that still counts as forgotten
 
@@ -151,7 +157,8 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
 
 
 def forget(
-    uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, reason: str | None = None, verbose: bool = False,
+    uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, groups: int | Mapping[str, str] | None = None,
+    reason: str | None = None, verbose: bool = False,
 ) -> int:  # fmt: skip
     """Task negation: the coefficient of `task`, from 0 to -1 and on to -4 while all hold, that lowers it most while every control task keeps `keep` of
     the base's score, and every task that head has learnt `keep` of head's (Ilharco et al., 2023). Chosen on validation data.
@@ -160,33 +167,42 @@ def forget(
     Args:
         at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which is what always answering the most
             frequent class scores, and 0.05.
+        groups: of layers (as `search.merge.groups`) that then get coefficients of their own, as long as it is above that aim; those of
+            head, if not given.
 
     Raises:
-        TalosError: not reachable; with the best pair there is, and the whole curve. Nothing is changed.
+        SpecError: the groups. TalosError: not reachable; with the best pair there is, and the whole curve. Nothing is changed.
     """
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
+    validated(Merge, {"groups": groups}, "forget")
     with _opened(uri, [task], verbose) as run:
         head = run.head
+        if groups and run.how.groups not in (None, groups):
+            raise TalosError(
+                f"groups is {groups!r}, but version {head['version']} of run {uri!r} is made of groups {run.how.groups!r}; leave groups out"
+            )
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
         judge, progress, desk = run.judge(learnt), run.session.progress, open_desk()
-        judge.share([run.arm], {SPARSE: deltas}, (run.how,))
+        how = run.how.model_copy(update={"groups": groups}) if groups else run.how
+        judge.share([run.arm], {SPARSE: deltas}, (how,))
         way = judge.ways[SPARSE]
-        evaluator = judge.evaluator(way.ref, way.rows)
+        evaluator, told_by = judge.evaluator(way.ref, way.rows), head["coefficients"]
+        at_head = {r: told_by.get(r, told_by.get(task_of(r), 0.0)) for r in way.rows}
         progress.begin("search", f"how {task} can be forgotten")
         held = (*learnt, *run.prepared.controls)
-        before = evaluator.counts(evaluator.submit(head["coefficients"], (task, *learnt)))
+        before = evaluator.counts(evaluator.submit(at_head, (task, *learnt)))
         before |= evaluator.counts(evaluator.submit({}, run.prepared.controls))
         scores = {t: right / n for t, (right, n) in before.items()}
-        labels = run.prepared.data[task].validation.labels
-        chance = float(labels.bincount().max()) / len(labels)
+        labels = {t: run.prepared.data[t].validation.labels for t in (task, *held)}
+        chance = float(labels[task].bincount().max()) / len(labels[task])
         aim = min(1.0, chance + NEAR)
         limit = aim if at_most is None else at_most
         objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
         problem = Problem(evaluator, objective, 1)
-        candidates = _downwards(problem, head["coefficients"], task, min(aim, limit))
-        found = judge.run({SPARSE: (problem, candidates)}, MOST, desk)[SPARSE]
+        candidates = _downwards(problem, labels, at_head, task, min(aim, limit))
+        found = judge.run({SPARSE: (problem, candidates)}, MOST + MOST_LAYERED, desk)[SPARSE]
         best, curve = found.candidates[0], _curve(found, objective, task)
         told = {
             "task": task,
@@ -195,19 +211,21 @@ def forget(
             "aim": aim,
             "limit": limit,
             "before": scores[task],
+            "after": best.scores[task],
             "curve": curve,
+            "layers": None if _shared(best, task) else coefficients_of(best.coefficients, task),
         }
         if best.objective < 0 or best.scores[task] > limit:
             raise TalosError(_unreachable(told, best if best.objective >= 0 else None))
         progress.end(
             "search",
-            f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {_at(best, task):g} (validation)",
+            f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {_words(best, task)} (validation)",
         )
         version, *answers = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
         again = shortened(run.arm.settings[task], RETRAINED)
         told["retrained_steps"] = again.steps
         looks = inspect.options(**options(run.prepared.spec.cluster))
-        models = {"base": {}, "before": head["coefficients"], "now": best.coefficients}
+        models = {"base": {}, "before": at_head, "now": best.coefficients}
         seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task, again) for name, a in models.items()}
         told["beyond"] = dict(zip(seen, ray.get(list(seen.values())), strict=True))
         told["classes"] = list(run.prepared.data[task].classes)
@@ -218,15 +236,25 @@ def forget(
 
 
 def _at(candidate: Candidate, task: str) -> float:
-    """The coefficient of the task that is to be forgotten: the same for all groups of layers."""
+    """The coefficient of the task that is to be forgotten, where all groups of layers have the same."""
     return next(iter(coefficients_of(candidate.coefficients, task).values()))
 
 
+def _shared(candidate: Candidate, task: str) -> bool:
+    return len(set(coefficients_of(candidate.coefficients, task).values())) == 1
+
+
+def _words(candidate: Candidate, task: str) -> str:
+    if _shared(candidate, task):
+        return f"{_at(candidate, task):g}"
+    return coefficient_of({"coefficients": candidate.coefficients}, task)
+
+
 def _downwards(
-    problem: Problem, head: Coefficients, task: str, aim: float
-) -> Generator[list[tuple[Coefficients, None]], list[Candidate], Found]:
+    problem: Problem, labels: Mapping[str, torch.Tensor], head: Coefficients, task: str, aim: float
+) -> Generations:
     """The grid from 0 down to the lowest coefficient, and on while everyone holds and the task is still above `aim`; then
-    finer steps below the best that holds."""
+    finer steps below the best that holds, and groups of layers by themselves, if there are any."""
 
     def points(values: Sequence[float]) -> list[tuple[Coefficients, None]]:
         return [
@@ -249,13 +277,45 @@ def _downwards(
     at = _at(best(), task)
     if best().objective >= 0 and at > end:
         found += yield points([at + step * (i + 1) / (FINER + 1) for i in range(FINER)])
+    found += yield from _by_layers(problem, labels, best(), task, aim)
     return Found(sorted(found, key=lambda c: c.rank))
 
 
+def _by_layers(
+    problem: Problem, labels: Mapping[str, torch.Tensor], best: Candidate, task: str, aim: float
+) -> Generator[list[tuple[Coefficients, float]], list[Candidate], list[Candidate]]:
+    """Groups of layers of the task part from the coefficient that is best for all: by the surrogate, with slopes taken at the best so
+    far; where it leads to nothing better, it reaches half as far."""
+    p, known, found, anchor = problem, [], [], None
+    own = [r for r in p.targets if task_of(r) == task]
+    reach = least = max(-_at(best, task), -LOWEST)
+    least /= 2**HALVED
+    while len(own) > 1 and len(found) < MOST_LAYERED and reach > least and best.scores[task] > aim:
+        if anchor is not best:
+            anchor, at = best, torch.tensor([best.coefficients[r] for r in own])
+            slopes, here = slopes_at(p, best.coefficients, own), p.evaluator.logits(best.coefficients, p.tasks)
+            surrogate = Surrogate(here, slopes, sampled_labels(p, labels), p.objective, FURTHER[-1], 0.0)
+            surrogate = surrogate.around(at, here, best.scores)
+        points = surrogate.within(at, reach).propose([at], [at, *known], p.search.generation)
+        if not points:
+            break
+        known += [a for _, a in points]
+        tried = yield [
+            (p.point({**best.coefficients, **dict(zip(own, a.tolist(), strict=True))}), v) for v, a in points
+        ]
+        found += tried
+        better = min(tried, key=lambda c: c.rank)
+        if better.objective > best.objective:
+            best = better
+        else:
+            reach /= 2
+    return found
+
+
 def _curve(found: Found, objective: ForgetObjective, task: str) -> list[dict]:
-    """Every candidate from 0 downwards: accuracy of the task, and the task that kept least."""
+    """Every candidate with one coefficient, from 0 downwards: accuracy of the task, and the task that kept least."""
     curve = []
-    for c in sorted(found.candidates, key=lambda c: -_at(c, task)):
+    for c in sorted((c for c in found.candidates if _shared(c, task)), key=lambda c: -_at(c, task)):
         kept, worst = worst_kept(c.scores, objective.control)
         curve.append({"coefficient": _at(c, task), "target": c.scores[task], "kept": kept, "worst": worst})
     return curve
@@ -268,7 +328,7 @@ def _unreachable(told: dict, best: Candidate | None) -> str:
         reached = f"no coefficient lets every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps {nearest_one['kept']:.1%} at best, at {nearest_one['coefficient']:g}"
         fix = "lower keep, or `talos remove` it"
     else:
-        reached = f"{best.scores[task]:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}, at coefficient {_at(best, task):g}"
+        reached = f"{best.scores[task]:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}, at coefficient {_words(best, task)}"
         fix = f"accept that with at_most={best.scores[task] + 5e-4:.3f}, or lower keep"
     lines = [f"  {p['coefficient']:6.3f}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
     return (

@@ -49,8 +49,7 @@ def surrogate_of(problem: Problem, labels: Mapping[str, torch.Tensor]) -> Surrog
     spec = p.evaluator.spec
     base, *single = (p.evaluator.logits(a, p.tasks, SAMPLE) for a in probes(spec, p.targets))
     slopes = _slopes(base, single, [s.probe] * len(single))
-    mine = {t: labels[t][sample(spec, t, len(labels[t]))] for t in p.tasks}
-    surrogate = Surrogate(base, slopes, mine, p.objective, s.low, s.high)
+    surrogate = Surrogate(base, slopes, sampled_labels(p, labels), p.objective, s.low, s.high)
     return surrogate.around(torch.zeros(len(p.targets)), base, p.objective.control)
 
 
@@ -110,7 +109,7 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float],
         elif taken is at or left <= price:
             break
         else:
-            surrogate, taken = replace(surrogate, slopes=_slopes_at(p, best.coefficients)), at
+            surrogate, taken = replace(surrogate, slopes=slopes_at(p, best.coefficients, p.targets)), at
             looks.append(len(found))
             left -= price
         anchored = surrogate.around(at, p.evaluator.logits(best.coefficients, p.tasks), best.scores)
@@ -125,12 +124,17 @@ def _by_surrogate(problem: Problem, surrogate: Surrogate, grid: Sequence[float],
     return Found(sorted(found, key=lambda c: c.rank), agreement, fell_back, tuple(looks))
 
 
-def _slopes_at(problem: Problem, anchor: Coefficients) -> dict[str, torch.Tensor]:
-    """Change of the sample's logits with each coefficient, at a candidate that was scored: task -> float32 [T, n, C]. Each coefficient
+def sampled_labels(problem: Problem, labels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of what the surrogate looks at, of all validation labels."""
+    return {t: labels[t][sample(problem.evaluator.spec, t, len(labels[t]))] for t in problem.tasks}
+
+
+def slopes_at(problem: Problem, anchor: Coefficients, rows: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Change of the sample's logits with each coefficient of `rows`, at a candidate that was scored: task -> float32 [rows, n, C]. Each
     is moved by half a probe."""
     p, s = problem, problem.search
-    steps = [s.probe / 2 if anchor[t] + s.probe / 2 <= s.high else -s.probe / 2 for t in p.targets]
-    points = [p.point({**anchor, t: anchor[t] + step}) for t, step in zip(p.targets, steps, strict=True)]
+    steps = [s.probe / 2 if anchor[r] + s.probe / 2 <= s.high else -s.probe / 2 for r in rows]
+    points = [p.point({**anchor, r: anchor[r] + step}) for r, step in zip(rows, steps, strict=True)]
     p.evaluator.counts([ref for a in points for ref in p.evaluator.submit(a, p.tasks, SAMPLE)])
     return _slopes(p.evaluator.logits(anchor, p.tasks), [p.evaluator.logits(a, p.tasks, SAMPLE) for a in points], steps)
 

@@ -58,6 +58,7 @@ TEXTS = {
     # forgetting
     "negation": "How {task} was forgotten",
     "negation_how": "Validation accuracy by its coefficient. Further left forgets more and costs the others more; what was chosen is the lowest point at which every other task keeps {keep:.0%}. The dotted line is chance.",
+    "negation_layers": "After that, groups of its layers got coefficients of their own, by the same rule: {at}. Validation accuracy: {after:.3f}.",
     "beyond_how": "Beyond accuracy: what it answers instead, and what a linear classifier on its features still reaches. As high as in the base, the knowledge is out of reach of the task's own words and not gone. Linear probe: base {probe_base:.3f}, before {probe_before:.3f}, now {probe_now:.3f}. Trained again for {steps} steps, accuracy is {again_base:.3f} from the base, {again_before:.3f} from before, {again_now:.3f} from now: what comes back at once was not gone.",
     "class": "class",
     "inputs": "inputs",

@@ -235,6 +235,11 @@ def _negation(version: Mapping, w: Words) -> list[str]:
         f"<h2>{w('negation', task=html.escape(told['task']))}</h2>",
         _how(w("negation_how", keep=told["keep"])),
         _plot(plots.negation(told, w)),
+        *(
+            [_how(w("negation_layers", at=coefficient_of(version, told["task"]), after=told["after"]))]
+            if told.get("layers")
+            else []
+        ),
         _how(w("beyond_how", steps=told["retrained_steps"], **figures)),
         _table(
             [w(k) for k in ("class", "inputs", "predicted_base", "before", "now")],

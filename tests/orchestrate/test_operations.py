@@ -14,7 +14,10 @@ from talos_ray import SpecError, TalosError
 from talos_ray.core.compose import Composer
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.merging import merged
+from talos_ray.core.metrics import ForgetObjective
 from talos_ray.models import base_tensors, load_model
+from talos_ray.orchestrate.evaluation import Candidate, Found, Problem
+from talos_ray.orchestrate.operations import _curve, _downwards
 from talos_ray.spec import make_spec, resolve_task
 from talos_ray.tasks import load_task
 
@@ -121,8 +124,10 @@ def test_layers_may_have_coefficients_of_their_own(mine, capsys):
     assert left["coefficients"] == {r: a for r, a in found["coefficients"].items() if not r.startswith("sides@")}
     with pytest.raises(TalosError, match="cannot be forgotten"):
         run.forget("pointers", keep=1.0, at_most=0.0)
+    with pytest.raises(TalosError, match="groups is 3, but version .* is made of groups 2; leave groups out"):
+        run.forget("pointers", groups=3)
     run.forget("pointers", keep=0.2, at_most=1.0)
-    assert len({a for r, a in run.newest["coefficients"].items() if r.startswith("pointers@")}) <= 1
+    assert {r for r in run.newest["coefficients"] if r.startswith("pointers@")} <= {"pointers@0", "pointers@1"}
     assert run.verify(deep=True) == []
     page = run.report(Path(run.path).parent / "page.html", found["version"]).read_text()
     assert f"0 {found['coefficients']['sides@0']:.2f}, 1 {found['coefficients']['sides@1']:.2f}" in page
@@ -193,6 +198,89 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
     assert fingerprint(base_tensors(run.model())) == version["model"]
     with pytest.raises(TalosError, match="keep is 1.5"):
         run.forget("pointers", keep=1.5)
+    with pytest.raises(SpecError, match="groups"):
+        run.forget("pointers", groups=1)
+
+
+def test_forgetting_by_layers_goes_on_from_one_coefficient_and_touches_no_other_task(mine):
+    run, _ = mine
+    before = run.coefficients
+    run.forget("pointers", keep=0.9, at_most=1.0)
+    shared = run.newest["negation"]
+    run.rollback(1)
+    run.forget("pointers", keep=0.9, at_most=1.0, groups=2)
+    version, told = run.newest, run.newest["negation"]
+    assert told["curve"] == shared["curve"] and told["after"] <= shared["after"]
+    assert version["merge"]["groups"] == 2 and run.verify(deep=True) == []
+    for task in set(before) - {"pointers"}:
+        assert {r: a for r, a in version["coefficients"].items() if r.startswith(task)} == dict.fromkeys(
+            (f"{task}@0", f"{task}@1"), before[task]
+        )
+    page = run.report(Path(run.path).parent / "page.html", version["version"]).read_text()
+    assert ("After that, groups of its layers" in page) == bool(told["layers"])
+
+
+class Layered:
+    """An evaluator of a network whose first layers are what the control needs, and its last what the task does: `weights` says how
+    much each row of coefficients adds to the right answers of (task a, control)."""
+
+    def __init__(self, weights: dict[str, tuple[float, float]]) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.weights, self.deltas = weights, dict.fromkeys((*weights, "b"), "delta")
+        self.spec = make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x"})
+        self.labels = {t: torch.randint(4, (80,), generator=g) for t in ("a", "control")}
+        right = {t: torch.nn.functional.one_hot(y, 4) for t, y in self.labels.items()}
+        self.base = {t: torch.randn(80, 4, generator=g) + 2 * r for t, r in right.items()}
+        self.right, self.looked = right, 0
+        before = self.scores({})
+        self.objective = ForgetObjective({"a": before["a"]}, {"control": before["control"]}, 0.95)
+
+    def logits(self, coefficients, tasks, part=None) -> dict:
+        change = {
+            t: sum(w[i] * coefficients.get(r, 0.0) for r, w in self.weights.items()) for i, t in enumerate(self.labels)
+        }
+        return {t: self.base[t] + change[t] * self.right[t] for t in tasks}
+
+    def scores(self, coefficients) -> dict[str, float]:
+        found = self.logits(coefficients, self.labels)
+        return {t: float((found[t].argmax(-1) == y).float().mean()) for t, y in self.labels.items()}
+
+    def submit(self, coefficients, tasks, part) -> list:
+        self.looked += 1
+        return []
+
+    def counts(self, submitted) -> dict:
+        return {}
+
+    def search(self) -> Found:
+        problem = Problem(self, self.objective, parts=1)
+        run, answer = _downwards(problem, self.labels, {"b": 0.5}, "a", 0.1), None
+        while True:
+            try:
+                points = run.send(answer)
+            except StopIteration as end:
+                return end.value
+            assert points
+            answer = []
+            for i, (point, predicted) in enumerate(points):
+                scores = self.scores(point)
+                answer.append(Candidate(self.objective(scores), point, scores, ((0.0, 0.0),), True, predicted, i))
+
+
+def test_layers_part_where_one_coefficient_for_all_costs_the_others_too_much():
+    together = Layered({"a": (2.4, 2.2)})
+    apart = Layered({"a@0": (0.4, 2.0), "a@1": (2.0, 0.2)})
+    one, two = together.search(), apart.search()
+    for found in (one, two):
+        best = found.candidates[0]
+        assert best.scores["control"] >= 0.95 * apart.scores({})["control"] and best.coefficients["b"] == 0.5
+    assert together.looked == 0 and one.candidates[0].scores["a"] > 0.4
+    assert apart.looked > 0 and two.candidates[0].scores["a"] < 0.15
+    assert two.candidates[0].coefficients["a@1"] < two.candidates[0].coefficients["a@0"] <= 0
+    assert all(-4 <= a <= 0 for c in two.candidates for r, a in c.coefficients.items() if r != "b")
+    assert _curve(two, apart.objective, "a") == _curve(
+        one, together.objective, "a"
+    )  # what is shown is of one coefficient
 
 
 def test_test_data_decide_nothing(finished, tmp_path):
