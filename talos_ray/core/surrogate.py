@@ -107,8 +107,8 @@ class Surrogate:
 
     def climb(self, starts: torch.Tensor, pressures: torch.Tensor) -> torch.Tensor:
         """Gradient ascent from every point of `starts` [B, T] on the mean confidence of the targets, each in units of its
-        single-task score (descent, where the objective is to forget), less its `pressures` [B] times what control tasks lose. Returns the points [B, T] at which
-        inputs that did not lead were best."""
+        single-task score (descent, where the objective is to forget), less its `pressures` [B] times what control tasks
+        lose. Returns the points [B, T] at which inputs that did not lead were best."""
         target, control = self.objective.single, self.objective.control
         judge = {t: torch.zeros(len(y), dtype=torch.bool) for t, y in self.labels.items()}
         for rows in judge.values():

@@ -52,12 +52,8 @@ class _Open:
     folder: RunFolder
     arm: ArmPlan
     head: dict
+    how: Merge  # that head was made by, with the groups of layers that are asked for
     session: Session
-
-    @property
-    def how(self) -> Merge:
-        """The merge method that head was made by."""
-        return Merge.model_validate(self.head.get("merge", {"method": "linear"}))
 
     def of(self, targets: Sequence[str]) -> Prepared:
         """As if only these were its target tasks."""
@@ -89,9 +85,11 @@ class _Open:
 
 
 @contextmanager
-def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False) -> Iterator[_Open]:
-    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked before
-    anything starts."""
+def _opened(
+    uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False, groups: int | Mapping[str, str] | None = None
+) -> Iterator[_Open]:
+    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; `groups`: of layers, where
+    head has none; both checked before anything starts."""
     folder = RunFolder(uri)
     spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
     names = [t.name for t in spec.tasks]
@@ -107,12 +105,18 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
         raise TalosError(
             f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: {', '.join(head['deltas']) or 'none'}"
         )
+    how = Merge.model_validate(head.get("merge", {"method": "linear"}))
+    if groups and how.groups not in (None, groups):
+        raise TalosError(
+            f"groups is {groups!r}, but version {head['version']} of run {uri!r} is made of groups {how.groups!r}; leave groups out"
+        )
+    how = how.model_copy(update={"groups": groups or how.groups})
     with Progress() as progress:
         prepared = prepare(spec, progress)
         arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
         with on_ray(prepared, folder, verbose, progress) as session:
             session.share()
-            yield _Open(prepared, folder, arm, head, session)
+            yield _Open(prepared, folder, arm, head, how, session)
 
 
 def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> int:
@@ -176,17 +180,12 @@ def forget(
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
     validated(Merge, {"groups": groups}, "forget")
-    with _opened(uri, [task], verbose) as run:
+    with _opened(uri, [task], verbose, groups=groups) as run:
         head = run.head
-        if groups and run.how.groups not in (None, groups):
-            raise TalosError(
-                f"groups is {groups!r}, but version {head['version']} of run {uri!r} is made of groups {run.how.groups!r}; leave groups out"
-            )
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         deltas = run.deltas(sorted({*head["deltas"], task}))
         judge, progress, desk = run.judge(learnt), run.session.progress, open_desk()
-        how = run.how.model_copy(update={"groups": groups}) if groups else run.how
-        judge.share([run.arm], {SPARSE: deltas}, (how,))
+        judge.share([run.arm], {SPARSE: deltas}, (run.how,))
         way = judge.ways[SPARSE]
         evaluator, told_by = judge.evaluator(way.ref, way.rows), head["coefficients"]
         at_head = {r: told_by.get(r, told_by.get(task_of(r), 0.0)) for r in way.rows}
@@ -288,8 +287,8 @@ def _by_layers(
     far; where it leads to nothing better, it reaches half as far."""
     p, known, found, anchor = problem, [], [], None
     own = [r for r in p.targets if task_of(r) == task]
-    reach = least = max(-_at(best, task), -LOWEST)
-    least /= 2**HALVED
+    reach = max(-_at(best, task), -LOWEST)
+    least = reach / 2**HALVED
     while len(own) > 1 and len(found) < MOST_LAYERED and reach > least and best.scores[task] > aim:
         if anchor is not best:
             anchor, at = best, torch.tensor([best.coefficients[r] for r in own])
