@@ -110,7 +110,7 @@ def overhead(folder: RunFolder, version: dict) -> Iterator[Row]:
         folder.load_trial(Path(n).stem)[0]["seconds"] for n in folder.store.list("trials") if n.endswith(".safetensors")
     )
     work = {
-        "calibrate": folder.load_mask(version["base"]).info["work_seconds"] / slots["calibrate"],
+        "calibrate": folder.load_mask(version["base"]).info.get("work_seconds", 0.0) / slots["calibrate"],
         "train": train / min(slots["train"], len(arms) * len(deltas)),
         "search": trials / slots["search"],
     }
