@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -189,9 +191,21 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="compose")
 
 
+@functools.cache
+def _rest() -> Callable[[], int]:
+    """Ends the threads of the OpenMP that torch itself is linked with; its next operation starts them anew, in microseconds."""
+    try:
+        pause = ctypes.CDLL(torch._C.__file__).omp_pause_resource_all
+    except (OSError, AttributeError):  # a torch without OpenMP, or with one that is older than 5.0
+        return lambda: 0
+    return lambda: pause(1)  # 1: omp_pause_soft
+
+
 def compose(jobs, places, base, sources, alphas, stored: torch.dtype, *_) -> None:
     """All jobs, by as many threads as torch uses; base and parameters are float32, indices int64. Arguments: see `core.fused.Fused`."""
     threads = torch.get_num_threads()
+    if threads > 1:  # for milliseconds after an operation torch's threads spin, on the cores that ours need
+        _rest()()
     done = jobs[:, COUNT].cumsum(0)
     cuts = torch.searchsorted(done, torch.arange(1, threads) * done[-1] // threads).tolist()
     table, rest = jobs.numpy(), (places.numpy(), base.numpy(), sources.numpy(), alphas.numpy(), *STORED[stored])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +85,25 @@ def test_threads_do_not_change_the_bits(threads):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(gather(module, mask), wanted)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_threads_that_torch_left_spinning_do_not_share_the_cores_with_ours():
+    from talos_ray.core import kernels_cpu
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before, x = torch.get_num_threads(), torch.arange(1_000_000.0)
+    try:
+        torch.set_num_threads(3)
+        expected = x.add(1)
+        busy = threads()
+        kernels_cpu._rest()()
+        assert threads() == busy - 2
+        assert torch.equal(x.add(1), expected) and threads() == busy  # and torch goes on as before
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_module_that_moved_is_written_where_it_is_now():
