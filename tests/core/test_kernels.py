@@ -100,8 +100,9 @@ def test_threads_that_torch_left_spinning_do_not_share_the_cores_with_ours():
         expected = x.add(1)
         busy = threads()
         kernels_cpu._rest()()
-        assert threads() == busy - 2
-        assert torch.equal(x.add(1), expected) and threads() == busy  # and torch goes on as before
+        resting = threads()
+        assert resting <= busy - 2
+        assert torch.equal(x.add(1), expected) and threads() >= resting + 2  # and torch goes on as before
     finally:
         torch.set_num_threads(before)
 
