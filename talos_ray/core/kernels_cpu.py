@@ -204,12 +204,12 @@ def _rest() -> Callable[[], int]:
 def compose(jobs, places, base, sources, alphas, stored: torch.dtype, *_) -> None:
     """All jobs, by as many threads as torch uses; base and parameters are float32, indices int64. Arguments: see `core.fused.Fused`."""
     threads = torch.get_num_threads()
-    if threads > 1:  # for milliseconds after an operation torch's threads spin, on the cores that ours need
-        _rest()()
     done = jobs[:, COUNT].cumsum(0)
     cuts = torch.searchsorted(done, torch.arange(1, threads) * done[-1] // threads).tolist()
     table, rest = jobs.numpy(), (places.numpy(), base.numpy(), sources.numpy(), alphas.numpy(), *STORED[stored])
     shares = [table[a:b] for a, b in zip([0, *cuts], [*cuts, len(table)], strict=True)]
+    if threads > 1:  # for milliseconds after an operation torch's threads spin, on the cores that ours need
+        _rest()()
     others = [_pool(threads - 1).submit(_loop, share, *rest) for share in shares[1:]]
     _loop(shares[0], *rest)
     for other in others:
