@@ -39,6 +39,9 @@ SCALES = (
 APART = 0.03  # of the range, in the largest coefficient: what is closer counts as the same candidate
 AT_ONCE = 16  # points that are predicted together
 HOLD_OUT = 4  # one input in four judges a climb and does not lead it
+SMALL = (
+    1 << 16
+)  # logits of a task under all points of a climb: below, a second thread gains nothing and spins where others work
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +151,17 @@ class Surrogate:
     ) -> list[tuple[float, torch.Tensor]]:
         """(predicted objective, a [T]) of the `count` most promising candidates that are not `known`, best first."""
         climbs = torch.stack([start for start in starts for _ in PRESSURES])
-        climbed = self.climb(climbs, torch.tensor(PRESSURES * len(starts)))
-        scaled = self._bounded((climbed[:, None] * torch.tensor(SCALES)[:, None]).flatten(0, 1))
-        found = torch.cat([climbed, scaled])
-        ranked = sorted(zip(self.predict(found), found, strict=True), key=lambda p: -p[0])
+        threads = torch.get_num_threads()
+        if len(climbs) * max(f.numel() for f in self.constant.values()) < SMALL:
+            torch.set_num_threads(1)
+        try:
+            climbed = self.climb(climbs, torch.tensor(PRESSURES * len(starts)))
+            scaled = self._bounded((climbed[:, None] * torch.tensor(SCALES)[:, None]).flatten(0, 1))
+            found = torch.cat([climbed, scaled])
+            predicted = self.predict(found)
+        finally:
+            torch.set_num_threads(threads)
+        ranked = sorted(zip(predicted, found, strict=True), key=lambda p: -p[0])
         chosen: list[tuple[float, torch.Tensor]] = []
         for value, a in ranked:
             others = [*known, *(b for _, b in chosen)]

@@ -21,6 +21,7 @@ from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import CHUNK, DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
 from talos_ray.errors import SpecError
 from talos_ray.models import check_model
+from talos_ray.models.lean import import_lean
 from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room
 from talos_ray.orchestrate.worker import Shared, Workbench, workbench
 from talos_ray.tasks import Split, TaskData, decoded, encoded
@@ -28,7 +29,7 @@ from talos_ray.tasks import Split, TaskData, decoded, encoded
 PIECE = (
     1 << 28
 )  # weights whose scores travel as one object: an object store and its spilling take many GB in pieces only
-ROOM = 0.25  # of the object store, that scores of an earlier mask may keep
+ROOM = 0.25  # of the object store, that scores may take
 Scores = dict[tuple[str, int], list]  # (task, shard) -> references of its pieces
 
 
@@ -41,6 +42,7 @@ def calibration_split(spec: Spec, data: TaskData) -> Split:
 def libraries(model: str) -> None:
     """What a worker process has to load before it sees a model, without any of the run's own data."""
     with contextlib.suppress(SpecError):  # the driver says it
+        import_lean(model)
         check_model(model)
 
 
@@ -137,22 +139,22 @@ def add_shard(total: np.ndarray | None, shard: np.ndarray) -> tuple[np.ndarray, 
 
 
 @ray.remote(**WARM)
-def choose(shared: Shared, how: MaskSettings, keep: float, totals: list[list[tuple]]) -> np.ndarray:
+def choose(shared: Shared, how: MaskSettings, keep: float, sums: list[float], *pieces) -> np.ndarray:
     """Packed mask by the mean of the tasks' scores, each normalised to sum 1, so that no task drowns another.
 
     Args:
-        totals: references of every task's pieces, in order, each with its sum. One piece is looked at at once, because the scores
-            of all tasks are more than a node may hold.
+        sums: of every task's scores.
+        pieces: these scores, task after task, each an array, or in a list its reference: then one is looked at at once.
     """
-    mean = np.zeros(shared.layout.total, dtype=np.float32)
-    for task in totals:
-        whole, start = sum(ray.get([s for _, s in task])) or 1.0, 0
-        for ref, _ in task:
-            piece = ray.get(ref)
-            part, start = mean[start : start + len(piece)], start + len(piece)
-            for at in range(0, len(piece), CHUNK):  # the quotient of all at once would be as large as the scores
-                part[at : at + CHUNK] += piece[at : at + CHUNK] / whole
-            del piece
+    mean, each, end = np.zeros(shared.layout.total, dtype=np.float32), len(pieces) // len(sums), 0
+    for i, found in enumerate(pieces):
+        piece, whole = ray.get(found[0]) if isinstance(found, list) else found, sums[i // each] or 1.0
+        start = end if i % each else 0
+        end = start + len(piece)
+        part = mean[start:end]
+        for at in range(0, len(piece), CHUNK):  # the quotient of all at once would be as large as the scores
+            part[at : at + CHUNK] += piece[at : at + CHUNK] / whole
+        del piece
     flags = select(
         shared.layout, how.strategy, keep, granularity=how.granularity, layers=how.layers, scores=torch.from_numpy(mean),
         seed=shared.spec.seed,
@@ -160,11 +162,26 @@ def choose(shared: Shared, how: MaskSettings, keep: float, totals: list[list[tup
     return mask_from_flags(shared.layout, flags).bits
 
 
+def _choose(shared_ref, shared: Shared, how: MaskSettings, keep: float, totals: list[list[tuple]]):
+    """Reference of the mask by references of every task's pieces, each with its sum."""
+    sums = [sum(ray.get([s for _, s in task])) for task in totals]
+    refs = [ref for task in totals for ref, _ in task]
+    # A task that gets objects by itself lends its place to another, which may start a process for it. But what is an
+    # argument has to be on the node with all others, and the scores of all tasks may be more than it holds.
+    if 4 * shared.layout.total * len(totals) > _room() / len(nodes()):
+        refs = [[ref] for ref in refs]
+    return choose.remote(shared_ref, how, keep, sums, *refs)
+
+
+def _room() -> float:
+    """Bytes of the object store that scores may take."""
+    return ROOM * ray.cluster_resources().get("object_store_memory", 0)
+
+
 def first_scores(session, data: list[TaskData]) -> Scores | None:
     """Where masks of the same tasks keep what they have in common; None where the object store has no room for it."""
     shards = len(data) * session.spec.calibration.shards_per_task
-    room = ROOM * ray.cluster_resources().get("object_store_memory", 0)
-    return {} if 4 * session.p.layout.total * shards < room else None
+    return {} if 4 * session.p.layout.total * shards < _room() else None
 
 
 def mask_of(
@@ -235,7 +252,7 @@ def calibrate(
             for task, i in wave:
                 found = zip(totals[task], sums.pop((task, i)), strict=True)
                 totals[task] = [tuple(add_shard.remote(total, piece)) for (total, _), piece in found]
-            before, estimate = estimate, ray.get(choose.remote(shared_ref, how, keep, list(totals.values())))
+            before, estimate = estimate, ray.get(_choose(shared_ref, shared, how, keep, list(totals.values())))
             if before is not None:
                 stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
                 if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:
@@ -244,7 +261,7 @@ def calibrate(
             ray.cancel(ref, force=False)
         kept = estimate
         on_shard(r * every // settings.rounds, every)
-    alone = [choose.remote(shared_ref, how, keep, [total]) for total in totals.values()]
+    alone = [_choose(shared_ref, shared, how, keep, [total]) for total in totals.values()]
     overlaps = [jaccard(kept, ray.get(bits)) for bits in alone]
     info = {
         **how.model_dump(exclude={"path"}),

@@ -34,6 +34,7 @@ LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INT
 LOCAL_CONFIG = {
     "idle_worker_killing_time_threshold_ms": 600_000,
     "worker_maximum_startup_concurrency": 8,
+    "prestart_worker_first_driver": False,  # they would lack the environment of what runs here, and never be used
     "task_oom_retries": 3,  # without end, if not said: the same shard would be killed for ever
 }
 SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # what makes a worker take less memory

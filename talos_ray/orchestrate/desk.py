@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from talos_ray.orchestrate.cluster import WARM
+
 
 class Desk:
     """Hands candidates to trials. One that was with a lost trial goes to its successor, or back to the others."""
@@ -68,4 +70,4 @@ def open_desk():
     """A desk for one search. Its process takes seconds to start, so it is opened before there is work for it."""
     # On the driver's own node: only with the driver may it be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
+    return ray.remote(num_cpus=0, **WARM)(Desk).options(scheduling_strategy=here).remote()

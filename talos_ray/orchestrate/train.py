@@ -10,6 +10,7 @@ Nothing here imports torch: the queue and Ray Train's own controllers load this 
 
 from __future__ import annotations
 
+import contextlib
 import pkgutil
 import threading
 import time
@@ -22,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from talos_ray.config import Cluster, Task, Train
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import free_gpus, remote_address, resources, root_cause
+from talos_ray.orchestrate.cluster import WARM, free_gpus, remote_address, resources, root_cause
 
 if TYPE_CHECKING:
     from talos_ray.orchestrate.worker import Arm
@@ -53,7 +54,7 @@ class Job:
         return self.settings.steps * self.settings.batch_size
 
 
-@ray.remote(num_cpus=0, max_concurrency=16)
+@ray.remote(num_cpus=0, max_concurrency=16, **WARM)
 class Queue:
     """Which job is with which team, and how far it is. Lives as long as the driver."""
 
@@ -126,16 +127,29 @@ def train_loop(config: dict) -> None:
 
 def _trainer(settings: Cluster) -> type:
     """Ray Train's trainer without what a team has no use for, each a process that takes seconds to start: a keeper of Ray
-    Datasets, and on a Ray of this machine one that outlives it all to hand back places."""
+    Datasets, and on a Ray of this machine one that asks an autoscaler for nodes and one that outlives it all to hand back places."""
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
     if settings.workers_per_task > 1:
         from ray.train.torch import TorchTrainer as Trainer
     else:  # the same without a process group: so Ray Train's controller, a process a team, need not import torch
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Trainer
-    unused = ["DatasetsCallback"] + ([] if remote_address(settings) else ["PlacementGroupCleanerCallback"])
+    here = not remote_address(settings)
+    unused = ["DatasetsCallback"] + (["PlacementGroupCleanerCallback"] if here else [])
+
+    class Unasked(FixedScalingPolicy):
+        def _send_resource_request(self) -> None:
+            pass
+
+        _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
 
     class Team(Trainer):
         def _create_default_callbacks(self) -> list:
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
+
+        def _initialize_and_run_controller(self, **how):
+            policy = {"scaling_policy": Unasked(self.scaling_config)} if here else {}
+            return super()._initialize_and_run_controller(**{**how, **policy})
 
     return Team
 
@@ -164,6 +178,14 @@ def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[Base
         trainer.fit()
     except Exception as error:  # whatever ended the team, its jobs are what the driver reports
         failures.append(error)
+
+
+def _close(queue, teams: Sequence[threading.Thread]) -> None:
+    """Once the teams have ended, by themselves or with the driver's Ray."""
+    for team in teams:
+        team.join()
+    with contextlib.suppress(Exception):
+        ray.kill(queue)
 
 
 def train(
@@ -204,13 +226,16 @@ def train(
     ]
     for team in running:
         team.start()
-    while any(team.is_alive() for team in running):
+    while True:
+        working = any(team.is_alive() for team in running)
+        state, restarts = ray.get(queue.status.remote())
+        on_status(state, restarts)
+        open_jobs = [n for n, s in state.items() if s["state"] != "done"]
+        if not (working and open_jobs):
+            break
         time.sleep(POLL_SECONDS)
-        on_status(*ray.get(queue.status.remote()))
-    state, restarts = ray.get(queue.status.remote())
-    on_status(state, restarts)
-    ray.kill(queue)
-    open_jobs = [n for n, s in state.items() if s["state"] != "done"]
+    # After its last job a team takes a second or two to end, and asks the queue once more: nothing to wait for.
+    threading.Thread(target=_close, args=(queue, running), daemon=True).start()
     if open_jobs:
         reason = next((s["error"] for s in state.values() if s.get("error")), None) or (
             root_cause(failures[0]) if failures else "their team ended"

@@ -27,6 +27,7 @@ from talos_ray.demo.tasks import cache_folder
 from talos_ray.inputs import Examples, Node
 from talos_ray.models import Family, build_model
 from talos_ray.models.heads import scorer
+from talos_ray.models.lean import import_lean
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task
 
@@ -223,5 +224,6 @@ def workbench(shared: Shared) -> Workbench:
     key = f"{shared.base}-{uses}"
     if key not in _benches:
         _benches.clear()
+        import_lean(shared.spec.model)
         _benches[key] = Workbench(shared)
     return _benches[key]

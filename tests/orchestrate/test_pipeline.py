@@ -57,6 +57,11 @@ def test_the_run_holds_what_the_design_lists(finished):
     assert set(run.scores["sides"]) == {"base", "single", "merged"} and run.scores["sides"]["merged"]["n"] == 24
 
 
+def test_no_process_is_started_to_ask_for_nodes_where_none_can_come(finished):
+    with pytest.raises(ValueError, match="AutoscalingCoordinator"):
+        ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+
+
 def test_report_and_version_show_the_same_numbers(finished):
     run, _ = finished
     page = (Path(run.path) / "report/index.html").read_text()
@@ -170,8 +175,9 @@ def test_the_mask_does_not_depend_on_who_scores_or_in_how_many_pieces(finished, 
     run, values = finished
     s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
     data = [s.p.data[t] for t in s.p.targets]
-    for workers, piece in ((1, stage.PIECE), (2, 300_000)):
+    for workers, piece, room in ((1, stage.PIECE, stage.ROOM), (2, 300_000, stage.ROOM), (2, 300_000, 0)):
         monkeypatch.setattr(stage, "PIECE", piece)
+        monkeypatch.setattr(stage, "ROOM", room)  # without it, one piece is looked at at once
         mask = calibrate(s.shared_ref, s.shared, s.spec.mask, data, workers, lambda done, total: None)
         assert mask.fingerprint == run.mask.fingerprint
     assert set(run.mask.info["overlap"]) == set(s.p.targets) and all(

@@ -1,0 +1,53 @@
+"""open_clip without the libraries that the model at hand has no use for: they are a third of what a process takes to load it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+FAMILY = "talos_ray.models.clip"
+# What open_clip can do without: the key of a tower that is made of it, and the module that holds it, or None.
+OPTIONAL = {
+    "transformers": ("hf_model_name", "open_clip.hf_model"),
+    "timm": ("timm_model_name", "open_clip.timm_model"),
+}
+
+
+def import_lean(name: str) -> None:
+    """Import the family of a model, if that is open_clip's, as on a machine without the `OPTIONAL` libraries that it does not need.
+
+    Only for processes of our own: in a user's, open_clip would be left without them. Models may follow each other in a
+    process: where a later one needs more, open_clip is loaded again.
+    """
+    config = _config(name)
+    if config is None:
+        return
+    needed = {library for library, (key, _) in OPTIONAL.items() if key in config}
+    if "open_clip" in sys.modules:
+        if all(getattr(sys.modules[OPTIONAL[library][1]], library) for library in needed):
+            return
+        for module in [m for m in sys.modules if m.partition(".")[0] == "open_clip" or m == FAMILY]:
+            del sys.modules[module]
+    hidden = [library for library in OPTIONAL if library not in needed and library not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # so that importing them raises ImportError
+    gc.disable()  # a tenth of the time goes into looking for garbage among what imports make, where there is none
+    try:
+        import_module(FAMILY)
+    finally:
+        gc.enable()
+        for library in hidden:
+            del sys.modules[library]
+
+
+def _config(name: str) -> str | None:
+    """What open_clip builds a model from, as JSON; None where open_clip is not used, or only it can tell."""
+    if name == "demo":
+        return "{}"
+    kind, _, rest = name.partition(":")
+    if kind != "open_clip" or (spec := find_spec("open_clip")) is None:
+        return None
+    file = Path(spec.submodule_search_locations[0]) / "model_configs" / f"{rest.partition('/')[0]}.json"
+    return file.read_text() if file.is_file() else None
