@@ -27,7 +27,7 @@ def import_lean(name: str) -> None:
         return
     needed = {library for library, (key, _) in OPTIONAL.items() if key in config}
     if "open_clip" in sys.modules:
-        if all(getattr(sys.modules[OPTIONAL[library][1]], library) for library in needed):
+        if all(getattr(sys.modules.get(OPTIONAL[library][1]), library, True) for library in needed):
             return
         for module in [m for m in sys.modules if m.partition(".")[0] == "open_clip" or m == FAMILY]:
             del sys.modules[module]
