@@ -10,7 +10,6 @@ Nothing here imports torch: the queue and Ray Train's own controllers load this 
 
 from __future__ import annotations
 
-import contextlib
 import pkgutil
 import threading
 import time
@@ -181,11 +180,10 @@ def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[Base
 
 
 def _close(queue, teams: Sequence[threading.Thread]) -> None:
-    """Once the teams have ended, by themselves or with the driver's Ray."""
+    """A team that has done its last job asks the queue once more, and then takes a second or two to end."""
     for team in teams:
         team.join()
-    with contextlib.suppress(Exception):
-        ray.kill(queue)
+    ray.kill(queue)
 
 
 def train(
@@ -197,8 +195,9 @@ def train(
     scratch: str,
     on_status: Callable[[dict, dict], None],
     member: str = MEMBER,
-) -> None:
-    """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
+) -> threading.Thread:
+    """Train all jobs in `teams` teams at once; deltas land in the jobs' folders. Returns when all of them are there, with a thread that is
+    over once the teams have ended: to be joined before Ray is shut down, or what is left of them would start it anew.
 
     Args:
         on_status: called twice a second with the queue's view of all jobs, and the restarts of each team.
@@ -234,8 +233,6 @@ def train(
         if not (working and open_jobs):
             break
         time.sleep(POLL_SECONDS)
-    # After its last job a team takes a second or two to end, and asks the queue once more: nothing to wait for.
-    threading.Thread(target=_close, args=(queue, running), daemon=True).start()
     if open_jobs:
         reason = next((s["error"] for s in state.values() if s.get("error")), None) or (
             root_cause(failures[0]) if failures else "their team ended"
@@ -243,3 +240,6 @@ def train(
         raise TalosError(
             f"not trained: {', '.join(open_jobs)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again"
         )
+    ending = threading.Thread(target=_close, args=(queue, running), daemon=True)
+    ending.start()
+    return ending
