@@ -143,7 +143,7 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         progress.begin("train", "starting teams of Ray Train workers")
         teams = session.slots_of("train", spec.cluster.workers_per_task, spec.cluster.teams)
         bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
-        session.ending = train(session.shared_ref, bits, jobs, spec.cluster, teams, session.scratch, on_status)
+        train(session.shared_ref, bits, jobs, spec.cluster, teams, session.scratch, on_status)
         again = sum(progress.restarts.values())
         if again:
             session.folder.record("teams restarted", restarts=again)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,8 +19,6 @@ from talos_ray.orchestrate.worker import Shared, freeze, thaw
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
 
-ENDING_SECONDS = 30  # that teams without work may take to end
-
 
 class Session:
     """What every stage needs: the prepared spec, the run's folder, and the base in the object store."""
@@ -30,7 +27,6 @@ class Session:
         self.p, self.folder, self.progress, self.watch, self.scratch = prepared, folder, progress, watch, scratch
         self.spec = prepared.spec
         self.slots: dict[str, int] = {}  # stage -> how much of it runs at once
-        self.ending: threading.Thread | None = None  # is over once the teams that trained have ended
 
     def share(self) -> None:
         """The base, once, to where every worker finds it."""
@@ -87,12 +83,7 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
         with connected(spec.cluster, verbose, progress):
             params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
             with Watch(Tracker(spec.tracker, spec.output, params, progress.say)) as watch:
-                session = Session(prepared, folder, progress, watch, scratch)
-                try:
-                    yield session
-                finally:
-                    if session.ending:
-                        session.ending.join(ENDING_SECONDS)
+                yield Session(prepared, folder, progress, watch, scratch)
             cluster.free_gpus(spec.cluster)
     except ray.exceptions.RayError as error:
         raise TalosError(

@@ -179,13 +179,6 @@ def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[Base
         failures.append(error)
 
 
-def _close(queue, teams: Sequence[threading.Thread]) -> None:
-    """A team that has done its last job asks the queue once more, and then takes a second or two to end."""
-    for team in teams:
-        team.join()
-    ray.kill(queue)
-
-
 def train(
     shared_ref,
     arms: dict[str, Arm],
@@ -195,9 +188,8 @@ def train(
     scratch: str,
     on_status: Callable[[dict, dict], None],
     member: str = MEMBER,
-) -> threading.Thread:
-    """Train all jobs in `teams` teams at once; deltas land in the jobs' folders. Returns when all of them are there, with a thread that is
-    over once the teams have ended: to be joined before Ray is shut down, or what is left of them would start it anew.
+) -> None:
+    """Train all jobs in `teams` teams at once; deltas land in the jobs' folders.
 
     Args:
         on_status: called twice a second with the queue's view of all jobs, and the restarts of each team.
@@ -225,14 +217,13 @@ def train(
     ]
     for team in running:
         team.start()
-    while True:
-        working = any(team.is_alive() for team in running)
-        state, restarts = ray.get(queue.status.remote())
-        on_status(state, restarts)
-        open_jobs = [n for n, s in state.items() if s["state"] != "done"]
-        if not (working and open_jobs):
-            break
+    while any(team.is_alive() for team in running):
         time.sleep(POLL_SECONDS)
+        on_status(*ray.get(queue.status.remote()))
+    state, restarts = ray.get(queue.status.remote())
+    on_status(state, restarts)
+    ray.kill(queue)
+    open_jobs = [n for n, s in state.items() if s["state"] != "done"]
     if open_jobs:
         reason = next((s["error"] for s in state.values() if s.get("error")), None) or (
             root_cause(failures[0]) if failures else "their team ended"
@@ -240,6 +231,3 @@ def train(
         raise TalosError(
             f"not trained: {', '.join(open_jobs)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again"
         )
-    ending = threading.Thread(target=_close, args=(queue, running), daemon=True)
-    ending.start()
-    return ending

@@ -3,6 +3,7 @@
 One raylet ends by force, with all that runs on it, while the first shards are scored or once the first delta is there.
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -18,7 +19,11 @@ import talos_ray
 
 def scoring(nodes: list) -> list:
     """Those of the nodes that are at a shard."""
-    at_it = {p.ppid() for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::score_shar")}
+    at_it = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may be gone by now
+            if process.name().startswith("ray::score_shar"):
+                at_it.add(process.ppid())
     return [n for n in nodes if n.all_processes["raylet"][0].process.pid in at_it]
 
 

@@ -43,7 +43,7 @@ if __name__ == "__main__":
     told = {"before": alive()}
     with tempfile.TemporaryDirectory() as folder:
         jobs = [Job(Task(name="a", data="demo:counts"), "sparse", Train(), "", folder, "")]
-        train(ray.put(0), {}, jobs, Cluster(gpus_per_worker=1), 1, folder, lambda *a: None, member="processes:Member").join()
+        train(ray.put(0), {}, jobs, Cluster(gpus_per_worker=1), 1, folder, lambda *a: None, member="processes:Member")
         told["while_teams_work"] = json.loads(Path(folder, "alive").read_text())
     print(json.dumps(told))
     ray.shutdown()
