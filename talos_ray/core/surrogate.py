@@ -39,9 +39,7 @@ SCALES = (
 APART = 0.03  # of the range, in the largest coefficient: what is closer counts as the same candidate
 AT_ONCE = 16  # points that are predicted together
 HOLD_OUT = 4  # one input in four judges a climb and does not lead it
-SMALL = (
-    1 << 16
-)  # logits of a task under all points of a climb: below, a second thread gains nothing and spins where others work
+SMALL = 1 << 16  # logits of a task in a climb: below, a second thread gains nothing and spins where others work
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,14 +23,14 @@ def import_lean(name: str) -> None:
     process: where a later one needs more, open_clip is loaded again.
     """
     config = _config(name)
-    if config is None:
-        return
-    needed = {library for library, (key, _) in OPTIONAL.items() if key in config}
+    needed = {library for library, (key, _) in OPTIONAL.items() if config is None or key in config}
     if "open_clip" in sys.modules:
         if all(getattr(sys.modules.get(OPTIONAL[library][1]), library, True) for library in needed):
             return
         for module in [m for m in sys.modules if m.partition(".")[0] == "open_clip" or m == FAMILY]:
             del sys.modules[module]
+    if config is None:
+        return
     hidden = [library for library in OPTIONAL if library not in needed and library not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # so that importing them raises ImportError
     gc.disable()  # a tenth of the time goes into looking for garbage among what imports make, where there is none

@@ -16,6 +16,10 @@ for name in ("hf:some/model", "python:module:function", "open_clip:hf-hub:some/m
 assert "open_clip" not in sys.modules, "only open_clip itself can tell what these need"
 import_lean("demo")
 assert loaded() == [False, False]
+import_lean("open_clip:hf-hub:some/model")
+assert "open_clip" not in sys.modules, "it may need what was left out"
+import_lean("demo")
+assert loaded() == [False, False]
 import open_clip
 lean = open_clip
 import timm, transformers  # they are hidden no longer
