@@ -80,7 +80,7 @@ def longest_first(durations: Sequence[float], teams: int) -> float:
 
 
 async def _team(queue, team: int, waits: list[float]) -> None:
-    await queue.begin.remote(team)
+    await queue.begin.remote(team, None)
     while True:
         asked = time.perf_counter()
         job = await queue.next.remote(team)
@@ -103,7 +103,8 @@ async def _all_teams(queue, waits: list[float], polls: list[float]) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             asked = time.perf_counter()
-            progress.training(*(await queue.status.remote()))
+            state, restarts, _ = await queue.status.remote()
+            progress.training(state, restarts)
             polls.append(time.perf_counter() - asked)
 
     watching = asyncio.create_task(watch())
@@ -121,7 +122,7 @@ def thousand() -> None:
     asyncio.run(_all_teams(queue, waits, polls))
     wall = time.perf_counter() - started
     grown = psutil.Process().memory_info().rss - before
-    state, _ = ray.get(queue.status.remote())
+    state, *_ = ray.get(queue.status.remote())
     assert all(s["state"] == "done" for s in state.values())
     ideal = longest_first([j.settings.steps * STEP for j in work], TEAMS)
     waits.sort()

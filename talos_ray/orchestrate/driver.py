@@ -115,6 +115,9 @@ def _calibrate(session, known: Mask | None) -> Mask:
 
 
 def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
+    from ray.exceptions import RayActorError
+
+    from talos_ray.orchestrate.cluster import root_cause
     from talos_ray.orchestrate.train import Job, train
     from talos_ray.orchestrate.worker import Arm
 
@@ -143,7 +146,18 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         progress.begin("train", "starting teams of Ray Train workers")
         teams = session.slots_of("train", spec.cluster.workers_per_task, spec.cluster.teams)
         bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
-        train(session.shared_ref, bits, jobs, spec.cluster, teams, session.scratch, on_status)
+        todo = jobs
+        for more in reversed(range(spec.cluster.max_failures + 1)):
+            try:
+                train(session.shared_ref, bits, todo, spec.cluster, teams, session.scratch, on_status)
+                break
+            except RayActorError as error:
+                if not more:
+                    raise
+                done = {(a.name, t) for a in arms for t in a.finished()}
+                todo = [j for j in jobs if (j.arm, j.task.name) not in done]
+                session.folder.record("teams begun anew", reason=root_cause(error), tasks=[j.name for j in todo])
+                progress.say(f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew")
         again = sum(progress.restarts.values())
         if again:
             session.folder.record("teams restarted", restarts=again)

@@ -16,11 +16,12 @@ from collections.abc import Callable, Generator, Mapping
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from talos_ray.core.metrics import normalized_accuracy
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.cluster import root_cause
-from talos_ray.orchestrate.desk import Waiting
+from talos_ray.orchestrate.desk import Waiting, open_desk
 from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Counts, Found, Problem, units
 
 NOTHING = {"CPU": 0, "memory": 1}  # a trial only waits; Ray Tune wants at least something, and a byte is least
@@ -78,7 +79,7 @@ class Dealer(tune.Callback):
 
     Args:
         searches: arm -> (its problem, its generations).
-        failures: trials that may be lost before the search is given up.
+        failures: trials and desks that may be lost before the search is given up.
         on_candidate: called with the arm's name and each of its candidates.
     """
 
@@ -91,7 +92,9 @@ class Dealer(tune.Callback):
     ) -> None:
         self.searches, self.desk, self.on_candidate = dict(searches), desk, on_candidate
         self.failures_left = failures
+        self.desk_lost = False
         self.orders: list[tuple[str, Coefficients, float | None, int]] = []  # with its number in its own search
+        self.open: dict[int, dict] = {}  # what is, or was, on the desk and has no result
         self.results: dict[int, Candidate] = {}
         self.generation: dict[str, range] = {}  # the orders of an arm's present generation
         self.best: dict[str, Candidate] = {}
@@ -110,19 +113,31 @@ class Dealer(tune.Callback):
         except StopIteration as end:
             self.found[arm] = end.value
             if len(self.found) == len(self.searches):
-                self.desk.close()
+                self._tell("close")
             return
         first, best = len(self.orders), self.best.get(arm)
         self.generation[arm] = range(first, first + len(points))
-        orders = []
         before = sum(order[0] == arm for order in self.orders)
         for i, (number, (coefficients, predicted)) in enumerate(zip(self.generation[arm], points, strict=True)):
             self.orders.append((arm, coefficients, predicted, before + i))
             parts = 1 if predicted is not None else problem.parts
             reachable = best is not None and best.objective >= 0 and len(best.parts) == parts
             bars = [value - doubt for value, doubt in best.parts] if reachable else []
-            orders.append({"number": number, "arm": arm, "coefficients": coefficients, "parts": parts, "bars": bars})
-        self.desk.put(orders)
+            order = {"number": number, "arm": arm, "coefficients": coefficients, "parts": parts, "bars": bars}
+            self.open[number] = order
+        self._tell("put", [self.open[number] for number in self.generation[arm]])
+
+    def _tell(self, what: str, *args) -> None:
+        try:
+            getattr(self.desk, what)(*args)
+        except RayActorError:  # its trials end, too, and then there is another
+            self.failures_left -= not self.desk_lost
+            self.desk_lost = True
+
+    def move(self, desk) -> None:
+        """To another desk, with all that the one before may have held."""
+        self.desk, self.desk_lost = desk, False
+        self._tell("put", list(self.open.values()))
 
     def on_trial_result(self, iteration: int, trials: list, trial, result: dict, **info) -> None:
         number = result.get("number")
@@ -140,6 +155,7 @@ class Dealer(tune.Callback):
             place,
         )
         self.results[number] = candidate
+        del self.open[number]
         self.on_candidate(arm, candidate)
         if all(n in self.results for n in self.generation[arm]):
             candidates = [self.results[n] for n in self.generation[arm]]
@@ -148,10 +164,12 @@ class Dealer(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial, **info) -> None:
         """The other trials take over what it had, while there are failures left."""
+        self._tell("lost", trial.trial_id)
+        if self.desk_lost:
+            return
         self.failures_left -= 1
-        self.desk.lost(trial.trial_id)
         if self.failures_left < 0:
-            self.desk.close()
+            self._tell("close")
 
 
 def run(
@@ -170,15 +188,17 @@ def run(
         scratch: a folder for Tune's own state, of no use afterwards.
 
     Raises:
-        TalosError: trials failed more often than `cluster.max_failures`.
+        TalosError: trials, or their desk, failed more often than `cluster.max_failures`.
     """
     problems = {arm: problem for arm, (problem, _) in searches.items()}
     failures = next(iter(problems.values())).evaluator.spec.cluster.max_failures
     dealer = Dealer(searches, Waiting(desk), failures, on_candidate)
-    trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
     # One more trial than can be served at once, so that no worker waits for a trial's turn.
     at_once = 1 + -(-slots // min(len(units(p.tasks)) for p in problems.values()))
-    while len(dealer.found) < len(problems):  # again only if all trials were lost
+    while len(dealer.found) < len(problems):  # again only if all trials, or their desk, were lost
+        if dealer.desk_lost:
+            dealer.move(Waiting(desk := open_desk()))
+        trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
         results = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(num_samples=at_once),
@@ -186,7 +206,7 @@ def run(
                 storage_path=scratch, verbose=0, callbacks=[dealer], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()  # fmt: skip
-        if dealer.failures_left < 0:
+        if dealer.failures_left < 0 and len(dealer.found) < len(problems):
             raise TalosError(f"the trials of the merge search failed: {root_cause(results.errors[0])}")
     ray.kill(desk)
     return dealer.found, statistics.median(dealer.overheads)

@@ -91,9 +91,10 @@ class Member:
         base_values, optimizer, plan = begin(bench, mask, job.task.name, s)
         start = folder.load_checkpoint(job.task.name, job.key)
         curve: list[list[float]] = []
-        last = [0.0]
+        last, told = 0.0, None
 
         def on_step(step: int, loss: torch.Tensor) -> None:
+            nonlocal last, told
             if rank != 0:
                 return
             if step % max(1, s.steps // 50) == 0:
@@ -103,9 +104,11 @@ class Member:
                 print(f"{job.name}: step {step} of {s.steps}, loss {loss:.4f}", flush=True)
             if saved:
                 folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
-            if saved or time.monotonic() - last[0] > REPORT_SECONDS:
-                last[0] = time.monotonic()
-                queue.progress.remote(job.name, step, float(loss), os.getpid())
+            if saved or time.monotonic() - last > REPORT_SECONDS:
+                last = time.monotonic()
+                if told is not None:
+                    ray.get(told)  # raises where the queue is gone: nobody wants the rest
+                told = queue.progress.remote(job.name, step, float(loss), os.getpid())
 
         steps = range(start[0] if start else 0, s.steps)
         parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from talos_ray.config import Cluster, Task, Train
@@ -63,15 +65,16 @@ class Queue:
         self.state = {j.name: {"step": 0, "steps": j.settings.steps, "loss": None, "state": "waiting"} for j in jobs}
         self.refs = (shared_ref[0], arms_ref[0])
         self.restarts: dict[int, int] = {}
+        self.places: dict[int, PlacementGroup | None] = {}
 
     def objects(self):
         """References to the shared base and the arms' masks."""
         return list(self.refs)
 
-    def begin(self, team: int) -> int:
-        """A team has (re)started. Returns how often it did before."""
+    def begin(self, team: int, place: PlacementGroup | None) -> None:
+        """A team has (re)started, in this placement group."""
         self.restarts[team] = self.restarts.get(team, -1) + 1
-        return self.restarts[team]
+        self.places[team] = place
 
     def next(self, team: int) -> Job | None:
         """The job this team had and did not finish, else the longest one waiting, else None."""
@@ -91,8 +94,9 @@ class Queue:
         job = self.with_team.pop(team)
         self.state[job.name].update(state="failed" if error else "done", error=error)
 
-    def status(self) -> tuple[dict[str, dict], dict[int, int]]:
-        return self.state, self.restarts
+    def status(self) -> tuple[dict[str, dict], dict[int, int], dict[int, PlacementGroup | None]]:
+        """Of every job how far it is, of every team how often it was started again, and where it is."""
+        return self.state, self.restarts, self.places
 
 
 def train_loop(config: dict) -> None:
@@ -101,9 +105,12 @@ def train_loop(config: dict) -> None:
 
     context = ray.train.get_context()
     rank, world, team = context.get_world_rank(), context.get_world_size(), config["team"]
-    queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
+    try:
+        queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
+    except ValueError:  # the driver has given up, or begins anew
+        return
     if rank == 0:
-        ray.get(queue.begin.remote(team))
+        ray.get(queue.begin.remote(team, get_current_placement_group()))
     member = pkgutil.resolve_name(config["member"])(*ray.get(queue.objects.remote()))
     while True:
         box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
@@ -153,11 +160,31 @@ def _trainer(settings: Cluster) -> type:
     return Team
 
 
-def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[BaseException]) -> None:
+def _run_team(
+    config: dict,
+    settings: Cluster,
+    scratch: str,
+    places: dict[int, PlacementGroup | None],
+    failures: list[BaseException],
+) -> None:
     """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
+    for _ in range(settings.max_failures + 1):
+        try:
+            _trainer_of(config, settings, scratch).fit()
+            return
+        except RayActorError as error:  # Ray Train's own controller is gone, who would have given up the team's place
+            failures.append(error)
+            if (place := places.pop(config["team"], None)) is not None:
+                remove_placement_group(place)
+        except Exception as error:  # whatever ended the team, its jobs are what the driver reports
+            failures.append(error)
+            return
+
+
+def _trainer_of(config: dict, settings: Cluster, scratch: str):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    trainer = _trainer(settings)(
+    return _trainer(settings)(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -173,10 +200,6 @@ def _run_team(config: dict, settings: Cluster, scratch: str, failures: list[Base
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # whatever ended the team, its jobs are what the driver reports
-        failures.append(error)
 
 
 def train(
@@ -198,6 +221,7 @@ def train(
     Raises:
         TalosError: a job's settings made it diverge, or a team failed more often than `cluster.max_failures`.
             What was finished is on storage and is not trained again.
+        RayActorError: the queue was lost, and all teams have ended: what is not on storage has to be trained by another call.
     """
     free_gpus(cluster)
     name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
@@ -207,22 +231,35 @@ def train(
         list(jobs), [shared_ref], [ray.put(arms)]
     )
     failures: list[BaseException] = []
+    places: dict[int, PlacementGroup | None] = {}
+
+    def look() -> dict[str, dict]:
+        state, restarts, now = ray.get(queue.status.remote())
+        places.update(now)
+        on_status(state, restarts)
+        return state
+
     running = [
         threading.Thread(
             target=_run_team,
-            args=({"queue": name, "team": i, "member": member}, cluster, scratch, failures),
+            args=({"queue": name, "team": i, "member": member}, cluster, scratch, places, failures),
             daemon=True,
         )
         for i in range(min(teams, len(jobs)))
     ]
     for team in running:
         team.start()
-    while any(team.is_alive() for team in running):
-        time.sleep(POLL_SECONDS)
-        on_status(*ray.get(queue.status.remote()))
-    state, restarts = ray.get(queue.status.remote())
-    on_status(state, restarts)
-    ray.kill(queue)
+    try:
+        while any(team.is_alive() for team in running):
+            time.sleep(POLL_SECONDS)
+            look()
+        state = look()
+    except RayActorError:  # without a queue the teams end, each once it notices
+        for team in running:
+            team.join()
+        raise
+    finally:
+        ray.kill(queue)
     open_jobs = [n for n, s in state.items() if s["state"] != "done"]
     if open_jobs:
         reason = next((s["error"] for s in state.values() if s.get("error")), None) or (
