@@ -10,7 +10,9 @@ generation, the others go on.
 from __future__ import annotations
 
 import logging
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 
@@ -188,6 +190,7 @@ def run(
         scratch: a folder for Tune's own state, of no use afterwards.
 
     Raises:
+        KeyboardInterrupt: as it was; the ledger has what was found.
         TalosError: trials, or their desk, failed more often than `cluster.max_failures`.
     """
     problems = {arm: problem for arm, (problem, _) in searches.items()}
@@ -195,18 +198,27 @@ def run(
     dealer = Dealer(searches, Waiting(desk), failures, on_candidate)
     # One more trial than can be served at once, so that no worker waits for a trial's turn.
     at_once = 1 + -(-slots // min(len(units(p.tasks)) for p in problems.values()))
-    while len(dealer.found) < len(problems):  # again only if all trials, or their desk, were lost
-        if dealer.desk_lost:
-            dealer.move(Waiting(desk := open_desk()))
-        trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
-        results = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(num_samples=at_once),
-            run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, callbacks=[dealer], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()  # fmt: skip
-        if dealer.failures_left < 0 and len(dealer.found) < len(problems):
-            raise TalosError(f"the trials of the merge search failed: {root_cause(results.errors[0])}")
-    ray.kill(desk)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        while len(dealer.found) < len(problems):  # again only if all trials, or their desk, were lost
+            if dealer.desk_lost:
+                dealer.move(Waiting(desk := open_desk()))
+            trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
+            results = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(num_samples=at_once),
+                run_config=tune.RunConfig(
+                    storage_path=scratch, verbose=0, callbacks=[dealer], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            ).fit()  # fmt: skip
+            if len(dealer.found) < len(problems) and dealer.failures_left < 0:
+                raise TalosError(f"the trials of the merge search failed: {root_cause(results.errors[0])}")
+            if (
+                len(dealer.found) < len(problems) and results.num_errors < at_once
+            ):  # Tune caught it and ended its trials
+                raise KeyboardInterrupt
+    finally:
+        ray.kill(desk)
+        if threading.current_thread() is threading.main_thread():  # or Tune would catch the next one, too
+            signal.signal(signal.SIGINT, on_interrupt)
     return dealer.found, statistics.median(dealer.overheads)

@@ -160,28 +160,7 @@ def _trainer(settings: Cluster) -> type:
     return Team
 
 
-def _run_team(
-    config: dict,
-    settings: Cluster,
-    scratch: str,
-    places: dict[int, PlacementGroup | None],
-    failures: list[BaseException],
-) -> None:
-    """Start one team and wait for it. Runs in a thread of the driver, so that a team costs no process but Ray Train's own."""
-    for _ in range(settings.max_failures + 1):
-        try:
-            _trainer_of(config, settings, scratch).fit()
-            return
-        except RayActorError as error:  # Ray Train's own controller is gone, who would have given up the team's place
-            failures.append(error)
-            if (place := places.pop(config["team"], None)) is not None:
-                remove_placement_group(place)
-        except Exception as error:  # whatever ended the team, its jobs are what the driver reports
-            failures.append(error)
-            return
-
-
-def _trainer_of(config: dict, settings: Cluster, scratch: str):
+def _team(config: dict, settings: Cluster, scratch: str):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     return _trainer(settings)(
@@ -232,6 +211,21 @@ def train(
     )
     failures: list[BaseException] = []
     places: dict[int, PlacementGroup | None] = {}
+    over = threading.Event()
+
+    def run_team(team: int) -> None:
+        """In a thread, so that a team costs no process but Ray Train's own."""
+        for _ in range(cluster.max_failures + 1):
+            try:
+                _team({"queue": name, "team": team, "member": member}, cluster, scratch).fit()
+                return
+            except Exception as error:  # whatever ended the team, its jobs are what the driver reports
+                failures.append(error)
+                if over.is_set() or not isinstance(error, RayActorError):
+                    return
+                # Ray Train's own controller is gone, who would have given up the team's place.
+                if (place := places.pop(team, None)) is not None:
+                    remove_placement_group(place)
 
     def look() -> dict[str, dict]:
         state, restarts, now = ray.get(queue.status.remote())
@@ -239,14 +233,7 @@ def train(
         on_status(state, restarts)
         return state
 
-    running = [
-        threading.Thread(
-            target=_run_team,
-            args=({"queue": name, "team": i, "member": member}, cluster, scratch, places, failures),
-            daemon=True,
-        )
-        for i in range(min(teams, len(jobs)))
-    ]
+    running = [threading.Thread(target=run_team, args=(i,), daemon=True) for i in range(min(teams, len(jobs)))]
     for team in running:
         team.start()
     try:
@@ -259,6 +246,7 @@ def train(
             team.join()
         raise
     finally:
+        over.set()
         ray.kill(queue)
     open_jobs = [n for n, s in state.items() if s["state"] != "done"]
     if open_jobs:

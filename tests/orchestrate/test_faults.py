@@ -1,8 +1,10 @@
 """Processes killed in the middle of a run, live: what comes out is bitwise what an undisturbed run gives."""
 
+import contextlib
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +32,15 @@ def bits(run) -> dict[str, object]:
         "model": version["model"],
         "scores": version["scores"],
     }
+
+
+def at_work(*titles: str) -> list[str]:
+    """What this session's Ray runs of some Ray functions."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [t for t in titles if " ".join(process.cmdline()).startswith(f"ray::{t}")]
+    return found
 
 
 class Killer(threading.Thread):
@@ -107,6 +118,29 @@ def test_what_hands_out_tasks_and_candidates_and_what_controls_a_team_are_killed
     told = {e["operation"]: e for e in run.history()}
     assert 0 < len(told["teams begun anew"]["tasks"]) < 6 and told["teams restarted"]["restarts"] == 1
     print("seconds until another process did the same:", killer.recovered)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_a_run_at_once_and_leaves_nobody_at_work(finished, tmp_path):
+    calm, values = finished
+    output = tmp_path / "run"
+
+    def interrupt(pattern: str, n: int) -> None:
+        while len(list(output.glob(pattern))) < n:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    actors = ("RayTrainWorker", "TrainController", "Queue", "Trial", "Desk")
+    for pattern, n in (("**/deltas/*.safetensors", 1), ("trials/*", 21)):  # while it trains, while it searches
+        threading.Thread(target=interrupt, args=(pattern, n), daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            talos_ray.edit(**{**copy.deepcopy(values), "output": str(output)})
+        assert not (output / "versions").exists()
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and at_work(*actors):
+            time.sleep(0.5)
+        assert not at_work(*actors)
+    assert bits(talos_ray.edit(**{**copy.deepcopy(values), "output": str(output)})) == bits(calm)
 
 
 @pytest.mark.slow
