@@ -120,8 +120,16 @@ def test_what_hands_out_tasks_and_candidates_and_what_controls_a_team_are_killed
     print("seconds until another process did the same:", killer.recovered)
 
 
+@pytest.fixture
+def heard():
+    """An interrupt is, even where the tests run in the background of a shell that has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
-def test_an_interrupt_ends_a_run_at_once_and_leaves_nobody_at_work(finished, tmp_path):
+def test_an_interrupt_ends_a_run_at_once_and_leaves_nobody_at_work(finished, heard, tmp_path):
     calm, values = finished
     output = tmp_path / "run"
 
