@@ -200,9 +200,7 @@ def run(
     at_once = 1 + -(-slots // min(len(units(p.tasks)) for p in problems.values()))
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        while len(dealer.found) < len(problems):  # again only if all trials, or their desk, were lost
-            if dealer.desk_lost:
-                dealer.move(Waiting(desk := open_desk()))
+        while True:
             trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
             results = tune.Tuner(
                 trainable,
@@ -211,14 +209,17 @@ def run(
                     storage_path=scratch, verbose=0, callbacks=[dealer], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()  # fmt: skip
-            if len(dealer.found) < len(problems) and dealer.failures_left < 0:
+            if len(dealer.found) == len(problems):
+                break
+            if dealer.failures_left < 0:
                 raise TalosError(f"the trials of the merge search failed: {root_cause(results.errors[0])}")
-            if (
-                len(dealer.found) < len(problems) and results.num_errors < at_once
-            ):  # Tune caught it and ended its trials
+            if results.num_errors < at_once:  # Tune caught it, and ended its trials
                 raise KeyboardInterrupt
+            if dealer.desk_lost:
+                dealer.move(Waiting(desk := open_desk()))
     finally:
         ray.kill(desk)
-        if threading.current_thread() is threading.main_thread():  # or Tune would catch the next one, too
+        # Tune leaves its own in place, which would swallow the next one.
+        if on_interrupt is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_interrupt)
     return dealer.found, statistics.median(dealer.overheads)
