@@ -34,12 +34,13 @@ def bits(run) -> dict[str, object]:
     }
 
 
-def at_work(*titles: str) -> list[str]:
-    """What this session's Ray runs of some Ray functions."""
+def at_work(*titles: str) -> list[tuple[str, psutil.Process]]:
+    """Which processes of this session's Ray run some Ray functions."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            found += [t for t in titles if " ".join(process.cmdline()).startswith(f"ray::{t}")]
+        with contextlib.suppress(psutil.Error):  # it may be gone by now
+            line = " ".join(process.cmdline())
+            found += [(title, process) for title in titles if line.startswith(f"ray::{title}")]
     return found
 
 
@@ -56,21 +57,16 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.1):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    title = " ".join(process.cmdline())
-                except psutil.Error:
+            for wanted, process in at_work(*self.titles):
+                if wanted in self.killed:
+                    if process.pid not in self.seen[wanted]:
+                        self.recovered.setdefault(wanted, round(time.time() - self.killed[wanted], 1))
                     continue
-                for wanted in [w for w in self.seen if title.startswith(f"ray::{w}")]:
-                    if wanted in self.killed:
-                        if process.pid not in self.seen[wanted]:
-                            self.recovered.setdefault(wanted, round(time.time() - self.killed[wanted], 1))
-                        continue
-                    self.seen[wanted].add(process.pid)
-                    if self.titles[wanted]():
-                        process.kill()
-                        process.wait()
-                        self.killed[wanted] = time.time()
+                self.seen[wanted].add(process.pid)
+                if self.titles[wanted]():
+                    process.kill()
+                    process.wait()
+                    self.killed[wanted] = time.time()
 
 
 def test_a_calibration_task_a_training_worker_and_a_trial_are_killed(finished, tmp_path):
