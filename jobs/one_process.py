@@ -30,7 +30,8 @@ from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import make_delta
-from talos_ray.core.finetune import Plan, derive_seed, finetune
+from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.seeds import derive_seed
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_flags, round_keep, select

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from talos_ray.core.finetune import derive_seed
+from talos_ray.core.seeds import derive_seed
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.mask import jaccard, mask_from_flags, select
 from talos_ray.inputs import Examples

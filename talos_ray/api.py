@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from talos_ray.config import Spec, Task
-from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
-from talos_ray.core.merging import merged
 from talos_ray.core.paired import Answers
 from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
 from talos_ray.models import Family, base_tensors, load_model
@@ -24,6 +22,7 @@ from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import Split, load_rows, load_task
 from talos_ray.trust import compare, versions, watch
 from talos_ray.trust.export import export
+from talos_ray.trust.recompose import edit_of
 
 
 def edit(
@@ -132,8 +131,17 @@ class Run:
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """Scaling coefficient of every task at head; empty at the base."""
+        """Scaling coefficient of every task at head, the mean over the weights where it has several; empty at the base."""
         return self.version["coefficients"]
+
+    def heads(self, version: int | None = None) -> dict[str, torch.Tensor]:
+        """Task -> the linear head of its own at a version (head, if none is named), float32 [classes, d + 1]:
+        `features @ head[:, :-1].T + head[:, -1]` are the logits. Tasks that are scored by their words have none.
+
+        Raises:
+            TalosError: no such version.
+        """
+        return self.folder.load_learned(self._version(version))[1]
 
     @cached_property
     def mask(self) -> Mask:
@@ -188,11 +196,7 @@ class Run:
                 f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
             )
         if version["deltas"]:
-            if "rows" in version:
-                mask, rows = self.folder.load_merged(version["rows"], self.mask.layout)
-            else:
-                mask, rows = merged(self._deltas(version["deltas"]), self.mask, **version.get("merge", {}))
-            Composer(family.module, mask, list(rows.values()), base).compose(version["coefficients"])
+            edit_of(self.folder, version, self.mask, self._deltas(version["deltas"])).put(family, base)
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
             raise MismatchError(
@@ -267,7 +271,7 @@ class Run:
         Raises:
             SpecError: the data. TalosError: no such version or task.
         """
-        tasks, (heads, classes) = self._tasks, self.folder.load_heads()
+        tasks, (_, classes) = self._tasks, self.folder.load_heads()
         first, second = self.folder.load_version(a), self.folder.load_version(b)
         if data is None:
             answers = self._answers(a, b)
@@ -279,7 +283,9 @@ class Run:
                 )
             rows = load_rows(tasks[task], data, classes[task])
             splits = {task: rows}
-            answers = tuple(compare.ask(self._composed(v)[0], tasks[task], rows, heads[task]) for v in (first, second))
+            answers = tuple(
+                compare.ask(self._composed(v)[0], task, rows, self.folder.heads_of(v)[task]) for v in (first, second)
+            )
         return compare.diff(first, second, *answers), compare.changed_inputs(*answers, classes, splits)
 
     def _test_inputs(self, task: Mapping) -> Split | None:
@@ -358,23 +364,20 @@ class Run:
         return self
 
     def forget(
-        self, task: str, keep: float = 0.95, *, at_most: float | None = None, groups: int | Mapping[str, str] | None = None,
-        reason: str | None = None, verbose: bool = False,
+        self, task: str, keep: float = 0.95, *, at_most: float | None = None, reason: str | None = None, verbose: bool = False
     ) -> Run:  # fmt: skip
-        """A version that has forgotten one task (a coefficient of 0 or below), while all control tasks and all that head has
-        learnt keep `keep` of their scores.
+        """A version that has forgotten one task, while all control tasks and all that head has learnt keep `keep` of their scores:
+        the coefficients of its delta are learned so that its answers come to be as good as chance.
 
         Args:
             at_most: validation accuracy that counts as forgotten; by default 0.05 above chance.
-            groups: of layers that may get coefficients of their own, where one for all does not reach chance: a number of them by
-                depth, or name: pattern of tensor names; those of head, if not given.
 
         Raises:
-            SpecError: the groups. TalosError: not reachable; shows the best that is, and the curve. Nothing is changed.
+            TalosError: not reachable; shows the best that is, and all that was tried. Nothing is changed.
         """
         from talos_ray.orchestrate import operations
 
-        operations.forget(self.path, task, keep=keep, at_most=at_most, groups=groups, reason=reason, verbose=verbose)
+        operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, verbose=verbose)
         return self
 
     def robustness(self, *, verbose: bool = False) -> dict:
@@ -400,10 +403,13 @@ class Run:
         found = list(watch.arrived(self.folder, tasks, Path(folder)))
         if not found:
             return []
-        heads, classes = self.folder.load_heads()
+        _, classes = self.folder.load_heads()
         models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
+        heads = {"base": self.folder.heads_of({}), "now": self.folder.heads_of(version)}
         return [
-            watch.score(self.folder, version, tasks[t], path, mark, classes[t], models, heads[t])
+            watch.score(
+                self.folder, version, tasks[t], path, mark, classes[t], models, {m: h[t] for m, h in heads.items()}
+            )
             for t, path, mark in found
         ]
 

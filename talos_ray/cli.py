@@ -329,10 +329,6 @@ def forget(
     at_most: Annotated[
         Optional[float], typer.Option(help="Accuracy that counts as forgotten; 0.05 above chance, if not given.")
     ] = None,
-    groups: Annotated[
-        Optional[int],
-        typer.Option(help="So many groups of layers get coefficients of their own, if one for all does not do."),
-    ] = None,
     reason: Reason = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -344,7 +340,7 @@ def forget(
     from talos_ray.api import open_run
 
     with _aside(as_json):
-        found = open_run(run).forget(task, keep, at_most=at_most, groups=groups, reason=reason, verbose=verbose)
+        found = open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose)
     show(found, as_json)
 
 
@@ -574,18 +570,23 @@ def _show_scores(run) -> None:
     version = run.version
     table = Table(title=f"{run.path}, version {version['version']}: accuracy on test data", title_justify="left")
     dense = version.get("baseline")
-    for column in ("task", "coefficient", "base", "single", "merged", *(["dense merged"] if dense else [])):
+    kinds = ["base", "probe", "single", "merged", "merged_words"]
+    kinds = [k for k in kinds if any(k in s for s in version["scores"].values())]
+    names = {"merged_words": "words' heads"}  # the merged model under the frozen heads
+    columns = [names.get(k, k) for k in kinds]
+    for column in ("task", "coefficient", *columns, *(["dense merged"] if dense else [])):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, s in version["scores"].items():
         kind = {"control": " (control)", "forgotten": " (forgotten)", "other": " (not in it)"}.get(
             kind_of(version, task), ""
         )
-        cells = [f"{s[c]['value']:.3f}" if c in s else "" for c in ("base", "single", "merged")]
+        cells = [f"{s[k]['value']:.3f}" if k in s else "" for k in kinds]
         row = [task + kind, coefficient_of(version, task), *cells]
         table.add_row(*row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
     m = version["summary"]
     if "merged" in m:
-        means = [f"{m['zero_shot']:.3f}", f"{m['single']:.3f}" if "single" in m else "", f"{m['merged']:.3f}"]
+        summary = {**m, "base": m["zero_shot"]}
+        means = [f"{summary[k]:.3f}" if k in summary else "" for k in kinds]
         table.add_section()
         table.add_row("mean of targets", "", *means, *([f"{dense['summary']['merged']:.3f}"] if dense else []))
     Console(width=None if sys.stdout.isatty() else 110).print(table)

@@ -197,7 +197,7 @@ class Merge(_Settings):
     method: Literal[
         "auto", "linear", "ties", "dare", "breadcrumbs", "consensus", "normalized", "tsv", "iso_c", "iso_cts"
     ] = Field(
-        "auto",
+        "linear",
         description="task arithmetic as it is (linear, the paper), or one that resolves conflicts between tasks; tsv, iso_c and iso_cts work on singular vectors and may leave the mask; auto searches linear and consensus and takes the better on validation data. Those that thin out may need search.high above 1",
     )
     density: Share = Field(0.2, description="share of a task vector that is kept (ties, dare, breadcrumbs)")
@@ -235,37 +235,56 @@ class Merge(_Settings):
         return tuple(self.model_copy(update={"method": m}) for m in ("linear", "consensus"))
 
 
-class Search(_Settings):
-    """Merge search over the scaling coefficients, on validation data."""
+MergeGranularity = Literal["task", "group", "tensor", "row"]
 
-    low: float = Field(0.0, description="smallest coefficient")
-    high: float = Field(1.0, description="largest coefficient")
-    method: Literal["surrogate", "optuna", "grid"] = Field(
-        "surrogate",
-        description="who proposes: the surrogate, the grid and then Optuna, or the grid of one shared coefficient alone (the paper's protocol)",
+
+class Search(_Settings):
+    """Merge search: coefficients and heads, found on training inputs and chosen on validation data."""
+
+    method: Literal["learned", "grid"] = Field(
+        "learned",
+        description="coefficients learned by gradient, or the grid of one coefficient shared by all tasks (the paper's protocol)",
     )
-    shared_points: Annotated[int, Field(ge=2)] = Field(
-        21, description="points of the grid for one shared coefficient; the paper uses 21"
+    granularity: MergeGranularity | tuple[MergeGranularity, ...] = Field(
+        "row",
+        description="what has a coefficient of its own: a task, a task and group of layers (merge.groups, or 4 by depth), a task and tensor, or a task and output row; of several, the best on validation data",
     )
-    trials: Annotated[int, Field(ge=0)] = Field(24, description="most candidates with one coefficient a task")
-    probe: Annotated[float, Field(gt=0)] = Field(
-        0.25, description="coefficient at which the surrogate measures each delta alone"
+    teacher: Literal["edits", "labels", "both"] = Field(
+        "both",
+        description="what the merged model learns from on a task's training inputs: the answers of its single edit (no label is read), their labels, or both",
     )
-    probe_inputs: Count = Field(
-        80,
-        description="validation inputs of each task that the surrogate looks at, five times as many of a control task; candidates are scored on all",
+    heads: Literal["words", "own", "auto"] = Field(
+        "auto",
+        description="what scores a target's classes in the merged model: its frozen head (words), a linear head of its own that is fitted to the merged features, or the own one where validation data say that it is better",
+    )
+    steps: Count = Field(200, description="updates of the coefficients")
+    lr: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        0.03, description="peak rate of Adam on the coefficients, or several to try"
+    )
+    start: float = Field(0.3, description="every coefficient at first")
+    pressure: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] | Literal["auto"] = Field(
+        "auto",
+        description="weight of the control tasks' answers in the loss, or several to try; auto raises it until they hold on validation data, with control_margin",
+    )
+    inputs: Count = Field(960, description="most training inputs of each task that are learned from")
+    batch_size: Count = Field(12, description="inputs of each target task an update")
+    control_batch_size: Count = Field(48, description="inputs an update of all control tasks together")
+    trials: Annotated[int, Field(ge=0)] = Field(
+        0, description="further learning runs, in which Optuna chooses granularity, rate, pressure and merge method"
     )
     generation: Count = Field(
-        3, description="candidates proposed together; fixed, so that the result does not depend on the cluster"
+        3, description="runs that Optuna proposes together; fixed, so that the result does not depend on the cluster"
     )
-    parts: Count = Field(
-        4,
-        description="parts in which grid and Optuna score the validation data; a candidate that is clearly behind the best so far is stopped after one. 1 never stops",
-    )
-    merge: Merge = Field(Merge(), description="merge method of the sparse arm; the dense baseline is task arithmetic")
     control_keep: Annotated[float, Field(ge=0, le=1)] = Field(
         0.97, description="share of the base's control score that a candidate must hold"
     )
+    control_margin: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="standard errors by which a learned candidate must hold it, if any does"
+    )
+    low: float = Field(0.0, description="smallest coefficient of the grid")
+    high: float = Field(1.0, description="largest coefficient of the grid")
+    shared_points: Annotated[int, Field(ge=2)] = Field(21, description="points of the grid; the paper uses 21")
+    merge: Merge = Field(Merge(), description="merge method of the sparse arm; the dense baseline is task arithmetic")
 
     @model_validator(mode="after")
     def _range(self) -> Search:
@@ -273,11 +292,10 @@ class Search(_Settings):
             raise ValueError(f"search.low is {self.low:g} and search.high {self.high:g}; wanted low < high")
         return self
 
-    @property
-    def most(self) -> int:
-        """Upper bound of the candidates that are truly evaluated."""
-        shared = 1 if self.method == "surrogate" else self.shared_points
-        return shared + (0 if self.method == "grid" else self.trials)
+    def several(self, name: str) -> tuple:
+        """What is tried of a setting that may name several."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,)
 
 
 class Gate(_Settings):

@@ -13,7 +13,7 @@ from string import Formatter
 
 import numpy as np
 
-from talos_ray.config import HUGGING_FACE, Search, Spec, Task, Train
+from talos_ray.config import HUGGING_FACE, Spec, Task, Train
 
 FILLERS = ["the", "old", "one", "near", "here", "was", "seen", "again", "by", "us", "and", "it", "is", "not", "far", "from"]  # fmt: skip
 MADE_UP = ("amber", "basalt", "cedar")  # classes where the spec names none: its data do
@@ -42,7 +42,7 @@ def shrunk(spec: Spec, folder: Path) -> Spec:
         "output": str(folder / "run"),
         "calibration": spec.calibration.model_copy(update={"samples_per_task": 8, "shards_per_task": 2, "batch_size": 4}),
         "train": _few(spec.train),
-        "search": Search.model_validate({**spec.search.model_dump(), "shared_points": 3, "trials": 2, "generation": 2, "parts": 1}),
+        "search": spec.search.model_copy(update={"shared_points": 3, "trials": 0, "steps": 3, "inputs": 8, "batch_size": 2, "control_batch_size": 4}),
         "cluster": spec.cluster.model_copy(update={"gpus_per_worker": 0.0, "workers_per_task": 1, "accelerator_type": None, "memory_gb_per_worker": None, "labels": {}}),
     }  # fmt: skip
     return spec.model_copy(update=small)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from talos_ray.config import CHOICE, Task
-from talos_ray.core.finetune import derive_seed
+from talos_ray.core.seeds import derive_seed
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.errors import SpecError, nearest
 

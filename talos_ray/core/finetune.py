@@ -7,7 +7,6 @@ resumes from a checkpoint ends bitwise where it would have ended, on whichever t
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from talos_ray.core.fisher import Batch
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.replay import Replay
+from talos_ray.core.seeds import derive_seed
 
 State = dict[str, torch.Tensor]
 LOOK_STEPS = 16  # between two looks at a GPU's losses, for which it has to be waited for
@@ -89,11 +89,6 @@ class Plan:
         """This worker's samples of one update, cut into those of one backward each."""
         mine = self.batch_at(step)[rank::world]
         return mine.split(micro_batch_size or max(1, len(mine)))
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts, the same on every machine and Python process."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def finetune(

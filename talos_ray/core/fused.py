@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from talos_ray.core.blocks import Block
+from talos_ray.core.segments import Segments
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ FEWEST = {"cpu": 1 << 22, "cuda": 0}  # weights below which numba's start, a sec
 JOB = {"cpu": 1 << 16, "cuda": 1 << 12}  # weights of one job, about
 PLACES = {"cpu": {torch.float32}, "cuda": {torch.float32, torch.bfloat16, torch.float16}}  # dtypes of parameters
 STORED = {torch.float32, torch.bfloat16}  # of deltas
-PARAMETER, INDEX, WIDTH, PLACE, COUNT, START = range(6)  # columns of the jobs
+PARAMETER, INDEX, WIDTH, PLACE, COUNT, START, SEGMENT = range(7)  # columns of the jobs
 
 
 @functools.cache
@@ -38,7 +39,8 @@ def kernels(kind: str) -> ModuleType | None:
     try:
         found = import_module(KERNELS[kind])
         one = torch.ones(1, device=kind)
-        Fused([(one, Block("probe", 1, None, slice(0, 1)))], one.clone(), found.compose)([one.bfloat16()], [2.0])
+        probe = Fused([(one, Block("probe", 1, None, slice(0, 1)))], one.clone(), found.compose)
+        probe([one.bfloat16()], torch.tensor([[2.0]]))
         if one.item() != 3.0:
             raise RuntimeError(f"1 + 2 x 1 was {one.item()}")
         return found
@@ -53,32 +55,42 @@ class Fused:
     Args:
         blocks: what is written, with the parameters.
         base: values [k].
+        segments: where they have coefficients of their own. Then a product is rounded before it is added, because torch, which
+            has to give the same bits, adds a coefficient a weight in two steps.
 
     Addresses are compared at every call, because a module may have been moved.
     """
 
-    def __init__(self, blocks: Sequence[tuple[nn.Parameter, Block]], base: torch.Tensor, run: Callable) -> None:
-        self.base, self.run = base, run
+    def __init__(
+        self,
+        blocks: Sequence[tuple[nn.Parameter, Block]],
+        base: torch.Tensor,
+        run: Callable,
+        segments: Segments | None = None,
+    ) -> None:
+        self.base, self.run, self.one_each = base, run, segments is None
         self.params = list({id(p): p for p, _ in blocks}.values())
         number = {id(p): i for i, p in enumerate(self.params)}
         # A GPU reads indices as they are, if all are short; a CPU converts them once.
         short = base.is_cuda and all(b.index is None or b.index.dtype == torch.int32 for _, b in blocks)
         whole = [(number[id(p)], b if short else b.fast()) for p, b in blocks]
-        parts = [(n, part) for n, b in whole for part in b.cut(JOB[base.device.type])]
         self.index = torch.int32 if short else torch.int64
-        self.indices = [part.index for _, part in parts if part.index is not None]  # the jobs hold addresses only
-        jobs = [
-            (n, part.index.data_ptr(), part.width, part.place.start, part.place.stop - part.place.start, 0)
-            if part.index is not None
-            else (n, 0, 0, part.place.start, part.width, part.start)
-            for n, part in parts
-        ]
-        self.jobs = torch.tensor(jobs, dtype=torch.int64, device=base.device)
+        self.indices = [b.index for _, b in whole if b.index is not None]  # the jobs hold addresses only
+        most = JOB[base.device.type]
+        ends = None if segments is None else segments.lengths.cumsum(0)
+        jobs = torch.cat([_jobs(n, b, most, ends) for n, b in whole])
+        if segments is not None:
+            run_of_job = torch.searchsorted(ends, jobs[:, PLACE].contiguous(), right=True)
+            jobs[:, SEGMENT] = segments.owner[run_of_job]
+        self.jobs = jobs.to(base.device)
         self.addresses: list[int] = []
 
     @staticmethod
     def of(
-        blocks: Sequence[tuple[nn.Parameter, Block]], base: torch.Tensor, deltas: Sequence[torch.Tensor]
+        blocks: Sequence[tuple[nn.Parameter, Block]],
+        base: torch.Tensor,
+        deltas: Sequence[torch.Tensor],
+        segments: Segments | None = None,
     ) -> Fused | None:
         """For deltas [k] of one dtype, or None where torch has to do it."""
         kind, places, stored = base.device.type, {p.dtype for p, _ in blocks}, {d.dtype for d in deltas}
@@ -86,17 +98,42 @@ class Fused:
             return None
         if not all(p.is_contiguous() for p, _ in blocks):
             return None
-        if not places <= PLACES[kind] or not stored <= STORED:
+        if not places <= PLACES[kind] or not stored <= STORED or (segments is not None and kind != "cpu"):
             return None
         found = kernels(kind)
-        return None if found is None else Fused(blocks, base, found.compose)
+        return None if found is None else Fused(blocks, base, found.compose, segments)
 
-    def __call__(self, deltas: Sequence[torch.Tensor], coefficients: Sequence[float]) -> None:
-        """base + sum of coefficient x delta, into the module; with no deltas, `base` as it stands."""
+    def __call__(self, deltas: Sequence[torch.Tensor], coefficients: torch.Tensor) -> None:
+        """base + sum of coefficient x delta, into the module; with no deltas, `base` as it stands.
+
+        Args:
+            coefficients: float32 [deltas, segments].
+        """
         addresses = [t.data_ptr() for t in (*self.params, *deltas)]
         if addresses != self.addresses:
             self.addresses, self.table = addresses, torch.tensor(addresses, dtype=torch.int64, device=self.base.device)
         places, sources = self.table.split([len(self.params), len(deltas)])
-        alphas = torch.tensor(coefficients, dtype=torch.float32).to(self.base.device, non_blocking=True)
+        alphas = coefficients.to(self.base.device, non_blocking=True)
         stored = deltas[0].dtype if deltas else torch.float32
-        self.run(self.jobs, places, self.base, sources, alphas, stored, self.params[0].dtype, self.index)
+        self.run(self.jobs, places, self.base, sources, alphas, stored, self.params[0].dtype, self.index, self.one_each)
+
+
+def _jobs(parameter: int, block: Block, most: int, ends: torch.Tensor | None) -> torch.Tensor:
+    """A block's jobs, int64 [n, 7]: parts of about `most` weights that end where a run does (`ends`, in the mask's order)."""
+    size = block.place.stop - block.place.start
+    group = block.width if block.index is not None else 1
+    step = max(1, most // group) * group
+    starts = torch.arange(0, size, step)
+    if ends is not None:
+        inside = ends[(ends > block.place.start) & (ends < block.place.stop)] - block.place.start
+        starts = torch.cat([starts, inside]).unique()
+    jobs = torch.zeros(len(starts), 7, dtype=torch.int64)
+    jobs[:, PARAMETER] = parameter
+    jobs[:, PLACE] = block.place.start + starts
+    jobs[:, COUNT] = torch.cat([starts[1:], torch.tensor([size])]) - starts
+    if block.index is None:
+        jobs[:, START] = block.start + starts
+    else:
+        jobs[:, INDEX] = block.index.data_ptr() + starts // group * block.index.element_size()
+        jobs[:, WIDTH] = block.width
+    return jobs

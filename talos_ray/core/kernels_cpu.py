@@ -14,7 +14,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from talos_ray.core.fused import COUNT, INDEX, PARAMETER, PLACE, START, WIDTH
+from talos_ray.core.fused import COUNT, INDEX, PARAMETER, PLACE, SEGMENT, START, WIDTH
 
 PIECE = 512  # weights summed together: the sum stays in a core's first cache
 # What a delta's values are read as: one, and two in a word, the first of them in its lower half. numpy has no bfloat16.
@@ -106,19 +106,9 @@ def _write(to, values):
 
 
 @njit
-def _add_one(low, high, a, w):
-    for i in range(len(a)):
-        low[i] = multiply_add(w, lower(a[i]), low[i])
-        high[i] = multiply_add(w, upper(a[i]), high[i])
-
-
-@njit
-def _add_four(low, high, a, b, c, d, w, x, y, z):
-    for i in range(len(a)):
-        two = multiply_add(x, lower(b[i]), multiply_add(w, lower(a[i]), low[i]))
-        low[i] = multiply_add(z, lower(d[i]), multiply_add(y, lower(c[i]), two))
-        two = multiply_add(x, upper(b[i]), multiply_add(w, upper(a[i]), high[i]))
-        high[i] = multiply_add(z, upper(d[i]), multiply_add(y, upper(c[i]), two))
+def multiply_then_add(a, b, c):
+    """a * b + c, rounded twice, as torch does it where every weight has a coefficient of its own."""
+    return a * b + c
 
 
 @njit
@@ -133,57 +123,78 @@ def _join(values, low, high):
         values[2 * i], values[2 * i + 1] = low[i], high[i]
 
 
-def _compose(jobs, addresses, base, sources, alphas, one, two):
-    total, lows, highs = np.empty(PIECE, np.float32), np.empty(PIECE // 2, np.float32), np.empty(PIECE // 2, np.float32)
-    for job in range(len(jobs)):
-        width, place, count, start = jobs[job, WIDTH], jobs[job, PLACE], jobs[job, COUNT], jobs[job, START]
-        out = carray(pointer(addresses[jobs[job, PARAMETER]]), (1 << 60,), np.float32)
-        index = carray(pointer(jobs[job, INDEX]), (1 << 60,), np.int64)
-        done = 0
-        while done < count:
-            n = min(PIECE, count - done)
-            at, pairs, task = place + done, n // 2, 0
-            low, high = lows[:pairs], highs[:pairs]
-            _split(low, high, base[at : at + n])
-            while task + 4 <= len(sources):  # four streams at once: one alone waits for memory
-                a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
-                b = carray(pointer(sources[task + 1] + at * one.itemsize), (pairs,), two.dtype)
-                c = carray(pointer(sources[task + 2] + at * one.itemsize), (pairs,), two.dtype)
-                d = carray(pointer(sources[task + 3] + at * one.itemsize), (pairs,), two.dtype)
-                w, x, y, z = alphas[task], alphas[task + 1], alphas[task + 2], alphas[task + 3]
-                _add_four(low, high, a, b, c, d, w, x, y, z)
-                task += 4
-            while task < len(sources):
-                a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
-                _add_one(low, high, a, alphas[task])
-                task += 1
-            _join(total, low, high)
-            if n % 2:
-                last = base[at + n - 1]
-                for task in range(len(sources)):
-                    value = carray(pointer(sources[task]), (1 << 60,), one.dtype)[at + n - 1]
-                    last = multiply_add(alphas[task], widened(value), last)
-                total[n - 1] = last
-            if width == 0:
-                _write(out[start + done : start + done + n], total[:n])
-            elif width == 1:
-                for i in range(n):
-                    out[index[done + i]] = total[i]
-            else:
-                i = 0
-                while i < n:
-                    offset = (done + i) % width
-                    many = min(width - offset, n - i)
-                    first = index[(done + i) // width] * width + offset
-                    _write(out[first : first + many], total[i : i + many])
-                    i += many
-            done += n
+def _loop_with(add: Callable) -> Callable:
+    """The loop over jobs, in which `add(coefficient, value, sum)` adds a delta's value."""
+
+    @njit
+    def add_one(low, high, a, w):
+        for i in range(len(a)):
+            low[i] = add(w, lower(a[i]), low[i])
+            high[i] = add(w, upper(a[i]), high[i])
+
+    @njit
+    def add_four(low, high, a, b, c, d, w, x, y, z):
+        for i in range(len(a)):
+            two = add(x, lower(b[i]), add(w, lower(a[i]), low[i]))
+            low[i] = add(z, lower(d[i]), add(y, lower(c[i]), two))
+            two = add(x, upper(b[i]), add(w, upper(a[i]), high[i]))
+            high[i] = add(z, upper(d[i]), add(y, upper(c[i]), two))
+
+    def compose(jobs, addresses, base, sources, alphas, one, two):
+        total, lows, highs = np.empty(PIECE, np.float32), np.empty(PIECE // 2, np.float32), np.empty(PIECE // 2, np.float32)
+        for job in range(len(jobs)):
+            width, place, count, start = jobs[job, WIDTH], jobs[job, PLACE], jobs[job, COUNT], jobs[job, START]
+            scale = alphas[jobs[job, SEGMENT]]
+            out = carray(pointer(addresses[jobs[job, PARAMETER]]), (1 << 60,), np.float32)
+            index = carray(pointer(jobs[job, INDEX]), (1 << 60,), np.int64)
+            done = 0
+            while done < count:
+                n = min(PIECE, count - done)
+                at, pairs, task = place + done, n // 2, 0
+                low, high = lows[:pairs], highs[:pairs]
+                _split(low, high, base[at : at + n])
+                while task + 4 <= len(sources):  # four streams at once: one alone waits for memory
+                    a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
+                    b = carray(pointer(sources[task + 1] + at * one.itemsize), (pairs,), two.dtype)
+                    c = carray(pointer(sources[task + 2] + at * one.itemsize), (pairs,), two.dtype)
+                    d = carray(pointer(sources[task + 3] + at * one.itemsize), (pairs,), two.dtype)
+                    w, x, y, z = scale[task], scale[task + 1], scale[task + 2], scale[task + 3]
+                    add_four(low, high, a, b, c, d, w, x, y, z)
+                    task += 4
+                while task < len(sources):
+                    a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
+                    add_one(low, high, a, scale[task])
+                    task += 1
+                _join(total, low, high)
+                if n % 2:
+                    last = base[at + n - 1]
+                    for task in range(len(sources)):
+                        value = carray(pointer(sources[task]), (1 << 60,), one.dtype)[at + n - 1]
+                        last = add(scale[task], widened(value), last)
+                    total[n - 1] = last
+                if width == 0:
+                    _write(out[start + done : start + done + n], total[:n])
+                elif width == 1:
+                    for i in range(n):
+                        out[index[done + i]] = total[i]
+                else:
+                    i = 0
+                    while i < n:
+                        offset = (done + i) % width
+                        many = min(width - offset, n - i)
+                        first = index[(done + i) // width] * width + offset
+                        _write(out[first : first + many], total[i : i + many])
+                        i += many
+                done += n
+
+    try:
+        return njit(nogil=True, cache=True)(compose)
+    except RuntimeError:  # there is no folder that the machine code could be kept in
+        return njit(nogil=True)(compose)
 
 
-try:
-    _loop = njit(nogil=True, cache=True)(_compose)
-except RuntimeError:  # there is no folder that the machine code could be kept in
-    _loop = njit(nogil=True)(_compose)
+ONE_EACH = _loop_with(multiply_add)
+BY_SEGMENT = _loop_with(multiply_then_add)
 
 
 @functools.cache
@@ -201,16 +212,21 @@ def _rest() -> Callable[[], int]:
     return lambda: pause(1)  # 1: omp_pause_soft
 
 
-def compose(jobs, places, base, sources, alphas, stored: torch.dtype, *_) -> None:
+def compose(
+    jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool
+) -> None:
     """All jobs, by as many threads as torch uses; base and parameters are float32, indices int64. Arguments: see `core.fused.Fused`."""
+    loop = ONE_EACH if one_each else BY_SEGMENT
     threads = torch.get_num_threads()
     done = jobs[:, COUNT].cumsum(0)
     cuts = torch.searchsorted(done, torch.arange(1, threads) * done[-1] // threads).tolist()
-    table, rest = jobs.numpy(), (places.numpy(), base.numpy(), sources.numpy(), alphas.numpy(), *STORED[stored])
+    table = jobs.numpy()
+    by_segment = alphas.T.contiguous().numpy()
+    rest = (places.numpy(), base.numpy(), sources.numpy(), by_segment, *STORED[stored])
     shares = [table[a:b] for a, b in zip([0, *cuts], [*cuts, len(table)], strict=True)]
     if threads > 1:  # for milliseconds after an operation torch's threads spin, on the cores that ours need
         _rest()()
-    others = [_pool(threads - 1).submit(_loop, share, *rest) for share in shares[1:]]
-    _loop(shares[0], *rest)
+    others = [_pool(threads - 1).submit(loop, share, *rest) for share in shares[1:]]
+    loop(shares[0], *rest)
     for other in others:
         other.result()

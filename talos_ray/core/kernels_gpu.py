@@ -19,7 +19,7 @@ TILE = 64  # rows and columns of a matrix whose squares a block of threads sums
 
 @triton.jit
 def _compose(jobs, places, base, sources, alphas, TASKS: tl.constexpr, STORED: tl.constexpr, OUT: tl.constexpr, INDEX: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    job = jobs + tl.program_id(0) * 6
+    job = jobs + tl.program_id(0) * 7
     out = tl.load(places + tl.load(job)).to(tl.pointer_type(OUT))
     index = tl.load(job + 1).to(tl.pointer_type(INDEX))
     width, place, count, start = tl.load(job + 2), tl.load(job + 3), tl.load(job + 4), tl.load(job + 5)
@@ -37,8 +37,8 @@ def _compose(jobs, places, base, sources, alphas, TASKS: tl.constexpr, STORED: t
         tl.store(out + at, total.to(OUT), mask=mine)
 
 
-def compose(jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype) -> None:
-    """All jobs, a block of threads each. Arguments: see `core.fused.Fused`."""
+def compose(jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool) -> None:  # fmt: skip
+    """All jobs, a block of threads each, with one coefficient a delta. Arguments: see `core.fused.Fused`."""
     with torch.cuda.device(base.device):
         _compose[(len(jobs),)](
             jobs, places, base, sources, alphas, len(sources), TYPES[stored], TYPES[out], TYPES[index], LANES

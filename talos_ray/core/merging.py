@@ -10,16 +10,15 @@ that only resolve conflicts (`linear`, `consensus`, `normalized`) give base + de
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from talos_ray.core.blocks import Touched, blocks
 from talos_ray.core.delta import Delta
-from talos_ray.core.finetune import derive_seed
-from talos_ray.core.layout import depths
 from talos_ray.core.mask import Mask, mask_from_flags, smallest
+from talos_ray.core.seeds import derive_seed
+from talos_ray.core.segments import layer_groups
 from talos_ray.core.subspaces import SUBSPACES, Subspaces
 
 Method = Callable[..., torch.Tensor]
@@ -50,15 +49,6 @@ def task_of(row: str) -> str:
 def coefficients_of(coefficients: Mapping[str, float], task: str) -> dict[str, float]:
     """A task's own: by group of layers, or under '' if there is one."""
     return {row.partition("@")[2]: a for row, a in coefficients.items() if task_of(row) == task}
-
-
-def layer_groups(names: Sequence[str], groups: int | Mapping[str, str]) -> dict[str, str]:
-    """Tensor -> its group. By depth: see `layout.depths`; what stands outside the blocks goes with the first."""
-    if not isinstance(groups, int):
-        return {n: next((g for g, pattern in groups.items() if re.search(pattern, n)), "rest") for n in names}
-    depth = depths(names)
-    blocks_there = 1 + max(depth.values(), default=0)
-    return {n: str(d * min(groups, blocks_there) // blocks_there) for n, d in depth.items()}
 
 
 def _by_group(rows: Mapping[str, Delta], mask: Mask, groups: int | Mapping[str, str]) -> dict[str, Delta]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -63,38 +62,24 @@ class MergeObjective:
     """What a candidate is worth: mean normalized accuracy of the targets, if every control task holds.
 
     A candidate whose control falls below `keep` of the base's is worth less than 0, the less the further it falls:
-    it never beats one that holds, and a search is led back.
+    it never beats one that holds, and a search is led back. Where tasks are to be forgotten (task negation: Ilharco et al.,
+    2023), it is worth the share of their inputs that are wrong.
 
     Args:
-        single: target task -> single-task accuracy.
-        control: control task -> accuracy of the base.
+        single: target task -> single-task accuracy, or the accuracy before.
+        control: task that must hold -> accuracy of which it must keep `keep`.
         keep: share of it that must hold.
+        forgotten: targets that are to be forgotten.
     """
 
     single: Mapping[str, float]
     control: Mapping[str, float]
     keep: float
-    sign: ClassVar[float] = 1.0  # of a target's accuracy in what a candidate is worth
+    forgotten: frozenset[str] = frozenset()
 
     def __call__(self, scores: Mapping[str, float]) -> float:
         kept, _ = worst_kept(scores, self.control)
-        return self._worth(scores) if kept >= self.keep else kept - self.keep - 1.0
-
-    def _worth(self, scores: Mapping[str, float]) -> float:
-        return normalized_accuracy({t: scores[t] for t in self.single}, self.single)
-
-
-class ForgetObjective(MergeObjective):
-    """What a candidate is worth when one task is to be forgotten: the share of its inputs that are wrong, if all others
-    hold (task negation: Ilharco et al., 2023).
-
-    Args:
-        single: the task to be forgotten -> accuracy before.
-        control: every task that must hold -> accuracy of which it must keep `keep`.
-    """
-
-    sign: ClassVar[float] = -1.0
-
-    def _worth(self, scores: Mapping[str, float]) -> float:
-        (task,) = self.single
-        return 1.0 - scores[task]
+        if kept < self.keep:
+            return kept - self.keep - 1.0
+        worth = {t: 1.0 - scores[t] if t in self.forgotten else scores[t] / max(s, 1e-9) for t, s in self.single.items()}
+        return sum(worth.values()) / max(1, len(worth))

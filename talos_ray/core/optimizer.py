@@ -1,4 +1,4 @@
-"""AdamW for the masked weights only: values, gradients and moments are flat buffers of k numbers.
+"""Gradients of the masked weights only, and AdamW on them: values, gradients and moments are flat buffers of k numbers.
 
 Where a mask touches few rows or columns of a matrix, only their gradient is computed (`core.rows`). Elsewhere a hook on the
 parameter gathers its gradient to the mask and frees the dense one at once.
@@ -15,6 +15,43 @@ from talos_ray.core.blocks import Block, blocks
 from talos_ray.core.fused import Fused
 from talos_ray.core.mask import Mask
 from talos_ray.core.rows import RowGradients
+
+
+class MaskedGradient:
+    """Gathers what backward computes for the masked weights of a module into `flat`, float32 [k].
+
+    Args:
+        module: its parameters outside the mask ask for no gradient from here on.
+        mask: which weights.
+        flat: where gradients are added up.
+    """
+
+    def __init__(self, module: nn.Module, mask: Mask, flat: torch.Tensor) -> None:
+        params = dict(module.named_parameters())
+        self.flat = flat
+        self.blocks = [(params[b.name], b) for b in blocks(mask, flat.device)]
+        self.handles = []
+        for p in module.parameters():
+            p.requires_grad_(False)
+        for p, block in self.blocks:
+            p.requires_grad_(True)
+            p.grad = None
+            self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(block)))
+        self.rows = RowGradients(module, [b for _, b in self.blocks], flat)
+
+    def _gatherer(self, block: Block):
+        def gather(p: torch.Tensor) -> None:
+            if p.grad is not None:  # otherwise its rows have gone into the buffer already
+                self.flat[block.place] += block.gather(p.grad)
+                p.grad = None
+
+        return gather
+
+    def close(self) -> None:
+        """Take the hooks off the module and give its layers their own forward back."""
+        self.rows.close()
+        for handle in self.handles:
+            handle.remove()
 
 
 class SparseAdamW:
@@ -40,26 +77,11 @@ class SparseAdamW:
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
         self.values.grad = torch.zeros_like(self.values)
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self.blocks = [(params[b.name], b) for b in blocks(mask, device)]
+        self.gradient = MaskedGradient(module, mask, self.values.grad)
+        self.blocks = self.gradient.blocks
         # On a GPU all is written at once: a launch a tensor would cost more than the bytes.
         self.write = Fused.of(self.blocks, self.values.detach(), ()) if device.type == "cuda" else None
-        self.handles = []
-        for p in module.parameters():
-            p.requires_grad_(False)
-        for p, block in self.blocks:
-            p.requires_grad_(True)
-            p.grad = None
-            self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(block)))
-        self.rows = RowGradients(module, [b for _, b in self.blocks], self.values.grad)
         self.pull()
-
-    def _gatherer(self, block: Block):
-        def gather(p: torch.Tensor) -> None:
-            if p.grad is not None:  # otherwise its rows have gone into the buffer already
-                self.values.grad[block.place] += block.gather(p.grad)
-                p.grad = None
-
-        return gather
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -121,6 +143,4 @@ class SparseAdamW:
 
     def close(self) -> None:
         """Take the hooks off the module and give its layers their own forward back."""
-        self.rows.close()
-        for handle in self.handles:
-            handle.remove()
+        self.gradient.close()

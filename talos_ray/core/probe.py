@@ -1,33 +1,76 @@
-"""A linear probe: what a model's features still say of a task."""
+"""Linear heads on a model's features: what the features say of a task, whatever the classes' own words say."""
 
 from __future__ import annotations
 
 import torch
 
-DECAY = 1e-3  # L2 on the probe's weights, of features at unit variance
+DECAY = 1e-3  # L2 on what is fitted, of features at unit variance
+DECAYS = (1.0, 1e-1, 1e-2, 1e-3)  # that `fitted_head` chooses among
 
 
-def linear_head(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+def linear_head(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    start: torch.Tensor | None = None,
+    decay: float = DECAY,
+) -> torch.Tensor:
     """A linear classifier [classes, d + 1] of features [n, d]: `features @ head[:, :-1].T + head[:, -1]` are the logits.
 
-    Logistic regression by L-BFGS from zero, on features at unit variance: no randomness.
+    Logistic regression by L-BFGS on features at unit variance, with L2 towards `start`: no randomness.
+
+    Args:
+        labels: int64 [n].
+        start: a head [classes, d + 1] that the fit begins at and is drawn to; all zeros, if not given.
+        decay: how hard.
     """
     middle, spread = features.mean(0), features.std(0).clamp(min=1e-6)
     x = (features - middle) / spread
+    before = torch.zeros(classes, features.shape[1] + 1) if start is None else start
+    known = features @ before[:, :-1].T + before[:, -1]
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
-        value = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels) + DECAY * weight.square().sum()
+        logits = known + x @ weight.T + bias
+        value = torch.nn.functional.cross_entropy(logits, labels) + decay * weight.square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         solver.step(loss)
-    weight = weight.detach() / spread
-    return torch.cat([weight, (bias.detach() - weight @ middle)[:, None]], 1)
+    moved = weight.detach() / spread
+    return before + torch.cat([moved, (bias.detach() - moved @ middle)[:, None]], 1)
+
+
+def scored(features: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Logits [n, classes] of features [n, d] under a linear head [classes, d + 1]."""
+    return features @ head[:, :-1].T + head[:, -1]
+
+
+def fitted_head(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    start: torch.Tensor,
+    held_out: torch.Tensor,
+    held_out_labels: torch.Tensor,
+) -> torch.Tensor:
+    """The linear head [classes, d + 1] that is best on held-out inputs, of those drawn to `start` more or less hard.
+
+    Args:
+        features, labels: float32 [n, d] and int64 [n] that it is fitted to.
+        start: [classes, d + 1].
+        held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to `start`.
+    """
+    best, most = start, -1
+    for decay in DECAYS:
+        head = linear_head(features, labels, len(start), start, decay)
+        right = int((scored(held_out, head).argmax(-1) == held_out_labels).sum())
+        if right > most:
+            best, most = head, right
+    return best
 
 
 def linear_probe(
@@ -40,5 +83,5 @@ def linear_probe(
         labels, wanted: int64 [n] and [m].
     """
     head = linear_head(train, labels, int(max(labels.max(), wanted.max())) + 1)
-    right = (test @ head[:, :-1].T + head[:, -1]).argmax(-1) == wanted
+    right = scored(test, head).argmax(-1) == wanted
     return int(right.sum()), len(wanted)

@@ -40,7 +40,7 @@ SETS: dict[str, Drawn] = {
     "counts": Drawn(render.draw_counts, render.DIGIT_WORDS[1:7], ("{} objects", "{} circles", "{} squares")),
     "pointers": Drawn(render.draw_pointers, render.DIRECTIONS, ("an arrow pointing {}",)),
     "lighting": Drawn(render.draw_lighting, render.LIGHTS, ("a ball lit from {}",)),
-    "coloured_shapes": Drawn(render.draw_coloured_shapes, _SHAPE_COLORS, ("a {}",), (80, 800, 1600)),
+    "coloured_shapes": Drawn(render.draw_coloured_shapes, _SHAPE_COLORS, ("a {}",), (800, 800, 1600)),
 }
 TARGETS = tuple(n for n in SETS if n != "coloured_shapes")
 CONTROL = "coloured_shapes"

@@ -36,7 +36,8 @@ class Family(Protocol):
     """What the rest of the system needs to know about a model.
 
     `module` holds every weight; the eligible ones stand under `edited` (name prefixes). `head_words` says what a head is.
-    A family may also have `shorten(inputs)`: the inputs of a batch without the padding that none of them needs.
+    A family may also have `shorten(inputs)`: the inputs of a batch without the padding that none of them needs; and
+    `words_are_linear = True`, where its `logits` are `features @ head.T`: then one forward serves all tasks of a merge.
     """
 
     module: nn.Module

@@ -25,6 +25,7 @@ class Clip:
     """An open_clip model with its own tokenizer and preprocessing (see `models.Family`)."""
 
     edited = ("visual.",)
+    words_are_linear = True
     head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
 
     def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:

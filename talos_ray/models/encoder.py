@@ -28,6 +28,7 @@ class Encoder:
     Inputs are token ids int64 [n, length], padded on the right; batches are cut to their longest text.
     """
 
+    words_are_linear = True
     head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
 
     def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:

@@ -14,9 +14,7 @@ from talos_ray.tasks import TaskData
 
 INPUTS = 1024  # training inputs that a linear head is fitted to, at most
 BATCH = 64  # of them, at once
-LINEAR_WORDS = (
-    "linear layer [classes, d + 1] for the tasks that say `head: linear`: `features @ head[:, :-1].T + head[:, -1]`"
-)
+LINEAR_WORDS = "linear layer [classes, d + 1]: `features @ head[:, :-1].T + head[:, -1]` are the logits"
 
 
 def head_key(base: str, data: TaskData) -> str:
@@ -47,3 +45,17 @@ def scorer(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Ten
     if kind == "linear":
         return lambda inputs: family.features(inputs) @ head[:, :-1].T + head[:, -1]
     return lambda inputs: family.logits(inputs, head)
+
+
+def as_linear(family: Family, kind: str, head: torch.Tensor) -> torch.Tensor | None:
+    """A task's head as a linear layer on the features, [classes, d + 1]; None where a family's words are scored in another way."""
+    if kind == "linear":
+        return head
+    if not getattr(family, "words_are_linear", False):
+        return None
+    return torch.cat([head, head.new_zeros(len(head), 1)], 1)
+
+
+def has_features(family: Family) -> bool:
+    """Whether a task can have a linear head of its own. A model that writes its answers is its own head."""
+    return not hasattr(family, "sampled")

@@ -16,6 +16,7 @@ class Vision:
     """A model with an image and a text tower, its image processor and its tokenizer (see `models.Family`)."""
 
     edited = ("vision_model.", "visual_projection.")
+    words_are_linear = True
     head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
 
     def __init__(self, module: nn.Module, processor, tokenizer, length: int) -> None:

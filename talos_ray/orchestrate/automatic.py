@@ -30,12 +30,14 @@ from talos_ray.errors import TalosError
 from talos_ray.orchestrate.calibrate import Scores, first_scores, mask_of
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.plan import ArmPlan, Prepared, prepare, shortened
+from talos_ray.orchestrate.search import MergeSearch
 from talos_ray.orchestrate.session import Session, connected, on_ray
 from talos_ray.orchestrate.worker import Frozen, freeze, thaw, workbench
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import CHOICE, RunFolder
 
+SHORTER = 0.5  # share of the steps of the merge search that follows each short run
 SCRATCH = "choice"  # folder of the search's ledger while it lasts
 
 
@@ -80,11 +82,13 @@ def _with(spec: Spec, chosen: Setting) -> Spec:
 
 
 def checkable(spec: Spec) -> Spec:
-    """A spec that leaves nothing open, for the short runs: one generation of candidates around the surrogate's best, plain task
+    """A spec that leaves nothing open, for the short runs: each is merged by one learning run, shorter as the training is, of plain task
     arithmetic."""
-    search = spec.search.model_copy(
-        update={"method": "surrogate", "trials": spec.search.generation, "merge": spec.search.merge.model_copy(update={"method": "linear"})}
-    )  # fmt: skip
+    learned = {"granularity": "row", "lr": spec.search.several("lr")[0], "trials": 0, "heads": "words"}
+    if spec.search.method == "learned":
+        learned["steps"] = max(1, round(SHORTER * spec.search.steps))
+    linear = spec.search.merge.model_copy(update={"method": "linear"})
+    search = spec.search.model_copy(update={**learned, "merge": linear})
     baseline = spec.baseline.model_copy(update={"enabled": False})
     return spec.model_copy(update={"mask": first_round(spec)[0].mask, "search": search, "baseline": baseline})
 
@@ -164,8 +168,10 @@ def _round(
         for s in settings
         if s not in lost
     }  # fmt: skip
-    chosen = session.judge(p, stage="choose").search(arms, deltas) if arms else {}
-    return [_row(s, masks[s.mask], chosen.get(s.name), p, share) for s in settings]
+    session.slots_of("search", 1, spec.cluster.search_workers)
+    chosen = MergeSearch(session, p, stage="choose").choose(arms, deltas) if arms else {}
+    found = {name: c.found for name, c in chosen.items()}
+    return [_row(s, masks[s.mask], found.get(s.name), p, share) for s in settings]
 
 
 def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) -> dict:
@@ -185,12 +191,10 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
         return row
     single, together = found["single_validation"], found["validation"]
     merged = {t: together[t] for t in p.targets}
-    xi = found.get("disentanglement", {}).get("together")
     control = found["control_validation"]
     return {
         **row, "held": found["control_held"], "single": absolute_accuracy(single),
         "merged": absolute_accuracy(merged), "error": standard_error(merged, {t: len(p.data[t].validation.labels) for t in merged}), "control": worst_kept(together, control)[0] if control else None,
-        "disentanglement": sum(xi.values()) / len(xi) if xi else None,
     }  # fmt: skip
 
 

@@ -16,9 +16,9 @@ import torch
 
 from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec
-from talos_ray.core.finetune import derive_seed
 from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.mask import CHUNK, DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
+from talos_ray.core.seeds import derive_seed
 from talos_ray.errors import SpecError
 from talos_ray.models import check_model
 from talos_ray.models.lean import import_lean

@@ -207,16 +207,20 @@ def _delta_file(arm: str, task: str) -> str:
 
 def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
     progress = session.progress
-    judge = session.judge()
-    chosen = judge.search(arms, deltas)
-    version, base, now = judge.verify(arms, deltas, chosen)
+    from talos_ray.orchestrate.scoring import score_version
+    from talos_ray.orchestrate.search import MergeSearch
+
+    session.slots_of("search", 1, session.spec.cluster.search_workers)
+    search = MergeSearch(session, session.p)
+    chosen = search.choose(arms, deltas)
+    version, base, now = score_version(session, session.p, arms, deltas, chosen)
     version["key"] = version_key(session.p, deltas[SPARSE], deltas.get(DENSE, {}))
     version["seconds"] = round(time.monotonic() - started_at, 1)
     version["stages"] = {
         "seconds": progress.seconds(),
         "slots": session.slots,
         "first_step": progress.first_step,
-        "candidate_overhead": round(judge.overhead, 4),
+        "merge_seconds": search.seconds,
         "object_store_peak": session.watch.peak,
     }
     if (choice := session.folder.load_choice()) is not None:

@@ -5,41 +5,31 @@ Each makes a new version from deltas that are on storage; nothing that another v
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ray
-import torch
 
-from talos_ray.config import Merge, Spec, validated
+from talos_ray.config import Merge, Spec
 from talos_ray.core.delta import Delta
-from talos_ray.core.merging import coefficients_of, task_of
-from talos_ray.core.metrics import ForgetObjective, accuracy, worst_kept
+from talos_ray.core.merging import task_of
+from talos_ray.core.metrics import accuracy
 from talos_ray.core.paired import Answers
-from talos_ray.core.surrogate import Surrogate
+from talos_ray.core.segments import Blend
 from talos_ray.corruptions import CORRUPTIONS
 from talos_ray.errors import TalosError, nearest
 from talos_ray.orchestrate.cluster import options
-from talos_ray.orchestrate.desk import open_desk
 from talos_ray.orchestrate.driver import publish
-from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Found, Problem, inspect
+from talos_ray.orchestrate.learning import Goal, Point
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
-from talos_ray.orchestrate.proposals import sampled_labels, slopes_at
-from talos_ray.orchestrate.search import Generations
+from talos_ray.orchestrate.scoring import Chosen, Heads, Way, answers, evaluate, inspect, score_version, waited, ways_of
+from talos_ray.orchestrate.search import MergeSearch
 from talos_ray.orchestrate.session import Session, on_ray
-from talos_ray.orchestrate.verify import Judge
 from talos_ray.progress import Progress
-from talos_ray.storage.run_folder import RunFolder, coefficient_of
+from talos_ray.storage.run_folder import RunFolder
 from talos_ray.trust import versions
 
-LOWEST = -1.0  # coefficient, and number of points down to it: Iurada et al., 2025
-POINTS = 21
-FINER = 4  # points between the best of them and the next
-FURTHER = (-2.0, -4.0)  # where the grid goes on if all others still hold at its end: short training makes short deltas
-MOST = POINTS * (1 + len(FURTHER)) + FINER
-MOST_LAYERED = 24  # candidates in which groups of layers part from their common coefficient
-HALVED = 3  # times that the surrogate's reach in that, at first the coefficient itself, is halved
 RETRAINED = 0.1  # share of its training that a forgotten task is given again, to see how fast it comes back
 NEAR = 0.05  # accuracy above chance that still counts as forgotten
 
@@ -52,7 +42,7 @@ class _Open:
     folder: RunFolder
     arm: ArmPlan
     head: dict
-    how: Merge  # that head was made by, with the groups of layers that are asked for
+    how: Merge  # that head was made by
     session: Session
 
     def of(self, targets: Sequence[str]) -> Prepared:
@@ -69,15 +59,27 @@ class _Open:
             )
         return found
 
-    def judge(self, targets: Sequence[str]) -> Judge:
-        """Of a version of these; all other tasks of the run are looked at too."""
-        return self.session.judge(self.of(targets), [t for t in self.prepared.targets if t not in targets])
+    def others(self, targets: Sequence[str]) -> list[str]:
+        """Tasks of the run that are no part of a version of these, and are scored all the same."""
+        return [t for t in self.prepared.targets if t not in targets]
 
-    def verified(
-        self, judge: Judge, deltas: dict[str, Delta], coefficients: Coefficients
+    def in_head(self, tasks: Sequence[str]) -> tuple[Blend, Heads]:
+        """How much of the deltas of these tasks is in head, and the heads of their own that they have there."""
+        blend, heads = self.folder.load_learned(self.head)
+        rows = [row for row in blend.values if task_of(row) in tasks]
+        return blend.only(rows), {t: h for t, h in heads.items() if t in tasks}
+
+    def way(self, deltas: Mapping[str, Delta], how: Merge) -> Way:
+        """Deltas under a merge method; with a row a group of layers, where head is of an earlier release and has them."""
+        grouped = any("@" in row for row in self.head["coefficients"])
+        return ways_of([self.arm], {SPARSE: deltas}, (how,), grouped)[SPARSE]
+
+    def scored(
+        self, targets: Sequence[str], deltas: Mapping[str, Delta], way: Way, blend: Blend, heads: Heads
     ) -> tuple[dict, Answers, Answers]:
-        """A version and its answers: what the judge's shared `deltas` make under coefficients that need no search."""
-        return judge.verify([self.arm], {SPARSE: deltas}, {SPARSE: {"way": SPARSE, "coefficients": coefficients}})
+        """A version and its answers, of coefficients and heads that need no search."""
+        chosen = {SPARSE: Chosen(way=way, blend=blend, heads=heads)}
+        return score_version(self.session, self.of(targets), [self.arm], {SPARSE: deltas}, chosen, self.others(targets))
 
     def publish(self, found: tuple[dict, Answers, Answers], operation: str, **details: object) -> int:
         """Number of the version, if head is still what the operation began with."""
@@ -85,11 +87,9 @@ class _Open:
 
 
 @contextmanager
-def _opened(
-    uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False, groups: int | Mapping[str, str] | None = None
-) -> Iterator[_Open]:
-    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; `groups`: of layers, where
-    head has none; both checked before anything starts."""
+def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False) -> Iterator[_Open]:
+    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked before anything
+    starts."""
     folder = RunFolder(uri)
     spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
     names = [t.name for t in spec.tasks]
@@ -106,16 +106,12 @@ def _opened(
             f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: {', '.join(head['deltas']) or 'none'}"
         )
     how = Merge.model_validate(head.get("merge", {"method": "linear"}))
-    if groups and how.groups not in (None, groups):
-        raise TalosError(
-            f"groups is {groups!r}, but version {head['version']} of run {uri!r} is made of groups {how.groups!r}; leave groups out"
-        )
-    how = how.model_copy(update={"groups": groups or how.groups})
     with Progress() as progress:
         prepared = prepare(spec, progress)
         arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
         with on_ray(prepared, folder, verbose, progress) as session:
             session.share()
+            session.slots_of("search", 1, spec.cluster.search_workers)
             yield _Open(prepared, folder, arm, head, how, session)
 
 
@@ -135,14 +131,16 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
                 f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
             )
         deltas[SPARSE] = {t: deltas[SPARSE][t] for t in chosen_tasks}
-        judge = run.judge(chosen_tasks)
-        version, *answers = judge.verify([run.arm], deltas, judge.search([run.arm], deltas))
-        version["key"] = version_key(judge.p, deltas[SPARSE], {})
-        return run.publish((version, *answers), "merge", tasks=chosen_tasks, reason=reason)
+        prepared = run.of(chosen_tasks)
+        chosen = MergeSearch(run.session, prepared).choose([run.arm], deltas)
+        others = run.others(chosen_tasks)
+        version, *answered = score_version(run.session, prepared, [run.arm], deltas, chosen, others)
+        version["key"] = version_key(prepared, deltas[SPARSE], {})
+        return run.publish((version, *answered), "merge", tasks=chosen_tasks, reason=reason)
 
 
 def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = False) -> int:
-    """Take one task out of head, exactly: the others keep their coefficients, and merge methods never see its delta.
+    """Take one task out of head, exactly: the others keep their coefficients and heads, and merge methods never see its delta.
     Returns the version's number.
 
     Raises:
@@ -152,57 +150,60 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
         head = run.head
         left = [t for t in head["deltas"] if t != task]
         how = run.how if left else Merge(method="linear")
-        coefficients = {row: a for row, a in head["coefficients"].items() if task_of(row) != task}
-        deltas, judge = run.deltas(left), run.judge([t for t in head["targets"] if t != task])
-        judge.share([run.arm], {SPARSE: deltas}, (how,))
-        version, *answers = run.verified(judge, deltas, coefficients)
+        deltas = run.deltas(left)
+        targets = [t for t in head["targets"] if t != task]
+        version, *answered = run.scored(targets, deltas, run.way(deltas, how), *run.in_head(left))
         version |= {"kind": "removal", "forgotten": [t for t in head.get("forgotten", []) if t != task]}
-        return run.publish((version, *answers), "remove", task=task, reason=reason)
+        return run.publish((version, *answered), "remove", task=task, reason=reason)
 
 
 def forget(
-    uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, groups: int | Mapping[str, str] | None = None,
-    reason: str | None = None, verbose: bool = False,
+    uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, reason: str | None = None, verbose: bool = False
 ) -> int:  # fmt: skip
-    """Task negation: the coefficient of `task`, from 0 to -1 and on to -4 while all hold, that lowers it most while every control task keeps `keep` of
-    the base's score, and every task that head has learnt `keep` of head's (Ilharco et al., 2023). Chosen on validation data.
-    Returns the version's number.
+    """Task negation (Ilharco et al., 2023), by gradient: the coefficients of one task's delta that push its answers towards chance,
+    under as much pressure as it takes for every control task to keep `keep` of the base's score, and every task that head has learnt
+    `keep` of head's. Learned on training inputs, judged on validation data. Returns the version's number.
 
     Args:
-        at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which is what always answering the most
-            frequent class scores, and 0.05.
-        groups: of layers (as `search.merge.groups`) that then get coefficients of their own, as long as it is above that aim; those of
-            head, if not given.
+        at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which is what
+            always answering the most frequent class scores, and 0.05.
 
     Raises:
-        SpecError: the groups. TalosError: not reachable; with the best pair there is, and the whole curve. Nothing is changed.
+        TalosError: not reachable; with the best that is, and all that was tried. Nothing is changed.
     """
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
-    validated(Merge, {"groups": groups}, "forget")
-    with _opened(uri, [task], verbose, groups=groups) as run:
-        head = run.head
+    with _opened(uri, [task], verbose) as run:
+        head, session = run.head, run.session
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
+        held = [*learnt, *run.prepared.controls]
         deltas = run.deltas(sorted({*head["deltas"], task}))
-        judge, progress, desk = run.judge(learnt), run.session.progress, open_desk()
-        judge.share([run.arm], {SPARSE: deltas}, (run.how,))
-        way = judge.ways[SPARSE]
-        evaluator, told_by = judge.evaluator(way.ref, way.rows), head["coefficients"]
-        at_head = {r: told_by.get(r, told_by.get(task_of(r), 0.0)) for r in way.rows}
-        progress.begin("search", f"how {task} can be forgotten")
-        held = (*learnt, *run.prepared.controls)
-        before = evaluator.counts(evaluator.submit(at_head, (task, *learnt)))
-        before |= evaluator.counts(evaluator.submit({}, run.prepared.controls))
-        scores = {t: right / n for t, (right, n) in before.items()}
-        labels = {t: run.prepared.data[t].validation.labels for t in (task, *held)}
-        chance = float(labels[task].bincount().max()) / len(labels[task])
+        way = run.way(deltas, run.how)
+        blend, heads = run.in_head(learnt)
+        before, _ = run.in_head([*learnt, task])
+        settings = {"method": "learned", "control_keep": keep, "heads": "words", "trials": 0, "pressure": "auto"}
+        search_settings = run.prepared.spec.search.model_copy(update=settings)
+        tasks = (task, *learnt)
+        spec = run.prepared.spec.model_copy(
+            update={"search": search_settings, "tasks": tuple(t for t in run.prepared.spec.tasks if t.name in tasks)}
+        )
+        search = MergeSearch(session, replace(run.prepared, spec=spec))
+        session.progress.begin("search", f"how {task} can be forgotten")
+        # What decides the model that must hold: head's deltas, and how much of each.
+        used = [dict(head["deltas"]), head["model"]]
+        keys = {t: search.looks.ask(t, ref=way.ref, blend=before, used=used, head=heads.get(t)) for t in tasks}
+        keys |= {c: search.looks.ask(c) for c in run.prepared.controls}
+        seen = search.looks.found()
+        scores = {t: seen[key].accuracy for t, key in keys.items()}
+        labels = run.prepared.data[task].validation.labels
+        chance = float(labels.bincount().max()) / len(labels)
         aim = min(1.0, chance + NEAR)
         limit = aim if at_most is None else at_most
-        objective = ForgetObjective({task: scores[task]}, {t: scores[t] for t in held}, keep)
-        problem = Problem(evaluator, objective, 1)
-        candidates = _downwards(problem, labels, at_head, task, min(aim, limit))
-        found = judge.run({SPARSE: (problem, candidates)}, MOST + MOST_LAYERED, desk)[SPARSE]
-        best, curve = found.candidates[0], _curve(found, objective, task)
+        goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task])]
+        goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
+        problem = search.problem(way, goals, start=blend, moving=(task,), heads=heads, own_heads=False)
+        point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=search_settings.several("lr")[0])
+        record = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})[way.name][0]
         told = {
             "task": task,
             "keep": keep,
@@ -210,129 +211,43 @@ def forget(
             "aim": aim,
             "limit": limit,
             "before": scores[task],
-            "after": best.scores[task],
-            "curve": curve,
-            "layers": None if _shared(best, task) else coefficients_of(best.coefficients, task),
+            "after": record["scores"][task],
+            "curve": [
+                {"pressure": a["pressure"], "target": a["scores"][task], "kept": a["kept"], "worst": a["worst"]}
+                for a in record["attempts"]
+            ],
         }
-        if best.objective < 0 or best.scores[task] > limit:
-            raise TalosError(_unreachable(told, best if best.objective >= 0 else None))
-        progress.end(
-            "search",
-            f"{task} {scores[task]:.3f} -> {best.scores[task]:.3f} at {_words(best, task)} (validation)",
-        )
-        version, *answers = run.verified(judge, deltas, {t: a for t, a in best.coefficients.items() if a})
+        if record["objective"] < 0 or record["scores"][task] > limit:
+            raise TalosError(_unreachable(told, record["objective"] >= 0))
+        now, _ = search.loaded(way, record)
+        session.progress.end("search", f"{task} {scores[task]:.3f} -> {told['after']:.3f} (validation)")
+        version, *answered = run.scored(learnt, deltas, way, now, heads)
         again = shortened(run.arm.settings[task], RETRAINED)
         told["retrained_steps"] = again.steps
         looks = inspect.options(**options(run.prepared.spec.cluster))
-        models = {"base": {}, "before": at_head, "now": best.coefficients}
-        seen = {name: looks.remote(run.session.shared_ref, way.ref, a, task, again) for name, a in models.items()}
+        models = {"base": Blend({}), "before": before, "now": now}
+        seen = {name: looks.remote(session.shared_ref, way.ref, b, task, again) for name, b in models.items()}
         told["beyond"] = dict(zip(seen, ray.get(list(seen.values())), strict=True))
         told["classes"] = list(run.prepared.data[task].classes)
         version |= {
             "kind": "negation", "negation": told, "forgotten": sorted({*head.get("forgotten", []), task}),
         }  # fmt: skip
-        return run.publish((version, *answers), "forget", task=task, keep=keep, reason=reason)
+        return run.publish((version, *answered), "forget", task=task, keep=keep, reason=reason)
 
 
-def _at(candidate: Candidate, task: str) -> float:
-    """The coefficient of the task that is to be forgotten, where all groups of layers have the same."""
-    return next(iter(coefficients_of(candidate.coefficients, task).values()))
-
-
-def _shared(candidate: Candidate, task: str) -> bool:
-    return len(set(coefficients_of(candidate.coefficients, task).values())) == 1
-
-
-def _words(candidate: Candidate, task: str) -> str:
-    if _shared(candidate, task):
-        return f"{_at(candidate, task):g}"
-    return coefficient_of({"coefficients": candidate.coefficients}, task)
-
-
-def _downwards(
-    problem: Problem, labels: Mapping[str, torch.Tensor], head: Coefficients, task: str, aim: float
-) -> Generations:
-    """The grid from 0 down to the lowest coefficient, and on while everyone holds and the task is still above `aim`; then
-    finer steps below the best that holds, and groups of layers by themselves, if there are any."""
-
-    def points(values: Sequence[float]) -> list[tuple[Coefficients, None]]:
-        return [
-            (problem.point({r: a if task_of(r) == task else head.get(r, 0.0) for r in problem.targets}), None)
-            for a in values
-        ]
-
-    def best() -> Candidate:
-        return min(found, key=lambda c: c.rank)
-
-    step, end = LOWEST / (POINTS - 1), LOWEST
-    found = yield points([i * step + 0.0 for i in range(POINTS)])
-    for further in FURTHER:
-        lowest = min(found, key=lambda c: _at(c, task))
-        if lowest.objective < 0 or best().scores[task] <= aim:
-            break
-        step = (further - end) / (POINTS - 1)
-        found += yield points([end + step * (i + 1) for i in range(POINTS - 1)])
-        end = further
-    at = _at(best(), task)
-    if best().objective >= 0 and at > end:
-        found += yield points([at + step * (i + 1) / (FINER + 1) for i in range(FINER)])
-    found += yield from _by_layers(problem, labels, best(), task, aim)
-    return Found(sorted(found, key=lambda c: c.rank))
-
-
-def _by_layers(
-    problem: Problem, labels: Mapping[str, torch.Tensor], best: Candidate, task: str, aim: float
-) -> Generator[list[tuple[Coefficients, float]], list[Candidate], list[Candidate]]:
-    """Groups of layers of the task part from the coefficient that is best for all: by the surrogate, with slopes taken at the best so
-    far; where it leads to nothing better, it reaches half as far."""
-    p, known, found, anchor = problem, [], [], None
-    own = [r for r in p.targets if task_of(r) == task]
-    reach = max(-_at(best, task), -LOWEST)
-    least = reach / 2**HALVED
-    while len(own) > 1 and len(found) < MOST_LAYERED and reach > least and best.scores[task] > aim:
-        if anchor is not best:
-            anchor, at = best, torch.tensor([best.coefficients[r] for r in own])
-            slopes, here = slopes_at(p, best.coefficients, own), p.evaluator.logits(best.coefficients, p.tasks)
-            surrogate = Surrogate(here, slopes, sampled_labels(p, labels), p.objective, FURTHER[-1], 0.0)
-            surrogate = surrogate.around(at, here, best.scores)
-        points = surrogate.within(at, reach).propose([at], [at, *known], p.search.generation)
-        if not points:
-            break
-        known += [a for _, a in points]
-        tried = yield [
-            (p.point({**best.coefficients, **dict(zip(own, a.tolist(), strict=True))}), v) for v, a in points
-        ]
-        found += tried
-        better = min(tried, key=lambda c: c.rank)
-        if better.objective > best.objective:
-            best = better
-        else:
-            reach /= 2
-    return found
-
-
-def _curve(found: Found, objective: ForgetObjective, task: str) -> list[dict]:
-    """Every candidate with one coefficient, from 0 downwards: accuracy of the task, and the task that kept least."""
-    curve = []
-    for c in sorted((c for c in found.candidates if _shared(c, task)), key=lambda c: -_at(c, task)):
-        kept, worst = worst_kept(c.scores, objective.control)
-        curve.append({"coefficient": _at(c, task), "target": c.scores[task], "kept": kept, "worst": worst})
-    return curve
-
-
-def _unreachable(told: dict, best: Candidate | None) -> str:
+def _unreachable(told: dict, holds: bool) -> str:
     task, curve = told["task"], told["curve"]
-    if best is None:
+    if not holds:
         nearest_one = max(curve, key=lambda p: p["kept"])
-        reached = f"no coefficient lets every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps {nearest_one['kept']:.1%} at best, at {nearest_one['coefficient']:g}"
+        reached = f"under no pressure does every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps {nearest_one['kept']:.1%} at best"
         fix = "lower keep, or `talos remove` it"
     else:
-        reached = f"{best.scores[task]:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}, at coefficient {_words(best, task)}"
-        fix = f"accept that with at_most={best.scores[task] + 5e-4:.3f}, or lower keep"
-    lines = [f"  {p['coefficient']:6.3f}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
+        reached = f"{told['after']:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}"
+        fix = f"accept that with at_most={told['after'] + 5e-4:.3f}, or lower keep"
+    lines = [f"  {p['pressure']:6g}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
     return (
         f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most {told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
-        + "\n".join(["coefficient: accuracy, and who keeps least (validation)", *lines])
+        + "\n".join(["pressure of the others: accuracy, and who keeps least (validation)", *lines])
     )
 
 
@@ -344,24 +259,24 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
         task -> corruption ("none" for the data as they are) -> {"base" | "merged": accuracy with its interval}.
     """
     with _opened(uri, (), verbose) as run:
-        head, progress, p = run.head, run.session.progress, run.prepared
-        deltas, judge = run.deltas(sorted(head["deltas"])), run.judge(head["targets"])
-        judge.share([run.arm], {SPARSE: deltas}, (run.how,))
-        progress.begin("robustness", "scores under corruptions")
+        head, session, p = run.head, run.session, run.prepared
+        in_head = sorted(head["deltas"])
+        way = run.way(run.deltas(in_head), run.how)
+        blend, heads = run.in_head(in_head)
+        session.progress.begin("robustness", "scores under corruptions")
         tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
-        asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in ("base", "merged")]
-        refs = [
-            judge.evaluate.remote(
-                run.session.shared_ref, judge.ways[SPARSE].ref, head["coefficients"] if m == "merged" else {}, [t], c
-            )
-            for t, c, m in asked
-        ]
-        answers = judge.wait(refs, "corrupted", "robustness")
+        models = {"base": (Blend({}), {}), "merged": (blend, heads)}
+        asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in models]
+        remote = evaluate.options(**options(p.spec.cluster))
+        refs = [remote.remote(session.shared_ref, way.ref, models[m][0], [t], models[m][1], c) for t, c, m in asked]
+        answered = waited(session, refs, "robustness", "corrupted scores")
         found: dict = {
-            t: {"none": {m: head["scores"][t][m] for m in ("base", "merged")}} for t in tasks if t in head["scores"]
+            t: {"none": {m: head["scores"][t][m] for m in models}} for t in tasks if t in head["scores"]
         }
-        for (t, c, m), answer in zip(asked, answers, strict=True):
-            found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(*judge.answers(answer, {}).counts(t)).as_dict()
+        for (t, c, m), kinds in zip(asked, answered, strict=True):
+            predicted = kinds[t]["own" if t in models[m][1] else "words"]
+            right = answers(p, {t: predicted}, {}).counts(t)
+            found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(*right).as_dict()
         versions.add_robustness(run.folder, head["version"], found)
-        progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
+        session.progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
         return found

@@ -18,7 +18,7 @@ from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
 from talos_ray.errors import Problems, SpecError, TalosError
 from talos_ray.models import Family, base_tensors, check_model, checkpoint_tensors, layout_of, load_model
-from talos_ray.models.heads import head_key, make_head
+from talos_ray.models.heads import has_features, head_key, make_head
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
@@ -45,6 +45,7 @@ class Prepared:
     mask_key: str
     identity: dict[str, object]
     checkpoints: dict[str, str]  # fingerprints of those that stand for training, by task
+    own_heads: bool = True  # whether the model has features that a task's own linear head could read
 
     @property
     def targets(self) -> list[str]:
@@ -119,7 +120,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         "mask": spec.mask.keyed(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,
     }  # fmt: skip
     folder.check_new(base, identity)
-    prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity, checkpoints)
+    prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity, checkpoints, has_features(family))
     k = layout.total if spec.mask.strategy == "all" else round(spec.mask.keep * layout.total)
     if k < 1:
         raise TalosError(
@@ -247,7 +248,7 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
 
 
 def version_key(p: Prepared, deltas: Mapping[str, Delta], dense: Mapping[str, Delta]) -> str:
-    held_out = {n: [d.validation.fingerprint(), d.test.fingerprint()] for n, d in p.data.items()}
+    held_out = {n: [d.train.fingerprint(), d.validation.fingerprint(), d.test.fingerprint()] for n, d in p.data.items()}
     return key_of(
         [
             p.base,

@@ -1,225 +1,398 @@
-"""Merge search on Ray Tune: trials take candidates from one desk and have them scored by warm workers, part by part.
+"""Merge search on Ray Tune: a trial is a learning run (`orchestrate.learning`) on a worker with its accelerator.
 
-A trial is started once and serves until the search is over: a process costs seconds, a candidate must not. It only
-asks and counts; `orchestrate.evaluation` says what is asked, `orchestrate.proposals` which candidates. A candidate is
-stopped early by the best of the generations before its own, never by one that happened to be faster, so neither the
-number of trials nor a lost one changes the result. All arms are searched in one Tune run: while one waits for its
-generation, the others go on.
+The points that the spec names come first, in one generation; then, if it wants more, generations that Optuna proposes through Ray
+Tune's own search algorithm. A generation waits until the one before is over, and a run is stopped early by the best run of
+earlier generations, never by one that happened to be faster: so the result is a function of the spec, the same with one trial at a
+time and with many. (Ray's asynchronous schedulers stop by who came first.) All arms are searched in one Tune run.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-import statistics
-import threading
+import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 
+import optuna
 import ray
+import torch
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
-from talos_ray.core.metrics import normalized_accuracy
+from talos_ray.config import Search
+from talos_ray.core.delta import Delta
+from talos_ray.core.layout import fingerprint, key_of
+from talos_ray.core.segments import Blend
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import root_cause
-from talos_ray.orchestrate.desk import Waiting, open_desk
-from talos_ray.orchestrate.evaluation import Candidate, Coefficients, Counts, Found, Problem, units
+from talos_ray.orchestrate import cluster
+from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, rank
+from talos_ray.orchestrate.scoring import PAIRS as MOST_PAIRS
+from talos_ray.orchestrate.scoring import Chosen, Look, Looks, Way, disturbed, fits_heads, single_look, waited, ways_of
+from talos_ray.orchestrate.worker import workbench
 
-NOTHING = {"CPU": 0, "memory": 1}  # a trial only waits; Ray Tune wants at least something, and a byte is least
-
-# A search is a generator: it yields generations of points, is sent their candidates in the same order, and returns them all.
-Points = list[tuple[Coefficients, float | None]]  # with what was predicted
-Generations = Generator[Points, list[Candidate], Found]
+NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"  # Tune's own would take an interrupt for the end of its trials and go on
 
 
 class Trial(tune.Trainable):
-    """Scores candidate after candidate, a part of the validation data a step, until the desk is closed. It ends a
-    candidate where the best of the generations before its own is out of reach."""
+    """A point of the search, tried to its end or until the best of earlier generations is out of reach. Its state is on storage:
+    one that was killed goes on from there, wherever it is started again."""
 
-    def setup(self, config: dict, problems: Mapping[str, Problem] | None = None, desk=None) -> None:
+    def setup(self, config: dict, problems: Mapping[str, MergeProblem] | None = None, refs: Mapping[str, list] | None = None) -> None:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        self.problems, self.desk = problems, Waiting(desk)
-        self.order: dict | None = None
-        self.finished: int | None = None
-        self.returned: float | None = None  # when the last step was over
+        self.problems, self.refs = problems, refs
+        self.reset_config(config)
 
-    def _begin(self) -> None:
-        asked = time.perf_counter()
-        self.order, waited = self.desk.next(self.trial_id, self.finished)
-        self.counts: Counts = {}
-        self.parts: list[tuple[float, float]] = []
-        # What this candidate costs beyond its evaluation: Tune's own turn, and the way to the desk and back.
-        self.overhead = time.perf_counter() - (self.returned or asked) - waited
+    def reset_config(self, new_config: dict) -> bool:
+        """Another point for the same process, which keeps its model and its data."""
+        shared, arm = (ray.get(ref) for ref in self.refs[new_config["merge"]])
+        self.bars = new_config.get("bars") or []
+        point = Point(**new_config["point"])
+        bench = workbench(shared)
+        run = LearningRun(bench, arm, self.problems[point.merge], point, several=new_config["several"])
+        self.reports: Iterator[dict] = run.reports()
+        self.judged = 0
+        return True
 
     def step(self) -> dict:
-        if self.order is None:
-            self._begin()
-        if self.order is None:
-            return {"done": True}
-        order, p = self.order, self.problems[self.order["arm"]]
-        submitted = p.evaluator.submit(order["coefficients"], p.tasks, (len(self.parts), order["parts"]))
-        for task, (right, seen) in p.evaluator.counts(submitted).items():
-            before = self.counts.get(task, (0, 0))
-            self.counts[task] = (before[0] + right, before[1] + seen)
-        scores = {t: right / seen for t, (right, seen) in self.counts.items()}
-        reached = normalized_accuracy({t: scores[t] for t in p.objective.single}, p.objective.single)
-        self.parts.append((reached, p.doubt(self.counts)))
-        whole, bars = len(self.parts) == order["parts"], order["bars"]
-        behind = not whole and bool(bars) and reached < bars[len(self.parts) - 1]
-        if whole or behind:
-            self.order, self.finished = None, order["number"]
-        self.returned = time.perf_counter()
-        return {
-            "number": order["number"], "objective": p.objective(scores), "scores": scores, "finished": whole or behind,
-            "whole": whole, "parts": list(self.parts), "overhead": self.overhead,
-        }  # fmt: skip
+        report = next(self.reports)
+        if not report["done"] and "objective" in report:
+            bar = self.bars[self.judged] if self.judged < len(self.bars) else None
+            self.judged += 1
+            if bar is not None and report["objective"] < bar:
+                self.reports.close()
+                return {**report, "done": True, "stopped": True}
+        return report
+
+    def cleanup(self) -> None:
+        self.reports.close()
 
 
-class Dealer(tune.Callback):
-    """The driver's side: lays the generations of all arms on the desk, and hands Tune's results back to them.
+class Generations(Searcher):
+    """Hands out the points of all arms, a generation of each at once.
 
     Args:
-        searches: arm -> (its problem, its generations).
-        failures: trials and desks that may be lost before the search is given up.
-        on_candidate: called with the arm's name and each of its candidates.
+        points: way to merge -> the points that the spec names.
+        more: way -> further points that Optuna proposes.
+        space: what Optuna chooses among.
+        made: (way, what Optuna chose) -> a point.
     """
 
-    def __init__(
-        self,
-        searches: Mapping[str, tuple[Problem, Generations]],
-        desk,
-        failures: int,
-        on_candidate: Callable[[str, Candidate], None],
-    ) -> None:
-        self.searches, self.desk, self.on_candidate = dict(searches), desk, on_candidate
-        self.failures_left = failures
-        self.desk_lost = False
-        self.orders: list[tuple[str, Coefficients, float | None, int]] = []  # with its number in its own search
-        self.open: dict[int, dict] = {}  # what is, or was, on the desk and has no result
-        self.results: dict[int, Candidate] = {}
-        self.generation: dict[str, range] = {}  # the orders of an arm's present generation
-        self.best: dict[str, Candidate] = {}
-        self.found: dict[str, Found] = {}
-        self.overheads: list[float] = []
-        for arm in self.searches:
-            self._send(arm, None)
+    def __init__(self, points: Mapping[str, Sequence[Point]], more: int, size: int, space: dict, made: Callable[[str, dict], Point], seed: int) -> None:  # fmt: skip
+        super().__init__()  # without a metric: a run on its way may have nothing to tell of it yet
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.more = dict.fromkeys(points, more)
+        self.size, self.made = size, made
+        self.optuna = {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points} if more else {}
+        self.waiting = [p for mine in points.values() for p in mine]
+        self.several = more > 0 or len(self.waiting) > len(points)
+        self.running: dict[str, Point] = {}
+        self.proposed: dict[str, tuple[str, str]] = {}  # trial -> (way, Optuna's name for it)
+        self.names: list[tuple[Point, str]] = []  # of this generation, in its order
+        self.over: dict[str, dict] = {}  # Optuna's name -> result, of this generation
+        self.best: dict[str, list[float]] = {}  # way -> what its best run had reached at each look
+        self.curves: dict[str, list[float]] = {}  # trial -> what it has reached at each look
 
-    def __getstate__(self) -> dict:  # Tune saves its callbacks; the ledger is what outlives us
+    def suggest(self, trial_id: str) -> dict | str | None:
+        if not self.waiting and not self.running:
+            self._next_generation()
+            if not self.waiting:
+                return Searcher.FINISHED
+        if not self.waiting:
+            return None  # until the generation is over
+        point = self.waiting.pop(0)
+        self.running[trial_id] = point
+        return {"merge": point.merge, "point": asdict(point), "bars": self.best.get(point.merge), "several": self.several}
+
+    def _next_generation(self) -> None:
+        for point, name in self.names:  # told in the order in which they were proposed, not in which they ended
+            self.optuna[point.merge].on_trial_complete(name, self.over.get(name))
+        self.names = []
+        for way, left in self.more.items():
+            count = min(left, self.size)
+            self.more[way] -= count
+            for i in range(count):
+                name = f"{way}-{left - i}"
+                point = self.made(way, self.optuna[way].suggest(name))
+                self.waiting.append(point)
+                self.names.append((point, name))
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        if not result["done"] and "objective" in result:
+            self.curves.setdefault(trial_id, []).append(result["objective"])
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        point = self.running.pop(trial_id)
+        name = next((n for p, n in self.names if p is point), None)
+        if result is not None and "objective" in result:
+            if name is not None:
+                self.over[name] = {"objective": result["objective"]}
+            curve = self.curves.get(trial_id, [])
+            known = self.best.get(point.merge)
+            if result.get("holds") and curve and (known is None or curve[-1] > known[-1]):
+                self.best[point.merge] = curve
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what was found is on storage, by the hash of all that decides it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""
+
+
+class Told(tune.Callback):
+    """Hands Tune's results to the driver."""
+
+    def __init__(self, on_report: Callable[[str, dict], None]) -> None:
+        self.on_report = on_report
+        self.records: dict[str, list[dict]] = {}
+
+    def __getstate__(self) -> dict:  # Tune saves its callbacks
         return {}
 
-    def _send(self, arm: str, candidates: list[Candidate] | None) -> None:
-        problem, search = self.searches[arm]
-        try:
-            points = search.send(candidates)
-        except StopIteration as end:
-            self.found[arm] = end.value
-            if len(self.found) == len(self.searches):
-                self._tell("close")
-            return
-        first, best = len(self.orders), self.best.get(arm)
-        self.generation[arm] = range(first, first + len(points))
-        before = sum(order[0] == arm for order in self.orders)
-        for i, (number, (coefficients, predicted)) in enumerate(zip(self.generation[arm], points, strict=True)):
-            self.orders.append((arm, coefficients, predicted, before + i))
-            parts = 1 if predicted is not None else problem.parts
-            reachable = best is not None and best.objective >= 0 and len(best.parts) == parts
-            bars = [value - doubt for value, doubt in best.parts] if reachable else []
-            order = {"number": number, "arm": arm, "coefficients": coefficients, "parts": parts, "bars": bars}
-            self.open[number] = order
-        self._tell("put", [self.open[number] for number in self.generation[arm]])
-
-    def _tell(self, what: str, *args) -> None:
-        try:
-            getattr(self.desk, what)(*args)
-        except RayActorError:  # its trials end, too, and then there is another
-            self.failures_left -= not self.desk_lost
-            self.desk_lost = True
-
-    def move(self, desk) -> None:
-        """To another desk, with all that the one before may have held."""
-        self.desk, self.desk_lost = desk, False
-        self._tell("put", list(self.open.values()))
-
     def on_trial_result(self, iteration: int, trials: list, trial, result: dict, **info) -> None:
-        number = result.get("number")
-        if not result.get("finished") or number in self.results:  # a trial that was lost may tell a thing again
-            return
-        arm, coefficients, predicted, place = self.orders[number]
-        self.overheads.append(result["overhead"])
-        candidate = Candidate(
-            result["objective"],
-            coefficients,
-            {t: result["scores"][t] for t in self.searches[arm][0].tasks},
-            tuple(map(tuple, result["parts"])),
-            result["whole"],
-            predicted,
-            place,
-        )
-        self.results[number] = candidate
-        del self.open[number]
-        self.on_candidate(arm, candidate)
-        if all(n in self.results for n in self.generation[arm]):
-            candidates = [self.results[n] for n in self.generation[arm]]
-            self.best[arm] = min([*candidates, *filter(None, [self.best.get(arm)])], key=lambda c: c.rank)
-            self._send(arm, candidates)
-
-    def on_trial_error(self, iteration: int, trials: list, trial, **info) -> None:
-        """The other trials take over what it had, while there are failures left."""
-        self._tell("lost", trial.trial_id)
-        if self.desk_lost:
-            return
-        self.failures_left -= 1
-        if self.failures_left < 0:
-            self._tell("close")
+        way = trial.config["merge"]
+        self.on_report(way, result)
+        if result["done"] and not result.get("stopped"):
+            self.records.setdefault(way, []).append(result)
 
 
-def run(
-    searches: Mapping[str, tuple[Problem, Generations]],
-    desk,
-    slots: int,
-    scratch: str,
-    on_candidate: Callable[[str, Candidate], None],
-) -> tuple[dict[str, Found], float]:
-    """All searches in one Tune run. Returns what each found, and the median of the seconds that a candidate cost beyond
-    its evaluation.
+def run_trials(session, spec, problems: Mapping[str, MergeProblem], refs: Mapping[str, list], points: Mapping[str, Sequence[Point]], on_report: Callable[[str, dict], None]) -> dict[str, list[dict]]:  # fmt: skip
+    """All searches in one Tune run. Returns the records of each way to merge, the best first.
 
     Args:
-        desk: from `desk.open_desk`; it is closed with the search.
-        slots: workers that evaluate at once.
-        scratch: a folder for Tune's own state, of no use afterwards.
+        refs: way -> references of the shared base and of its deltas.
+        points: way -> what the spec wants tried.
 
     Raises:
-        KeyboardInterrupt: as it was; the ledger has what was found.
-        TalosError: trials, or their desk, failed more often than `cluster.max_failures`.
+        KeyboardInterrupt: as it was; what was found is on storage.
+        TalosError: a trial failed more often than `cluster.max_failures`.
     """
-    problems = {arm: problem for arm, (problem, _) in searches.items()}
-    failures = next(iter(problems.values())).evaluator.spec.cluster.max_failures
-    dealer = Dealer(searches, Waiting(desk), failures, on_candidate)
-    # One more trial than can be served at once, so that no worker waits for a trial's turn.
-    at_once = 1 + -(-slots // min(len(units(p.tasks)) for p in problems.values()))
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    search = spec.search
+    told = Told(on_report)
+    more = search.trials if search.method == "learned" else 0
+    searcher = Generations(points, more, search.generation, _space(search), _made, spec.seed)
+    count = sum(map(len, points.values())) + more * len(points)
+    resources = tune.PlacementGroupFactory([cluster.resources(spec.cluster)])
+    trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, refs=refs), resources)
+    os.environ[NO_HANDLER] = "1"
     try:
-        while True:
-            trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, desk=desk), NOTHING)
-            results = tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(num_samples=at_once),
-                run_config=tune.RunConfig(
-                    storage_path=scratch, verbose=0, callbacks=[dealer], checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                ),
-            ).fit()  # fmt: skip
-            if len(dealer.found) == len(problems):
-                break
-            if dealer.failures_left < 0:
-                raise TalosError(f"the trials of the merge search failed: {root_cause(results.errors[0])}")
-            if results.num_errors < at_once:  # Tune caught it, and ended its trials
-                raise KeyboardInterrupt
-            if dealer.desk_lost:
-                dealer.move(Waiting(desk := open_desk()))
+        results = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, num_samples=count, max_concurrent_trials=session.slots["search"], reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                storage_path=session.scratch, verbose=0, callbacks=[told],
+                failure_config=tune.FailureConfig(max_failures=spec.cluster.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()  # fmt: skip
     finally:
-        ray.kill(desk)
-        # Tune leaves its own in place, which would swallow the next one.
-        if on_interrupt is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, on_interrupt)
-    return dealer.found, statistics.median(dealer.overheads)
+        del os.environ[NO_HANDLER]
+    if lost := [way for way in problems if way not in told.records]:
+        reason = cluster.root_cause(results.errors[0]) if results.errors else "no trial came to an end"
+        raise TalosError(
+            f"the merge search of {lost[0]} failed: {reason}\nwhat was finished is kept; mend the cause and run the same command again"
+        )
+    return {way: sorted(records, key=rank) for way, records in told.records.items()}
+
+
+def _space(search: Search) -> dict:
+    """What Optuna chooses among, around what the spec names."""
+    rates, given = search.several("lr"), search.several("pressure")
+    pressures = [p for p in given if p != "auto"] or [8.0, 72.0]
+    return {
+        "granularity": tune.choice(["task", "group", "tensor", "row"]),
+        "lr": tune.loguniform(min(rates) / 3, max(rates) * 3),
+        "pressure": tune.loguniform(max(min(pressures), 1e-3) / 3, max(*pressures, 1e-3) * 3),
+    }
+
+
+def _made(way: str, chosen: dict) -> Point:
+    return Point(
+        arm=way.split()[0],
+        merge=way,
+        granularity=chosen["granularity"],
+        lr=float(f"{chosen['lr']:.3g}"),
+        pressure=float(f"{chosen['pressure']:.3g}"),
+    )
+
+
+def points_of(search: Search, way: Way, held: bool) -> list[Point]:
+    """What the spec wants tried of one way to merge. `held`: whether anything must hold."""
+    point = Point(arm=way.plan.name, merge=way.name)
+    if search.method == "grid":
+        step = (search.high - search.low) / (search.shared_points - 1)
+        grid = [round(search.low + i * step, 4) for i in range(search.shared_points)]
+        return [replace(point, coefficient=c) for c in grid]
+    pressures = [None if p == "auto" else p for p in search.several("pressure")]
+    return [
+        replace(point, granularity=g, lr=lr, pressure=pressure)
+        for g in search.several("granularity")
+        for lr in search.several("lr")
+        for pressure in (pressures if held else [0.0])
+    ]
+
+
+class MergeSearch:
+    """Finds how much of each delta goes into the merged model, and the heads of its tasks.
+
+    Args:
+        prepared: the tasks that it is about: those of the session, or some of them.
+        stage: what its progress is shown under; only one of its own is begun and ended here.
+    """
+
+    def __init__(self, session, prepared, stage: str = "search") -> None:
+        self.session, self.p, self.stage = session, prepared, stage
+        self.looks = Looks(session, prepared, stage)
+
+    def choose(self, arms: Sequence, deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, Chosen]:
+        """The best by validation for every arm, with what is told of its search."""
+        p, session = self.p, self.session
+        if self.stage == "search":
+            session.progress.begin("search", "single-task answers")
+        ways = ways_of(arms, deltas, p.spec.search.merge.tried)
+        own = fits_heads(p)
+        controls = {c: self.looks.ask(c) for c in p.controls}
+        probes = {t: self.looks.ask(t, own=True) for t in p.targets} if own else {}
+        any_way = {w.plan.name: w for w in ways.values()}
+        singles = {arm: {t: single_look(self.looks, w, t, own) for t in p.targets} for arm, w in any_way.items()}
+        seen = self.looks.found()
+        problems, refs = {}, {}
+        for name, way in ways.items():
+            learn = [
+                Goal(task=t, kind="learn", before=seen[key].accuracy_own, look=key)
+                for t, key in singles[way.plan.name].items()
+            ]
+            hold = [Goal(task=c, kind="hold", before=seen[key].accuracy, look=key) for c, key in controls.items()]
+            problems[name] = self.problem(way, (*learn, *hold))
+            refs[name] = [session.shared_ref, way.ref]
+        points = {name: points_of(p.spec.search, way, bool(controls)) for name, way in ways.items()}
+        found = self.run(problems, refs, points)
+        if self.stage == "search":
+            session.progress.end("search", "; ".join(f"{name}: {_told(records)}" for name, records in found.items()))
+        chosen = {}
+        for plan in arms:
+            mine = {n: records for n, records in found.items() if ways[n].plan is plan}
+            chosen[plan.name] = self._chosen(ways, mine, seen, singles[plan.name], controls, probes)
+        for mine in chosen.values():
+            if self.stage == "search" and len(p.targets) > 1:
+                mine.found["disentanglement"] = self._disentangled(mine)
+        return chosen
+
+    def problem(self, way: Way, goals: Sequence[Goal], **more: object) -> MergeProblem:
+        """What is searched for a way to merge."""
+        p = self.p
+        marks = {n: [d.train.fingerprint(), d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})] for n, d in p.data.items()}
+        named = {g.task: marks[g.task] for g in goals}
+        settings = {
+            "deltas": {t: d.fingerprint for t, d in way.rows.items()},
+            "base": p.base,
+            "marks": key_of(named),
+            "folder": self.session.folder.store.uri,
+            "search": p.spec.search,
+            "train": p.spec.train,
+            "seed": p.spec.seed,
+            "merge": way.how,
+            "own_heads": p.own_heads,
+        }
+        return MergeProblem(goals=tuple(goals), **{**settings, **more})
+
+    def run(self, problems: Mapping[str, MergeProblem], refs: Mapping[str, list], points: Mapping[str, Sequence[Point]]) -> dict[str, list[dict]]:  # fmt: skip
+        """The records of each problem, the best first, with progress."""
+        best: dict[str, float] = {}
+        steps: dict[str, int] = {}
+        count = 0
+        search = self.p.spec.search
+
+        def on_report(way: str, report: dict) -> None:
+            nonlocal count
+            steps[way] = report.get("step", search.steps)
+            if report["done"] and "objective" in report:
+                count += 1
+                best[way] = max(report["objective"], best.get(way, report["objective"]))
+                self.session.watch.candidate(way, count, report["objective"], best[way])
+            words = ", ".join([f"{w} step {n}" for w, n in steps.items()] + [f"best {w} {v:.4f}" for w, v in best.items()])
+            self.session.progress.update(self.stage, min(0.99, sum(steps.values()) / search.steps / max(1, len(problems))), words)
+
+        started = time.monotonic()
+        found = run_trials(self.session, self.p.spec, problems, refs, points, on_report)
+        self.seconds = round(time.monotonic() - started, 2)
+        return found
+
+    def _chosen(self, ways: Mapping[str, Way], found: Mapping[str, list[dict]], seen: Mapping[str, Look], singles: Mapping[str, str], controls: Mapping[str, str], probes: Mapping[str, str]) -> Chosen:  # fmt: skip
+        """The best candidate of one arm under any merge method."""
+        p = self.p
+        name = min(found, key=lambda n: rank(found[n][0]))
+        best, way = found[name][0], ways[name]
+        blend, heads = self.loaded(way, best)
+        everything = [r for records in found.values() for r in records]
+
+        def best_of(setting: Callable[[dict], str]) -> dict[str, float]:
+            reached: dict[str, float] = {}
+            for r in everything:
+                reached[setting(r)] = max(r["objective"], reached.get(setting(r), r["objective"]))
+            return reached
+
+        facts = {
+            "point": best["point"],
+            "teacher": p.spec.search.teacher,
+            "pressure": best.get("pressure"),
+            "objective": best["objective"],
+            "validation": best["scores"],
+            "validation_words": best["words"],
+            "single_validation": {t: seen[key].accuracy_own for t, key in singles.items()},
+            "probe_validation": {t: seen[key].accuracy_own for t, key in probes.items()},
+            "control_validation": {c: seen[key].accuracy for c, key in controls.items()},
+            "control_held": best["objective"] >= 0,
+            "held_by_margin": best["holds"],
+            "curve": best["curve"],
+            "seconds": best["seconds"],
+            "candidates": [
+                {"objective": r["objective"], "coefficients": r["means"], "point": r["point"], "pressure": r.get("pressure"), "holds": r["holds"], "kept": r["kept"]}
+                for r in found[name]
+            ],
+            "methods": best_of(lambda r: ways[r["point"]["merge"]].how.method),
+            "granularities": best_of(lambda r: r["point"]["granularity"]),
+            "evaluated": len(everything),
+            "by_tensor": by_tensor(way, blend),
+        }  # fmt: skip
+        return Chosen(way=way, blend=blend, heads=heads, found=facts)
+
+    def loaded(self, way: Way, record: Mapping) -> tuple[Blend, dict]:
+        """Coefficients and heads of a candidate, from storage."""
+        _, tensors = self.session.folder.load_trial(record["key"])
+        heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
+        point = record["point"]
+        if point["coefficient"] is not None:
+            return Blend(dict.fromkeys(way.rows, point["coefficient"])), heads
+        values = {t: tensors[f"coefficient/{t}"] for t in way.rows}
+        return Blend(values, point["granularity"], way.how.groups or 4), heads
+
+    def _disentangled(self, mine: Chosen) -> dict:
+        """How far the edits disturb each other, on validation data."""
+        tasks = sorted(self.p.targets)
+        pairs = len(tasks) <= MOST_PAIRS
+        remote = disturbed.options(**cluster.options(self.p.spec.cluster))
+        refs = [remote.remote(self.session.shared_ref, mine.way.ref, mine.blend, t, mine.heads, pairs) for t in tasks]
+        found = dict(zip(tasks, waited(self.session, refs, self.stage, "how far edits disturb each other"), strict=True))
+        return {
+            "tasks": tasks,
+            "pairs": [[changed.get(u, 0.0) for u in tasks] for changed, _ in found.values()] if pairs else None,
+            "together": {t: together for t, (_, together) in found.items()},
+        }
+
+
+def by_tensor(way: Way, blend: Blend) -> dict[str, dict[str, float]]:
+    """Task -> tensor -> mean coefficient of its masked weights; nothing where a task has one coefficient."""
+    if (segments := blend.segments(way.mask)) is None:
+        return {}
+    return {t: segments.mean_by_tensor(a, way.mask) for t, a in blend.values.items()}
+
+
+def _told(records: Sequence[Mapping]) -> str:
+    """One search in a line."""
+    best = records[0]
+    note = f"{len(records)} candidate(s), best normalized validation accuracy {best['objective']:.4f}"
+    return note + (f", control kept {best['kept']:.1%}" if best["worst"] else "")

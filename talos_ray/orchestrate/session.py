@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -13,7 +13,6 @@ from talos_ray.config import Cluster
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
 from talos_ray.orchestrate.plan import Prepared
-from talos_ray.orchestrate.verify import Judge
 from talos_ray.orchestrate.watch import Tracker, Watch
 from talos_ray.orchestrate.worker import Shared, freeze, thaw
 from talos_ray.progress import Progress
@@ -43,12 +42,6 @@ class Session:
     def slots_of(self, stage: str, workers: int, limit: int | None) -> int:
         self.slots[stage] = cluster.slots(self.spec.cluster, workers, limit)
         return self.slots[stage]
-
-    def judge(self, prepared: Prepared | None = None, others: Sequence[str] = (), stage: str = "search") -> Judge:
-        """Who searches and verifies: all tasks, or those of another `prepared`, with `others` of the run looked at too."""
-        slots = self.slots_of(stage, 1, self.spec.cluster.search_workers)
-        p, mine = prepared or self.p, (self.shared_ref, self.folder, self.scratch, self.progress, slots, self.watch)
-        return Judge(p, *mine, others, stage)
 
 
 @contextmanager

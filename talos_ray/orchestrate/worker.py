@@ -21,12 +21,14 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
-from talos_ray.core.surrogate import sampled_rows
+from talos_ray.core.probe import fitted_head, scored
+from talos_ray.core.seeds import sampled_rows
+from talos_ray.core.segments import Blend
 from talos_ray.corruptions import corrupted
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.inputs import Examples, Node
 from talos_ray.models import Family, build_model
-from talos_ray.models.heads import scorer
+from talos_ray.models.heads import as_linear, scorer
 from talos_ray.models.lean import import_lean
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task
@@ -82,6 +84,10 @@ class Arm:
         packed = ((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
         return Arm(name, bits, tuple(packed))
 
+    def unpacked(self, base: str, mask: str) -> list[Delta]:
+        """Its deltas, aliasing the memory that they came in. `base`, `mask`: fingerprints of what they belong to."""
+        return [Delta(task, thaw(values)["values"], base, mask) for task, values, _ in self.deltas]
+
     @property
     def key(self) -> tuple[str, ...]:
         """What it is made of: a later operation of the same run may use a name again."""
@@ -120,8 +126,8 @@ class Workbench:
         private = shared.layout.names if self.device.type == "cpu" else ()
         self.family: Family = build_model(shared.spec.model, self.tensors, private)
         self.family.module.to(self.device)
-        self.composers: dict[tuple[str, ...], Composer] = {}
-        self.composed: tuple[str, ...] | None = None  # the arm whose edit may be in the model
+        self.composers: dict[tuple, Composer] = {}
+        self.composed: tuple | None = None  # key of the composer whose edit may be in the model
 
     @functools.cache  # noqa: B019 - one workbench a process, for its whole life
     def head(self, task: str) -> torch.Tensor:
@@ -149,44 +155,73 @@ class Workbench:
         self.composers.clear()
         self.composed = None
 
-    def compose(self, arm: Arm, coefficients: Mapping[str, float]) -> None:
+    def compose(self, arm: Arm, blend: Blend) -> None:
         """Put one candidate of one arm into the model."""
+        key = (arm.key, blend.granularity, repr(blend.groups))
         if self.composed is None:
             self.reset()
-        elif self.composed != arm.key:
+        elif self.composed != key:
             self.composers[self.composed].rollback()
-        self.composed = arm.key
-        if arm.key not in self.composers:
-            for old in [key for key in self.composers if key[0] == arm.name]:
+        self.composed = key
+        if key not in self.composers:
+            for old in [known for known in self.composers if known[0][0] == arm.name and known[0] != arm.key]:
                 del self.composers[old]
             mask = Mask(self.shared.layout, arm.bits)
-            deltas = [
-                Delta(task, thaw(values)["values"], self.shared.base, mask.fingerprint)
-                for task, values, _ in arm.deltas
-            ]
-            self.composers[arm.key] = Composer(self.family.module, mask, deltas, self.shared.base)
-        self.composers[arm.key].compose(coefficients)
+            deltas = arm.unpacked(self.shared.base, mask.fingerprint)
+            self.composers[key] = Composer(self.family.module, mask, deltas, self.shared.base, blend.segments(mask))
+        self.composers[key].compose(blend.values)
+
+    def linear_head(self, task: str) -> torch.Tensor | None:
+        """A task's frozen head as a linear layer on the features, if it is one."""
+        return as_linear(self.family, self.shared.task(task).head, self.head(task))
 
     @torch.no_grad()
-    def correct(
+    def answered(
         self,
+        examples: Examples,
         task: str,
-        split: str,
         rows: torch.Tensor | None = None,
-        wanted: torch.Tensor | None = None,
+        *,
+        features: bool = False,
         batch_size: int = 256,
-    ) -> tuple[tuple[int, int], torch.Tensor]:
-        """(right predictions, inputs) of the model as it stands on `rows` (row numbers, int64 [n]; all, if not given), and
-        the logits [m, classes] of those of them that are `wanted`."""
-        examples, logits, right, kept = self.examples(task, split), self.logits(task), 0, []
-        rows = torch.arange(len(examples)) if rows is None else rows
-        wanted = rows[:0] if wanted is None else wanted
-        parts = rows.split(batch_size)
-        for index, (inputs, labels) in zip(parts, examples.each(parts, self.loaders), strict=True):
-            out = logits(inputs)
-            right += int((out.argmax(-1) == labels).sum())
-            kept.append(out[torch.isin(index, wanted).to(out.device)].float().cpu())
-        return (right, len(rows)), torch.cat(kept)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the model as it stands makes of a task's inputs: logits float32 [n, classes] under its frozen head, features float32
+        [n, d] (empty, unless asked for), and labels int64 [n], all on the CPU.
+
+        Args:
+            rows: row numbers; all, if not given.
+        """
+        head, logits = self.linear_head(task), self.logits(task)
+        wanted = torch.arange(len(examples)) if rows is None else rows
+        parts = [part for part in wanted.split(batch_size) if len(part)]
+        found: list[tuple[torch.Tensor, ...]] = []
+        for inputs, labels in examples.each(parts, self.loaders):
+            seen = self.family.features(inputs).float() if features or head is not None else labels[:0]
+            out = scored(seen, head) if head is not None else logits(inputs).float()
+            found.append((out.cpu(), seen.cpu() if features else labels[:0].cpu(), labels.cpu()))
+        if not found:
+            return torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
+        outs, seen, labels = (torch.cat(x) for x in zip(*found, strict=True))
+        return outs, seen, labels
+
+    def fitted(self, task: str, train: torch.Tensor, judged: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A head of a task's own for the model as it stands, float32 [classes, d + 1], fitted to training inputs; and which of the
+        validation inputs it gets right, bool [m]. `train`, `judged`: row numbers."""
+        _, features, labels = self.answered(self.examples(task, "train"), task, train, features=True)
+        _, held_out, wanted = self.answered(self.examples(task, "validation"), task, judged, features=True)
+        start = self.linear_head(task)
+        if start is None:
+            start = torch.zeros(len(self.shared.heads[task]), features.shape[1] + 1)
+        head = fitted_head(features, labels, start.float().cpu(), held_out, wanted)
+        return head, scored(held_out, head).argmax(-1) == wanted
+
+    def right(self, task: str, judged: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
+        """Which validation inputs of a task the model as it stands gets right, bool [m], under its frozen head or another."""
+        examples = self.examples(task, "validation")
+        logits, features, labels = self.answered(examples, task, judged, features=head is not None)
+        if head is not None:
+            logits = scored(features, head)
+        return logits.argmax(-1) == labels
 
     @functools.cache  # noqa: B019
     def spoilt(self, task: str, corruption: str) -> Examples:
@@ -196,23 +231,21 @@ class Workbench:
             clean, lambda batch: self.family.preprocess(corrupted(kind, corruption, batch, seed)), self.device
         )
 
-    @torch.no_grad()
-    def predicted(self, task: str, corruption: str | None = None, batch_size: int = 256) -> np.ndarray:
-        """Class numbers, int32 [n], that the model as it stands predicts on test data."""
+    def predicted(
+        self, task: str, head: torch.Tensor | None = None, corruption: str | None = None
+    ) -> dict[str, np.ndarray]:
+        """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head (`words`), and by
+        another one (`own`), if it is given."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
-        logits = self.logits(task)
-        batches = examples.each(torch.arange(len(examples)).split(batch_size), self.loaders)
-        return torch.cat([logits(inputs).argmax(-1) for inputs, _ in batches]).int().cpu().numpy()
+        logits, features, _ = self.answered(examples, task, features=head is not None)
+        found = {"words": logits} | ({} if head is None else {"own": scored(features, head)})
+        return {name: out.argmax(-1).int().numpy() for name, out in found.items()}
 
-    @torch.no_grad()
-    def outputs(self, task: str, split: str, most: int, batch_size: int = 256) -> tuple[torch.Tensor, ...]:
+    def outputs(self, task: str, split: str, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
-        examples, found = self.examples(task, split), []
-        parts = sampled_rows(len(examples), most).split(batch_size)
-        for inputs, labels in examples.each(parts, self.loaders):
-            predicted = self.logits(task)(inputs).argmax(-1)
-            found.append((self.family.features(inputs).float().cpu(), predicted.cpu(), labels.cpu()))
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        examples = self.examples(task, split)
+        logits, features, labels = self.answered(examples, task, sampled_rows(len(examples), most), features=True)
+        return features, logits.argmax(-1), labels
 
 
 _benches: dict[str, Workbench] = {}

@@ -12,6 +12,7 @@ from talos_ray.report.words import Words
 from talos_ray.storage.run_folder import RunFolder, coefficient_of, kind_of
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
+SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
 RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "result_open"}
 
 CSS = """
@@ -50,6 +51,8 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     for task in version.get("forgotten", ()):
         s = scores[task]
         notes.append(w("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
+    if enough := probe_would_do(version):
+        notes.append(w("probe_enough", tasks=", ".join(enough)))
     words, judged = w("joint").join(notes) or w("no_target"), version["gate"]
     why = w("joint").join(_unmet(c, w) for c in judged["checks"] if c["result"] != gate.PASS)
     if approved:
@@ -59,6 +62,12 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     if judged["result"] == gate.FAIL:
         return "hold", w("hold", why=why, words=words)
     return ("hold" if judged["settings"]["strict"] else "open"), w("open", why=why, words=words)
+
+
+def probe_would_do(version: Mapping) -> list[str]:
+    """Target tasks on which the merged model is not shown to be better than the base under a linear head of its own (McNemar, 5 %)."""
+    found = version.get("probe", {})
+    return [t for t, c in found.items() if c["won"] <= c["lost"] or c["p"] >= SIGNIFICANT]
 
 
 def _condition(check: Mapping, w: Words) -> str:
@@ -165,6 +174,7 @@ def _next(standing: str, version: Mapping, w: Words) -> str:
 def _scores(version: Mapping, w: Words) -> list[str]:
     scores = version["scores"]
     shown = (*version["targets"], *version.get("others", ()), *version["controls"])
+    more = [k for k in ("probe", "merged_words") if any(k in s for s in scores.values())]
     rows = []
     for task in shown:
         s, alpha = scores[task], coefficient_of(version, task)
@@ -172,19 +182,19 @@ def _scores(version: Mapping, w: Words) -> list[str]:
         rows.append(
             [
                 html.escape(task), _kind(version, task, w), _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}",
-                _interval(s.get("single")), alpha, str(s["base"]["n"]),
+                _interval(s.get("single")), *(_interval(s.get(k)) for k in more), alpha, str(s["base"]["n"]),
             ]
         )  # fmt: skip
-    head = [w(k) for k in ("task", "kind", "base", "merged", "change", "single", "coefficient")]
+    head = [w(k) for k in ("task", "kind", "base", "merged", "change", "single", *more, "coefficient")]
     return [
         f"<h2>{w('scores')}</h2>",
         _how(w("scores_how")),
-        _table([*head, "n"], rows, _means(version, w)),
+        _table([*head, "n"], rows, _means(version, more, w)),
         _plot(plots.scores({t: scores[t] for t in shown}, w)),
     ]
 
 
-def _means(version: Mapping, w: Words) -> list[str]:
+def _means(version: Mapping, more: Sequence[str], w: Words) -> list[str]:
     """The mean over the targets, with its intervals by bootstrap."""
     means = version["summary"]
     if not (found := means.get("intervals")):
@@ -195,7 +205,7 @@ def _means(version: Mapping, w: Words) -> list[str]:
         return f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>"
 
     gain = told("gain", means["merged"] - means["zero_shot"], "+")
-    return [w("mean_targets"), "", told("zero_shot", means["zero_shot"]), told("merged", means["merged"]), gain, f"{means['single']:.3f}" if "single" in means else "", "", ""]  # fmt: skip
+    return [w("mean_targets"), "", told("zero_shot", means["zero_shot"]), told("merged", means["merged"]), gain, f"{means['single']:.3f}" if "single" in means else "", *(f"{means[k]:.3f}" if k in means else "" for k in more), "", ""]  # fmt: skip
 
 
 def _gate(version: Mapping, w: Words) -> list[str]:
@@ -235,11 +245,6 @@ def _negation(version: Mapping, w: Words) -> list[str]:
         f"<h2>{w('negation', task=html.escape(told['task']))}</h2>",
         _how(w("negation_how", keep=told["keep"])),
         _plot(plots.negation(told, w)),
-        *(
-            [_how(w("negation_layers", at=coefficient_of(version, told["task"]), after=told["after"]))]
-            if told.get("layers")
-            else []
-        ),
         _how(w("beyond_how", steps=told["retrained_steps"], **figures)),
         _table(
             [w(k) for k in ("class", "inputs", "predicted_base", "before", "now")],
@@ -345,7 +350,7 @@ def _drift(versions: Sequence[Mapping], w: Words) -> list[str]:
 
 def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Words) -> list[str]:
     curves = {t: folder.load_delta(t, mark).info.get("curve") or [] for t, mark in version["deltas"].items()}
-    parts = [*_search(version, w), *_entangled(version, w)]
+    parts = [*_search(version, w), *_learned(version, w), *_entangled(version, w)]
     if any(curves.values()):
         parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w))]
     parts += [*_mask(folder, info, w), *_took(version, w)]
@@ -371,18 +376,36 @@ def _search(version: Mapping, w: Words) -> list[str]:
     found = next(iter(arms.values()))
     notes = [w("tried", n=len(found["candidates"]))]
     if len(methods := found.get("methods", {})) > 1:
-        worse = ", ".join(f"{m} {o:.4f}" for m, o in methods.items())
-        notes.append(w("methods", n=found["evaluated"] - len(found["candidates"]), methods=worse))
-    if stopped := sum(not c.get("whole", True) for c in found["candidates"]):
-        notes.append(w("stopped", n=stopped))
-    if found["correlation"] is not None:
-        notes.append(w("correlation", value=found["correlation"]))
-    if found["fell_back"]:
-        notes.append(w("fell_back"))
+        notes.append(w("methods", methods=", ".join(f"{m} {o:.4f}" for m, o in methods.items())))
+    if len(reached := found.get("granularities", {})) > 1:
+        notes.append(w("reached", reached=", ".join(f"{g} {o:.4f}" for g, o in reached.items())))
     return [
         f"<h2>{w('search')}</h2>",
         _how(w("search_how", words=" ".join(notes))),
         _plot(plots.candidates({name: a["candidates"] for name, a in arms.items()}, w)),
+    ]
+
+
+def _learned(version: Mapping, w: Words) -> list[str]:
+    """What was learned, where coefficients were: a map of them, and how the loss fell."""
+    learned, found = version.get("learned"), version.get("search", {})
+    if not learned or not found.get("by_tensor"):
+        return []
+    granularity, rows = learned["granularity"], found["by_tensor"]
+    how = w(
+        "learned_how",
+        count=learned["count"] * len(rows),
+        granularity=w(f"by_{granularity}"),
+        teacher=w(f"teacher_{found['teacher']}"),
+        pressure=found["pressure"],
+        heads=html.escape(", ".join(learned["heads"])) or w("none"),
+    )
+    curves = {w("merged"): found["curve"]}
+    return [
+        f"<h2>{w('learned')}</h2>",
+        _how(how),
+        _plot(plots.coefficients(rows, w)),
+        _plot(plots.training_curves(curves, w, w("learning_plot"))),
     ]
 
 
@@ -391,17 +414,12 @@ def _entangled(version: Mapping, w: Words) -> list[str]:
         return []
     together = xi["together"]
     worst = max(together, key=together.get)
-    how = w(
-        "xi_how", mean=sum(together.values()) / len(together), worst=html.escape(worst), most=together[worst], nonlinearity=version["search"]["nonlinearity"],
-    )  # fmt: skip
-    points = [f"{p:g}" for p in xi["points"]]
-    return [
-        f"<h2>{w('xi')}</h2>",
-        _how(how),
-        _plot(plots.heatmap(xi["pairs"], xi["tasks"], xi["tasks"], w("joins"), w("inputs_of"), w("xi_plot"))),
-        _how(w("xi_grid_how")),
-        _plot(plots.heatmap(xi["grid"], points, points, w("of_one"), w("of_other"), w("xi_grid_plot"))),
-    ]
+    mean = sum(together.values()) / len(together)
+    how = w("xi_how", mean=mean, worst=html.escape(worst), most=together[worst])
+    parts = [f"<h2>{w('xi')}</h2>", _how(how)]
+    if xi["pairs"]:
+        parts.append(_plot(plots.heatmap(xi["pairs"], xi["tasks"], xi["tasks"], w("joins"), w("inputs_of"), w("xi_plot"))))
+    return parts
 
 
 def _mask(folder: RunFolder, info: Mapping, w: Words) -> list[str]:
@@ -424,7 +442,7 @@ def _took(version: Mapping, w: Words) -> list[str]:
     if not (stages := version.get("stages")):
         return []
     rows = [[html.escape(n), f"{s:.1f} s", str(stages["slots"].get(n, ""))] for n, s in stages["seconds"].items()]
-    told = ("first_step", "candidate_overhead", "object_store_peak")  # a version of an earlier release may lack some
+    told = ("first_step", "merge_seconds", "object_store_peak")  # a version of an earlier release may lack some
     notes = [w(key, value=stages[key]) for key in told if stages.get(key) is not None]
     words = " ".join([w("in_all", seconds=version["seconds"]), *notes])
     return [f"<h2>{w('took')}</h2>", _how(words), _table([w("stage"), w("wall_time"), w("at_once")], rows)]

@@ -104,7 +104,9 @@ def stability(points: Sequence[Mapping[str, float]], w: Words) -> str:
     return _svg(figure, w("stability_plot"))
 
 
-def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Words) -> str:
+def training_curves(
+    curves: Mapping[str, Sequence[Sequence[float]]], w: Words, description: str | None = None
+) -> str:
     """Loss by step of every task."""
     figure, axes = _axes(3.2, w("step"), w("loss"))
     for (task, curve), color in zip(curves.items(), PALETTE * 100, strict=False):
@@ -112,34 +114,22 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Words) -
             axes.plot([c[0] for c in curve], [c[1] for c in curve], label=task, color=color, linewidth=1.2)
     axes.set_ylim(bottom=0)
     _legend(axes)
-    return _svg(figure, w("training_plot"))
+    return _svg(figure, description or w("training_plot"))
 
 
 def candidates(arms: Mapping[str, Sequence[Mapping]], w: Words) -> str:
-    """Objective of every candidate that was not stopped early, by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
+    """Objective of every candidate by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
     figure, axes = _axes(2.8, w("mean_coefficient"), w("normalized_validation"))
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
         points = [
-            (
-                sum(c["coefficients"].values()) / len(c["coefficients"]),
-                c["objective"],
-                len(set(c["coefficients"].values())) == 1,
-            )
+            (sum(c["coefficients"].values()) / max(1, len(c["coefficients"])), c["objective"])
             for c in found
-            if c.get("whole", True)
+            if c.get("whole", True)  # versions of earlier releases hold some that were stopped early
         ]
-        for shared, marker in ((True, "o"), (False, "D")):
-            held = [(x, y) for x, y, s in points if s == shared and y >= 0]
-            if held:
-                axes.plot(
-                    *zip(*held, strict=True),
-                    marker,
-                    label=w("one_shared" if shared else "one_a_task", arm=arm),
-                    color=color,
-                    markersize=4,
-                    alpha=1 if shared else 0.7,
-                )
-        fallen = [x for x, y, _ in points if y < 0]
+        held = [(x, y) for x, y in points if y >= 0]
+        if held:
+            axes.plot(*zip(*held, strict=True), "o", label=arm, color=color, markersize=4)
+        fallen = [x for x, y in points if y < 0]
         if fallen:
             axes.plot(fallen, [0.0] * len(fallen), "o", color=color, markersize=4, fillstyle="none")
     axes.set_ylim(bottom=-0.03)
@@ -166,6 +156,21 @@ def heatmap(
     return _svg(figure, description)
 
 
+def coefficients(rows: Mapping[str, Mapping[str, float]], w: Words) -> str:
+    """Mean coefficient of every task in every tensor: a map, blue above zero and red below."""
+    tensors = list(next(iter(rows.values())))
+    figure, axes = _axes(max(2.2, 0.11 * len(tensors)), "", w("tensor"))
+    cells = [[rows[task][name] for task in rows] for name in tensors]
+    far = max(1e-6, *(abs(v) for row in cells for v in row))
+    mesh = axes.pcolormesh(cells, cmap="RdBu", vmin=-far, vmax=far)
+    axes.set_xticks([i + 0.5 for i in range(len(rows))], list(rows), rotation=30, ha="right")
+    axes.set_yticks([i + 0.5 for i in range(len(tensors))], tensors, fontsize=5)
+    axes.invert_yaxis()
+    with plt.rc_context(STYLE):
+        figure.colorbar(mesh, ax=axes, label=w("coefficient"))
+    return _svg(figure, w("learned_plot"))
+
+
 def trade_off(tried: Sequence[Mapping], w: Words) -> str:
     """Merged and single-task validation accuracy of every short run, by the share of weights that may change."""
     figure, axes = _axes(3.0, w("share_may_change"), w("accuracy_validation"))
@@ -190,9 +195,11 @@ def trade_off(tried: Sequence[Mapping], w: Words) -> str:
 
 
 def negation(told: Mapping, w: Words) -> str:
-    """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by coefficient."""
-    figure, axes = _axes(2.8, w("coefficient"), w("accuracy_kept"))
-    x = [p["coefficient"] for p in told["curve"]]
+    """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by pressure; by coefficient in
+    versions of earlier releases."""
+    by = "pressure" if "pressure" in told["curve"][0] else "coefficient"
+    figure, axes = _axes(2.8, w(by), w("accuracy_kept"))
+    x = [p[by] for p in told["curve"]]
     axes.plot(x, [p["target"] for p in told["curve"]], "o-", label=told["task"], color=PALETTE[5], markersize=3)
     axes.plot(x, [p["kept"] for p in told["curve"]], "o-", label=w("kept_least"), color=PALETTE[2], markersize=3)
     axes.axhline(told["keep"], color=PALETTE[2], linewidth=0.8, linestyle="--")

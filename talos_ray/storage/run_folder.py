@@ -16,6 +16,7 @@ from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_packed
 from talos_ray.core.merging import coefficients_of
 from talos_ray.core.paired import Answers
+from talos_ray.core.segments import Blend
 from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, TalosError
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
@@ -23,7 +24,8 @@ from talos_ray.storage.files import Store, as_json, as_tensors
 FORMAT = 2
 HEADS = "heads.safetensors"
 CHOICE = "choice.json"  # what was tried where the spec left the mask open; written before the run begins
-WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/", "merged/")
+WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/", "merged/", "learned/")
+NEAR_ZERO = 0.01  # coefficients below it count as next to nothing
 PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "datasets", "safetensors", "optuna")
 
 
@@ -82,6 +84,7 @@ class RunFolder:
             raise CorruptError(
                 f"{self.store.path('run.json')} has format {info.get('format')!r}; this talos_ray reads {FORMAT}; use the version that wrote it"
             )
+        info["spec"]["search"] = _search_today(info["spec"].get("search", {}))
         return info
 
     def begin(
@@ -213,6 +216,48 @@ class RunFolder:
         mask = mask_from_packed(layout, {n: tensors[f"mask/{n}"] for n in layout.names})
         names = [n.removeprefix("rows/") for n in tensors if n.startswith("rows/")]
         return mask, {t: Delta(t, tensors[f"rows/{t}"], info["base"], mask.fingerprint) for t in sorted(names)}
+
+    def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, object]:
+        """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file named by its
+        content. Returns what the version says of it."""
+        tensors = {f"head/{t}": h.float().contiguous() for t, h in heads.items()}
+        if blend.granularity is not None:
+            tensors |= {f"coefficient/{t}": a.float().contiguous() for t, a in blend.values.items()}
+        name = f"learned/{fingerprint(tensors)}.safetensors"
+        how = {"granularity": blend.granularity, "groups": blend.groups if blend.granularity == "group" else None}
+        self.store.write_tensors(name, tensors, {**how, "mask": mask.fingerprint})
+        near_zero = {t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in blend.values.items() if blend.granularity}
+        ranges = {t: [float(a.min()), float(a.max())] for t, a in blend.values.items() if blend.granularity}
+        count = max((len(a) for a in blend.values.values()), default=0) if blend.granularity else 1
+        return {"file": name, **how, "count": count, "heads": sorted(heads), "range": ranges, "near_zero": near_zero}
+
+    def load_learned(self, version: Mapping) -> tuple[Blend, dict[str, torch.Tensor]]:
+        """How much of each delta a version is made of, and the heads that its tasks have of their own, by task.
+
+        Raises:
+            CorruptError: the file is not the one that the version was made with.
+        """
+        learned = version.get("learned")
+        if learned is None:
+            return Blend(version.get("coefficients", {})), {}
+        tensors, _ = self.store.read_tensors(learned["file"])
+        if f"learned/{fingerprint(tensors)}.safetensors" != learned["file"]:
+            raise CorruptError(
+                f"{self.store.path(learned['file'])} does not hold the coefficients that it names; it was changed; restore it from a copy"
+            )
+        heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
+        if learned["granularity"] is None:
+            return Blend(version["coefficients"]), heads
+        values = {n.removeprefix("coefficient/"): t for n, t in tensors.items() if n.startswith("coefficient/")}
+        return Blend(values, learned["granularity"], learned["groups"] or 4), heads
+
+    def heads_of(self, version: Mapping) -> dict[str, tuple[str, torch.Tensor]]:
+        """What each task of the run is scored with at a version: task -> (kind of head, head)."""
+        frozen, _ = self.load_heads()
+        spec = self.info()["spec"]
+        kinds = {t["name"]: t.get("head", "words") for t in (*spec["tasks"], *spec["control"])}
+        own = self.load_learned(version)[1]
+        return {t: ("linear", own[t]) if t in own else (kinds[t], head) for t, head in frozen.items()}
 
     # -------------------------------------------------------------------------------- checkpoints
 
@@ -387,6 +432,15 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
     layout = Layout(names, tuple(tuple(info["shapes"][n]) for n in names))
     extra = {k: v for k, v in info.items() if k not in ("base", "fingerprint", "k", "shapes")}
     return mask_from_packed(layout, packed, extra)
+
+
+def _search_today(search: Mapping) -> dict:
+    """The search of a spec as settings are called now: before coefficients were learned, a surrogate or Optuna proposed them."""
+    if "probe" not in search:
+        return dict(search)
+    gone = ("probe", "probe_inputs", "parts", "generation", "trials", "method")
+    kept = {k: v for k, v in search.items() if k not in gone}
+    return {**kept, "method": "grid" if search["method"] == "grid" else "learned"}
 
 
 def _short(value: object) -> str:

@@ -36,9 +36,9 @@ def _comparable(a: Answers, b: Answers) -> list[str]:
 
 
 @torch.no_grad()
-def ask(family: Family, task: Mapping, split: Split, head: torch.Tensor, batch_size: int = 256) -> Answers:
-    """What a model answers on a split of a task (its settings)."""
-    name, logits = task["name"], scorer(family, task.get("head", "words"), head)
+def ask(family: Family, name: str, split: Split, head: tuple[str, torch.Tensor], batch_size: int = 256) -> Answers:
+    """What a model answers on a split of a task. `head`: its kind ('words' or 'linear'), and itself."""
+    logits = scorer(family, *head)
     examples = Examples(split, family.preprocess)
     index = torch.arange(len(split)).split(batch_size)
     predicted = torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index])

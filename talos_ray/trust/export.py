@@ -46,8 +46,11 @@ def export(
         )
     else:
         edited.save(to)
-    heads, classes = folder.load_heads()
-    save_file(heads, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()})
+    _, classes = folder.load_heads()
+    heads = folder.heads_of(version)
+    kinds = {f"{t}/kind": kind for t, (kind, _) in heads.items()}
+    tensors = {t: head.contiguous() for t, (_, head) in heads.items()}
+    save_file(tensors, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()} | kinds)
     (to / "README.md").write_text(card(folder, version, edited.head_words, delta_only=delta_only))
     return sorted(p.name for p in to.iterdir())
 
@@ -69,6 +72,8 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
     spec, model = info["spec"], info["spec"]["model"]
     named = model.partition(":")[2] or model
     tasks = {t["name"]: t for t in (*spec["tasks"], *spec["control"])}
+    linear = [t for t, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
+    linear_words = f"; of {', '.join(linear)} a {LINEAR_WORDS}" if linear else ""
     head = {
         "tags": ["talos", "task-arithmetic", "model-merging"],
         "library_name": "open_clip" if model.startswith(("open_clip", "demo")) else "transformers",
@@ -94,7 +99,7 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
             f"# {named}, edited: version {number} of {folder.store.uri.rstrip('/').rsplit('/', 1)[-1]}",
             f"`{model}`, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
             "", "## Files", where,
-            f"`heads.safetensors`: what every task is scored with, frozen; class names are in its metadata. A head is {head_words}{f'; a {LINEAR_WORDS}' if any(t.get('head') == 'linear' for t in tasks.values()) else ''}.",
+            f"`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A head is {head_words}{linear_words}.",
             "", "## Tasks and scores",
             f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
             "", "| task | kind | base | this model | n | data |", "|---|---|---|---|---|---|", *rows,

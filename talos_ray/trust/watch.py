@@ -39,18 +39,19 @@ def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Ite
 
 
 def score(
-    folder: RunFolder, version: Mapping, task: Mapping, path: Path, mark: str, classes: list[str], models: Mapping[str, Family], head: torch.Tensor
+    folder: RunFolder, version: Mapping, task: Mapping, path: Path, mark: str, classes: list[str], models: Mapping[str, Family],
+    heads: Mapping[str, tuple[str, torch.Tensor]],
 ) -> dict:  # fmt: skip
     """Score base and head on one file, judge it by the spec's gate, and write it down. Returns the event.
 
     Args:
-        models: "base" and "now".
+        models: "base" and "now". heads: the task's kind of head, and the head, at both.
 
     Raises:
         SpecError: the data.
     """
     name, rows = task["name"], load_rows(task, str(path.resolve()), classes)
-    answers = {m: ask(family, task, rows, head) for m, family in models.items()}
+    answers = {m: ask(family, name, rows, heads[m]) for m, family in models.items()}
     kind = kind_of(version, name)
     settings = Gate.model_validate(version.get("gate", {}).get("settings", {})).model_copy(
         update={"target_gain": None, "disentanglement": None}

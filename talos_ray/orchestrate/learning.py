@@ -1,0 +1,418 @@
+"""One learning run of a merge search, on the worker that has the model and its accelerator.
+
+A run is a chain of *attempts*: coefficients are learned, judged on validation data and, where a control task does not hold,
+learned further under more pressure. Everything random is a function of the spec, and an attempt is stored under the hash of
+all that decides it, with a checkpoint on the way. So a run that was killed ends with the bits that it would have had,
+on whichever node it goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+
+from talos_ray.config import Merge, Search, Spec, Train
+from talos_ray.core.layout import fingerprint, key_of
+from talos_ray.core.learned import LearnedCoefficients, MergePlan, agreement_loss, learn
+from talos_ray.core.mask import Mask
+from talos_ray.core.metrics import MergeObjective, worst_kept
+from talos_ray.core.paired import margin
+from talos_ray.core.probe import scored
+from talos_ray.core.recompute import blocks_of, recomputing, wrapped
+from talos_ray.core.seeds import sampled_rows
+from talos_ray.core.segments import Blend
+from talos_ray.models import shortened
+from talos_ray.orchestrate.worker import Arm, Workbench
+from talos_ray.storage.run_folder import RunFolder
+
+FEW = 200  # training inputs below which a control task lends some of its validation inputs, unlabelled
+PRESSURES = (8.0, 24.0, 72.0)  # tried one after the other where the spec says auto
+FORGETTING = (1.0, 4.0, 16.0, 64.0)  # the same where a task is to be forgotten: it starts with little in its way
+AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
+PARTS = 4  # times that a run is judged on its way, where others of its search may stop it
+CHECKPOINTS = 4  # an attempt
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whose inputs a search learns from, and on whose labels it is judged: row numbers, int64, of a task's splits."""
+
+    train: torch.Tensor
+    validation: torch.Tensor  # inputs of validation data that are learned from too
+    judged: torch.Tensor  # all other validation data
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.validation)
+
+
+def pool_of(spec: Spec, task: str, train: int, validation: int) -> Pool:
+    """The pool of a task with so many training and validation inputs.
+
+    A control task has to show the model enough of what must hold. One with few training inputs shows some of its validation inputs
+    too, without their labels; those take no part in the choice, or the choice would be made on what was learned.
+    """
+    rows = sampled_rows(train, spec.search.inputs)
+    everything = torch.arange(validation)
+    lent = everything[:0]
+    if len(rows) < FEW and any(task == c.name for c in spec.control):
+        lent = sampled_rows(validation, min(validation // 2, spec.search.inputs - len(rows)))
+    return Pool(rows, lent, everything[~torch.isin(everything, lent)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a search wants of one task.
+
+    Args:
+        kind: `learn` what its teacher answers, `hold` it, or `forget` the task: answer as if by chance.
+        before: accuracy on the judged validation data that it is measured by: the single edit's, or what must hold.
+        look: address of its teacher's answers (`scoring.look`).
+    """
+
+    task: str
+    kind: Literal["learn", "hold", "forget"]
+    before: float
+    look: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One candidate that a search tries. `coefficient`: one of the grid, shared by all tasks, and nothing is learned."""
+
+    arm: str
+    merge: str  # name of the way to merge
+    granularity: str = "task"
+    lr: float = 0.0
+    pressure: float | None = None  # None: raised until control tasks hold
+    coefficient: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeProblem:
+    """What is searched for one set of task vectors: all that a learning run needs to know, beside the vectors themselves.
+
+    Args:
+        deltas: task -> fingerprint of its delta.
+        marks: what else decides the result: fingerprints of data and heads.
+        start: coefficients to begin with; `search.start` for all, if not given.
+        moving: tasks whose coefficients are learned; all, if not given.
+        heads: task -> linear head [classes, d + 1] that it is scored with instead of its frozen one.
+        own_heads: whether targets may get heads of their own.
+    """
+
+    goals: tuple[Goal, ...]
+    deltas: Mapping[str, str]
+    base: str
+    marks: str
+    folder: str
+    search: Search
+    train: Train
+    seed: int
+    merge: Merge = field(default_factory=Merge)
+    start: Blend | None = None
+    moving: tuple[str, ...] | None = None
+    heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    own_heads: bool = True
+
+    @property
+    def groups(self) -> int | dict[str, str]:
+        return self.merge.groups or 4
+
+    def tasks(self, *kinds: str) -> list[str]:
+        """Those of some kinds of goal."""
+        return [g.task for g in self.goals if g.kind in kinds]
+
+    @property
+    def objective(self) -> MergeObjective:
+        """What a candidate's accuracies are worth."""
+        wanted = {g.task: g.before for g in self.goals if g.kind != "hold"}
+        held = {g.task: g.before for g in self.goals if g.kind == "hold"}
+        forgotten = frozenset(self.tasks("forget"))
+        return MergeObjective(wanted, held, self.search.control_keep, forgotten)
+
+    def key(self, *more: object) -> str:
+        """Address of what is found."""
+        start = None
+        if self.start is not None:
+            values = {t: torch.as_tensor(a).tolist() for t, a in self.start.values.items()}
+            start = [self.start.granularity, values]
+        settings = self.search.model_dump(
+            include={"teacher", "heads", "steps", "start", "inputs", "batch_size", "control_batch_size", "control_keep", "control_margin"}
+        )  # fmt: skip
+        goals = [asdict(g) for g in self.goals]
+        merge = self.merge.model_dump()
+        return key_of(
+            [self.base, self.marks, dict(self.deltas), merge, goals, settings, start, self.moving, fingerprint(self.heads), self.seed, self.own_heads, *more]
+        )  # fmt: skip
+
+
+class LearningRun:
+    """One point of a search, tried on a workbench.
+
+    Args:
+        several: whether other points of the search may stop it on its way.
+    """
+
+    def __init__(self, bench: Workbench, arm: Arm, problem: MergeProblem, point: Point, *, several: bool = False) -> None:
+        self.bench, self.arm, self.problem, self.point, self.several = bench, arm, problem, point, several
+        self.folder = RunFolder(problem.folder)
+        self.mask = Mask(bench.shared.layout, arm.bits)
+        self.pools = {g.task: pool_of(bench.shared.spec, g.task, *self._sizes(g.task)) for g in problem.goals}
+        self.looks = {g.task: self.folder.load_trial(g.look)[1] for g in problem.goals}
+
+    def _sizes(self, task: str) -> tuple[int, int]:
+        return len(self.bench.examples(task, "train")), len(self.bench.examples(task, "validation"))
+
+    def reports(self) -> Iterator[dict]:
+        """What is known of the candidate so far, from time to time, and at last its record, with `done`."""
+        if self.point.coefficient is not None:
+            yield {**self._shared(), "done": True}
+            return
+        chain, before = "", None
+        forgets = bool(self.problem.tasks("forget"))
+        pressures = (self.point.pressure,)
+        if self.point.pressure is None:
+            pressures = FORGETTING if forgets else PRESSURES
+        best: dict | None = None
+        attempts = []
+        for number, pressure in enumerate(pressures):
+            steps = self.problem.search.steps
+            if number:
+                steps = max(1, round(AGAIN * steps))
+            key = self.problem.key(asdict(self.point), pressure, steps, chain)
+            for record in self._attempt(key, pressure, steps, before):
+                if "key" not in record:
+                    yield {**record, "done": False}
+            attempts.append({k: record[k] for k in ("pressure", "scores", "kept", "worst", "holds")})
+            if best is None or better(record, best):
+                best = record
+            if record["holds"]:
+                break
+            chain, before = key, key
+        yield {**best, "attempts": attempts, "done": True}
+
+    def _shared(self) -> dict:
+        """One coefficient for all tasks: judged and stored."""
+        key = self.problem.key(asdict(self.point))
+        blend = Blend(dict.fromkeys(self.problem.deltas, self.point.coefficient))
+        if (stored := self.folder.load_trial(key)) is not None:
+            return stored[0]
+        started = time.perf_counter()
+        self.bench.compose(self.arm, blend)
+        judged, heads = self._judged()
+        return self._store(key, judged, blend, heads, [], started)
+
+    def _attempt(self, key: str, pressure: float, steps: int, before: str | None) -> Iterator[dict]:
+        """Learn, judge, store. Yields what is known on the way, and the record at last."""
+        if (stored := self.folder.load_trial(key)) is not None:
+            yield stored[0]
+            return
+        started = time.perf_counter()
+        p, bench = self.problem, self.bench
+        bench.reset()
+        segments = Blend({}, self.point.granularity, p.groups).segments(self.mask)
+        learner = LearnedCoefficients(
+            bench.family.module,
+            self.mask,
+            self.arm.unpacked(bench.shared.base, self.mask.fingerprint),
+            segments,
+            bench.shared.base,
+            self._first(segments, before),
+            p.moving,
+        )
+        plan = MergePlan(steps=steps, lr=self.point.lr, seed=p.seed)
+        name = f"merge-{key[:16]}"
+        found = self.folder.load_checkpoint(name, key)
+        done = 0
+        curve: list[list[float]] = []
+        if found is not None:
+            done, state = found
+            learner.load(state)
+            curve = state["curve"].tolist()
+        stops = {round(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+
+        def on_step(step: int, loss: float) -> None:
+            if step % max(1, steps // 50) == 0:
+                curve.append([step, round(loss, 5)])
+
+        try:
+            with wrapped(blocks_of(bench.family.module, bench.family.edited) if p.train.gradient_checkpointing else (), recomputing):  # fmt: skip
+                for stop in sorted(s for s in stops if s > done):
+                    learn(learner, plan, lambda s: self._backward(plan, s, pressure), start=done, until=stop, on_step=on_step)
+                    done = stop
+                    if done < steps:
+                        self.folder.save_checkpoint(name, key, done, {**learner.state(), "curve": _tensor(curve)})
+                        yield {"step": done, **(self._judged(heads=False)[0] if self.several else {})}
+            judged, heads = self._judged()
+            blend = Blend({t: a.cpu() for t, a in learner.coefficients.items()}, self.point.granularity, p.groups)
+            record = self._store(key, {**judged, "pressure": pressure}, blend, heads, curve, started)
+            self.folder.drop_checkpoints(name)
+            yield record
+        finally:
+            learner.close()
+
+    def _first(self, segments, before: str | None) -> float | torch.Tensor:
+        """What coefficients begin with: those of the attempt before, those that the search was given, or one number."""
+        tasks = sorted(self.problem.deltas)
+        if before is not None:
+            return torch.stack([self.folder.load_trial(before)[1][f"coefficient/{t}"] for t in tasks])
+        if self.problem.start is not None:
+            return self.problem.start.refined(self.mask, segments, tasks)
+        return self.problem.search.start
+
+    def _store(self, key: str, judged: dict, blend: Blend, heads: dict, curve: list, started: float) -> dict:
+        """Keep a candidate on storage. Returns what is told of it."""
+        tensors = {f"head/{t}": h for t, h in heads.items()}
+        if blend.granularity is not None:
+            tensors |= {f"coefficient/{t}": a for t, a in blend.values.items()}
+        record = {
+            **judged,
+            "key": key,
+            "point": asdict(self.point),
+            "means": blend.means(self.mask),
+            "curve": curve,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        self.folder.save_trial(key, record, tensors)
+        return record
+
+    # ------------------------------------------------------------------------------ learning
+
+    def _inputs(self, task: str, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs of some rows of a task's pool, and their labels."""
+        pool = self.pools[task]
+        here = index < len(pool.train)
+        parts = [self.bench.examples(task, "train").batch(pool.train[index[here]])]
+        if not bool(here.all()):
+            lent = pool.validation[index[~here] - len(pool.train)]
+            parts.append(self.bench.examples(task, "validation").batch(lent))
+        inputs, labels = (torch.cat(x) for x in zip(*parts, strict=True))
+        return inputs, labels
+
+    def _backward(self, plan: MergePlan, step: int, pressure: float) -> float:
+        """Loss and gradients of one update."""
+        held = max(1, len(self.problem.tasks("hold")))
+        learnt = max(1, len(self.problem.goals) - len(self.problem.tasks("hold")))
+        search, batches = self.problem.search, []
+        for goal in self.problem.goals:
+            size = search.batch_size if goal.kind != "hold" else max(1, search.control_batch_size // held)
+            weight = 1.0 / learnt if goal.kind != "hold" else pressure / held
+            if weight:
+                rows = plan.rows_at(step, goal.task, len(self.pools[goal.task]), size)
+                batches.append((goal, weight, rows))
+        total = 0.0
+        most = self.problem.train.micro_batch_size
+        while batches:
+            # Tasks share a forward as far as memory allows: one large product is faster than many small ones.
+            together = [batches.pop(0)]
+            while batches and self._alike and (most is None or sum(len(b[2]) for b in together) + len(batches[0][2]) <= most):
+                together.append(batches.pop(0))
+            loss = self._loss(together)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    @property
+    def _alike(self) -> bool:
+        """Whether inputs of different tasks go through the model together: where heads are linear, they meet only behind it."""
+        family = self.bench.family
+        return getattr(family, "words_are_linear", False)
+
+    def _loss(self, batches: list[tuple[Goal, float, torch.Tensor]]) -> torch.Tensor:
+        bench, device = self.bench, self.bench.device.type
+        autocast = bench.autocast(self.problem.train.precision)
+        found = [self._inputs(goal.task, rows) for goal, _, rows in batches]
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            if self._alike:
+                inputs = shortened(bench.family, torch.cat([x for x, _ in found]))
+                features = bench.family.features(inputs).split([len(x) for x, _ in found])
+                heads = [self._head(goal.task) for goal, _, _ in batches]
+                logits = [scored(f, head) for f, head in zip(features, heads, strict=True)]
+            else:
+                scorers = [self._scorer(goal.task) for goal, _, _ in batches]
+                logits = [score(shortened(bench.family, x)) for score, (x, _) in zip(scorers, found, strict=True)]
+        loss = torch.zeros((), device=bench.device)
+        for (goal, weight, rows), out, (_, labels) in zip(batches, logits, found, strict=True):
+            loss = loss + weight * self._goal_loss(goal, out, rows, labels)
+        return loss
+
+    def _head(self, task: str) -> torch.Tensor:
+        """Linear head of a task."""
+        other = self.problem.heads.get(task)
+        return self.bench.linear_head(task) if other is None else other.to(self.bench.device)
+
+    def _scorer(self, task: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """inputs -> logits under a task's head."""
+        if task not in self.problem.heads:
+            return self.bench.logits(task)
+        return lambda inputs: scored(self.bench.family.features(inputs), self._head(task))
+
+    def _goal_loss(self, goal: Goal, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if goal.kind == "forget":  # nothing is known: every class as likely as any other
+            even = torch.full_like(logits, 1.0 / logits.shape[-1]).log()
+            return agreement_loss(logits, even)
+        taught = self.looks[goal.task]["taught"][rows].to(logits.device)
+        if goal.kind == "hold":
+            return agreement_loss(logits, taught)
+        teacher = self.problem.search.teacher
+        return agreement_loss(
+            logits,
+            taught=None if teacher == "labels" else taught,
+            labels=None if teacher == "edits" else labels,
+        )
+
+    # ------------------------------------------------------------------------------ judging
+
+    @torch.no_grad()
+    def _judged(self, heads: bool = True) -> tuple[dict, dict[str, torch.Tensor]]:
+        """What the model as it stands scores on validation data, and the heads of their own that targets get.
+
+        Args:
+            heads: whether they are fitted.
+        """
+        p, bench = self.problem, self.bench
+        words: dict[str, float] = {}
+        scores: dict[str, float] = {}
+        chosen: dict[str, torch.Tensor] = {}
+        over = []
+        for goal in p.goals:
+            pool = self.pools[goal.task]
+            right = bench.right(goal.task, pool.judged, p.heads.get(goal.task))
+            words[goal.task] = scores[goal.task] = float(right.float().mean())
+            if heads and p.own_heads and goal.kind == "learn" and p.search.heads != "words":
+                head, right_own = bench.fitted(goal.task, pool.train, pool.judged)
+                if p.search.heads == "own" or int(right_own.sum()) > int(right.sum()):
+                    scores[goal.task] = float(right_own.float().mean())
+                    chosen[goal.task] = head
+            if goal.kind == "hold":
+                mean, error = margin([self.looks[goal.task]["right"].bool()], [right], p.search.control_keep)
+                over.append(mean - p.search.control_margin * error)
+        kept, worst = worst_kept(scores, p.objective.control)
+        return {
+            "objective": p.objective(scores),
+            "scores": scores,
+            "words": words,
+            "kept": kept,
+            "worst": worst,
+            "holds": all(o >= 0 for o in over),
+        }, chosen
+
+
+def _tensor(curve: list[list[float]]) -> torch.Tensor:
+    """A loss curve as a checkpoint keeps it: float64 [points, 2], so that it comes back as it was."""
+    return torch.tensor(curve, dtype=torch.float64).view(-1, 2)
+
+
+def better(a: Mapping, b: Mapping) -> bool:
+    """Whether candidate `a` comes before `b`: one that holds by its margin first, then what it is worth."""
+    return rank(a) < rank(b)
+
+
+def rank(record: Mapping) -> tuple:
+    """The best sorts first; ties go to the smaller coefficients."""
+    size = sum(abs(a) for a in record["means"].values())
+    return (not record["holds"], -record["objective"], size, record["key"])
