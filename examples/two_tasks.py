@@ -10,7 +10,7 @@ def main() -> None:
         output="runs/two_tasks",
         calibration={"samples_per_task": 64, "shards_per_task": 2, "rounds": 2},
         train={"steps": 40, "batch_size": 48, "lr": 1.2e-3, "warmup_steps": 5},
-        search={"trials": 4, "generation": 2},
+        search={"steps": 60},
     )
     for task, scores in run.scores.items():
         print(task, {kind: round(s["value"], 3) for kind, s in scores.items()})

@@ -34,9 +34,11 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.fisher import Checked, SquaredGradients
 from talos_ray.core.layout import eligible_layout
+from talos_ray.core.learned import LearnedCoefficients
 from talos_ray.core.mask import Mask, smallest
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.replay import AS_IT_IS, Replay
+from talos_ray.core.segments import segments_of
 
 
 def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = "") -> Iterator[Row]:
@@ -113,6 +115,14 @@ def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = 
         )
         limit, copy = statistics.median(least), statistics.median(whole)
         print(f"  at least {bytes_moved / 1e6:.0f} MB move: {limit:.1f} ms as a copy; the whole base: {copy:.1f} ms")
+        segments = segments_of(mask, "row")
+        by_row = Composer(module, mask, list(composer.deltas.values()), "b", segments)
+
+        def a_row_each(by_row=by_row, count=segments.count) -> None:
+            by_row.compose({str(t): torch.full((count,), a, device=DEVICE) for t, a in enumerate(alphas())})
+
+        f, g = side_by_side(repeats, a_row_each, ours)
+        yield row(f"compose_by_row_vs_by_task{suffix}", f, g, "ms", "ours with one coefficient a task", "<= 1.3")
         yield row(f"compose_inplace_vs_dense_inplace{suffix}", a, b, "ms", "dense in place, tensor by tensor", bars[0])
         yield row(f"compose_inplace_vs_flat_vectors{suffix}", a, e, "ms", "dense in place, as flat vectors", bars[0])
         yield row(f"compose_inplace_vs_dicts{suffix}", a, c, "ms", "dense task arithmetic as dictionaries", bars[1])
@@ -242,6 +252,34 @@ def steps(
         optimizer.close()
         del step, optimizer
         gc.collect()
+
+
+def learning(repeats: int, batch: int) -> Iterator[Row]:
+    """A step of the learned merge of 8 tasks, a coefficient a row, against a training step of as many samples under the same mask;
+    and what it holds beside the deltas."""
+    subject = tower()
+    module = subject.module
+    mask = mask_of("rows", eligible_layout(module))
+    deltas = [Delta(str(t), (1e-3 * torch.randn(mask.k)).bfloat16(), "b", mask.fingerprint) for t in range(TASKS)]
+    train, _ = stepper(tower, "rows", batch)
+    learner = LearnedCoefficients(module, mask, deltas, segments_of(mask, "row"), "b", 0.3)
+    logits, inputs = classifier(subject), subject.draw(batch)
+    labels = torch.randint(CLASSES, (batch,), device=DEVICE)
+
+    def learn() -> None:
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            out = logits(inputs)
+        F.cross_entropy(out.float(), labels).backward()
+        learner.step(1e-3)
+
+    a, b = side_by_side(repeats, learn, train)
+    yield row("learning_step_vs_training_step", a, b, "ms", f"a sparse training step, batch {batch}", "<= 1.2")
+    held = sum(v.nbytes for v in learner.state().values()) + learner.gradient.flat.nbytes + learner.composer.base.nbytes
+    deltas_there = sum(d.values.nbytes for d in deltas)
+    copies = sum(v.nbytes for t, v in learner.composer.values.items() if v.data_ptr() != learner.composer.deltas[t].values.data_ptr())  # fmt: skip
+    print(f"  deltas {deltas_there / 1e6:.0f} MB, copied {copies / 1e6:.0f} MB; beside them {held / 1e6:.0f} MB")
+    yield row("learning_memory_vs_deltas", [held / 1e6], [deltas_there / 1e6], "MB", "the deltas of 8 tasks", "<= 1.0")
+    learner.close()
 
 
 def compiled_steps(repeats: int, batch: int) -> Iterator[Row]:
@@ -386,6 +424,7 @@ def main() -> None:
     parts = {
         "compose": lambda: compose(repeats, tower(), ("rows", "clustered", "scattered")),
         "steps": lambda: steps(repeats, tower, small, everything),
+        "learning": lambda: learning(repeats, large),
         "peaks": peaks,
         "calibration": lambda: calibration(repeats, large),
     }

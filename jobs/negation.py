@@ -2,9 +2,8 @@
 
     python jobs/negation.py runs/demo
     python jobs/negation.py runs/demo --keep 0.9
-    python jobs/negation.py runs/demo --groups 4
 
-Coefficients are chosen on validation data; accuracies are those on test data. The probe is a linear classifier on the
+Coefficients are learned on training data and chosen on validation data; accuracies are those on test data. The probe is a linear classifier on the
 features: what the model still knows, whatever it answers; "again" is the accuracy after a tenth of the task's training.
 """
 
@@ -25,21 +24,20 @@ from talos_ray.orchestrate.cluster import connect
 from talos_ray.storage.run_folder import coefficient_of
 
 
-def forgotten(path: str, keep: float, groups: int | None = None) -> Iterator[tuple[str, dict]]:
+def forgotten(path: str, keep: float) -> Iterator[tuple[str, dict]]:
     """Every task of a run with a version that has forgotten it as far as possible, each from the base, on a copy of the run."""
     with tempfile.TemporaryDirectory() as scratch:
         run = talos_ray.open_run(shutil.copytree(path, Path(scratch) / "run").as_posix())
         for task in [t.name for t in run.spec.tasks]:
             if run.head:
                 run.rollback(0)
-            yield task, run.forget(task, keep, at_most=1.0, groups=groups).newest
+            yield task, run.forget(task, keep, at_most=1.0).newest
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a finished run, in a local folder")
     parser.add_argument("--keep", type=float, default=0.95, help="share of its score that every control task must keep")
-    parser.add_argument("--groups", type=int, help="of layers with coefficients of their own, where one does not do")
     args = parser.parse_args()
     connect(talos_ray.open_run(args.run).spec.cluster, verbose=False)  # once for all tasks
     table = Table(
@@ -55,7 +53,7 @@ def main() -> None:
         "again, base",
         "again, now",
     )
-    for task, version in forgotten(args.run, args.keep, args.groups):
+    for task, version in forgotten(args.run, args.keep):
         told, s = version["negation"], version["scores"][task]
         table.add_row(
             task, f"{told['chance']:.3f}", f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}", coefficient_of(version, task) or "0.00",

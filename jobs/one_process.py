@@ -31,11 +31,11 @@ from talos_ray.core.blocks import gather
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import make_delta
 from talos_ray.core.finetune import Plan, finetune
-from talos_ray.core.seeds import derive_seed
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_flags, round_keep, select
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.core.seeds import derive_seed
 from talos_ray.inputs import Examples
 from talos_ray.models import layout_of, load_model
 from talos_ray.spec import load_spec

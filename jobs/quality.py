@@ -1,12 +1,14 @@
-"""Are sparse edits better than dense task arithmetic? Several seeds of one spec, and the mean of each way to merge.
+"""How good is one merged model? Several seeds of one spec, beside what one could have instead.
 
     python jobs/quality.py FOLDER                       # the demo, three seeds
     python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
+    python jobs/quality.py FOLDER --joint               # also joint training of the same mask on all data
     python jobs/quality.py FOLDER --auto                # the mask is chosen too, as `preset: auto` does it
     python jobs/quality.py FOLDER --label-noise 0.2     # what wrong training labels cost
 
-Every seed is a run with a dense baseline, searched twice: as the spec says, and by the paper's grid of one coefficient for
-all tasks. Choices are made on validation data; the table shows test data.
+Every seed is a run with a dense baseline, merged twice: as the spec says, and by the paper's grid of one coefficient for
+all tasks. Beside it stand the linear probe on the untouched base, which needs no edit at all, and the single edits, of which one
+needs one a task. Choices are made on validation data; the table shows test data.
 """
 
 import argparse
@@ -22,10 +24,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
+from jobs.joint import joint
 from talos_ray.spec import PRESETS
 
 DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
-GRID = {"method": "grid", "shared_points": 21, "parts": 1, "merge": {"method": "linear"}}
+GRID = {"method": "grid", "shared_points": 21, "heads": "words", "merge": {"method": "linear"}}
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % quantiles of Student's t, by the number of seeds
 
 
@@ -43,6 +46,8 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, default=DEMO)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--auto", action="store_true", help="choose mask and learning rate in short runs")
+    parser.add_argument("--joint", action="store_true", help="also train one edit on the data of all tasks")
+    parser.add_argument("--no-labels", action="store_true", help="also merge without reading a label of the training data")
     parser.add_argument(
         "--label-noise", type=float, default=0.0, metavar="SHARE", help="of the training labels that are made wrong"
     )
@@ -62,27 +67,40 @@ def main() -> None:
             spec = spec.model_copy(update={"train": noisy})
         if args.auto:
             spec = type(spec).model_validate({**spec.model_dump(), **PRESETS["auto"]})
-        talos_ray.edit(spec=spec)
+        ours = talos_ray.edit(spec=spec).versions[1]  # the first is the base
         by_grid = type(spec.search).model_validate({"low": spec.search.low, "high": spec.search.high, "control_keep": spec.search.control_keep, **GRID})  # fmt: skip
-        _, ours, grid, *_ = talos_ray.edit(
-            spec=spec.model_copy(update={"search": by_grid})
-        ).versions  # the first is the base
-        dense = grid["baseline"]
+        grid = talos_ray.edit(spec=spec.model_copy(update={"search": by_grid})).versions[2]
+        dense, means = ours["baseline"], ours["summary"]
         if choice := ours.get("choice"):
             choices.append(choice)
             add("time to choose, s", choice["seconds"])
-        add("zero-shot", ours["summary"]["zero_shot"])
-        add("single-task, dense", dense["summary"]["single"])
-        add("single-task, sparse", ours["summary"]["single"])
-        add("merged, dense, 21-point grid", dense["summary"]["merged"])
-        add("merged, dense, the spec's search", ours["baseline"]["summary"]["merged"])
-        add("merged, sparse, 21-point grid", grid["summary"]["merged"])
-        add("merged, sparse, the spec's search", ours["summary"]["merged"])
-        add("gain over dense with the grid", ours["summary"]["merged"] - dense["summary"]["merged"])
+        add("zero-shot", means["zero_shot"])
+        if "probe" in means:
+            add("linear probe on the base", means["probe"])
+        for name, found in (("sparse", means), ("dense", dense["summary"])):
+            add(f"single, {name}", found["single"])
+            add(f"single, {name}, words' heads", found.get("single_words", found["single"]))
+        for name, found in (("sparse", ours), ("dense", dense)):
+            add(f"merged, {name}", found["summary"]["merged"])
+            add(f"merged, {name}, words' heads", found["summary"].get("merged_words", found["summary"]["merged"]))
+            for control in ours["controls"]:
+                add(f"control {control} kept, {name}", found["summary"]["control_kept"][control])
+        for name, found in (("sparse", grid), ("dense", grid["baseline"])):
+            add(f"merged, {name}, 21-point grid", found["summary"]["merged"])
+        add("merged / single", means["merged"] / means["single"])
+        if args.no_labels:
+            unlabelled = spec.search.model_copy(update={"teacher": "edits"})
+            alone = spec.baseline.model_copy(update={"enabled": False})
+            found = talos_ray.edit(spec=spec.model_copy(update={"search": unlabelled, "baseline": alone})).versions[3]
+            add("merged, sparse, no labels in the merge", found["summary"]["merged"])
+        if args.joint:
+            found = joint(spec.output)
+            add("joint training of the same mask", found["own"])
+            add("joint training, words' heads", found["words"])
+            if ours["controls"]:
+                add("control kept, joint training", found["kept"])
         add("size of the deltas / dense", ours["cost"]["delta_bytes"] / dense["cost"]["delta_bytes"])
         add("training time / dense", ours["cost"]["train_seconds"] / dense["cost"]["train_seconds"])
-        for control in ours["controls"]:
-            add(f"control {control} kept", ours["summary"]["control_kept"][control])
     table = Table("mean over targets, test data", *(f"seed {i}" for i in range(args.seeds)), "mean, 95 % interval")
     for name, values in rows.items():
         table.add_row(name, *(f"{v:.3f}" for v in values), told(values))

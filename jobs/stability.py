@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from talos_ray.core.seeds import derive_seed
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.mask import jaccard, mask_from_flags, select
+from talos_ray.core.seeds import derive_seed
 from talos_ray.inputs import Examples
 from talos_ray.models import layout_of, load_model
 from talos_ray.spec import load_spec, make_spec

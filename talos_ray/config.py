@@ -44,15 +44,16 @@ class Mask(_Settings):
     later: ClassVar[frozenset[str]] = frozenset({"layers"})
 
     keep: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
-        0.1, description="share of the eligible weights that may change, in (0, 1]; auto tries those of auto.keeps"
+        0.2,
+        description="share of the eligible weights that may change, in (0, 1]; the paper has 0.1; auto tries those of auto.keeps",
     )
     strategy: Literal[Strategy, "auto"] = Field(
-        "least_sensitive",
-        description="how they are chosen; the paper's way is the default, auto tries those of auto.strategies",
+        "least_sensitive_per_tensor",
+        description="how they are chosen: the least sensitive of each tensor, or of the whole model (least_sensitive, the paper); auto tries those of auto.strategies",
     )
     granularity: Literal[Granularity, "auto"] = Field(
-        "element",
-        description="single weights (the paper), or whole rows of a matrix: faster to train and to compose; auto tries both",
+        "row",
+        description="whole rows of a matrix, which are faster to train and to compose, or single weights (element, the paper); auto tries both",
     )
     layers: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
         1.0,

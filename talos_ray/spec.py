@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {  # Iurada et al., 2025: one coefficient for all tasks on a 21-point grid, plain task arithmetic
         "mask": {"keep": 0.1, "strategy": "least_sensitive", "granularity": "element"},
         "calibration": {"rounds": 4, "score": "log_prob", "stable": None},
-        "search": {"method": "grid", "shared_points": 21, "low": 0.0, "high": 1.0, "parts": 1, "merge": {"method": "linear"}},
+        "search": {"method": "grid", "shared_points": 21, "low": 0.0, "high": 1.0, "heads": "words", "merge": {"method": "linear"}},
     },
     "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto", "layers": "auto"}},
 }  # fmt: skip

@@ -17,14 +17,15 @@ def refused(match: str, **changes):
     return str(caught.value)
 
 
-def test_the_default_is_the_paper():
+def test_the_defaults_are_the_best_that_was_measured_and_the_paper_is_one_word_away():
     spec = make_spec(GOOD)
-    assert (spec.mask.keep, spec.mask.strategy, spec.calibration.rounds, spec.search.shared_points) == (
-        0.1,
-        "least_sensitive",
-        4,
-        21,
-    )
+    mask, search = spec.mask, spec.search
+    assert (mask.keep, mask.strategy, mask.granularity) == (0.2, "least_sensitive_per_tensor", "row")
+    assert (search.method, search.granularity, search.heads, search.merge.method) == ("learned", "row", "auto", "linear")
+    paper = make_spec({**GOOD, "preset": "paper"})
+    mask, search = paper.mask, paper.search
+    assert (mask.keep, mask.strategy, mask.granularity, paper.calibration.rounds) == (0.1, "least_sensitive", "element", 4)
+    assert (search.method, search.shared_points, search.heads, search.merge.method) == ("grid", 21, "words", "linear")
 
 
 def test_a_key_that_does_not_exist_names_the_nearest():
@@ -116,7 +117,8 @@ def test_the_paper_is_a_preset_and_own_words_win():
     values = {"model": "demo", "tasks": ["demo:counts"], "output": "x", "preset": "paper"}
     spec = make_spec({**values, "mask": {"keep": 0.05}, "search": {"high": 2.0}})
     assert (spec.mask.keep, spec.search.high, spec.search.method, spec.calibration.stable) == (0.05, 2.0, "grid", None)
-    assert spec.search.most == 21 and [m.method for m in spec.search.merge.tried] == ["linear"]
-    assert [m.method for m in make_spec({**values, "preset": None}).search.merge.tried] == ["linear", "consensus"]
+    assert [m.method for m in spec.search.merge.tried] == ["linear"]
+    both = make_spec({**values, "search": {"merge": {"method": "auto"}}}).search.merge
+    assert [m.method for m in both.tried] == ["linear", "consensus"]
     with pytest.raises(SpecError, match="preset 'papers' does not exist.*'paper'"):
         make_spec({**values, "preset": "papers"})

@@ -2,7 +2,7 @@
 
 A method turns the matrix of task vectors [T, k] into another of the same shape (those of `core.subspaces` into one on a wider
 mask). What is composed stays a linear
-combination of its rows, base + sum of coefficient x row, so searching, the surrogate, composing in place and exact
+combination of its rows, base + sum of coefficient x row, so learning, searching, composing in place and exact
 rollback work alike for all of them. Coefficients of 0 always give the base. With one task and a coefficient of 1, those
 that only resolve conflicts (`linear`, `consensus`, `normalized`) give base + delta; those that thin out do not.
 """

@@ -62,9 +62,10 @@ def fitted_head(
     Args:
         features, labels: float32 [n, d] and int64 [n] that it is fitted to.
         start: [classes, d + 1].
-        held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to `start`.
+        held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to `start`,
+            which is one of them.
     """
-    best, most = start, -1
+    best, most = start, int((scored(held_out, start).argmax(-1) == held_out_labels).sum())
     for decay in DECAYS:
         head = linear_head(features, labels, len(start), start, decay)
         right = int((scored(held_out, head).argmax(-1) == held_out_labels).sum())

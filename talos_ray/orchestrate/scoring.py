@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -49,7 +50,7 @@ def look(shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torc
     folder = RunFolder(uri)
     if (stored := folder.load_trial(key)) is not None:
         return stored[0]
-    bench = workbench(shared)
+    bench, started = workbench(shared), time.perf_counter()
     if arm is None:
         bench.reset()
     else:
@@ -65,10 +66,11 @@ def look(shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torc
         taught = torch.cat([scored(f, head) for f in (features, lent_features) if len(f)])
     right = bench.right(task, pool.judged, head)
     tensors = {"taught": taught.log_softmax(-1).half(), "right": right.to(torch.uint8)}
-    info = {"right": int(right.sum()), "inputs": len(right)}
+    info = {"right": int(right.sum()), "inputs": len(right), "arm": "base" if arm is None else arm.name}
     if own:
         tensors["head"], right_own = bench.fitted(task, pool.train, pool.judged)
         info["right_own"] = int(right_own.sum())
+    info["seconds"] = round(time.perf_counter() - started, 3)
     folder.save_trial(key, info, tensors)
     return info
 

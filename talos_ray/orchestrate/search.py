@@ -92,6 +92,7 @@ class Generations(Searcher):
         self.names: list[tuple[Point, str]] = []  # of this generation, in its order
         self.over: dict[str, dict] = {}  # Optuna's name -> result, of this generation
         self.best: dict[str, list[float]] = {}  # way -> what its best run had reached at each look
+        self.bars: dict[str, list[float]] = {}  # the same, of earlier generations only
         self.curves: dict[str, list[float]] = {}  # trial -> what it has reached at each look
 
     def suggest(self, trial_id: str) -> dict | str | None:
@@ -103,12 +104,13 @@ class Generations(Searcher):
             return None  # until the generation is over
         point = self.waiting.pop(0)
         self.running[trial_id] = point
-        return {"merge": point.merge, "point": asdict(point), "bars": self.best.get(point.merge), "several": self.several}
+        return {"merge": point.merge, "point": asdict(point), "bars": self.bars.get(point.merge), "several": self.several}
 
     def _next_generation(self) -> None:
         for point, name in self.names:  # told in the order in which they were proposed, not in which they ended
             self.optuna[point.merge].on_trial_complete(name, self.over.get(name))
         self.names = []
+        self.bars = dict(self.best)
         for way, left in self.more.items():
             count = min(left, self.size)
             self.more[way] -= count

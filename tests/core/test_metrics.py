@@ -3,7 +3,6 @@
 import pytest
 
 from talos_ray.core.metrics import (
-    ForgetObjective,
     MergeObjective,
     absolute_accuracy,
     accuracy,
@@ -42,8 +41,8 @@ def test_a_candidate_that_lets_control_fall_never_beats_one_that_holds():
 
 
 def test_forgetting_is_worth_nothing_where_another_task_falls():
-    objective = ForgetObjective({"t": 0.8}, {"held": 0.5, "other": 0.9}, 0.9)
+    objective = MergeObjective({"t": 0.8}, {"held": 0.5, "other": 0.9}, 0.9, frozenset({"t"}))
     assert objective({"t": 0.1, "held": 0.5, "other": 0.9}) == pytest.approx(0.9)
     assert objective({"t": 0.1, "held": 0.44, "other": 0.9}) == pytest.approx(0.88 - 0.9 - 1)
     assert worst_kept({"held": 0.44, "other": 0.9}, objective.control) == (pytest.approx(0.88), "held")
-    assert ForgetObjective({"t": 0.8}, {}, 0.9)({"t": 0.3}) == pytest.approx(0.7)
+    assert MergeObjective({"t": 0.8}, {}, 0.9, frozenset({"t"}))({"t": 0.3}) == pytest.approx(0.7)

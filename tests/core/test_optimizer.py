@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from talos_ray.core.finetune import Plan, finetune
-from talos_ray.core.seeds import derive_seed
 from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.core.seeds import derive_seed
 
 
 def model():

@@ -26,7 +26,7 @@ def test_a_model_learns_text_tasks(kind, tmp_path):
             "warmup_steps": 5,
             "gradient_checkpointing": kind == "llama",
         },
-        search={"trials": 3, "control_keep": 0.0},
+        search={"steps": 20, "inputs": 64, "control_keep": 0.0},
         gate={"control_keep": None},
     )
     assert {t: s["single"]["value"] > 0.75 for t, s in run.scores.items() if t != "held"} == {

@@ -11,15 +11,12 @@ from safetensors.torch import save_file
 
 import talos_ray
 from talos_ray import SpecError, TalosError
-from talos_ray.core.compose import Composer
 from talos_ray.core.layout import fingerprint
-from talos_ray.core.merging import merged
-from talos_ray.core.metrics import ForgetObjective
+from talos_ray.core.segments import layer_groups
 from talos_ray.models import base_tensors, load_model
-from talos_ray.orchestrate.evaluation import Candidate, Found, Problem
-from talos_ray.orchestrate.operations import _curve, _downwards
 from talos_ray.spec import make_spec, resolve_task
 from talos_ray.tasks import load_task
+from talos_ray.trust.recompose import edit_of
 
 
 @pytest.fixture
@@ -111,26 +108,42 @@ def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):
 
 
 @pytest.mark.slow
-def test_layers_may_have_coefficients_of_their_own(mine, capsys):
+def test_layers_may_have_coefficients_of_their_own(mine):
     run, values = mine
-    values["search"] = {**values["search"], "merge": {"method": "linear", "groups": 2}}
+    values["search"] = {**values["search"], "granularity": "group", "merge": {"method": "linear", "groups": 2}}
     run = talos_ray.edit(**values)
     found = run.newest
-    assert set(found["coefficients"]) == {f"{t}@{g}" for t in run.deltas for g in "01"} and "rows" not in found
+    assert found["learned"]["granularity"] == "group" and found["learned"]["count"] == 2
     if run.head != found["version"]:
         run.approve(found["version"], by="a test", reason="groups")
+    before, _ = run.folder.load_learned(found)
     run.remove("sides")
-    left = run.newest
-    assert left["coefficients"] == {r: a for r, a in found["coefficients"].items() if not r.startswith("sides@")}
-    with pytest.raises(TalosError, match="cannot be forgotten"):
-        run.forget("pointers", keep=1.0, at_most=0.0)
-    with pytest.raises(TalosError, match="groups is 3, but version .* is made of groups 2; leave groups out"):
-        run.forget("pointers", groups=3)
-    run.forget("pointers", keep=0.2, at_most=1.0)
-    assert {r for r in run.newest["coefficients"] if r.startswith("pointers@")} <= {"pointers@0", "pointers@1"}
+    left, _ = run.folder.load_learned(run.newest)
+    assert set(left.values) == {"pointers", "scanned_digits"}
+    assert all(torch.equal(left.values[t], before.values[t]) for t in left.values)
     assert run.verify(deep=True) == []
-    page = run.report(Path(run.path).parent / "page.html", found["version"]).read_text()
-    assert f"0 {found['coefficients']['sides@0']:.2f}, 1 {found['coefficients']['sides@1']:.2f}" in page
+
+
+def test_a_version_of_an_earlier_release_with_groups_of_layers_keeps_its_bits(mine):
+    """It has a row a task and group, and no file of coefficients."""
+    run, _ = mine
+    version = run.folder.load_version(1)
+    old = {k: v for k, v in version.items() if k not in ("learned", "rows")}
+    old |= {"merge": {**version["merge"], "groups": 2}, "coefficients": {f"{t}@{g}": 0.25 * (1 + int(g)) for t in run.deltas for g in "01"}}  # fmt: skip
+    family = load_model("demo")
+    edit_of(run.folder, old, run.mask, run.deltas).put(family, run.info["base"])
+    by_row = fingerprint(base_tensors(family))
+    group = layer_groups(run.mask.layout.names, 2)
+    params, wanted = dict(load_model("demo").module.named_parameters()), dict(family.module.named_parameters())
+    place = 0
+    for name, index in run.mask.indices.items():
+        value = params[name].detach().flatten()[index]
+        for task in sorted(run.deltas):
+            delta = run.deltas[task].values[place : place + len(index)].float()
+            value = value.add(delta, alpha=0.25 * (1 + int(group[name])))
+        place += len(index)
+        assert torch.equal(value, wanted[name].detach().flatten()[index]), name
+    assert by_row != run.info["base"]
 
 
 @pytest.mark.slow
@@ -153,13 +166,16 @@ def test_what_leaves_the_mask_is_stored_as_what_it_is(mine):
 
 def test_a_removed_task_leaves_no_trace(mine):
     run, _ = mine
-    before = run.coefficients
+    before, heads, scores = run.coefficients, run.heads(), run.scores
     run.remove("sides")
     assert run.coefficients == {t: a for t, a in before.items() if t != "sides"}
+    assert all(torch.equal(h, heads[t]) for t, h in run.heads().items())
+    assert run.scores["pointers"]["single"] == scores["pointers"]["single"]
     left = {t: d for t, d in run.deltas.items() if t != "sides"}
     family = load_model("demo")
-    mask, rows = merged(left, run.mask, **run.version["merge"])
-    Composer(family.module, mask, list(rows.values()), run.info["base"]).compose(run.coefficients)
+    edit = edit_of(run.folder, run.version, run.mask, left)
+    edit.put(family, run.info["base"])
+    assert set(edit.rows) == set(edit.blend.values) == set(left) and "sides" not in run.heads()
     assert fingerprint(base_tensors(family)) == run.version["model"] == fingerprint(base_tensors(run.model()))
     with pytest.raises(TalosError, match="holds no edit of task 'sides'"):
         run.remove("sides")
@@ -177,14 +193,12 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
     run.rollback(0)
     run.forget("pointers", keep=0.9, at_most=1.0)
     version = run.version
-    curve = version["negation"]["curve"]
-    holding = [p for p in curve if p["kept"] >= 0.9]
-    chosen = run.coefficients.get("pointers", 0.0)
-    assert -4 <= chosen <= 0 and set(run.coefficients) <= {"pointers"}
-    assert min(p["target"] for p in holding) == next(p["target"] for p in curve if p["coefficient"] == chosen)
+    told = version["negation"]
+    curve = told["curve"]
+    assert [p["pressure"] for p in curve] == sorted(p["pressure"] for p in curve)
+    assert told["after"] == min(p["target"] for p in curve if p["kept"] >= 0.9)
+    assert set(run.coefficients) <= {"pointers"} and run.heads() == {}
     assert version["kind"] == "negation" and version["forgotten"] == ["pointers"] and version["targets"] == []
-    assert [p["coefficient"] for p in curve] == sorted((p["coefficient"] for p in curve), reverse=True)
-    assert curve[0]["kept"] == 1.0 and len([p for p in curve if p["coefficient"] >= -1]) >= 21
     beyond = version["negation"]["beyond"]
     n, right = sum(beyond["now"]["labels"]), version["scores"]["pointers"]["merged"]
     assert (
@@ -198,86 +212,18 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
     assert fingerprint(base_tensors(run.model())) == version["model"]
     with pytest.raises(TalosError, match="keep is 1.5"):
         run.forget("pointers", keep=1.5)
-    with pytest.raises(SpecError, match="groups"):
-        run.forget("pointers", groups=1)
 
 
-def test_forgetting_by_layers_goes_on_from_one_coefficient_and_touches_no_other_task(mine):
+def test_forgetting_leaves_the_coefficients_and_heads_of_every_other_task(mine):
     run, _ = mine
-    before = run.coefficients
-    run.forget("pointers", keep=0.9, at_most=1.0, groups=2)
-    version, told = run.newest, run.newest["negation"]
-    assert told["after"] <= min(p["target"] for p in told["curve"] if p["kept"] >= 0.9)
-    assert version["merge"]["groups"] == 2 and run.verify(deep=True) == []
-    for task in set(before) - {"pointers"}:
-        assert {r: a for r, a in version["coefficients"].items() if r.startswith(task)} == dict.fromkeys(
-            (f"{task}@0", f"{task}@1"), before[task]
-        )
-    page = run.report(Path(run.path).parent / "page.html", version["version"]).read_text()
-    assert ("After that, groups of its layers" in page) == bool(told["layers"])
+    before, heads = run.folder.load_learned(run.version)
+    run.forget("pointers", keep=0.5, at_most=1.0)
+    after, kept = run.folder.load_learned(run.newest)
+    for task in set(before.values) - {"pointers"}:
+        assert torch.equal(after.values[task], before.values[task])
+    assert kept.keys() == heads.keys() - {"pointers"} and all(torch.equal(kept[t], heads[t]) for t in kept)
+    assert not torch.equal(after.values["pointers"], before.values["pointers"]) and run.verify(deep=True) == []
 
-
-class Layered:
-    """An evaluator of a network whose first layers are what the control needs, and its last what the task does: `weights` says how
-    much each row of coefficients adds to the right answers of (task a, control)."""
-
-    def __init__(self, weights: dict[str, tuple[float, float]]) -> None:
-        g = torch.Generator().manual_seed(0)
-        self.weights, self.deltas = weights, dict.fromkeys((*weights, "b"), "delta")
-        self.spec = make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x"})
-        self.labels = {t: torch.randint(4, (80,), generator=g) for t in ("a", "control")}
-        right = {t: torch.nn.functional.one_hot(y, 4) for t, y in self.labels.items()}
-        self.base = {t: torch.randn(80, 4, generator=g) + 2 * r for t, r in right.items()}
-        self.right, self.looked = right, 0
-        before = self.scores({})
-        self.objective = ForgetObjective({"a": before["a"]}, {"control": before["control"]}, 0.95)
-
-    def logits(self, coefficients, tasks, part=None) -> dict:
-        change = {
-            t: sum(w[i] * coefficients.get(r, 0.0) for r, w in self.weights.items()) for i, t in enumerate(self.labels)
-        }
-        return {t: self.base[t] + change[t] * self.right[t] for t in tasks}
-
-    def scores(self, coefficients) -> dict[str, float]:
-        found = self.logits(coefficients, self.labels)
-        return {t: float((found[t].argmax(-1) == y).float().mean()) for t, y in self.labels.items()}
-
-    def submit(self, coefficients, tasks, part) -> list:
-        self.looked += 1
-        return []
-
-    def counts(self, submitted) -> dict:
-        return {}
-
-    def search(self) -> Found:
-        problem = Problem(self, self.objective, parts=1)
-        run, answer = _downwards(problem, self.labels, {"b": 0.5}, "a", 0.1), None
-        while True:
-            try:
-                points = run.send(answer)
-            except StopIteration as end:
-                return end.value
-            assert points
-            answer = []
-            for i, (point, predicted) in enumerate(points):
-                scores = self.scores(point)
-                answer.append(Candidate(self.objective(scores), point, scores, ((0.0, 0.0),), True, predicted, i))
-
-
-def test_layers_part_where_one_coefficient_for_all_costs_the_others_too_much():
-    together = Layered({"a": (2.4, 2.2)})
-    apart = Layered({"a@0": (0.4, 2.0), "a@1": (2.0, 0.2)})
-    one, two = together.search(), apart.search()
-    for found in (one, two):
-        best = found.candidates[0]
-        assert best.scores["control"] >= 0.95 * apart.scores({})["control"] and best.coefficients["b"] == 0.5
-    assert together.looked == 0 and one.candidates[0].scores["a"] > 0.4
-    assert apart.looked > 0 and two.candidates[0].scores["a"] < 0.15
-    assert two.candidates[0].coefficients["a@1"] < two.candidates[0].coefficients["a@0"] <= 0
-    assert all(-4 <= a <= 0 for c in two.candidates for r, a in c.coefficients.items() if r != "b")
-    assert _curve(two, apart.objective, "a") == _curve(
-        one, together.objective, "a"
-    )  # what is shown is of one coefficient
 
 
 def test_test_data_decide_nothing(finished, tmp_path):

@@ -1,227 +1,292 @@
-"""Generations, stops and the ledger of the merge search; what Tune is told does not depend on who finishes first."""
+"""The merge search: what is tried does not depend on who finishes first, what is found not on how many run or die."""
 
-import asyncio
 import copy
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.tune.search import Searcher
 
 import talos_ray
-from talos_ray.core.metrics import MergeObjective
-from talos_ray.orchestrate.desk import Desk
-from talos_ray.orchestrate.evaluation import Candidate, Evaluator, Ledger, Problem, units
-from talos_ray.orchestrate.proposals import _by_grid, _by_surrogate, probes, surrogate_of
-from talos_ray.orchestrate.search import Dealer
+from talos_ray import TalosError
+from talos_ray.core.paired import margin
+from talos_ray.orchestrate.learning import FEW, Goal, LearningRun, MergeProblem, Point, better, pool_of, rank
+from talos_ray.orchestrate.search import Generations, _made, _space, points_of
 from talos_ray.spec import make_spec
-
-GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
-
-
-def test_units_are_nearly_equal_and_cover_all_tasks():
-    for n in range(1, 40):
-        found = units([str(i) for i in range(n)])
-        assert [t for u in found for t in u] == [str(i) for i in range(n)]
-        assert max(map(len, found)) <= 4 and max(map(len, found)) - min(map(len, found)) <= 1
+from talos_ray.storage.run_folder import RunFolder
 
 
-def problem(**search) -> Problem:
-    spec = make_spec({"model": "demo", "tasks": ["demo:counts"], "output": "x", "search": search})
-    evaluator = Evaluator((None, None), {"a": "f", "b": "g"}, Ledger("x", "base", "data"), spec)
-    return Problem(evaluator, MergeObjective({"a": 0.8, "b": 0.8}, {}, 0.9), parts=2)
-
-
-class HereDesk:
-    """The real desk, called without Ray. Whoever would wait for an order gets None."""
-
-    def __init__(self) -> None:
-        self.desk, self.loop = Desk(), asyncio.new_event_loop()
-
-    def __getattr__(self, name):
-        async def call(*args, **kwargs):
-            try:
-                return await asyncio.wait_for(getattr(self.desk, name)(*args, **kwargs), 0.01)
-            except TimeoutError:
-                return None, 0.0
-
-        return lambda *args, **kwargs: self.loop.run_until_complete(call(*args, **kwargs))
-
-
-def played(order, lost: int = 0, failures: int = 0) -> tuple[list, dict]:
-    """A whole search of two arms by three trials, whose turns come in an order of our choice; the first `lost` orders
-    are lost with the trial that had them. Returns all orders that were scored, and what was found."""
-    peaks = {"one": 0.5, "two": 0.75}
-    problems = {arm: problem(generation=2, method="grid") for arm in peaks}
-    desk = HereDesk()
-    dealer = Dealer(
-        {a: (p, _by_grid(p, GRID)) for a, p in problems.items()}, desk, failures, lambda arm, candidate: None
+def spec_of(**search):
+    return make_spec(
+        {"model": "demo", "tasks": ["demo:counts"], "control": ["demo:coloured_shapes"], "output": "x", "search": search}
     )
-    told, running, finished = [], {}, {}
-    trials = [str(i) for i in range(3 + lost)]
-    while trials:
-        for trial in trials[:3]:
-            if trial not in running and (work := desk.next(trial, finished.get(trial))[0]) is not None:
-                running[trial] = work
-        if not running:
-            return sorted(told, key=str), dealer.found
-        trial = order(sorted(running))
-        work = running.pop(trial)
-        if lost:
-            lost -= 1
-            trials.remove(trial)
-            dealer.on_trial_error(0, [], SimpleNamespace(trial_id=trial))
-            continue
-        told.append({k: work[k] for k in ("arm", "coefficients", "parts", "bars")})
-        finished[trial] = work["number"]
-        reached = 1 - (work["coefficients"]["a"] - peaks[work["arm"]]) ** 2
-        behind = bool(work["bars"]) and reached < work["bars"][0]
-        result = {
-            "number": work["number"],
-            "finished": True,
-            "objective": reached,
-            "parts": [(reached, 0.01)] * (1 if behind else 2),
-            "whole": not behind,
-            "overhead": 0.0,
-            "scores": {"a": reached, "b": reached},
-        }
-        for _ in range(2):  # told twice, as after the loss of a trial, it counts once
-            dealer.on_trial_result(0, [], None, result)
-    raise AssertionError("all trials were lost")
 
 
-def test_what_is_suggested_does_not_depend_on_who_finishes_first():
-    first, found = played(min)
-    last, same = played(max)
-    assert first == last and found == same
-    assert {a: f.candidates[0].coefficients["a"] for a, f in found.items()} == {"one": 0.5, "two": 0.75}
-    assert len(first) == 2 * len(GRID)
+def way(name: str = "sparse"):
+    return SimpleNamespace(name=name, plan=SimpleNamespace(name=name.split()[0]))
 
 
-def test_only_generations_before_its_own_stop_a_candidate():
-    told, found = played(min)
-    bars = {(t["arm"], t["coefficients"]["a"]): t["bars"] for t in told}
-    assert all(bars[arm, a] == [] for arm in found for a in (0.0, 1.0))  # the first generation
-    assert bars["two", 0.5] == pytest.approx([1 - 0.25**2 - 0.01] * 2)
-    stopped = [c.coefficients["a"] for c in found["two"].candidates if not c.whole]
-    assert stopped == [0.25] and found["two"].candidates[-1].coefficients["a"] == 0.25  # and never wins
+def test_the_points_are_all_that_the_spec_names():
+    search = spec_of(granularity=["task", "row"], lr=[0.01, 0.1], pressure=["4", 8.0][1:]).search
+    found = points_of(search, way(), held=True)
+    assert [(p.granularity, p.lr, p.pressure) for p in found] == [
+        ("task", 0.01, 8.0), ("task", 0.1, 8.0), ("row", 0.01, 8.0), ("row", 0.1, 8.0),
+    ]  # fmt: skip
+    assert [p.pressure for p in points_of(spec_of().search, way(), held=True)] == [None]  # raised until control holds
+    assert [p.pressure for p in points_of(spec_of().search, way(), held=False)] == [0.0]  # nothing has to
+    grid = points_of(spec_of(method="grid", shared_points=5).search, way(), held=True)
+    assert [p.coefficient for p in grid] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def test_what_a_lost_trial_had_goes_to_the_others_as_often_as_allowed():
-    assert played(min, lost=2, failures=2) == played(min)
-    told, found = played(min, lost=2, failures=1)
-    assert found == {} and len(told) <= 2  # what the other two trials had
+def played(order, at_once: int) -> list[tuple]:
+    """All points that are tried, where runs end in an order of our choice, so many at once."""
+    search = spec_of(granularity=["task", "row"], trials=5, generation=2).search
+    points = {name: points_of(search, way(name), held=True) for name in ("sparse", "dense")}
+    searcher = Generations(points, 5, 2, _space(search), _made, seed=0)
+    running: dict[str, dict] = {}
+    told, number, over = [], 0, False
+    while not over or running:
+        while not over and len(running) < at_once:
+            config = searcher.suggest(str(number))
+            if config == Searcher.FINISHED:
+                over = True
+            if not isinstance(config, dict):
+                break
+            running[str(number)] = config
+            told.append((config["merge"], tuple(config["point"].items()), config["bars"] and tuple(config["bars"])))
+            number += 1
+        if running:
+            trial = order(sorted(running, key=int))
+            point = running.pop(trial)["point"]
+            value = 1 - abs(point["lr"] - 0.05) - 0.01 * len(point["granularity"])
+            for share in (0.5, 0.8):
+                searcher.on_trial_result(trial, {"done": False, "objective": share * value})
+            searcher.on_trial_complete(trial, {"objective": value, "holds": True, "done": True})
+    return told
 
 
-def test_doubt_shrinks_with_the_inputs_seen():
-    p = problem()
-    few, many = (p.doubt({"a": (0, n), "b": (0, n)}) for n in (25, 2500))
-    assert few == pytest.approx(10 * many) and 0.1 < few < 0.3
+def test_what_is_tried_does_not_depend_on_who_finishes_first_or_on_how_many_run_at_once():
+    first = played(min, 1)
+    assert len(first) == 2 * (2 + 5) and len(set(first)) == len(first)
+    for order, at_once in ((max, 4), (min, 4), (max, 2)):
+        assert sorted(played(order, at_once), key=repr) == sorted(first, key=repr)
+    assert all(bars is None for _, _, bars in first[:4])  # only earlier generations stop a run
+    assert all(bars is not None for _, _, bars in first[4:])
 
 
-def test_grid_optuna_and_ties_live_and_nothing_is_evaluated_twice(finished, tmp_path):
+def test_a_lost_run_of_a_generation_does_not_hold_up_the_next():
+    search = spec_of(trials=2, generation=2).search
+    searcher = Generations({"sparse": points_of(search, way(), held=True)}, 2, 2, _space(search), _made, seed=0)
+    assert searcher.suggest("0")["merge"] == "sparse" and searcher.suggest("1") is None
+    searcher.on_trial_complete("0", None, error=True)
+    assert isinstance(searcher.suggest("1"), dict) and isinstance(searcher.suggest("2"), dict)
+    searcher.on_trial_complete("2", None, error=True)
+    searcher.on_trial_complete("1", {"objective": 0.5, "done": True})
+    assert searcher.suggest("3") == Searcher.FINISHED
+
+
+def test_a_control_task_with_few_training_inputs_shows_validation_inputs_that_then_do_not_judge():
+    spec = spec_of(inputs=300)
+    pool = pool_of(spec, "coloured_shapes", FEW - 1, 500)
+    assert len(pool.train) == FEW - 1 and len(pool.validation) == 300 - (FEW - 1)
+    assert sorted([*pool.validation.tolist(), *pool.judged.tolist()]) == list(range(500))
+    assert len(pool_of(spec, "coloured_shapes", 10, 100).judged) == 50  # at least half of them judge
+    enough, target = pool_of(spec, "coloured_shapes", FEW, 500), pool_of(spec, "counts", 10, 500)
+    assert len(enough.validation) == len(target.validation) == 0 and len(enough.judged) == len(target.judged) == 500
+
+
+def test_one_that_holds_comes_before_one_that_is_worth_more():
+    record = {"means": {"a": 0.5}, "key": "x"}
+    holds, more = {**record, "holds": True, "objective": 0.8}, {**record, "holds": False, "objective": 0.9}
+    assert better(holds, more) and not better(more, holds)
+    smaller = {**holds, "means": {"a": 0.1}}
+    assert min([holds, smaller], key=rank) is smaller
+
+
+# ---------------------------------------------------------------------------------- on real Ray
+
+
+@pytest.fixture
+def world(finished, tmp_path):
+    """A session on the finished run's deltas with a folder of its own, its search, and the run's way to merge."""
+    from talos_ray.core.paired import Answers  # noqa: F401 - loaded before workers compete for the cores
+    from talos_ray.orchestrate.plan import arms_of, prepare
+    from talos_ray.orchestrate.scoring import single_look, ways_of
+    from talos_ray.orchestrate.search import MergeSearch
+    from talos_ray.orchestrate.session import Session
+    from talos_ray.progress import Progress
+
+    run, values = finished
+
+    def made(name: str, **search):
+        values_now = {**copy.deepcopy(values), "output": str(tmp_path / name), "baseline": {"enabled": False}}
+        values_now["search"] = {**values_now["search"], **search}
+        prepared = prepare(make_spec(values_now), Progress())
+        watch = SimpleNamespace(candidate=lambda *_: None)
+        scratch = tmp_path / f"scratch-{name}"
+        scratch.mkdir()
+        s = Session(prepared, RunFolder(prepared.spec.output), Progress(), watch, str(scratch))
+        s.share()
+        s.slots_of("search", 1, prepared.spec.cluster.search_workers)
+        mask = run.folder.load_mask(prepared.base)
+        arms = arms_of(prepared, mask)[:1]
+        version = run.folder.load_version(1)
+        deltas = {"sparse": {t: run.folder.load_delta(t, f) for t, f in version["deltas"].items()}}
+        search_of = MergeSearch(s, prepared)
+        return SimpleNamespace(session=s, search=search_of, arms=arms, deltas=deltas, ways=ways_of, look=single_look)
+
+    return made
+
+
+def best_of(w) -> tuple:
+    chosen = w.search.choose(w.arms, w.deltas)["sparse"]
+    heads = {t: h for t, h in sorted(chosen.heads.items())}
+    return chosen.blend.values, heads, chosen.found
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_one_trial_at_once_and_two_find_the_same(world):
+    values, heads, found = best_of(world("two", granularity=["tensor", "row"], trials=2, generation=2))
+    again = world("one", granularity=["tensor", "row"], trials=2, generation=2)
+    again.session.slots["search"] = 1
+    values_one, heads_one, found_one = best_of(again)
+    assert same(values, values_one) and same(heads, heads_one)
+    assert found["evaluated"] == found_one["evaluated"] >= 2 and found["granularities"] == found_one["granularities"]
+
+
+def kill(word: str, folder: Path, killed: list) -> None:
+    """End the process that runs the trial once a checkpoint is there."""
+    import psutil
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((folder / "checkpoints").glob("merge-*/step-*")):
+        time.sleep(0.02)
+    for p in psutil.process_iter(["cmdline", "pid"]):
+        if any(word in part for part in p.info["cmdline"] or []):
+            os.kill(p.info["pid"], signal.SIGKILL)
+            killed.append(p.info["pid"])
+            return
+
+
+def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_to_the_same_bits(world):
+    calm = best_of(world("calm", steps=24))
+    disturbed = world("killed", steps=24)
+    killed: list[int] = []
+    folder = Path(disturbed.session.folder.store.root)
+    killer = threading.Thread(target=kill, args=("ray::Trial", folder, killed), daemon=True)
+    killer.start()
+    after = best_of(disturbed)
+    killer.join()
+    assert killed, "no trial was met at work"
+    assert same(calm[0], after[0]) and same(calm[1], after[1])
+    assert not list(folder.glob("checkpoints/merge-*"))
+
+
+def test_labels_that_a_search_must_not_read_change_nothing(world):
+    values, _, _ = best_of(world("plain", teacher="edits", heads="words"))
+    other = world("garbage", teacher="edits", heads="words")
+    p = other.session.p
+    for data in p.data.values():
+        data.test.labels[:] = 0
+    same_values, _, _ = best_of(other)
+    assert same(values, same_values)
+
+
+def test_without_a_control_task_or_with_one_target_alone(finished, tmp_path):
+    run, values = finished
+    values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "control": [], "baseline": {"enabled": False}}
+    values["tasks"] = values["tasks"][-1:]
+    values["mask"] = {"path": str(Path(run.path) / "mask.safetensors")}
+    values["gate"] = {"control_keep": None}
+    values["search"] = {**values["search"], "granularity": "tensor"}
+    alone = talos_ray.edit(**values)
+    version = alone.version
+    assert version["search"]["pressure"] == 0.0 and version["learned"]["granularity"] == "tensor"
+    assert set(alone.coefficients) == {"sides"} and alone.verify(deep=True) == []
+
+
+def test_the_grid_of_the_paper_is_still_there_and_nothing_is_evaluated_twice(finished, tmp_path):
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
     shutil.copytree(run.path, values["output"])
-    values["search"] = {
-        "method": "optuna",
-        "shared_points": 5,
-        "trials": 2,
-        "generation": 2,
-        "parts": 2,
-        "merge": {"method": "ties"},
-    }
+    values["search"] = {"method": "grid", "shared_points": 5, "heads": "words", "merge": {"method": "ties"}}
     again = talos_ray.edit(**copy.deepcopy(values))
     candidates = again.version["search"]["candidates"]
-    assert len(candidates) == 7 and candidates[0]["whole"] and again.head == 2
-    assert again.version["merge"]["method"] == "ties"
+    assert sorted(c["point"]["coefficient"] for c in candidates) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert again.version["merge"]["method"] == "ties" and "learned" not in again.version
+    assert len(set(again.coefficients.values())) == 1 and again.heads() == {}
     again.model()  # composed anew from the stored deltas, it has the recorded bits
-    shared = [c for c in candidates if len(set(c["coefficients"].values())) == 1]
-    assert {next(iter(c["coefficients"].values())) for c in shared} >= set(GRID)
     trials = {p: p.stat().st_mtime_ns for p in Path(values["output"]).glob("trials/*")}
-    last = Path(values["output"]) / "versions/0002.json"
     coefficients, scores = again.coefficients, again.scores
     again.rollback(1)
-    last.unlink()  # as if the run had been killed before it wrote its version
+    (Path(values["output"]) / "versions/0002.json").unlink()  # as if the run had been killed before it wrote its version
     once_more = talos_ray.edit(**copy.deepcopy(values))
     assert (once_more.coefficients, once_more.scores) == (coefficients, scores)
     assert {p: p.stat().st_mtime_ns for p in Path(values["output"]).glob("trials/*")} == trials
 
 
-def test_probes_stand_in_the_order_of_the_coefficients_whatever_the_order_of_the_spec():
-    p = problem()
-    assert [next(iter(a)) for a in probes(p.evaluator.spec, ["b", "a"])[1:]] == list(p.targets)
+def test_inputs_that_are_not_finite_end_the_search_with_what_is_wrong(world, monkeypatch):
+    from talos_ray.orchestrate import learning
+
+    w = world("nan")
+    bench = learning.Workbench(w.session.shared)
+    way_to_merge = w.ways(w.arms, w.deltas, w.session.spec.search.merge.tried)["sparse"]
+    controls = {c: w.search.looks.ask(c) for c in w.session.p.controls}
+    singles = {t: w.look(w.search.looks, way_to_merge, t, False) for t in w.session.p.targets}
+    seen = w.search.looks.found()
+    goals = [Goal(task=t, kind="learn", before=seen[k].accuracy, look=k) for t, k in singles.items()]
+    goals += [Goal(task=c, kind="hold", before=seen[k].accuracy, look=k) for c, k in controls.items()]
+    problem: MergeProblem = w.search.problem(way_to_merge, goals)
+    import ray
+
+    point = Point(arm="sparse", merge="sparse", granularity="row", lr=0.03, pressure=1.0)
+    run = LearningRun(bench, ray.get(way_to_merge.ref), problem, point)
+    features = bench.family.features
+    monkeypatch.setattr(bench.family, "features", lambda inputs: features(inputs) * float("nan"))
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
+        list(run.reports())
 
 
-class Crowded:
-    """An evaluator of a network in which edits stand in each other's way, with the square of what the others add up to: from single
-    edits alone that looks harmless. `bend` says how much."""
-
-    def __init__(self, bend: float) -> None:
-        g = torch.Generator().manual_seed(0)
-        self.bend, self.deltas = bend, dict.fromkeys("abcd", "delta")
-        self.spec = make_spec(
-            {"model": "demo", "tasks": ["demo:counts"], "output": "x", "search": {"probe_inputs": 240}}
-        )
-        self.labels = {t: torch.randint(3, (240,), generator=g) for t in self.deltas}
-        self.base = {t: torch.randn(240, 3, generator=g) for t in self.deltas}
-        self.looked, self.problem = 0, None
-
-    def logits(self, coefficients, tasks, part=None) -> dict:
-        found = {}
-        for t in tasks:
-            right = torch.nn.functional.one_hot(self.labels[t], 3).float()
-            others = sum(a for s, a in coefficients.items() if s != t)
-            help_, harm = 6 * coefficients.get(t, 0.0), self.bend * others**2
-            found[t] = self.base[t] + help_ * right + harm * right.roll(1, -1)
-        return found
-
-    def submit(self, coefficients, tasks, part) -> list:
-        self.looked += 1
-        return []
-
-    def counts(self, submitted) -> dict:
-        return {}
-
-    def value(self, coefficients) -> tuple[float, dict]:
-        found = self.logits(coefficients, self.deltas)
-        scores = {t: float((found[t].argmax(-1) == y).float().mean()) for t, y in self.labels.items()}
-        return self.problem.objective(scores), scores
-
-    def search(self):
-        """What the surrogate finds, after how many candidates, and the best of the grid."""
-        single = {t: self.value_of(t) for t in self.deltas}
-        self.problem = Problem(self, MergeObjective(single, {}, 0.9), parts=1)
-        grid = [round(0.05 * i, 2) for i in range(21)]
-        run, answer = _by_surrogate(self.problem, surrogate_of(self.problem, self.labels), grid, 2), None
-        number = 0
-        while True:
-            try:
-                points = run.send(answer)
-            except StopIteration as end:
-                return end.value, max(self.value(dict.fromkeys(self.deltas, c))[0] for c in grid)
-            answer = []
-            for coefficients, predicted in points:
-                reached, scores = self.value(coefficients)
-                answer.append(Candidate(reached, coefficients, scores, ((reached, 0.0),), True, predicted, number))
-                number += 1
-
-    def value_of(self, task: str) -> float:
-        found = self.logits({task: 1.0}, [task])[task]
-        return float((found.argmax(-1) == self.labels[task]).float().mean())
+def test_a_margin_that_no_candidate_has_is_told(finished):
+    run, _ = finished
+    found = run.folder.load_version(1)["search"]
+    assert found["held_by_margin"] in (True, False) and found["candidates"][0]["kept"] > 0
+    right = torch.ones(400, dtype=torch.bool)
+    mean, error = margin([right], [right], 0.99)
+    assert mean == pytest.approx(0.01) and error > 0
 
 
-def test_where_edits_do_not_get_in_each_others_way_the_first_slopes_are_enough():
-    world = Crowded(0.0)
-    found, grid = world.search()
-    assert found.candidates[0].objective >= grid and found.looks == () and world.looked == 0 and not found.fell_back
+def test_a_spec_of_an_earlier_release_opens(finished, tmp_path):
+    """Its run.json says that a surrogate proposed candidates."""
+    import json
+
+    run, _ = finished
+    shutil.copytree(run.path, tmp_path / "run")
+    path = tmp_path / "run/run.json"
+    info = json.loads(path.read_text())
+    info["spec"]["search"] = {
+        "low": 0.0, "high": 1.0, "method": "surrogate", "shared_points": 21, "trials": 24, "probe": 0.25, "probe_inputs": 80,
+        "generation": 3, "parts": 4, "merge": {"method": "auto"}, "control_keep": 0.97,
+    }  # fmt: skip
+    path.write_text(json.dumps(info))
+    spec = talos_ray.open_run(str(tmp_path / "run")).spec
+    assert (spec.search.method, spec.search.trials, spec.search.merge.method) == ("learned", 0, "auto")
 
 
-@pytest.mark.parametrize("bend", [1.0, 2.0, 4.0, 12.0])
-def test_a_surrogate_that_was_led_astray_reaches_less_far_and_looks_again(bend):
-    world = Crowded(bend)
-    found, grid = world.search()
-    assert max(c.predicted - c.objective for c in found.candidates) > 0.1
-    assert found.candidates[0].objective >= grid - 0.005
-    assert 4 * len(found.looks) == world.looked and len(found.candidates) + 2 * len(found.looks) <= 25
+def test_a_search_whose_trials_all_fail_says_why(finished, tmp_path):
+    run, values = finished
+    values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
+    shutil.copytree(run.path, values["output"])
+    values["search"] = {**values["search"], "lr": 1e30}
+    values["cluster"] = {"max_failures": 0}
+    with pytest.raises(TalosError, match=r"the merge search of sparse failed: .*loss is .*lower search\.lr.*\nwhat was finished is kept"):
+        talos_ray.edit(**values)
