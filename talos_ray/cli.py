@@ -154,8 +154,11 @@ def plan(
     table.add_row("", "eligible", f"{found.eligible / 1e6:,.1f} M")
     table.add_row("", "that may change", f"{found.masked / 1e6:,.1f} M")
     for what, parts in (
-        (f"a training worker, {found.batch.samples} samples a backward", found.worker), ("Ray's object store", found.object_store), ("storage", found.storage)
+        (f"a training worker, {found.batch.samples} samples a backward", found.worker), ("a learning run of the merge, beside its batch", found.merging),
+        ("Ray's object store", found.object_store), ("storage", found.storage),
     ):  # fmt: skip
+        if not parts:
+            continue
         table.add_section()
         for part, size in {**parts, "in all": sum(parts.values())}.items():
             table.add_row(what, part, f"{size / 1e9:,.3f} GB")

@@ -258,18 +258,21 @@ class Search(_Settings):
         "auto",
         description="what scores a target's classes in the merged model: its frozen head (words), a linear head of its own that is fitted to the merged features, or the own one where validation data say that it is better",
     )
-    steps: Count = Field(200, description="updates of the coefficients")
+    steps: Count = Field(300, description="updates of the coefficients")
     lr: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        0.03, description="peak rate of Adam on the coefficients, or several to try"
+        0.1, description="peak rate of Adam on the coefficients, or several to try"
+    )
+    head_lr: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="peak rate of Adam on heads of the tasks' own, as a share of the standard deviation of a head"
     )
     start: float = Field(0.3, description="every coefficient at first")
     pressure: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] | Literal["auto"] = Field(
         "auto",
         description="weight of the control tasks' answers in the loss, or several to try; auto raises it until they hold on validation data, with control_margin",
     )
-    inputs: Count = Field(960, description="most training inputs of each task that are learned from")
-    batch_size: Count = Field(12, description="inputs of each target task an update")
-    control_batch_size: Count = Field(48, description="inputs an update of all control tasks together")
+    inputs: Count = Field(2000, description="most training inputs of each task that are learned from")
+    batch_size: Count = Field(8, description="inputs of each target task an update")
+    control_batch_size: Count = Field(64, description="inputs an update of all control tasks together")
     trials: Annotated[int, Field(ge=0)] = Field(
         0, description="further learning runs, in which Optuna chooses granularity, rate, pressure and merge method"
     )

@@ -48,13 +48,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and floating-point operations. `worker`: by part; `work`: by stage, over all tasks."""
+    """Bytes and floating-point operations. `worker`, of training, and `merging`, of a learning run: by part; `work`: by stage, over all
+    tasks."""
 
     parameters: int
     eligible: int
     masked: int
     batch: Batch
     worker: Mapping[str, int]
+    merging: Mapping[str, int]
     object_store: Mapping[str, int]
     storage: Mapping[str, int]
     work: Mapping[str, float]
@@ -89,6 +91,12 @@ def estimate(spec: Spec) -> Estimate:
         "kept for the backward": batch.kept,
         "passing in the backward": batch.passing + (0 if rows else largest * FLOAT),
     }  # fmt: skip
+    # The deltas are those of the larger arm; on a CPU its workers share them in the object store.
+    merging = {
+        "weights": weights,
+        "deltas": tasks * (layout.total * FLOAT if spec.baseline.enabled else masked * value),
+        "values, gradient, product": 3 * trained * FLOAT,
+    }
     by_epochs = [t for t in spec.tasks if spec.train_for(t, 1).steps != spec.train_for(t, 10**9).steps]
     examples = _examples(by_epochs, spec.seed)
     unknown = [t.name for t in by_epochs if t.name not in examples]
@@ -98,7 +106,7 @@ def estimate(spec: Spec) -> Estimate:
     kept |= {"dense deltas": tasks * layout.total * FLOAT} if spec.baseline.enabled else {}
     calibrated = spec.mask.path is None and spec.mask.strategy not in DATA_FREE
     return Estimate(
-        total, layout.total, masked, batch, worker,
+        total, layout.total, masked, batch, worker, merging if spec.search.method == "learned" else {},
         {"base": weights, "scores while calibrating": (tasks + UNDER_WAY) * layout.total * FLOAT if calibrated else 0, **kept},
         {**kept, **({"base": weights} if spec.cluster.base == "storage" else {})},
         _work(spec, layout, batch.forward, forwards, keep if rows else 1.0), tuple(unknown),
@@ -126,6 +134,14 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
     work["train"] = (1 + passed + again + gradients) * forwards
     if spec.baseline.enabled:
         work["train, dense"] = dense
+    if spec.search.method == "learned":
+        s, arms = spec.search, 1 + spec.baseline.enabled
+        runs = len(s.several("granularity")) * len(s.several("lr")) * len(s.several("pressure")) + s.trials
+        samples = runs * s.steps * (s.batch_size * len(spec.tasks) + (s.control_batch_size if spec.control else 0))
+        teachers = s.inputs * (len(spec.tasks) + len(spec.control))
+        work["merge"] = (1 + passed + again + gradients) * forward * samples + arms * forward * teachers
+        if spec.baseline.enabled:
+            work["merge"] += (3 + again) * forward * samples
     return work
 
 

@@ -11,7 +11,7 @@ of the single edits (distillation), by labels, or by both, while the outputs of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,6 +148,52 @@ class LearnedCoefficients:
         self.composer.rollback()
 
 
+class LearnedHeads:
+    """Adam on linear heads of the tasks' own, which learn together with the coefficients (SyMerge, arXiv 2412.19098).
+
+    Args:
+        start: task -> head float32 [classes, d + 1] that it begins at.
+        rate: peak rate, as a share of the standard deviation of a head's weights.
+    """
+
+    def __init__(self, start: Mapping[str, torch.Tensor], rate: float) -> None:
+        self.heads = {t: nn.Parameter(h.detach().clone().contiguous()) for t, h in start.items()}
+        self.rates = [rate * float(h.detach().std()) for h in self.heads.values()]
+        self.adam = torch.optim.Adam([{"params": [h]} for h in self.heads.values()]) if self.heads else None
+
+    def step(self, share: float) -> None:
+        """One update at a share of the peak rate, with the gradients that backward has left, which are cleared."""
+        if self.adam is None:
+            return
+        for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
+        self.adam.step()
+        self.adam.zero_grad()
+
+    def state(self) -> State:
+        """Heads, moments and step counts."""
+        found = {}
+        for task, head in self.heads.items():
+            moments = self.adam.state.get(head, {})
+            nothing = torch.zeros_like(head)
+            found[f"head/{task}"] = head.detach().clone()
+            found[f"head/{task}/exp_avg"] = moments.get("exp_avg", nothing).clone()
+            found[f"head/{task}/exp_avg_sq"] = moments.get("exp_avg_sq", nothing).clone()
+            found[f"head/{task}/step"] = torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).reshape(1).clone()
+        return found
+
+    @torch.no_grad()
+    def load(self, state: State) -> None:
+        """Go back to a `state()`, bitwise."""
+        for task, head in self.heads.items():
+            head.copy_(state[f"head/{task}"])
+            self.adam.state[head] = {
+                "step": state[f"head/{task}/step"].reshape(()).clone(),
+                "exp_avg": state[f"head/{task}/exp_avg"].to(head.device).clone(),
+                "exp_avg_sq": state[f"head/{task}/exp_avg_sq"].to(head.device).clone(),
+            }
+
+
 def agreement_loss(
     logits: torch.Tensor, taught: torch.Tensor | None, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -171,6 +217,7 @@ def learn(
     learner: LearnedCoefficients,
     plan: MergePlan,
     backward: Callable[[int], float],
+    heads: LearnedHeads | None = None,
     *,
     start: int = 0,
     until: int | None = None,
@@ -180,6 +227,7 @@ def learn(
 
     Args:
         backward: step -> its loss, after the gradients of all of its inputs have been computed.
+        heads: that are learned too.
         start: updates that are done already.
         on_step: called after each update with the number of updates done, and its loss.
 
@@ -193,4 +241,6 @@ def learn(
                 f"learning the coefficients: loss is {loss} at step {step}; wanted a finite loss; look for inputs that are NaN, or lower search.lr (now {plan.lr:g})"
             )
         learner.step(plan.lr_at(step))
+        if heads is not None:
+            heads.step(plan.lr_at(step) / plan.lr)
         on_step(step + 1, loss)

@@ -17,7 +17,7 @@ import torch
 
 from talos_ray.config import Merge, Search, Spec, Train
 from talos_ray.core.layout import fingerprint, key_of
-from talos_ray.core.learned import LearnedCoefficients, MergePlan, agreement_loss, learn
+from talos_ray.core.learned import LearnedCoefficients, LearnedHeads, MergePlan, agreement_loss, learn
 from talos_ray.core.mask import Mask
 from talos_ray.core.metrics import MergeObjective, worst_kept
 from talos_ray.core.paired import margin
@@ -30,7 +30,7 @@ from talos_ray.orchestrate.worker import Arm, Workbench
 from talos_ray.storage.run_folder import RunFolder
 
 FEW = 200  # training inputs below which a control task lends some of its validation inputs, unlabelled
-PRESSURES = (8.0, 24.0, 72.0)  # tried one after the other where the spec says auto
+PRESSURES = (20.0, 60.0, 180.0)  # tried one after the other where the spec says auto
 FORGETTING = (1.0, 4.0, 16.0, 64.0)  # the same where a task is to be forgotten: it starts with little in its way
 AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
 PARTS = 4  # times that a run is judged on its way, where others of its search may stop it
@@ -141,7 +141,7 @@ class MergeProblem:
             values = {t: torch.as_tensor(a).tolist() for t, a in self.start.values.items()}
             start = [self.start.granularity, values]
         settings = self.search.model_dump(
-            include={"teacher", "heads", "steps", "start", "inputs", "batch_size", "control_batch_size", "control_keep", "control_margin"}
+            include={"teacher", "heads", "head_lr", "steps", "start", "inputs", "batch_size", "control_batch_size", "control_keep", "control_margin"}
         )  # fmt: skip
         goals = [asdict(g) for g in self.goals]
         merge = self.merge.model_dump()
@@ -162,6 +162,7 @@ class LearningRun:
         self.folder = RunFolder(problem.folder)
         self.mask = Mask(bench.shared.layout, arm.bits)
         self.pools = {g.task: pool_of(bench.shared.spec, g.task, *self._sizes(g.task)) for g in problem.goals}
+        self.heads = LearnedHeads({}, 0.0)
         self.looks = {g.task: self.folder.load_trial(g.look)[1] for g in problem.goals}
 
     def _sizes(self, task: str) -> tuple[int, int]:
@@ -224,6 +225,7 @@ class LearningRun:
             self._first(segments, before),
             p.moving,
         )
+        self.heads = LearnedHeads(self._first_heads(before), p.search.head_lr)
         plan = MergePlan(steps=steps, lr=self.point.lr, seed=p.seed)
         name = f"merge-{key[:16]}"
         found = self.folder.load_checkpoint(name, key)
@@ -232,6 +234,7 @@ class LearningRun:
         if found is not None:
             done, state = found
             learner.load(state)
+            self.heads.load(state)
             curve = state["curve"].tolist()
         stops = {round(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
 
@@ -242,10 +245,10 @@ class LearningRun:
         try:
             with wrapped(blocks_of(bench.family.module, bench.family.edited) if p.train.gradient_checkpointing else (), recomputing):  # fmt: skip
                 for stop in sorted(s for s in stops if s > done):
-                    learn(learner, plan, lambda s: self._backward(plan, s, pressure), start=done, until=stop, on_step=on_step)
+                    learn(learner, plan, lambda s: self._backward(plan, s, pressure), self.heads, start=done, until=stop, on_step=on_step)
                     done = stop
                     if done < steps:
-                        self.folder.save_checkpoint(name, key, done, {**learner.state(), "curve": _tensor(curve)})
+                        self.folder.save_checkpoint(name, key, done, {**learner.state(), **self.heads.state(), "curve": _tensor(curve)})
                         yield {"step": done, **(self._judged(heads=False)[0] if self.several else {})}
             judged, heads = self._judged()
             blend = Blend({t: a.cpu() for t, a in learner.coefficients.items()}, self.point.granularity, p.groups)
@@ -264,9 +267,22 @@ class LearningRun:
             return self.problem.start.refined(self.mask, segments, tasks)
         return self.problem.search.start
 
+    def _first_heads(self, before: str | None) -> dict[str, torch.Tensor]:
+        """Heads that are learned with the coefficients, and what they begin at: the frozen ones, or those of the attempt before. Only
+        where one forward serves both kinds."""
+        p = self.problem
+        if not (p.own_heads and self._alike and p.search.heads != "words"):
+            return {}
+        heads = {t: self._head(t) for t in p.tasks("learn")}
+        if before is not None:
+            known = self.folder.load_trial(before)[1]
+            heads = {t: known.get(f"learned head/{t}", h).to(h.device) for t, h in heads.items()}
+        return heads
+
     def _store(self, key: str, judged: dict, blend: Blend, heads: dict, curve: list, started: float) -> dict:
         """Keep a candidate on storage. Returns what is told of it."""
         tensors = {f"head/{t}": h for t, h in heads.items()}
+        tensors |= {f"learned head/{t}": h.detach().cpu() for t, h in self.heads.heads.items()}
         if blend.granularity is not None:
             tensors |= {f"coefficient/{t}": a for t, a in blend.values.items()}
         record = {
@@ -332,12 +348,17 @@ class LearningRun:
                 features = bench.family.features(inputs).split([len(x) for x, _ in found])
                 heads = [self._head(goal.task) for goal, _, _ in batches]
                 logits = [scored(f, head) for f, head in zip(features, heads, strict=True)]
+                own = [self.heads.heads.get(goal.task) for goal, _, _ in batches]
+                own_logits = [None if h is None else scored(f, h) for f, h in zip(features, own, strict=True)]
             else:
+                own_logits = [None] * len(batches)
                 scorers = [self._scorer(goal.task) for goal, _, _ in batches]
                 logits = [score(shortened(bench.family, x)) for score, (x, _) in zip(scorers, found, strict=True)]
         loss = torch.zeros((), device=bench.device)
-        for (goal, weight, rows), out, (_, labels) in zip(batches, logits, found, strict=True):
+        for (goal, weight, rows), out, own_out, (_, labels) in zip(batches, logits, own_logits, found, strict=True):
             loss = loss + weight * self._goal_loss(goal, out, rows, labels)
+            if own_out is not None:  # both heads have to like the features: neither is known to be the better one yet
+                loss = loss + weight * self._goal_loss(goal, own_out, rows, labels)
         return loss
 
     def _head(self, task: str) -> torch.Tensor:
@@ -384,7 +405,8 @@ class LearningRun:
             right = bench.right(goal.task, pool.judged, p.heads.get(goal.task))
             words[goal.task] = scores[goal.task] = float(right.float().mean())
             if heads and p.own_heads and goal.kind == "learn" and p.search.heads != "words":
-                head, right_own = bench.fitted(goal.task, pool.train, pool.judged)
+                learned = self.heads.heads.get(goal.task)
+                head, right_own = bench.fitted(goal.task, pool.train, pool.judged, learned)
                 if p.search.heads == "own" or int(right_own.sum()) > int(right.sum()):
                     scores[goal.task] = float(right_own.float().mean())
                     chosen[goal.task] = head

@@ -204,15 +204,23 @@ class Workbench:
         outs, seen, labels = (torch.cat(x) for x in zip(*found, strict=True))
         return outs, seen, labels
 
-    def fitted(self, task: str, train: torch.Tensor, judged: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def fitted(
+        self, task: str, train: torch.Tensor, judged: torch.Tensor, start: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """A head of a task's own for the model as it stands, float32 [classes, d + 1], fitted to training inputs; and which of the
-        validation inputs it gets right, bool [m]. `train`, `judged`: row numbers."""
+        validation inputs it gets right, bool [m].
+
+        Args:
+            train, judged: row numbers.
+            start: head that it begins at and is drawn to; the frozen one, if not given.
+        """
         _, features, labels = self.answered(self.examples(task, "train"), task, train, features=True)
         _, held_out, wanted = self.answered(self.examples(task, "validation"), task, judged, features=True)
-        start = self.linear_head(task)
+        if start is None:
+            start = self.linear_head(task)
         if start is None:
             start = torch.zeros(len(self.shared.heads[task]), features.shape[1] + 1)
-        head = fitted_head(features, labels, start.float().cpu(), held_out, wanted)
+        head = fitted_head(features, labels, start.detach().float().cpu(), held_out, wanted)
         return head, scored(held_out, head).argmax(-1) == wanted
 
     def right(self, task: str, judged: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:

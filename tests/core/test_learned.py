@@ -7,8 +7,9 @@ from torch import nn
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import eligible_layout, fingerprint
-from talos_ray.core.learned import LearnedCoefficients, MergePlan, agreement_loss, learn
+from talos_ray.core.learned import LearnedCoefficients, LearnedHeads, MergePlan, agreement_loss, learn
 from talos_ray.core.mask import mask_from_flags, select
+from talos_ray.core.probe import scored
 from talos_ray.core.segments import Blend, segments_of
 
 GRANULARITIES = ("task", "group", "tensor", "row")
@@ -192,6 +193,37 @@ def test_a_restart_ends_with_the_same_bits():
         taught(learner, module, 20, start=cut or 0)
         found.append(learner.state())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+def test_heads_learn_with_the_coefficients_and_restart_with_the_same_bits():
+    x, y = data()
+    plan = MergePlan(steps=20, lr=0.05, seed=0)
+    start = {"a": torch.randn(3, 9, generator=torch.Generator().manual_seed(5))}
+    found = []
+    for cut in (None, 7):
+        module = network()
+        mask = mask_of(module, "rows")
+        learner = LearnedCoefficients(module, mask, deltas_of(mask), segments_of(mask, "row"), "base", 0.3)
+        heads = LearnedHeads(start, 0.1)
+
+        def backward(step: int) -> float:
+            rows = plan.rows_at(step, "a", len(x), 8)
+            features = module[:5](x[rows])  # noqa: B023 - called before the next turn
+            loss = agreement_loss(scored(features, heads.heads["a"]), None, y[rows])  # noqa: B023
+            loss.backward()
+            return float(loss.detach())
+
+        learn(learner, plan, backward, heads, until=cut)
+        if cut is not None:
+            states = learner.state(), heads.state()
+            heads = LearnedHeads(start, 0.1)
+            learner.load(states[0])
+            heads.load(states[1])
+            learn(learner, plan, backward, heads, start=cut)
+        found.append({**learner.state(), **heads.state()})
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    assert not torch.equal(found[0]["head/a"], start["a"])
+    assert LearnedHeads({}, 0.1).state() == {}
 
 
 def test_only_what_moves_is_learned():
