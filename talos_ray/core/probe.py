@@ -20,7 +20,7 @@ def linear_head(
     Logistic regression by L-BFGS on features at unit variance, with L2 towards `start`: no randomness.
 
     Args:
-        labels: int64 [n].
+        labels: int64 [n], or what a teacher says instead: probabilities float32 [n, classes].
         start: a head [classes, d + 1] that the fit begins at and is drawn to; all zeros, if not given.
         decay: how hard.
     """
@@ -60,7 +60,7 @@ def fitted_head(
     """The linear head [classes, d + 1] that is best on held-out inputs, of those drawn to `start` more or less hard.
 
     Args:
-        features, labels: float32 [n, d] and int64 [n] that it is fitted to.
+        features, labels: float32 [n, d], and what it is fitted to, as `linear_head` takes it.
         start: [classes, d + 1].
         held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to `start`,
             which is one of them.

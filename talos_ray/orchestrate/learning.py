@@ -406,7 +406,8 @@ class LearningRun:
             words[goal.task] = scores[goal.task] = float(right.float().mean())
             if heads and p.own_heads and goal.kind == "learn" and p.search.heads != "words":
                 learned = self.heads.heads.get(goal.task)
-                head, right_own = bench.fitted(goal.task, pool.train, pool.judged, learned)
+                taught = self.looks[goal.task]["taught"] if p.search.teacher == "edits" else None
+                head, right_own = bench.fitted(goal.task, pool.train, pool.judged, learned, taught)
                 if p.search.heads == "own" or int(right_own.sum()) > int(right.sum()):
                     scores[goal.task] = float(right_own.float().mean())
                     chosen[goal.task] = head

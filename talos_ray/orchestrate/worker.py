@@ -205,7 +205,12 @@ class Workbench:
         return outs, seen, labels
 
     def fitted(
-        self, task: str, train: torch.Tensor, judged: torch.Tensor, start: torch.Tensor | None = None
+        self,
+        task: str,
+        train: torch.Tensor,
+        judged: torch.Tensor,
+        start: torch.Tensor | None = None,
+        taught: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A head of a task's own for the model as it stands, float32 [classes, d + 1], fitted to training inputs; and which of the
         validation inputs it gets right, bool [m].
@@ -213,6 +218,7 @@ class Workbench:
         Args:
             train, judged: row numbers.
             start: head that it begins at and is drawn to; the frozen one, if not given.
+            taught: log-probabilities of a teacher on the training inputs [n, classes], instead of their labels.
         """
         _, features, labels = self.answered(self.examples(task, "train"), task, train, features=True)
         _, held_out, wanted = self.answered(self.examples(task, "validation"), task, judged, features=True)
@@ -220,6 +226,8 @@ class Workbench:
             start = self.linear_head(task)
         if start is None:
             start = torch.zeros(len(self.shared.heads[task]), features.shape[1] + 1)
+        if taught is not None:
+            labels = taught.float().exp()
         head = fitted_head(features, labels, start.detach().float().cpu(), held_out, wanted)
         return head, scored(held_out, head).argmax(-1) == wanted
 

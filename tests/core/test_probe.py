@@ -27,6 +27,15 @@ def test_a_head_that_is_drawn_hard_stays_where_it_starts():
     assert distances[0] < 0.01 < distances[1] < distances[2]
 
 
+def test_a_teacher_may_stand_for_labels():
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(200, 6, generator=generator), torch.arange(200) % 4
+    sure = torch.nn.functional.one_hot(labels, 4).float()
+    torch.testing.assert_close(linear_head(x, labels, 4), linear_head(x, sure, 4), rtol=1e-3, atol=1e-3)
+    unsure = torch.full((200, 4), 0.25)
+    assert float(linear_head(x, unsure, 4).abs().max()) < 1e-3  # it says nothing, and so does the head
+
+
 def test_held_out_inputs_say_how_far_a_head_moves():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 2

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 from ray.tune.search import Searcher
 
 import talos_ray
 from talos_ray import TalosError
 from talos_ray.core.paired import margin
-from talos_ray.orchestrate.learning import FEW, Goal, LearningRun, MergeProblem, Point, better, pool_of, rank
+from talos_ray.orchestrate.learning import FEW, Goal, LearningRun, Point, better, pool_of, rank
 from talos_ray.orchestrate.search import Generations, _made, _space, points_of
+from talos_ray.orchestrate.worker import Workbench
 from talos_ray.spec import make_spec
 from talos_ray.storage.run_folder import RunFolder
 
@@ -115,7 +117,6 @@ def test_one_that_holds_comes_before_one_that_is_worth_more():
 @pytest.fixture
 def world(finished, tmp_path):
     """A session on the finished run's deltas with a folder of its own, its search, and the run's way to merge."""
-    from talos_ray.core.paired import Answers  # noqa: F401 - loaded before workers compete for the cores
     from talos_ray.orchestrate.plan import arms_of, prepare
     from talos_ray.orchestrate.scoring import single_look, ways_of
     from talos_ray.orchestrate.search import MergeSearch
@@ -155,8 +156,9 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_one_trial_at_once_and_two_find_the_same(world):
-    values, heads, found = best_of(world("two", granularity=["tensor", "row"], trials=2, generation=2))
-    again = world("one", granularity=["tensor", "row"], trials=2, generation=2)
+    asked = {"granularity": ["tensor", "row"], "trials": 1, "generation": 1, "steps": 4}
+    values, heads, found = best_of(world("two", **asked))
+    again = world("one", **asked)
     again.session.slots["search"] = 1
     values_one, heads_one, found_one = best_of(again)
     assert same(values, values_one) and same(heads, heads_one)
@@ -191,14 +193,48 @@ def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_to_the_same_bits(wor
     assert not list(folder.glob("checkpoints/merge-*"))
 
 
-def test_labels_that_a_search_must_not_read_change_nothing(world):
-    values, _, _ = best_of(world("plain", teacher="edits", heads="words"))
-    other = world("garbage", teacher="edits", heads="words")
-    p = other.session.p
-    for data in p.data.values():
-        data.test.labels[:] = 0
-    same_values, _, _ = best_of(other)
-    assert same(values, same_values)
+def here(w, pressure: float = 1.0, bench: Workbench | None = None) -> tuple[LearningRun, Workbench]:
+    """A learning run in this process: one point, one attempt."""
+    bench = bench or Workbench(w.session.shared)
+    found = w.ways(w.arms, w.deltas, w.session.spec.search.merge.tried)["sparse"]
+    controls = {c: w.search.looks.ask(c) for c in w.session.p.controls}
+    singles = {t: w.look(w.search.looks, found, t, False) for t in w.session.p.targets}
+    seen = w.search.looks.found()
+    goals = [Goal(task=t, kind="learn", before=seen[k].accuracy, look=k) for t, k in singles.items()]
+    goals += [Goal(task=c, kind="hold", before=seen[k].accuracy, look=k) for c, k in controls.items()]
+    problem = w.search.problem(found, goals)
+    point = Point(arm="sparse", merge="sparse", granularity="row", lr=0.03, pressure=pressure)
+    return LearningRun(bench, ray.get(found.ref), problem, point), bench
+
+
+def learned(run: LearningRun) -> dict[str, torch.Tensor]:
+    """Coefficients and heads that were learned, before validation data chose."""
+    (*_, last) = run.reports()
+    _, tensors = run.folder.load_trial(last["key"])
+    return {n: t for n, t in tensors.items() if n.startswith(("coefficient/", "learned head/"))}
+
+
+def test_validation_labels_choose_and_teach_nothing(world):
+    plain, bench = here(world("plain"))
+    found = learned(plain)
+    for examples in (bench.examples(t, "validation") for t in plain.pools):
+        examples.split.labels[:] = 0
+    garbled, _ = here(world("garbled"), bench=bench)
+    assert same(found, learned(garbled))
+
+
+def test_without_labels_training_labels_teach_nothing_either(world):
+    plain, bench = here(world("plain", teacher="edits"))
+    found = learned(plain)
+    for examples in (bench.examples(t, "train") for t in plain.pools):
+        examples.split.labels[:] = 0
+    garbled, _ = here(world("garbled", teacher="edits"), bench=bench)
+    assert same(found, learned(garbled))
+
+
+def test_no_pressure_learns_as_if_there_were_no_control_task(world):
+    run, _ = here(world("none"), pressure=0.0)
+    assert all(bool(torch.isfinite(t).all()) for t in learned(run).values())
 
 
 def test_without_a_control_task_or_with_one_target_alone(finished, tmp_path):
@@ -235,21 +271,7 @@ def test_the_grid_of_the_paper_is_still_there_and_nothing_is_evaluated_twice(fin
 
 
 def test_inputs_that_are_not_finite_end_the_search_with_what_is_wrong(world, monkeypatch):
-    from talos_ray.orchestrate import learning
-
-    w = world("nan")
-    bench = learning.Workbench(w.session.shared)
-    way_to_merge = w.ways(w.arms, w.deltas, w.session.spec.search.merge.tried)["sparse"]
-    controls = {c: w.search.looks.ask(c) for c in w.session.p.controls}
-    singles = {t: w.look(w.search.looks, way_to_merge, t, False) for t in w.session.p.targets}
-    seen = w.search.looks.found()
-    goals = [Goal(task=t, kind="learn", before=seen[k].accuracy, look=k) for t, k in singles.items()]
-    goals += [Goal(task=c, kind="hold", before=seen[k].accuracy, look=k) for c, k in controls.items()]
-    problem: MergeProblem = w.search.problem(way_to_merge, goals)
-    import ray
-
-    point = Point(arm="sparse", merge="sparse", granularity="row", lr=0.03, pressure=1.0)
-    run = LearningRun(bench, ray.get(way_to_merge.ref), problem, point)
+    run, bench = here(world("nan"))
     features = bench.family.features
     monkeypatch.setattr(bench.family, "features", lambda inputs: features(inputs) * float("nan"))
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
