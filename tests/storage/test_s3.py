@@ -1,5 +1,6 @@
 """A run's folder in an S3 bucket: a server that a package provides, on this machine, ended with the test."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -40,7 +41,12 @@ def bucket():
                 break
             except OSError:
                 time.sleep(0.2)
-        yield f"s3://access:secret@runs/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+        keys = {"AWS_ACCESS_KEY_ID": "access", "AWS_SECRET_ACCESS_KEY": "secret"}
+        before = {k: os.environ.get(k) for k in keys}
+        os.environ.update(keys)
+        yield f"s3://runs/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
     finally:
         server.terminate()
         server.wait(timeout=20)
@@ -65,8 +71,8 @@ def test_a_run_folder_in_a_bucket(bucket):
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket):
-    folder = RunFolder(bucket.format("x").replace("@runs/", "@missing/"))
-    with pytest.raises(StorageError, match="missing/x/run.json"):
+    folder = RunFolder(bucket.format("x").replace("//runs/", "//missing/"))
+    with pytest.raises(StorageError, match="missing/x/.* cannot be written"):
         folder.begin({}, BASE, {}, {}, {})
 
 
