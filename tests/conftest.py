@@ -23,6 +23,7 @@ def small_spec(sides) -> dict:
         "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
         "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
         "search": {"shared_points": 3, "trials": 4, "generation": 2},
+        "gate": {"strict": False},  # some 24 test inputs a task show hardly anything
         "baseline": {"enabled": True, "lr": 1e-4},
     }
 

@@ -48,6 +48,8 @@ def publish(
         version = {**version, "gate": {**judged, "settings": settings.model_dump()}}
         in_force = gates.holds(settings, judged)
         details["gate"] = judged["result"]
+        version["looks"] = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
+        details["looked_at"] = dict(now.data)
 
     @cache
     def files(number: int) -> tuple[dict, dict[str, bytes]]:
@@ -58,6 +60,12 @@ def publish(
         return version, {name: content, **_pages(number, pages), **(_front(pages) if in_force else {})}
 
     return folder.add_version(operation, files, in_force=in_force, at=at, **details)
+
+
+def _looks(folder: RunFolder, data: str) -> int:
+    """How often versions were judged on these test inputs before."""
+    seen = (event.get("looked_at") for event in history.events(folder.store))
+    return sum(isinstance(found, dict) and data in found.values() for found in seen)
 
 
 def base_version(version: Mapping) -> dict:
