@@ -9,6 +9,7 @@ import html
 import re
 import string
 import unicodedata
+from collections.abc import Iterable
 
 # Controls (with the escape that begins a terminal's commands), and marks that turn the direction of reading.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -64,3 +65,8 @@ class _Escaping(string.Formatter):
 def filled(template: str, **values: object) -> Html:
     """A template, which is HTML, with its places filled in, which need not be."""
     return Html(_Escaping().vformat(template, (), values))
+
+
+def joined(between: str, parts: Iterable[object]) -> Html:
+    """Parts of a page as one."""
+    return Html(escaped(between).join(map(escaped, parts)))
