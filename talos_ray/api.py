@@ -90,8 +90,11 @@ def open_run(path: str, *, allow_code: str | Sequence[str] = ()) -> Run:
     return Run(path, allow_code)
 
 
-def verify(path: str, *, deep: bool = False) -> list[str]:
+def verify(path: str, *, deep: bool = False, expect: str | None = None) -> list[str]:
     """As `Run.verify`, also of a folder that is too damaged to be opened. Runs nobody's code.
+
+    Args:
+        expect: hash of an event, or how it begins (16 digits or more), that was kept elsewhere: it must be part of the history.
 
     Raises:
         TalosError: there is no run.
@@ -102,6 +105,8 @@ def verify(path: str, *, deep: bool = False) -> list[str]:
     folder.settle()
     folder.store.sweep()
     problems = history.verify(folder.store)
+    if expect is not None:
+        problems += history.missing(folder.store, expect)
     if problems or not deep:
         return problems
     run = Run(path)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
-from talos_ray.errors import ConflictError, CorruptError, StorageError, TalosError
+from talos_ray.errors import ConflictError, CorruptError, SpecError, StorageError, TalosError
 from talos_ray.secrets import blotted
 from talos_ray.storage.files import MARK, PART, QUEUE, TICKET, Store, as_json, is_gone, mark_of, new_mark, who
 
@@ -368,6 +368,28 @@ def verify(store: Store) -> list[str]:
             return _look(store)
     except (StorageError, ConflictError):  # a folder that can only be read
         return problems
+
+
+def missing(store: Store, expected: str) -> list[str]:
+    """What is wrong if no event has the hash that was kept elsewhere: the history was cut off, or made anew.
+
+    Raises:
+        SpecError: it is no hash.
+    """
+    expected = expected.strip().lower()
+    if not re.fullmatch("[0-9a-f]{16,64}", expected):
+        raise SpecError(
+            f"hash {expected[:80]!r} is none; wanted the 64 digits that `talos verify` prints, or at least the first 16"
+        )
+    try:
+        events, digests = _chain(store)
+    except CorruptError:  # `verify` names what is wrong
+        return []
+    if any(digest.startswith(expected) for digest in digests):
+        return []
+    return [
+        f"history/ has no event {expected[:16]}…, of {len(events)}: events were cut off, or all of it was made anew since that hash was kept"
+    ]
 
 
 def _look(store: Store) -> list[str]:
