@@ -78,7 +78,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         node = yaml.compose(text, Loader=_Loader)
         values = _values(text, node)
     except yaml.YAMLError as error:
-        raise SpecError(f"{shown}{_place(error)}: {_problem(error)}; mend that line") from None
+        what_else = "" if isinstance(error, _Mistake) else " is not YAML"
+        raise SpecError(f"{shown}{what_else}{_place(error)}: {_problem(error)}; mend that line") from None
     if not isinstance(values, dict):
         raise SpecError(f"{shown} holds {type(values).__name__}; wanted keys and values; see examples/ for some")
     return values
