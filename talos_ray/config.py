@@ -228,7 +228,9 @@ class Merge(_Settings):
             try:
                 re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"pattern {pattern!r} of group {name!r} is no regular expression: {error}") from None
+                raise ValueError(
+                    f"pattern {pattern!r} of group {name!r} is no regular expression: {error}; wanted one, like 'blocks\\.[0-3]\\.'"
+                ) from None
         return groups
 
     @property
@@ -522,13 +524,32 @@ class Spec(_Settings):
 
 def shortly(value: object) -> str:
     """A value that was found, in a line."""
-    text = plain(blotted(repr(value)))
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text):,} characters)"
+    whole = repr(value)
+    text = plain(blotted(whole[:1000]))
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(whole):,} characters)"
+
+
+# What pydantic says, in the words of all other messages.
+SAID = {
+    "Input should be": "wanted",
+    "String should match pattern": "wanted a text that matches",
+    "String should have": "wanted a text of",
+    "Tuple should have": "wanted",
+    "List should have": "wanted",
+    "Keys should be strings": "wanted a text as key",
+}
+
+
+def _is_a_way(part: str | int) -> bool:
+    """Whether a part of an error's place is no key, but one of the ways in which a value may be meant."""
+    return isinstance(part, str) and (
+        part == "function-after" or part.startswith(("constrained-", "dict[", "function-"))
+    )
 
 
 def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     """One pydantic error in the project's form: thing, value found, value wanted, fix."""
-    loc = [p for p in error["loc"] if p != "function-after"]
+    loc = [p for p in error["loc"] if not _is_a_way(p)]
     path = plain(".".join([where, *map(str, loc)] if where else map(str, loc)))[:200]
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
@@ -541,9 +562,9 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     wanted = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return plain(f"{path}: {wanted}" if path else wanted)
-    wanted = wanted.replace("Input should be", "wanted").replace(
-        "greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0"
-    )
+    for said, meant in SAID.items():
+        wanted = wanted.replace(said, meant)
+    wanted = wanted.replace("greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0")
     return f"spec key {path!r} is {shortly(found)}; {wanted[0].lower() + wanted[1:]} ({_description_at(model, loc)})"
 
 
@@ -578,5 +599,9 @@ def validated(model: type[BaseModel], values: dict[str, Any], where: str = "") -
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = dict.fromkeys(_describe(e, model, where) for e in error.errors())
-        raise SpecError("\n".join(lines)) from None
+        lines: dict[tuple, str] = {}
+        for e in error.errors():  # of a value that may be meant in several ways, the first says enough
+            lines.setdefault(
+                (*(p for p in e["loc"] if not _is_a_way(p)), e["type"] == "extra_forbidden"), _describe(e, model, where)
+            )
+        raise SpecError("\n".join(dict.fromkeys(lines.values()))) from None

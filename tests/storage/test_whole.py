@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_an_operation_that_is_cut_anywhere_is_whole_or_has_not_happened(work, tm
 def test_the_same_command_again_after_a_cut_changes_nothing(tmp_path, capfd):
     source = old_run(tmp_path)
     seen = set()
-    for call in range(18, 60, 3):
+    for call in range(6, 60, 4):
         path = tmp_path / f"again{call}"
         shutil.copytree(source, path)
         killed_at(call, lambda path=path: rollback(path))
@@ -251,6 +252,8 @@ def at_once(path: Path, processes: int, count: int, kills: int, seed: int) -> No
             try:
                 work_of_one_process(str(path), number, count, done)
                 code = 0
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         return child
