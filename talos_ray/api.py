@@ -15,7 +15,8 @@ from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
 from talos_ray.core.paired import Answers
 from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
-from talos_ray.models import Family, base_tensors, load_model
+from talos_ray.models import Family, base_tensors, load_model, runs_code
+from talos_ray.models import allow_code as allow_models
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
@@ -27,7 +28,8 @@ from talos_ray.trust.recompose import edit_of
 
 def edit(
     tasks: Sequence[Task | str | dict] | None = None, *, model: str = "demo", control: Sequence[Task | str | dict] = (),
-    output: str = "runs/run", spec: Spec | str | Path | None = None, verbose: bool = False, **settings: Any,
+    output: str = "runs/run", spec: Spec | str | Path | None = None, verbose: bool = False, allow_code: str | Sequence[str] = (),
+    **settings: Any,
 ) -> Run:  # fmt: skip
     """Calibrate, train, merge and verify, on the Ray cluster at hand or on this machine.
 
@@ -39,6 +41,7 @@ def edit(
         output: the run's folder, local or a URI.
         spec: a `Spec` or the path of a YAML spec, instead of all the others.
         verbose: show Ray's own messages too.
+        allow_code: modules whose `python:` models may run.
         settings: further sections of the spec, like `train={"lr": 1e-3}` or `mask={"keep": 0.05}`.
 
     Returns:
@@ -50,6 +53,7 @@ def edit(
     """
     from talos_ray.orchestrate.driver import run_edit
 
+    allow_models(allow_code)
     if spec is None:
         spec = make_spec({"tasks": tasks or (), "model": model, "control": control, "output": output, **settings})
     elif not isinstance(spec, Spec):
@@ -58,31 +62,73 @@ def edit(
     return Run(spec.output)
 
 
-def check(spec: Spec | str | Path) -> None:
+def check(spec: Spec | str | Path, *, allow_code: str | Sequence[str] = ()) -> None:
     """All that `edit` checks of a spec, its data, its model and its resources before it starts anything, and nothing else.
+
+    Args:
+        allow_code: modules whose `python:` models may run.
 
     Raises:
         SpecError: a line for everything that is wrong.
     """
     from talos_ray.orchestrate.driver import check
 
+    allow_models(allow_code)
     check(spec if isinstance(spec, Spec) else load_spec(spec))
 
 
-def open_run(path: str) -> Run:
+def open_run(path: str, *, allow_code: str | Sequence[str] = ()) -> Run:
     """Open the run in a folder.
+
+    Args:
+        allow_code: modules whose `python:` models may run.
 
     Raises:
         TalosError: there is no run. CorruptError: a file of it was changed.
     """
-    return Run(path)
+    return Run(path, allow_code)
+
+
+def verify(path: str, *, deep: bool = False, expect: str | None = None) -> list[str]:
+    """As `Run.verify`, also of a folder that is too damaged to be opened. Runs nobody's code.
+
+    Args:
+        expect: hash of an event, or how it begins (16 digits or more), that was kept elsewhere: it must be part of the history.
+
+    Raises:
+        TalosError: there is no run.
+    """
+    folder = RunFolder(path)
+    if not folder.store.exists("run.json") and not folder.store.exists("history"):
+        folder.info()
+    folder.settle()
+    folder.store.sweep()
+    problems = history.verify(folder.store)
+    if expect is not None:
+        problems += history.missing(folder.store, expect)
+    if problems or not deep:
+        return problems
+    run = Run(path)
+    if runs_code(model := run.info["spec"]["model"]):
+        return [
+            f"no version was composed: model {model!r} is code, and verify runs none; `talos export {path} FOLDER --allow-code MODULE` "
+            f"composes one and compares its fingerprint"
+        ]
+    for version in run.versions:
+        try:
+            run._composed(version)
+        except TalosError as error:
+            problems.append(str(error))
+    return problems
 
 
 class Run:
     """One run: its spec, mask, deltas, versions and history. Everything shown is read from storage."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, allow_code: str | Sequence[str] = ()) -> None:
+        allow_models(allow_code)
         self.folder = RunFolder(path)
+        self.folder.settle()
         self.info = self.folder.info()
 
     def __repr__(self) -> str:
@@ -146,6 +192,8 @@ class Run:
     @cached_property
     def mask(self) -> Mask:
         """The weights that may change."""
+        if self.folder.store.exists("mask.safetensors"):
+            self.folder.check("mask.safetensors")
         mask = self.folder.load_mask(self.info["base"])
         if mask is None:
             raise TalosError(f"run {self.path!r} has no mask yet; run the same command again to finish it")
@@ -188,6 +236,7 @@ class Run:
 
     def _composed(self, version: Mapping) -> tuple[Family, dict[str, torch.Tensor]]:
         """The model at a version, and the base's tensors."""
+        versions.check_sources(self.folder, version)
         family = load_model(self.info["spec"]["model"])
         tensors = {n: t.clone() for n, t in base_tensors(family).items()}
         base = fingerprint(tensors)
@@ -211,13 +260,7 @@ class Run:
         Raises:
             TalosError: no such version.
         """
-        head = self.head
-        number = head - 1 if version is None else version
-        if number < 0:
-            raise TalosError(
-                f"version {head} is the first of run {self.path!r}; there is nothing before it to roll back to"
-            )
-        versions.rollback(self.folder, number, reason)
+        versions.rollback(self.folder, version, reason)
         return self
 
     def approve(self, version: int, *, by: str, reason: str) -> Run:
@@ -238,16 +281,9 @@ class Run:
         the history. Empty if all is well.
 
         Args:
-            deep: also compose every version and compare its fingerprint.
+            deep: also compose every version and compare its fingerprint. Not with a `python:` model, which is code; that is said.
         """
-        problems = history.verify(self.folder.store)
-        if deep and not problems:
-            for version in self.versions:
-                try:
-                    self._composed(version)
-                except TalosError as error:
-                    problems.append(str(error))
-        return problems
+        return verify(self.path, deep=deep)
 
     def diff(self, a: int, b: int) -> dict:
         """How version b differs from version a: coefficients, summaries, and for every task that both answered on the same test

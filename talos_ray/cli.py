@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from talos_ray.errors import TalosError
+from talos_ray.shown import plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +38,25 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own m
 Reason = Annotated[Optional[str], typer.Option(help="Why; kept in the history.")]
 Folder = Annotated[str, typer.Argument(help="A run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _allow(modules: Optional[list[str]]) -> Optional[list[str]]:
+    if modules:
+        from talos_ray.models import allow_code
+
+        allow_code(modules)
+    return modules
+
+
+AllowCode = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE",
+        callback=_allow,
+        help="Let a model python:MODULE:FUNCTION run that module's code; remembered until the code changes.",
+    ),
+]
 Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folder, instead of the spec's.")]
 
 
@@ -50,6 +70,7 @@ def edit(
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Do whatever of a spec is not done yet: calibrate, train, merge, verify.
 
@@ -95,11 +116,15 @@ def init(
     if spec.exists():
         raise SpecError(f"{str(spec)!r} is there already; wanted none; move it, or edit it")
     spec.write_text(text)
-    print(f"{spec}: look at it, then: talos check {spec}")
+    say(f"{spec}: look at it, then: talos check {spec}")
 
 
 @app.command(rich_help_panel=BEFORE)
-def check(spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")], as_json: Json = False) -> None:
+def check(
+    spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")],
+    as_json: Json = False,
+    allow_code: AllowCode = None,
+) -> None:
     """Find everything that is wrong with a spec, its data and its model, before anything runs.
 
     Example: talos check examples/quick.yaml
@@ -128,6 +153,7 @@ def plan(
         typer.Option(help="TFLOP/s that a worker reaches; half of a product's on this machine, if not given."),
     ] = None,
     as_json: Json = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Say what a spec will need: memory a worker, object store, storage, hours. Loads no weights and starts nothing.
 
@@ -149,10 +175,12 @@ def plan(
     hours = {stage: work / rate / 3600 for stage, work in found.work.items()}
     if as_json:
         return _print({**asdict(found), "hours of one worker": hours, "flops a second": rate})
-    table = Table("what", "part", "needs", title=f"{asked.model}, {len(asked.tasks)} tasks", title_justify="left")
-    table.add_row("weights", "in all", f"{found.parameters / 1e6:,.1f} M")
-    table.add_row("", "eligible", f"{found.eligible / 1e6:,.1f} M")
-    table.add_row("", "that may change", f"{found.masked / 1e6:,.1f} M")
+    table = Table(
+        "what", "part", "needs", title=plain(f"{asked.model}, {len(asked.tasks)} tasks"), title_justify="left"
+    )
+    _row(table, "weights", "in all", f"{found.parameters / 1e6:,.1f} M")
+    _row(table, "", "eligible", f"{found.eligible / 1e6:,.1f} M")
+    _row(table, "", "that may change", f"{found.masked / 1e6:,.1f} M")
     for what, parts in (
         (f"a training worker, {found.batch.samples} samples a backward", found.worker), ("a learning run of the merge, beside its batch", found.merging),
         ("Ray's object store", found.object_store), ("storage", found.storage),
@@ -161,23 +189,23 @@ def plan(
             continue
         table.add_section()
         for part, size in {**parts, "in all": sum(parts.values())}.items():
-            table.add_row(what, part, f"{size / 1e9:,.3f} GB")
+            _row(table, what, part, f"{size / 1e9:,.3f} GB")
             what = ""
     table.add_section()
     for stage, needed in hours.items():
-        table.add_row(f"{stage}, one worker alone", f"{found.work[stage] / 1e12:,.0f} TFLOP", f"{needed:,.2f} h")
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+        _row(table, f"{stage}, one worker alone", f"{found.work[stage] / 1e12:,.0f} TFLOP", f"{needed:,.2f} h")
+    _show(table)
     if asked.mask.strategy not in DATA_FREE:
-        print(
+        say(
             "scores: for one calibration worker, and once more for each other; Ray spills to disk what its object store cannot hold"
         )
-    print(
+    say(
         f"hours: at {rate / 1e12:.2f} TFLOP/s a worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
     )
     if asked.train.precision == "bf16" and asked.cluster.gpus_per_worker:
-        print("what is kept for the backward is counted in float32; bf16 on a GPU keeps a little more than half of it")
+        say("what is kept for the backward is counted in float32; bf16 on a GPU keeps a little more than half of it")
     if found.unknown:
-        print(f"work not counted, because nobody says how many examples there are: {', '.join(found.unknown)}")
+        say(f"work not counted, because nobody says how many examples there are: {', '.join(found.unknown)}")
 
 
 @app.command(rich_help_panel=DECIDE)
@@ -218,7 +246,7 @@ def report(
     """
     from talos_ray.api import open_run
 
-    print(open_run(run).report(out, version, language=lang))
+    say(open_run(run).report(out, version, language=lang))
 
 
 @app.command(rich_help_panel=DECIDE)
@@ -229,6 +257,7 @@ def rollback(
     ] = None,
     reason: Reason = None,
     as_json: Json = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Move head to an earlier version, exactly. Can itself be rolled back.
 
@@ -241,7 +270,7 @@ def rollback(
     found.rollback(version, reason).model()
     if as_json:
         return _print(found.version)
-    print(
+    say(
         f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint {found.version['model'][:12]} was checked bitwise"
     )
 
@@ -252,6 +281,7 @@ def add(
     task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
     as_json: Json = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Train one more task on the run's mask and find all coefficients anew. The other deltas stay as they are.
 
@@ -274,6 +304,7 @@ def import_(
     ],
     as_json: Json = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Add a task from weights that were fine-tuned elsewhere: what they changed on the run's mask. Says how much of it is lost.
 
@@ -293,6 +324,7 @@ def merge(
     reason: Reason = None,
     as_json: Json = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Merge some of a run's tasks, with coefficients of their own. Trains nothing.
 
@@ -312,6 +344,7 @@ def remove(
     reason: Reason = None,
     as_json: Json = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Take one task out of head, exactly. The others keep their coefficients.
 
@@ -335,6 +368,7 @@ def forget(
     reason: Reason = None,
     as_json: Json = False,
     verbose: Verbose = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Make head forget one task, while all control tasks and all it has learnt hold. Changes nothing if that cannot be.
 
@@ -389,6 +423,7 @@ def compare(
     task: Annotated[Optional[str], typer.Option(help="The task of the run that the new data belong to.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="CSV of every input that the two answer differently.")] = None,
     as_json: Json = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Ask two versions the same, and list what became right and what became wrong.
 
@@ -408,23 +443,33 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also compose every version and compare its fingerprint.")
     ] = False,
+    expect: Annotated[
+        Optional[str],
+        typer.Option(help="The hash of an event that was kept elsewhere: it must be part of the history."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every file and every event of a run; exit code 1 names what was changed, removed or added.
+    """Check everything below a run's folder; exit code 1 names what was changed, removed or added. Runs nobody's code.
 
     Example: talos verify runs/demo
     """
-    from talos_ray.api import open_run
+    from talos_ray.api import verify as check_all
+    from talos_ray.storage.run_folder import RunFolder
 
-    found = open_run(run)
-    problems, (events, newest) = found.verify(deep), found.folder.last_event()
+    problems = check_all(run, deep=deep, expect=expect)
+    try:
+        events, newest = RunFolder(run).last_event()
+    except TalosError:  # named among the problems
+        events, newest = None, None
     if as_json:
-        print(json.dumps({"problems": problems, "events": events, "newest": newest}))
+        _print({"problems": problems, "events": events, "newest": newest})
     elif problems:
-        print("\n".join(problems))
+        say(*problems)
     else:
-        print(f"{run}: every file is as recorded in {events} events; the newest is {newest}")
-        print("Keep that hash elsewhere: it proves later that nothing was cut off the end of the history.")
+        say(f"{run}: every file is as recorded in {events} events; the newest is {newest}")
+        say(
+            "Keep that hash elsewhere: `talos verify --expect HASH` proves later that nothing was cut off or made anew."
+        )
     if problems:
         raise typer.Exit(1)
 
@@ -436,6 +481,7 @@ def export(
     version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
     delta: Annotated[bool, typer.Option("--delta", help="Only the weights that changed.")] = False,
     as_json: Json = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Write a version with its model card: a whole model that its own library loads, or only the weights that changed.
 
@@ -444,11 +490,16 @@ def export(
     from talos_ray.api import open_run
 
     names = open_run(run).export(to, version, delta_only=delta)
-    _print(names) if as_json else print(f"{to}: {', '.join(names)}")
+    _print(names) if as_json else say(f"{to}: {', '.join(names)}")
 
 
 @app.command(rich_help_panel=PROVE)
-def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> None:
+def robustness(
+    run: Folder,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    allow_code: AllowCode = None,
+) -> None:
     """Score base and head on spoilt test inputs: is the edited model more fragile?
 
     Example: talos robustness runs/demo
@@ -462,8 +513,8 @@ def robustness(run: Folder, as_json: Json = False, verbose: Verbose = False) -> 
     table = Table("task", "test data", "base", "merged")
     for task, kinds in found.items():
         for name, s in kinds.items():
-            table.add_row(task, name, f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}")
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+            _row(table, task, name, f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}")
+    _show(table)
 
 
 @app.command(rich_help_panel=PROVE)
@@ -471,6 +522,7 @@ def watch(
     run: Folder,
     folder: Annotated[Path, typer.Argument(help="Where new data arrive, in files named after a task.")],
     as_json: Json = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Score head on data that has arrived since the last time, and keep the scores. Exit code 4: the gate no longer holds. For cron.
 
@@ -482,14 +534,14 @@ def watch(
     if as_json:
         _print(found)
     elif not found:
-        print(f"nothing new in {folder}")
+        say(f"nothing new in {folder}")
     for e in found if not as_json else ():
         base, now = (e["scores"][m] for m in ("base", "now"))
-        print(
+        say(
             f"{e['data']}: {e['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base {base['value']:.3f}, n {now['n']}: {e['gate']}"
         )
         for why in e["why"]:
-            print(f"  {why}")
+            say(f"  {why}")
     if any(e["gate"] == "fail" for e in found):
         sys.exit(DRIFTED)
 
@@ -505,16 +557,23 @@ def log_(
     """
     from talos_ray.api import open_run
 
-    events = open_run(run).history()
+    opened = open_run(run)
+    events = opened.history()
     if as_json:
         _print(events)
         return
     table = Table("number", "time (UTC)", "user", "operation", "version")
     for e in events:
-        table.add_row(
-            str(e["number"]), e["time"][:19], f"{e['user']}@{e['host']}", e["operation"], str(e.get("version", ""))
+        _row(
+            table,
+            str(e["number"]),
+            e["time"][:19],
+            f"{e['user']}@{e['host']}",
+            e["operation"],
+            str(e.get("version", "")),
         )
-    Console().print(table)
+    _show(table)
+    say(f"newest: {opened.folder.last_event()[1]}")
 
 
 def _show_change(found: dict, as_json: bool) -> None:
@@ -525,16 +584,23 @@ def _show_change(found: dict, as_json: bool) -> None:
     a, b = found["versions"]
     for task, (before, after) in found["coefficients"].items():
         if before != after:
-            print(f"coefficient of {task}: {before:g} -> {after:g}")
+            say(f"coefficient of {task}: {before:g} -> {after:g}")
     table = Table("task", f"version {a}", f"version {b}", "became right", "became wrong", "n", "p (McNemar)")
     for task, c in found["tasks"].items():
-        table.add_row(
-            task, f"{c['before']:.3f}", f"{c['after']:.3f}", str(c["won"]), str(c["lost"]), str(c["n"]), f"{c['p']:.2g}"
+        _row(
+            table,
+            task,
+            f"{c['before']:.3f}",
+            f"{c['after']:.3f}",
+            str(c["won"]),
+            str(c["lost"]),
+            str(c["n"]),
+            f"{c['p']:.2g}",
         )
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
-    print("p: how often as large a difference would come by chance; below 0.05 it is hardly that.")
+    _show(table)
+    say("p: how often as large a difference would come by chance; below 0.05 it is hardly that.")
     if found["not comparable"]:
-        print(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
+        say(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
 
 
 def _task(given: str) -> str | dict:
@@ -542,6 +608,21 @@ def _task(given: str) -> str | dict:
     from talos_ray.spec import load_task_file
 
     return load_task_file(given) if Path(given).suffix in (".yaml", ".yml") else given
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines for a person; nothing in them moves the cursor or begins a new one."""
+    for line in lines:
+        print(plain(line), file=file or sys.stdout)
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*map(plain, cells))
+
+
+def _show(table: Table) -> None:
+    """In a log or a pipe the width is fixed. What stands in brackets is text, and no markup of ours."""
+    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False, highlight=False).print(table)
 
 
 def _aside(as_json: bool) -> AbstractContextManager:
@@ -560,8 +641,9 @@ def show(run, as_json: bool = False) -> None:
         from talos_ray.trust.versions import standing
 
         number = run.folder.versions()[-1]
-        print(
-            f"{standing(run.folder, number)}\nto put it in force all the same: talos approve {run.path} {number} --by NAME --reason TEXT",
+        say(
+            standing(run.folder, number),
+            f"to put it in force all the same: talos approve {run.path} {number} --by NAME --reason TEXT",
             file=sys.stderr if as_json else sys.stdout,
         )
         sys.exit(HELD)
@@ -571,7 +653,8 @@ def _show_scores(run) -> None:
     from talos_ray.storage.run_folder import coefficient_of, kind_of
 
     version = run.version
-    table = Table(title=f"{run.path}, version {version['version']}: accuracy on test data", title_justify="left")
+    title = plain(f"{run.path}, version {version['version']}: accuracy on test data")
+    table = Table(title=title, title_justify="left")
     dense = version.get("baseline")
     kinds = ["base", "probe", "single", "merged", "merged_words"]
     kinds = [k for k in kinds if any(k in s for s in version["scores"].values())]
@@ -585,22 +668,22 @@ def _show_scores(run) -> None:
         )
         cells = [f"{s[k]['value']:.3f}" if k in s else "" for k in kinds]
         row = [task + kind, coefficient_of(version, task), *cells]
-        table.add_row(*row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
+        _row(table, *row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
     m = version["summary"]
     if "merged" in m:
         summary = {**m, "base": m["zero_shot"]}
         means = [f"{summary[k]:.3f}" if k in summary else "" for k in kinds]
         table.add_section()
-        table.add_row("mean of targets", "", *means, *([f"{dense['summary']['merged']:.3f}"] if dense else []))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+        _row(table, "mean of targets", "", *means, *([f"{dense['summary']['merged']:.3f}"] if dense else []))
+    _show(table)
     for control, kept in m["control_kept"].items():
-        print(f"control {control} keeps {kept:.1%} of its base score")
+        say(f"control {control} keeps {kept:.1%} of its base score")
     if dense:
         a, b = version["cost"], dense["cost"]
-        print(
+        say(
             f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas {a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
         )
-    print(f"report: {run.folder.store.path('report/index.html')}")
+    say(f"report: {run.folder.store.path('report/index.html')}")
 
 
 def guard(program: str, work: Callable[[], object]) -> int:
@@ -608,13 +691,13 @@ def guard(program: str, work: Callable[[], object]) -> int:
     try:
         work()
     except TalosError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        say(*f"{program}: {error}".split("\n"), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{program}: {error}; check that the path exists and can be read and written", file=sys.stderr)
+        say(f"{program}: {error}; check that the path exists and can be read and written", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
+        say(
             f"{program}: interrupted; finished stages and tasks are kept; run the same command again to go on",
             file=sys.stderr,
         )

@@ -1,7 +1,13 @@
-"""The gate: what must hold on test data before a version becomes head, judged with intervals and not on point values."""
+"""The gate: what must hold on test data before a version becomes head, judged with intervals and not on point values.
+
+A version passes if everything that is asked is *shown*: each condition by its own 95 % interval, so that one that does not hold is
+passed at most 1 time in 40, however many conditions there are. It fails if something is shown not to hold; where several tasks are
+asked the same, by Holm's rule, so that of many tasks none fails by chance alone more often than a single one would.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -9,15 +15,17 @@ import torch
 
 from talos_ray.config import Gate
 from talos_ray.core.metrics import Z95
-from talos_ray.core.paired import margin, wanted_inputs
+from talos_ray.core.paired import holm, kept, kept_above, margin, wanted_inputs
 
 PASS, FAIL, OPEN = "pass", "fail", "not enough data to tell"
+LEVEL = 0.025  # of each side of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Check:
-    """One condition. `kind`: the gate's setting that asks for it. `value`, `low`, `high`: what was found, with its 95 % interval, in the unit of `wanted`; `more`: test
-    inputs that are missing to tell, where it cannot be told and more would help."""
+    """One condition. `kind`: the gate's setting that asks for it. `value`, `low`, `high`: what was found, with its 95 % interval, in the unit of `wanted`; `more`
+    and `most`: from how many to how many test inputs are missing to tell, where it cannot be told and more would help; no `most` where
+    there is no end; `together`: tasks that are asked the same, and judged by Holm's rule."""
 
     kind: str
     what: str
@@ -29,12 +37,19 @@ class Check:
     n: int
     result: str
     more: int | None = None
+    most: int | None = None
+    together: int = 1
 
     def __str__(self) -> str:
         found = f"{self.what} is {self.value:.3f} ({self.low:.3f} to {self.high:.3f}), wanted {self.wanted:.3f}"
         if self.result != OPEN:
             return found
-        missing = f"about {self.more:,} more test inputs needed" if self.more else "more test inputs may not help"
+        if not self.more:
+            missing = "more test inputs may not help"
+        elif self.most:
+            missing = f"about {self.more:,} to {self.most:,} more test inputs needed"
+        else:
+            missing = f"{self.more:,} more test inputs needed, or many times as many"
         return f"{found}: not enough data to tell, {missing}"
 
 
@@ -58,14 +73,17 @@ def judge(
         ("target_keep", gate.target_keep, "share of its base score kept by target", targets),
     ):
         if wanted is not None:
-            checks += [_kept(kind, f"{what} {t}", t, wanted, base[t], now[t]) for t in tasks]
+            checks += _kept(kind, what, wanted, {t: (base[t], now[t]) for t in tasks})
     if gate.target_gain is not None and targets:
         before, after = [base[t] for t in targets], [now[t] for t in targets]
         gain, error = margin(before, after, 1.0)
+        low, high = gain - Z95 * error, gain + Z95 * error
+        result = PASS if low >= gate.target_gain else FAIL if high < gate.target_gain else OPEN
         n = sum(map(len, before))
+        missing = _missing(gain - gate.target_gain, error, n) if result == OPEN else {}
         checks.append(
-            _check(
-                "target_gain", "mean gain of the targets", "", gate.target_gain, gain, error, n, gain - gate.target_gain
+            Check(
+                "target_gain", "mean gain of the targets", "", gate.target_gain, gain, low, high, n, result, **missing
             )
         )
     if gate.disentanglement is not None and disentanglement:
@@ -89,15 +107,39 @@ def told(judged: Mapping) -> list[str]:
     return [str(Check(**{"kind": "", **c})) for c in judged["checks"] if c["result"] != PASS]
 
 
-def _kept(kind: str, what: str, task: str, wanted: float, before: torch.Tensor, after: torch.Tensor) -> Check:
-    """Of accuracy after / before. It is at least `wanted` where after - wanted x before is at least 0, which has an interval."""
-    over, error = margin([before], [after], wanted)
-    score = max(float(before.double().mean()), 1e-9)
-    return _check(kind, what, task, wanted, wanted + over / score, error / score, len(before), over / score)
+def _kept(kind: str, what: str, wanted: float, answers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> list[Check]:
+    """That each task keeps `wanted` of its accuracy. `answers`: task -> which inputs were right before, and after."""
+    above = {task: kept_above(before, after, wanted) for task, (before, after) in answers.items()}
+    fallen = holm([0.5 * math.erfc(-z / math.sqrt(2)) for z in above.values()], LEVEL)
+    checks = []
+    for (task, z), fell in zip(above.items(), fallen, strict=True):
+        before, after = answers[task]
+        result = PASS if z >= Z95 else FAIL if fell else OPEN
+        missing = _missing(*margin([before], [after], wanted), len(before)) if result == OPEN else {}
+        value, low, high = kept(before, after)
+        checks.append(
+            Check(
+                kind=kind,
+                what=f"{what} {task}",
+                task=task,
+                wanted=wanted,
+                value=value,
+                low=low,
+                high=high,
+                n=len(before),
+                result=result,
+                together=len(answers),
+                **missing,
+            )
+        )
+    return checks
 
 
-def _check(kind: str, what: str, task: str, wanted: float, value: float, error: float, n: int, over: float) -> Check:
-    low, high = value - Z95 * error, value + Z95 * error
-    result = PASS if low >= wanted else FAIL if high < wanted else OPEN
-    needed = wanted_inputs(over, error, n) if result == OPEN else None
-    return Check(kind, what, task, wanted, value, low, high, n, result, needed - n if needed else None)
+def _missing(over: float, error: float, n: int) -> dict[str, int | None]:
+    """How many more inputs are needed, from and to."""
+    needed = wanted_inputs(over, error, n)
+    if needed is None:
+        return {}
+    least, most = needed
+    # The score test may still want some where this estimate, which is Wald's, is content.
+    return {"more": max(1, least - n), "most": None if most is None else max(most - n, n // 4 + 1)}

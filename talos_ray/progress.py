@@ -10,6 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from talos_ray.shown import plain, plain_lines
+
 QUIET_SECONDS = 10.0  # between two lines about the same stage in a plain log
 MOST_TASKS = 20  # in the live view
 MOST_NAMED = 4  # tasks in one line of a plain log
@@ -19,7 +21,7 @@ class Progress:
     """Stages and, while they train, tasks. Use as a context manager around a run."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(markup=False, emoji=False)
         self.started = time.monotonic()
         self.stages: dict[str, dict] = {}
         self.tasks: dict[str, dict] = {}
@@ -59,7 +61,7 @@ class Progress:
         return {name: round(s["seconds"], 3) for name, s in self.stages.items() if "seconds" in s}
 
     def say(self, line: str) -> None:
-        (self.live.console if self.live else self.console).print(line, highlight=False)
+        (self.live.console if self.live else self.console).print(plain_lines(line), highlight=False, markup=False)
 
     def training(self, state: dict[str, dict], restarts: dict[int, int]) -> None:
         """The queue's view of all jobs."""
@@ -95,7 +97,7 @@ class Progress:
     def _line(self, line: str) -> None:
         self.last_line = time.monotonic()
         self.console.print(
-            f"[{time.monotonic() - self.started:6.1f} s] {line}", highlight=False, markup=False, soft_wrap=True
+            plain(f"[{time.monotonic() - self.started:6.1f} s] {line}"), highlight=False, markup=False, soft_wrap=True
         )
 
     def _view(self) -> Group:

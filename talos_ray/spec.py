@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from talos_ray.config import HUGGING_FACE, Spec, Task, validated
+from talos_ray.config import HUGGING_FACE, Spec, Task, shortly, validated
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
+from talos_ray.shown import plain
+from talos_ray.yaml_file import read_yaml
 
 FOLDERS = tuple(f"{kind}:" for kind in (*HUGGING_FACE, "open_clip:local-dir"))  # what stands before a model's folder
+MOST_EXTENDED = 20  # specs in a chain of `extends`
 TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs where the model reads text
 
 # Protocols by name; what a spec says itself wins over them.
@@ -30,9 +31,13 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
     name = values.pop("preset", None)
     if name is None:
         return values
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise SpecError(f"preset {name!r} does not exist{nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
-    merged = {key: {**group, **(values.get(key) or {})} for key, group in PRESETS[name].items()}
+    merged = {}
+    for key, group in PRESETS[name].items():
+        own = values.get(key)
+        # What is no group of settings stays as it is, for the check of all settings to name.
+        merged[key] = {**group, **(own or {})} if own is None or isinstance(own, dict) else own
     return {**values, **merged}
 
 
@@ -45,21 +50,24 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
     Raises:
         SpecError: no such recipe, or a setting is wrong.
     """
-    values = (
-        item.model_dump(exclude_unset=True)
-        if isinstance(item, Task)
-        else {"recipe": item}
-        if isinstance(item, str)
-        else dict(item)
-    )
+    if isinstance(item, Task):
+        values = item.model_dump(exclude_unset=True)
+    elif isinstance(item, str):
+        values = {"recipe": item}
+    elif isinstance(item, dict):
+        values = dict(item)
+    else:
+        raise SpecError(
+            f"a task of the spec is {shortly(item)}; wanted the name of a recipe, like 'demo:street_numbers', or keys and values; correct it"
+        )
     if (recipe := values.pop("recipe", None)) is not None:
-        if recipe not in RECIPES:
+        if not isinstance(recipe, str) or recipe not in RECIPES:
             raise SpecError(
-                f"task recipe {recipe!r} does not exist{nearest(recipe, RECIPES)}; known: {', '.join(RECIPES)}"
+                f"task recipe {shortly(recipe)} does not exist{nearest(str(recipe), RECIPES)}; known: {', '.join(RECIPES)}"
             )
         values = {**RECIPES[recipe], **values}
-    task = validated(Task, {**(TEXT if text else {}), **values}, f"task {values.get('name', '?')}")
-    if not Path(task.data).is_absolute() and Path(task.data).exists():
+    task = validated(Task, {**(TEXT if text else {}), **values}, f"task {plain(str(values.get('name', '?'))[:100])}")
+    if not Path(task.data).is_absolute() and is_there(task.data):
         task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
     return task
 
@@ -72,16 +80,18 @@ def make_spec(values: dict[str, Any]) -> Spec:
         SpecError: one line for each problem found.
     """
     values = _with_preset(dict(values))
-    model = str(values.get("model", ""))
-    if "model" in values:
+    model = values.get("model", "")
+    model = model if isinstance(model, str) else ""
+    if model:
         values["model"] = _placed(model)
     problems, tasks = Problems(), {"tasks": [], "control": []}
     for group, found in tasks.items():
-        items = values.get(group) or ()
-        for item in (items,) if isinstance(items, str | dict | Task) else items:
+        items = values.get(group)
+        items = () if items is None else items if isinstance(items, list | tuple) else (items,)
+        for item in items:
             with problems:
                 found.append(resolve_task(item, _reads_text(model)))
-    if not values.get("tasks"):
+    if values.get("tasks") in (None, [], ()):
         problems.lines.append(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
         )
@@ -97,9 +107,19 @@ def _placed(model: str) -> str:
     """A model's name; where it has a path to what is here, a whole one: workers, and later commands, have other working folders."""
     folder = next((start for start in FOLDERS if model.startswith(start)), None)
     start = folder or "".join(model.partition("/")[:2])  # open_clip:ARCHITECTURE/
+    if not is_there(model.removeprefix(start)):
+        return model
     place = Path(model.removeprefix(start)).expanduser()
     there = place.is_dir() if folder else model.startswith("open_clip:") and place.is_file()
     return f"{start}{place.resolve()}" if there and model != start else model
+
+
+def is_there(path: str) -> bool:
+    """Whether something lies at a path that somebody wrote; nothing lies at what cannot be one."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a byte 0, or of a user that there is not
+        return False
 
 
 def _reads_text(model: str) -> bool:
@@ -107,8 +127,19 @@ def _reads_text(model: str) -> bool:
     kind, _, named = model.partition(":")
     if kind not in HUGGING_FACE:
         return False
-    known = Path(named) / "config.json"
-    told = str(json.loads(known.read_text()).get("model_type", "")) if known.is_file() else model
+    told = model
+    if is_there(f"{named}/config.json"):
+        try:
+            config = json.loads((Path(named) / "config.json").read_text())
+            told = str(config["model_type"])
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+            KeyError,
+            TypeError,
+        ):  # whoever loads the model names what is wrong
+            pass
     return "clip" not in told.lower() and "siglip" not in told.lower()
 
 
@@ -118,7 +149,7 @@ def load_task_file(path: str | Path) -> dict[str, Any]:
     Raises:
         SpecError: no such file, or not YAML.
     """
-    return _with_files_beside(_read_yaml(Path(path), "task"), Path(path).parent)
+    return _with_files_beside(read_yaml(Path(path), "task"), Path(path).parent)
 
 
 def load_spec(path: str | Path, **overrides: Any) -> Spec:
@@ -132,15 +163,21 @@ def load_spec(path: str | Path, **overrides: Any) -> Spec:
 
 
 def _read_spec(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if len(within) > MOST_EXTENDED:
+        raise SpecError(
+            f"spec file {plain(path)!r} ends a chain of {len(within)} `extends`; wanted {MOST_EXTENDED} at most"
+        )
     if path.resolve() in within:
         raise SpecError(f"spec file {str(path)!r} extends itself; wanted a chain that ends; correct `extends`")
-    values = _read_yaml(path, "spec")
+    values = read_yaml(path, "spec")
     for group in ("tasks", "control"):
         if group in values:
             values[group] = [_with_files_beside(t, path.parent) for t in _listed(values[group])]
     if (other := values.pop("extends", None)) is None:
         return values
-    return {**_read_spec(path.parent / str(other), (*within, path.resolve())), **values}
+    if not isinstance(other, str):
+        raise SpecError(f"spec key 'extends' is {shortly(other)}; wanted the path of another spec; correct it")
+    return {**_read_spec(path.parent / other, (*within, path.resolve())), **values}
 
 
 def _listed(items: Any) -> Any:
@@ -151,19 +188,5 @@ def _with_files_beside(task: Any, folder: Path) -> Any:
     if not isinstance(task, dict):
         return task
     given = {k: task[k] for k in ("data", "checkpoint") if isinstance(task.get(k), str)}
-    there = {k: str(folder / v) for k, v in given.items() if not Path(v).is_absolute() and (folder / v).exists()}
+    there = {k: str(folder / v) for k, v in given.items() if not Path(v).is_absolute() and is_there(str(folder / v))}
     return {**task, **there}
-
-
-def _read_yaml(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise SpecError(f"{what} file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SpecError(f"{what} file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise SpecError(
-            f"{what} file {str(path)!r} holds {type(values).__name__}; wanted keys and values; see examples/ for some"
-        )
-    return values

@@ -23,6 +23,7 @@ def small_spec(sides) -> dict:
         "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
         "train": {"steps": 12, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
         "search": {"steps": 8, "inputs": 64, "batch_size": 4, "control_batch_size": 8},
+        "gate": {"strict": False},  # some 24 test inputs a task show hardly anything
         "baseline": {"enabled": True, "lr": 1e-4},
     }
 

@@ -1,9 +1,21 @@
 """The gate: pass, fail, or not enough data to tell, and never on point values."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from talos_ray import gate
 from talos_ray.config import Gate
+
+_spec = importlib.util.spec_from_file_location(
+    "gate_simulation", Path(__file__).parents[1] / "jobs" / "gate_simulation.py"
+)
+simulation = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = simulation  # dataclasses look their module up
+_spec.loader.exec_module(simulation)
 
 
 def right(n, accuracy):
@@ -19,13 +31,13 @@ def judged(n, control=(0.9, 0.9), target=(0.3, 0.6), xi=None, **settings):
 def test_the_same_point_values_pass_fail_or_leave_it_open_by_their_number():
     assert judged(1000, control=(0.9, 0.88))["result"] == gate.PASS
     assert judged(1000, control=(0.9, 0.8))["result"] == gate.FAIL
-    few = judged(20, control=(0.9, 0.9))
-    assert few["result"] == gate.OPEN and few["checks"][0]["more"] > 20
+    few = judged(60, control=(0.9, 0.9))
+    assert few["result"] == gate.OPEN and few["checks"][0]["most"] >= few["checks"][0]["more"] > 0
     (told,) = gate.told(few)
     assert (
         "not enough data to tell" in told and "more test inputs needed" in told and "kept by control c is 1.000" in told
     )
-    assert judged(20 + 3 * few["checks"][0]["more"], control=(0.9, 0.9))["result"] == gate.PASS
+    assert judged(60 + few["checks"][0]["most"], control=(0.9, 0.9))["result"] == gate.PASS
 
 
 def test_every_condition_can_fail_and_names_its_task():
@@ -43,7 +55,55 @@ def test_what_is_null_asks_nothing():
     assert found == {"result": gate.PASS, "checks": []}
 
 
-def test_what_cannot_be_told_holds_only_where_the_gate_is_strict():
+def test_what_cannot_be_told_is_held_unless_the_gate_takes_the_risk():
     few = judged(20)
-    assert gate.holds(Gate(), few) and not gate.holds(Gate(strict=True), few)
-    assert not gate.holds(Gate(), judged(1000, control=(0.9, 0.8)))
+    assert not gate.holds(Gate(), few) and gate.holds(Gate(strict=False), few)
+    assert not gate.holds(Gate(strict=False), judged(1000, control=(0.9, 0.8)))
+    assert "takes a risk" in Gate.model_fields["strict"].description
+
+
+def shares(n, rounds, base, keeps, dice):
+    """Right or wrong, of base and version, where the version keeps just so much of the base's score: bool [rounds, n] each."""
+    before = torch.rand((rounds, n), generator=dice) < base
+    return before, before & (torch.rand((rounds, n), generator=dice) < keeps)
+
+
+def test_a_control_that_fell_too_far_is_hardly_ever_in_force():
+    """It truly keeps 92 % where 95 % is asked, and there are 100 inputs: with `strict: false` it would mostly be."""
+    dice = torch.Generator().manual_seed(0)
+    in_force = {True: 0, False: 0}
+    for before, after in zip(*shares(100, 1000, 0.9, 0.92, dice), strict=True):
+        found = gate.judge(Gate(), [], ["c"], {"c": before}, {"c": after})
+        for strict in in_force:
+            in_force[strict] += gate.holds(Gate(strict=strict), found)
+    assert in_force[True] / 1000 <= 0.03 and in_force[False] / 1000 > 0.7
+
+
+def test_of_fifty_targets_that_are_as_good_as_the_base_none_fails():
+    dice, failed = torch.Generator().manual_seed(1), 0
+    names = [f"t{i}" for i in range(50)]
+    for _ in range(100):
+        base, now = {}, {}
+        for name in names:
+            same = torch.rand(300, generator=dice) < 0.7
+            turned = torch.rand(300, generator=dice)  # as many become right as wrong
+            base[name], now[name] = same | (turned < 0.1), same | (turned > 0.9)
+        found = gate.judge(Gate(control_keep=None, target_keep=1.0), names, [], base, now)
+        failed += found["result"] == gate.FAIL
+        assert {c["together"] for c in found["checks"]} == {50}
+    assert failed / 100 <= 0.05
+
+
+def test_one_target_of_fifty_that_fell_fails():
+    same = {f"t{i}": right(300, 0.7) for i in range(50)}
+    found = gate.judge(Gate(control_keep=None, target_keep=1.0), list(same), [], same, {**same, "t7": right(300, 0.5)})
+    assert [c["task"] for c in found["checks"] if c["result"] == gate.FAIL] == ["t7"]
+
+
+def test_what_keeps_just_what_is_asked_hardly_ever_passes():
+    """Each of 35 cells of the simulation that the repository runs in full with `jobs/gate_simulation.py`."""
+    dice = np.random.default_rng(0)
+    shares = {cell: cell.passed(50_000, dice) for cell in simulation.cells()}
+    assert len(shares) == 35 and max(shares.values()) <= simulation.MOST_PASSED
+    lower = simulation.Cell(480, 0.9, 0.03, kept=1.0).passed(2000, dice)
+    assert lower > 0.8  # and what is good passes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,12 @@ import torch
 from talos_ray.core.metrics import Z95
 
 RESAMPLED = 2000  # draws of the bootstrap
+EXACT = (
+    4000  # changed answers up to which McNemar's p is the exact one; above, the normal form is as good to three digits
+)
+POWER80 = 0.8416212335729143  # 80 % quantile of the normal distribution
+TINY = 1e-12  # variance that is none
+MOST_KEPT = 1000.0  # end of an interval that has none: a score of almost nothing was kept many times
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +42,8 @@ class Answers:
 @dataclass(frozen=True)
 class Change:
     """How right answers changed from one model to another, on n inputs: `won` became right, `lost` became wrong; `p` is the
-    two-sided p-value of McNemar's exact test, that as many would change either way."""
+    two-sided p-value of McNemar's test, that as many would change either way: exact, or in its normal form where more than `EXACT`
+    changed."""
 
     n: int
     before: float
@@ -49,9 +57,85 @@ def change(before: torch.Tensor, after: torch.Tensor) -> Change:
     """From bool [n] (right or wrong) of the first and of the second model (McNemar, 1947)."""
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
     n = len(before)
-    tail = sum(math.comb(won + lost, i) for i in range(min(won, lost) + 1))
-    p = min(1.0, float(2 * tail / 2 ** (won + lost)))
+    p = _mcnemar(min(won, lost), won + lost)
     return Change(n, int(before.sum()) / n, int(after.sum()) / n, won, lost, p)
+
+
+def _mcnemar(fewer: int, changed: int) -> float:
+    """Two-sided p that of `changed` answers as few as `fewer` change the one way, if either way is as likely."""
+    if changed > EXACT:
+        z = max(0.0, changed - 2 * fewer - 1) / math.sqrt(changed)  # less 1: Edwards' correction for continuity
+        return math.erfc(z / math.sqrt(2))
+    ways = tail = 1  # of choosing none; each next number of ways comes from the one before
+    for i in range(fewer):
+        ways = ways * (changed - i) // (i + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def kept_z(both: Any, lost: Any, won: Any, n: Any, share: float) -> np.ndarray:
+    """How many standard errors accuracy after lies above share x accuracy before: the score test of a ratio of paired shares (Nam &
+    Blackwelder, 2002). Its variance is the one that holds where the two are equal, so it keeps its promise for few inputs and for
+    scores near 1, where Wald's does not. Counts, or arrays of them: right in both, became wrong, became right, of `n`.
+    """
+    both, lost, won = (np.asarray(count, dtype=np.float64) for count in (both, lost, won))
+    over, variance = _over(both, lost, won, n, share)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(variance > TINY, over / np.sqrt(variance), 0.0)
+
+
+def _over(both: Any, lost: Any, won: Any, n: Any, share: float) -> tuple[Any, Any]:
+    """After - share x before as a count, and its variance: the most likely one among those for which it is 0 in truth."""
+    before = both + lost
+    after = both + won
+    square = share * share
+    root = ((after - square * before) ** 2 + 4 * square * won * lost) ** 0.5
+    became_right = (root - after + square * (before + 2 * won)) / (2 * n * share * (share + 1))
+    became_wrong = share * became_right + (1 - share) * (both + lost + won) / n
+    return after - share * before, n * share * (became_right + became_wrong)
+
+
+def kept(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
+    """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_z` does not reject. From bool [n]."""
+    counts = _counts(before, after)
+    had, has = counts[0] + counts[1], counts[0] + counts[2]
+    value = min(has / had, MOST_KEPT) if had else (MOST_KEPT if has else 1.0)
+    return value, _share_at(counts, Z95), _share_at(counts, -Z95)
+
+
+def kept_above(before: torch.Tensor, after: torch.Tensor, share: float) -> float:
+    """`kept_z` of two models' answers, bool [n] each."""
+    return float(kept_z(*_counts(before, after), share))
+
+
+def _counts(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, int]:
+    """Right in both, became wrong, became right, all."""
+    both = int((before & after).sum())
+    return both, int(before.sum()) - both, int(after.sum()) - both, len(before)
+
+
+def _share_at(counts: tuple[int, int, int, int], z: float) -> float:
+    """The share that lies `z` standard errors below what was kept: `kept_z` falls as the share grows, so by halving."""
+    low, high = 0.0, MOST_KEPT
+    for _ in range(60):
+        middle = (low + high) / 2 if high < 2 else math.sqrt(max(low, 1e-3) * high)
+        over, variance = _over(*counts, middle)
+        if variance > TINY and over / math.sqrt(variance) > z:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def holm(p: Sequence[float], level: float) -> list[bool]:
+    """Which of several hypotheses are rejected, so that a true one is among them with a probability of at most `level` (Holm, 1979)."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    rejected = [False] * len(p)
+    for rank, i in enumerate(order):
+        if p[i] > level / (len(p) - rank):
+            break
+        rejected[i] = True
+    return rejected
 
 
 def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share: float) -> tuple[float, float]:
@@ -69,9 +153,18 @@ def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share:
     return sum(means) / len(means), math.sqrt(sum(variances)) / len(means)
 
 
-def wanted_inputs(value: float, error: float, n: int) -> int | None:
-    """How many inputs, of which there are n, would tell on which side of 0 a `margin` lies; None where none would."""
-    return None if value == 0 else max(n, math.ceil(n * (Z95 * error / value) ** 2))
+def wanted_inputs(value: float, error: float, n: int) -> tuple[int, int | None] | None:
+    """From how many to how many inputs, of which there are n, would tell on which side of 0 a `margin` lies; None where none would.
+
+    The margin is itself uncertain. The lower end holds if it is a standard error larger than it looks; the upper end if it is one
+    smaller, and the answer is to come out with a chance of 80 %. There is no upper end where it might then be nothing at all.
+    """
+    if value == 0:
+        return None
+    size = abs(value)
+    least = math.ceil(n * (Z95 * error / (size + error)) ** 2)
+    most = math.ceil(n * ((Z95 + POWER80) * error / (size - error)) ** 2) if size > error else None
+    return max(n, least), most if most is None else max(n, most)
 
 
 def bootstrap(samples: Sequence[torch.Tensor], seed: int = 0) -> tuple[float, float]:

@@ -69,6 +69,17 @@ def _home(name: str):
     return import_module(f"talos_ray.models.{_HOME[kind]}")
 
 
+def allow_code(modules: str | Sequence[str]) -> None:
+    """Let `python:` models of these modules run their code: see `talos_ray.models.python`."""
+    if modules:
+        import_module("talos_ray.models.python").allow(modules)
+
+
+def runs_code(name: str) -> bool:
+    """Whether a model of this name is somebody's code."""
+    return name.partition(":")[0] == "python"
+
+
 def check_model(name: str) -> None:
     """Raises SpecError, in milliseconds, unless `name` is a model that could be loaded."""
     home = _home(name)

@@ -11,13 +11,21 @@
         def head(self, phrases, prompts): return torch.arange(len(phrases))
         def features(self, inputs): return self.module.body(inputs)
         def logits(self, inputs, head): return self.module(inputs)[:, head]
+
+A spec, or a run that somebody else made, can name any module. So none is imported unless the user of this process has said that it may
+be: `--allow-code MODULE`, `allow_code="MODULE"`, or the variable TALOS_ALLOW_CODE. What was allowed is remembered by the SHA-256 of its
+source, for this user: other source asks again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.machinery
+import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -27,8 +35,79 @@ from talos_ray.errors import SpecError
 NEEDED = ("module", "edited", "preprocess", "head", "features", "logits")
 
 
+ALLOWED = "TALOS_ALLOW_CODE"  # modules, with commas between them; processes that this one starts inherit it
+
+
+def allow(modules: str | Iterable[str]) -> None:
+    """Let models of these modules run their code, now and, while their source stays as it is, whenever this user comes back."""
+    given = [modules] if isinstance(modules, str) else list(modules)
+    if not given:
+        return
+    os.environ[ALLOWED] = ",".join(dict.fromkeys([*_named(), *given]))
+    marks = {m: mark for m in given if (mark := _fingerprint(m)) is not None}
+    if not marks:
+        return
+    known = {**_remembered(), **marks}
+    try:
+        _memory().parent.mkdir(parents=True, exist_ok=True)
+        work = _memory().with_suffix(f".{os.getpid()}")
+        work.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        os.replace(work, _memory())
+    except OSError:  # a home that cannot be written to: it is asked again the next time
+        pass
+
+
+def is_allowed(module: str) -> bool:
+    """Whether the user has said that this module, as its source is now, may run."""
+    if module in _named():
+        return True
+    mark = _fingerprint(module)
+    return mark is not None and _remembered().get(module) == mark
+
+
+def _named() -> list[str]:
+    return [m for m in os.environ.get(ALLOWED, "").split(",") if m]
+
+
+def _memory() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "talos_ray" / "allowed_code.json"
+
+
+def _remembered() -> dict[str, str]:
+    """Module -> fingerprint of the source that was allowed."""
+    try:
+        found = json.loads(_memory().read_text())
+    except (OSError, ValueError, RecursionError, RuntimeError):  # RuntimeError: a user without a home
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _fingerprint(module: str) -> str | None:
+    """SHA-256 over where a module's source is and what it says; of all of its package, if it belongs to one. Imports nothing. None if
+    there is no source to look at."""
+    spec = importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [os.getcwd(), *sys.path])
+    if spec is None:
+        return None
+    folders = [Path(p) for p in spec.submodule_search_locations or ()]
+    files = sorted(f for folder in folders for f in folder.rglob("*.py")) or [Path(spec.origin)] if spec.origin else []
+    digest = hashlib.sha256()
+    try:
+        for path in files:
+            digest.update(f"{path.resolve()}\n".encode("utf-8", "surrogateescape"))
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    except OSError:
+        return None
+    return digest.hexdigest() if files else None
+
+
 def check(name: str) -> None:
-    """Raises SpecError unless `MODULE:FUNCTION` can be imported and called."""
+    """Raises SpecError unless `MODULE:FUNCTION` may be imported, can be, and can be called."""
+    module = name.partition(":")[0]
+    if not is_allowed(module):
+        raise SpecError(
+            f"model 'python:{name}' runs the code of module {module!r}, which you have not allowed; look at that code; then add --allow-code {module} "
+            f"(in Python: allow_code={module!r})"
+        )
     _factory(name)
 
 
@@ -37,7 +116,7 @@ def _factory(name: str):
     sys.path.insert(0, os.getcwd())  # as `python` does
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SpecError(
             f"model 'python:{name}': {error}; wanted MODULE:FUNCTION, importable from {os.getcwd()!r} or installed; check both names"
         ) from None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
 from talos_ray import gate
 from talos_ray.errors import SpecError, nearest
 from talos_ray.report import english, japanese, plots, tables
 from talos_ray.report.words import Words
+from talos_ray.shown import Html, escaped, filled, joined
 from talos_ray.storage.run_folder import RunFolder, coefficient_of, kind_of
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
 SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
 RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "result_open"}
+
+INTERVAL = "{value:.3f} <small>{low:.3f}-{high:.3f}</small>"
+
+# The page needs nothing but what is in it. Should something of others get into it all the same, a browser will not run it.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2530;--dim:#5a6675;--ground:#fff;--line:#d5dbe3;--good:#1c7c43;--bad:#b3261e}
@@ -43,25 +48,26 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     """'pass', 'hold' or 'open', and the sentence that says why: what the gate says of a version, or who approved it."""
     notes, means, scores = [], version["summary"], version["scores"]
     if version["kind"] == "base":
-        return "pass", w("is_base")
+        return "pass", w.plain("is_base")
     if "merged" in means:
         before, after = means["zero_shot"], means["merged"]
-        notes.append(w("gain", before=before, after=after, change=after - before))
-    notes += [w("control_kept", task=c, kept=k) for c, k in means["control_kept"].items()]
+        notes.append(w.plain("gain", before=before, after=after, change=after - before))
+    notes += [w.plain("control_kept", task=c, kept=k) for c, k in means["control_kept"].items()]
     for task in version.get("forgotten", ()):
         s = scores[task]
-        notes.append(w("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
+        notes.append(w.plain("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
     if enough := probe_would_do(version):
-        notes.append(w("probe_enough", tasks=", ".join(enough)))
-    words, judged = w("joint").join(notes) or w("no_target"), version["gate"]
-    why = w("joint").join(_unmet(c, w) for c in judged["checks"] if c["result"] != gate.PASS)
+        notes.append(w.plain("probe_enough", tasks=", ".join(enough)))
+    words, judged = w.plain("joint").join(notes) or w.plain("no_target"), version["gate"]
+    why = w.plain("joint").join(_unmet(c, w) for c in judged["checks"] if c["result"] != gate.PASS)
     if approved:
-        return "pass", w("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
+        return "pass", w.plain("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
     if judged["result"] == gate.PASS:
-        return "pass", w("pass" if judged["checks"] else "no_gate", words=words)
+        return "pass", w.plain("pass" if judged["checks"] else "no_gate", words=words)
     if judged["result"] == gate.FAIL:
-        return "hold", w("hold", why=why, words=words)
-    return ("hold" if judged["settings"]["strict"] else "open"), w("open", why=why, words=words)
+        return "hold", w.plain("hold", why=why, words=words)
+    told = w.plain("open", why=why, words=words)
+    return ("hold", told) if judged["settings"].get("strict", True) else ("open", w.plain("at_risk", words=told))
 
 
 def probe_would_do(version: Mapping) -> list[str]:
@@ -71,14 +77,18 @@ def probe_would_do(version: Mapping) -> list[str]:
 
 
 def _condition(check: Mapping, w: Words) -> str:
-    return w(check["kind"], task=check["task"]) if "kind" in check else check["what"]
+    return w.plain(check["kind"], task=check["task"]) if "kind" in check else check["what"]
 
 
 def _unmet(check: Mapping, w: Words) -> str:
-    found = w("found", what=_condition(check, w), **{k: check[k] for k in ("value", "low", "high", "wanted")})
+    found = w.plain("found", what=_condition(check, w), **{k: check[k] for k in ("value", "low", "high", "wanted")})
     if check["result"] != gate.OPEN:
         return found
-    return w("found_open" if check["more"] else "found_lost", found=found, more=check["more"])
+    if not check["more"]:
+        return w.plain("found_lost", found=found)
+    if not check.get("most"):  # there is no end, or an early release did not say it
+        return w.plain("found_open_end", found=found, more=check["more"])
+    return w.plain("found_open", found=found, more=check["more"], most=check["most"])
 
 
 def render(
@@ -99,11 +109,11 @@ def render(
     w = words_of(language)
     standing, sentence = decision(version, approved, w)
     name = folder.store.uri.rstrip("/").rsplit("/", 1)[-1]
-    title = w("title", run=html.escape(name), number=version["version"])
+    title = w("title", run=name, number=version["version"])
     so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
     parts = [
         f"<h1>{title}</h1>",
-        f'<p class="decision {standing}">{html.escape(sentence)}</p>',
+        f'<p class="decision {standing}">{escaped(sentence)}</p>',
         f"<p>{_next(standing, version, w)}</p>",
         *_scores(version, w),
         *_gate(version, w),
@@ -116,7 +126,7 @@ def render(
         *_drift(so_far, w),
         *_how_it_was_made(folder, version, info, w),
     ]
-    page = f'<!doctype html><html lang={language}><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><link rel=icon href="data:,"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
+    page = f'<!doctype html><html lang={language}><head><meta charset=utf-8><meta http-equiv=Content-Security-Policy content="{POLICY}"><meta name=viewport content="width=device-width,initial-scale=1"><link rel=icon href="data:,"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
     sheets = {
         "scores": tables.scores(version), "gate": tables.checks(version), "impact": tables.impact(version), "versions": tables.drift(so_far),
     }  # fmt: skip
@@ -131,19 +141,20 @@ def render(
 # ---------------------------------------------------------------------------------- pieces
 
 
-def _interval(score: Mapping | None) -> str:
-    return "" if score is None else f"{score['value']:.3f} <small>{score['low']:.3f}-{score['high']:.3f}</small>"
+def _interval(score: Mapping | None) -> Html:
+    return Html("") if score is None else filled(INTERVAL, **{k: score[k] for k in ("value", "low", "high")})
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str] = ()) -> str:
-    cells = "".join(f"<th scope=col>{h}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    last = f"<tfoot><tr>{''.join(f'<td>{c}</td>' for c in foot)}</tr></tfoot>" if foot else ""
+    """Whatever is no HTML yet is escaped here."""
+    cells = "".join(f"<th scope=col>{escaped(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(c)}</td>" for c in row) + "</tr>" for row in rows)
+    last = f"<tfoot><tr>{''.join(f'<td>{escaped(c)}</td>' for c in foot)}</tr></tfoot>" if foot else ""
     return f"<div class=wide tabindex=0><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody>{last}</table></div>"
 
 
 def _how(text: str) -> str:
-    return f"<p class=how>{text}</p>"
+    return f"<p class=how>{escaped(text)}</p>"
 
 
 def _plot(svg: str) -> str:
@@ -175,13 +186,14 @@ def _scores(version: Mapping, w: Words) -> list[str]:
     scores = version["scores"]
     shown = (*version["targets"], *version.get("others", ()), *version["controls"])
     more = [k for k in ("probe", "merged_words") if any(k in s for s in scores.values())]
+    looks = version.get("looks", {})
     rows = []
     for task in shown:
         s, alpha = scores[task], coefficient_of(version, task)
         change = s["merged"]["value"] - s["base"]["value"]
         rows.append(
             [
-                html.escape(task), _kind(version, task, w), _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}",
+                task, _kind(version, task, w), _interval(s["base"]), _looked(s["merged"], looks.get(task, 1), w), f"{change:+.3f}",
                 _interval(s.get("single")), *(_interval(s.get(k)) for k in more), alpha, str(s["base"]["n"]),
             ]
         )  # fmt: skip
@@ -189,9 +201,17 @@ def _scores(version: Mapping, w: Words) -> list[str]:
     return [
         f"<h2>{w('scores')}</h2>",
         _how(w("scores_how")),
+        *([_how(w("looks_how"))] if any(n > 1 for n in looks.values()) else []),
         _table([*head, "n"], rows, _means(version, more, w)),
-        _plot(plots.scores({t: scores[t] for t in shown}, w)),
+        _plot(plots.scores({t: scores[t] for t in shown}, w.plain)),
     ]
+
+
+def _looked(score: Mapping, look: int, w: Words) -> Html:
+    """A score with its interval, and with the number of the look at its test inputs from the second one on."""
+    if look < 2:
+        return _interval(score)
+    return filled("{score} <small>{look}</small>", score=_interval(score), look=w("looked", number=look))
 
 
 def _means(version: Mapping, more: Sequence[str], w: Words) -> list[str]:
@@ -202,7 +222,7 @@ def _means(version: Mapping, more: Sequence[str], w: Words) -> list[str]:
 
     def told(name: str, value: float, sign: str = "") -> str:
         low, high = found[name]
-        return f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>"
+        return Html(f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>")
 
     gain = told("gain", means["merged"] - means["zero_shot"], "+")
     return [w("mean_targets"), "", told("zero_shot", means["zero_shot"]), told("merged", means["merged"]), gain, f"{means['single']:.3f}" if "single" in means else "", *(f"{means[k]:.3f}" if k in means else "" for k in more), "", ""]  # fmt: skip
@@ -214,10 +234,13 @@ def _gate(version: Mapping, w: Words) -> list[str]:
     rows = []
     for c in checks:
         result = w(RESULTS[c["result"]])
-        told = w("more_needed", result=result, more=c["more"]) if c["more"] else result
-        rows.append([html.escape(_condition(c, w)), f"{c['wanted']:.3f}", _interval(c), str(c["n"] or ""), told])
+        told = result
+        if c["more"]:
+            key = "more_needed" if c.get("most") else "more_needed_end"
+            told = w(key, result=result, **{k: c[k] for k in ("more", "most") if c.get(k)})
+        rows.append([_condition(c, w), f"{c['wanted']:.3f}", _interval(c), str(c["n"] or ""), told])
     head = [w("condition"), w("wanted"), w("found_head"), "n", w("result")]
-    return [f"<h2>{w('gate')}</h2>", _how(w("gate_how")), _table(head, rows)]
+    return [f"<h2>{w('gate')}</h2>", _how(w("gate_how", together=2)), _table(head, rows)]
 
 
 def _watched(events: Sequence[Mapping], w: Words) -> list[str]:
@@ -225,7 +248,7 @@ def _watched(events: Sequence[Mapping], w: Words) -> list[str]:
         return []
     rows = [
         [
-            html.escape(e["data"]), html.escape(e["task"]), e["time"][:16].replace("T", " "), _interval(e["scores"]["base"]),
+            e["data"], e["task"], e["time"][:16].replace("T", " "), _interval(e["scores"]["base"]),
             _interval(e["scores"]["now"]), str(e["scores"]["now"]["n"]), w(RESULTS[e["gate"]]),
         ]
         for e in events
@@ -242,13 +265,13 @@ def _negation(version: Mapping, w: Words) -> list[str]:
     figures |= {f"again_{m}": beyond[m]["retrained"]["value"] for m in models}
     counts = zip(told["classes"], beyond["now"]["labels"], *(beyond[m]["predicted"] for m in models), strict=True)
     return [
-        f"<h2>{w('negation', task=html.escape(told['task']))}</h2>",
+        f"<h2>{w('negation', task=told['task'])}</h2>",
         _how(w("negation_how", keep=told["keep"])),
-        _plot(plots.negation(told, w)),
+        _plot(plots.negation(told, w.plain)),
         _how(w("beyond_how", steps=told["retrained_steps"], **figures)),
         _table(
             [w(k) for k in ("class", "inputs", "predicted_base", "before", "now")],
-            [[html.escape(c), *map(str, n)] for c, *n in counts],
+            [[c, *map(str, n)] for c, *n in counts],
         ),
     ]
 
@@ -262,7 +285,7 @@ def _comparison(version: Mapping, w: Words) -> list[str]:
         for word, key in (("zero_shot", "zero_shot"), ("single_task", "single"), ("merged", "merged"), ("normalized", "normalized"))
     ]  # fmt: skip
     for c, kept in mine["control_kept"].items():
-        rows.append([w("control_row", task=html.escape(c)), f"{kept:.1%}", f"{theirs['control_kept'][c]:.1%}"])
+        rows.append([w("control_row", task=c), f"{kept:.1%}", f"{theirs['control_kept'][c]:.1%}"])
     rows += [
         [w("training_time"), f"{a['train_seconds']:.1f} s", f"{b['train_seconds']:.1f} s"],
         [w("stored"), f"{a['delta_bytes'] / 1e6:.2f} MB", f"{b['delta_bytes'] / 1e6:.2f} MB"],
@@ -282,8 +305,8 @@ def _choice(version: Mapping, w: Words) -> list[str]:
         s = r["setting"]
         rows.append(
             [
-                f"{s['strategy']}, {s['granularity']}", f"{s['keep']:.0%}", f"{s.get('layers', 1):.0%}", f"&times; {s['lr']:g}", f"{r['work']:.0%}", f"{r['single']:.3f}",
-                f"{r['merged']:.3f} &plusmn; {r['error']:.3f}", _percent(r["control"]), _percent(r.get("disentanglement")), w("yes" if r["held"] else "no"),
+                f"{s['strategy']}, {s['granularity']}", f"{s['keep']:.0%}", f"{s.get('layers', 1):.0%}", filled("&times; {lr:g}", lr=s["lr"]), f"{r['work']:.0%}", f"{r['single']:.3f}",
+                filled("{merged:.3f} &plusmn; {error:.3f}", merged=r["merged"], error=r["error"]), _percent(r["control"]), _percent(r.get("disentanglement")), w("yes" if r["held"] else "no"),
             ]
         )  # fmt: skip
     how = w(
@@ -295,9 +318,9 @@ def _choice(version: Mapping, w: Words) -> list[str]:
     return [
         f"<h2>{w('choice')}</h2>",
         _how(how),
-        _table([*head, "&xi;", w("holds")], rows),
+        _table([*head, Html("&xi;"), w("holds")], rows),
         _how(w("trade_off_how")),
-        _plot(plots.trade_off(tried, w)),
+        _plot(plots.trade_off(tried, w.plain)),
     ]
 
 
@@ -306,17 +329,17 @@ def _scope(folder: RunFolder, version: Mapping, w: Words) -> list[str]:
     if not impact or not impact["tensors"]:
         return []
     changed = sum(t["changed"] for t in impact["tensors"].values())
-    flipped = [[html.escape(t), _kind(version, t, w), _percent(share)] for t, share in impact["flipped"].items()]
+    flipped = [[t, _kind(version, t, w), _percent(share)] for t, share in impact["flipped"].items()]
     parts = [
         f"<h2>{w('impact')}</h2>",
         _how(w("impact_how", changed=changed, tensors=len(impact["tensors"]))),
-        _plot(plots.impact(impact["tensors"], w)),
+        _plot(plots.impact(impact["tensors"], w.plain)),
         _how(w("flipped_how")),
         _table([w("task"), w("kind"), w("flipped")], flipped),
     ]
     infos = {t: folder.load_delta(t, mark).info for t, mark in version["deltas"].items()}
     if imported := {t: i for t, i in infos.items() if "imported" in i}:
-        rows = [[html.escape(t), html.escape(i["imported"]), _percent(i["lost"])] for t, i in imported.items()]
+        rows = [[t, i["imported"], _percent(i["lost"])] for t, i in imported.items()]
         parts += [_how(w("imported_how")), _table([w("task"), w("checkpoint"), w("imported")], rows)]
     return parts
 
@@ -328,7 +351,7 @@ def _robustness(version: Mapping, found: Mapping | None, w: Words) -> list[str]:
     for task, kinds in found.items():
         for name, s in kinds.items():
             change = s["merged"]["value"] - s["base"]["value"]
-            rows.append([html.escape(task), _kind(version, task, w), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"])  # fmt: skip
+            rows.append([task, _kind(version, task, w), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"])  # fmt: skip
     for model in ("base", "merged"):
         shares = [
             s[model]["value"] / max(kinds["none"][model]["value"], 1e-9)
@@ -345,14 +368,14 @@ def _robustness(version: Mapping, found: Mapping | None, w: Words) -> list[str]:
 def _drift(versions: Sequence[Mapping], w: Words) -> list[str]:
     if len(versions) < 2:
         return []
-    return [f"<h2>{w('drift')}</h2>", _how(w("drift_how")), _plot(plots.drift(versions, w))]
+    return [f"<h2>{w('drift')}</h2>", _how(w("drift_how")), _plot(plots.drift(versions, w.plain))]
 
 
 def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Words) -> list[str]:
     curves = {t: folder.load_delta(t, mark).info.get("curve") or [] for t, mark in version["deltas"].items()}
     parts = [*_search(version, w), *_learned(version, w), *_entangled(version, w)]
     if any(curves.values()):
-        parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w))]
+        parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w.plain))]
     parts += [*_mask(folder, info, w), *_took(version, w)]
     facts = [
         ("base", info["base"]),
@@ -360,17 +383,17 @@ def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Word
         ("model", version["model"]),
         ("made", version["created"]),
     ]
-    rows = [[w(k), v] for k, v in facts] + [[html.escape(k), v] for k, v in info["software"].items()]
+    rows = [[w(k), v] for k, v in facts] + [[k, v] for k, v in info["software"].items()]
     return [
         *parts,
         f"<h2>{w('facts')}</h2>",
-        _table([w("what"), w("value")], [[k, f"<code>{html.escape(str(v))}</code>"] for k, v in rows]),
+        _table([w("what"), w("value")], [[k, filled("<code>{value}</code>", value=str(v))] for k, v in rows]),
     ]
 
 
 def _search(version: Mapping, w: Words) -> list[str]:
     pairs = (("sparse", version), ("dense_arm", version.get("baseline")))
-    arms = {w(name): found["search"] for name, found in pairs if found and "search" in found}
+    arms = {w.plain(name): found["search"] for name, found in pairs if found and "search" in found}
     if not arms:
         return []
     found = next(iter(arms.values()))
@@ -381,8 +404,8 @@ def _search(version: Mapping, w: Words) -> list[str]:
         notes.append(w("reached", reached=", ".join(f"{g} {o:.4f}" for g, o in reached.items())))
     return [
         f"<h2>{w('search')}</h2>",
-        _how(w("search_how", words=" ".join(notes))),
-        _plot(plots.candidates({name: a["candidates"] for name, a in arms.items()}, w)),
+        _how(w("search_how", words=joined(" ", notes))),
+        _plot(plots.candidates({name: a["candidates"] for name, a in arms.items()}, w.plain)),
     ]
 
 
@@ -398,14 +421,14 @@ def _learned(version: Mapping, w: Words) -> list[str]:
         granularity=w(f"by_{granularity}"),
         teacher=w(f"teacher_{found['teacher']}"),
         pressure=found["pressure"],
-        heads=html.escape(", ".join(learned["heads"])) or w("none"),
+        heads=", ".join(learned["heads"]) or w("none"),
     )
-    curves = {w("merged"): found["curve"]}
+    curves = {w.plain("merged"): found["curve"]}
     return [
         f"<h2>{w('learned')}</h2>",
         _how(how),
-        _plot(plots.coefficients(rows, w)),
-        _plot(plots.training_curves(curves, w, w("learning_plot"))),
+        _plot(plots.coefficients(rows, w.plain)),
+        _plot(plots.training_curves(curves, w.plain, w.plain("learning_plot"))),
     ]
 
 
@@ -415,10 +438,10 @@ def _entangled(version: Mapping, w: Words) -> list[str]:
     together = xi["together"]
     worst = max(together, key=together.get)
     mean = sum(together.values()) / len(together)
-    how = w("xi_how", mean=mean, worst=html.escape(worst), most=together[worst])
-    parts = [f"<h2>{w('xi')}</h2>", _how(how)]
+    parts = [f"<h2>{w('xi')}</h2>", _how(w("xi_how", mean=mean, worst=worst, most=together[worst]))]
     if xi["pairs"]:
-        parts.append(_plot(plots.heatmap(xi["pairs"], xi["tasks"], xi["tasks"], w("joins"), w("inputs_of"), w("xi_plot"))))
+        labels = map(w.plain, ("joins", "inputs_of", "xi_plot"))
+        parts.append(_plot(plots.heatmap(xi["pairs"], xi["tasks"], xi["tasks"], *labels)))
     return parts
 
 
@@ -428,12 +451,12 @@ def _mask(folder: RunFolder, info: Mapping, w: Words) -> list[str]:
     parts = [
         f"<h2>{w('mask')}</h2>",
         _how(w("mask_how", k=mask.k, total=mask.layout.total, strategy=mask.info.get("strategy"))),
-        _plot(plots.mask_by_tensor(mask.density(), w)),
+        _plot(plots.mask_by_tensor(mask.density(), w.plain)),
     ]
     if stability := mask.info.get("stability"):
-        parts += [_how(w("stability_how")), _plot(plots.stability(stability, w))]
+        parts += [_how(w("stability_how")), _plot(plots.stability(stability, w.plain))]
     if overlap := mask.info.get("overlap"):
-        rows = [[html.escape(t), f"{o:.2f}"] for t, o in overlap.items()]
+        rows = [[t, f"{o:.2f}"] for t, o in overlap.items()]
         parts += [_how(w("overlap_how")), _table([w("task"), w("overlap")], rows)]
     return parts
 
@@ -441,8 +464,8 @@ def _mask(folder: RunFolder, info: Mapping, w: Words) -> list[str]:
 def _took(version: Mapping, w: Words) -> list[str]:
     if not (stages := version.get("stages")):
         return []
-    rows = [[html.escape(n), f"{s:.1f} s", str(stages["slots"].get(n, ""))] for n, s in stages["seconds"].items()]
+    rows = [[n, f"{s:.1f} s", str(stages["slots"].get(n, ""))] for n, s in stages["seconds"].items()]
     told = ("first_step", "merge_seconds", "object_store_peak")  # a version of an earlier release may lack some
     notes = [w(key, value=stages[key]) for key in told if stages.get(key) is not None]
-    words = " ".join([w("in_all", seconds=version["seconds"]), *notes])
+    words = joined(" ", [w("in_all", seconds=version["seconds"]), *notes])
     return [f"<h2>{w('took')}</h2>", _how(words), _table([w("stage"), w("wall_time"), w("at_once")], rows)]

@@ -6,19 +6,19 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from talos_ray.report.words import Words
+Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
 
 INK = "#123456"  # stands for the page's text colour, and is replaced by it
 STYLE = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.hashsalt": "talos_ray",
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.hashsalt": "talos_ray", "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
 PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
@@ -58,12 +58,12 @@ def _legend(axes, columns: int = 4) -> None:
         text.set_color(INK)
 
 
-def mask_by_tensor(density: Mapping[str, float], w: Words) -> str:
+def mask_by_tensor(density: Mapping[str, float], w: Say) -> str:
     """Share of masked weights in every tensor that could hold some."""
     return _bars(density, w("share_may_change"), w("mask_plot"), 1.0)
 
 
-def impact(tensors: Mapping[str, Mapping[str, float]], w: Words) -> str:
+def impact(tensors: Mapping[str, Mapping[str, float]], w: Say) -> str:
     """Norm of the change over norm of the base, in every tensor that changed."""
     far = {name: t["relative"] for name, t in tensors.items()}
     return _bars(far, w("impact_axis"), w("impact_plot"))
@@ -78,7 +78,7 @@ def _bars(values: Mapping[str, float], title_x: str, description: str, limit: fl
     return _svg(figure, description)
 
 
-def drift(versions: Sequence[Mapping], w: Words) -> str:
+def drift(versions: Sequence[Mapping], w: Say) -> str:
     """Test accuracy of every task over versions; control tasks are dashed."""
     figure, axes = _axes(3.0, w("version"), w("accuracy_test"))
     tasks = list(dict.fromkeys(t for v in versions for t in v["scores"]))
@@ -92,7 +92,7 @@ def drift(versions: Sequence[Mapping], w: Words) -> str:
     return _svg(figure, w("drift_plot"))
 
 
-def stability(points: Sequence[Mapping[str, float]], w: Words) -> str:
+def stability(points: Sequence[Mapping[str, float]], w: Say) -> str:
     """Overlap of successive estimates of the mask as samples arrive, one line a round."""
     figure, axes = _axes(2.4, w("waves"), w("overlap_before"))
     for r, color in zip(sorted({p["round"] for p in points}), PALETTE * 100, strict=False):
@@ -105,7 +105,7 @@ def stability(points: Sequence[Mapping[str, float]], w: Words) -> str:
 
 
 def training_curves(
-    curves: Mapping[str, Sequence[Sequence[float]]], w: Words, description: str | None = None
+    curves: Mapping[str, Sequence[Sequence[float]]], w: Say, description: str | None = None
 ) -> str:
     """Loss by step of every task."""
     figure, axes = _axes(3.2, w("step"), w("loss"))
@@ -117,7 +117,7 @@ def training_curves(
     return _svg(figure, description or w("training_plot"))
 
 
-def candidates(arms: Mapping[str, Sequence[Mapping]], w: Words) -> str:
+def candidates(arms: Mapping[str, Sequence[Mapping]], w: Say) -> str:
     """Objective of every candidate by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
     figure, axes = _axes(2.8, w("mean_coefficient"), w("normalized_validation"))
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
@@ -156,7 +156,7 @@ def heatmap(
     return _svg(figure, description)
 
 
-def coefficients(rows: Mapping[str, Mapping[str, float]], w: Words) -> str:
+def coefficients(rows: Mapping[str, Mapping[str, float]], w: Say) -> str:
     """Mean coefficient of every task in every tensor: a map, blue above zero and red below."""
     tensors = list(next(iter(rows.values())))
     figure, axes = _axes(max(2.2, 0.11 * len(tensors)), "", w("tensor"))
@@ -171,7 +171,7 @@ def coefficients(rows: Mapping[str, Mapping[str, float]], w: Words) -> str:
     return _svg(figure, w("learned_plot"))
 
 
-def trade_off(tried: Sequence[Mapping], w: Words) -> str:
+def trade_off(tried: Sequence[Mapping], w: Say) -> str:
     """Merged and single-task validation accuracy of every short run, by the share of weights that may change."""
     figure, axes = _axes(3.0, w("share_may_change"), w("accuracy_validation"))
     kinds = list(dict.fromkeys(f"{r['setting']['strategy']} {r['setting']['granularity']}" for r in tried))
@@ -194,7 +194,7 @@ def trade_off(tried: Sequence[Mapping], w: Words) -> str:
     return _svg(figure, w("trade_off_plot"))
 
 
-def negation(told: Mapping, w: Words) -> str:
+def negation(told: Mapping, w: Say) -> str:
     """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by pressure; by coefficient in
     versions of earlier releases."""
     by = "pressure" if "pressure" in told["curve"][0] else "coefficient"
@@ -209,7 +209,7 @@ def negation(told: Mapping, w: Words) -> str:
     return _svg(figure, w("negation_plot"))
 
 
-def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]], w: Words) -> str:
+def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]], w: Say) -> str:
     """Base, merged and single-task accuracy of every task, with 95 % intervals."""
     names = list(rows)
     figure, axes = _axes(max(2.0, 0.42 * len(names)), w("accuracy_test"), "")

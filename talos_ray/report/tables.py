@@ -10,6 +10,7 @@ from openpyxl import Workbook
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 
+from talos_ray.shown import cell
 from talos_ray.storage.run_folder import coefficient_of, kind_of
 
 Table = list[Sequence[object]]  # the first row is the header
@@ -26,10 +27,23 @@ def scores(version: Mapping) -> Table:
 
 def checks(version: Mapping) -> Table:
     """What the gate wanted and found."""
-    rows: Table = [("condition", "task", "wanted", "found", "low", "high", "n", "result", "more inputs needed")]
+    rows: Table = [
+        ("condition", "task", "wanted", "found", "low", "high", "n", "result", "more inputs needed", "or up to")
+    ]
     for c in version.get("gate", {}).get("checks", ()):
         rows.append(
-            (c["what"], c["task"], c["wanted"], c["value"], c["low"], c["high"], c["n"], c["result"], c["more"])
+            (
+                c["what"],
+                c["task"],
+                c["wanted"],
+                c["value"],
+                c["low"],
+                c["high"],
+                c["n"],
+                c["result"],
+                c["more"],
+                c.get("most"),
+            )
         )
     return rows
 
@@ -54,7 +68,7 @@ def drift(versions: Sequence[Mapping]) -> Table:
 
 def as_csv(table: Table) -> bytes:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(table)
+    csv.writer(out, lineterminator="\n").writerows([cell(value) for value in row] for row in table)
     return out.getvalue().encode()
 
 
@@ -65,20 +79,20 @@ def as_xlsx(sheets: Mapping[str, Table], decision: str) -> bytes:
     for name, table in sheets.items():
         sheet = book.create_sheet(name)
         if sheet is book.worksheets[0]:
-            sheet.append([decision])
+            sheet.append([cell(decision)])
             sheet["A1"].font = Font(bold=True)
             sheet.append([])
         first = sheet.max_row + 1 if sheet.max_row > 1 else 1
         for row in table:
-            sheet.append(list(row))
-        for cell in sheet[first]:
-            cell.font = Font(bold=True)
+            sheet.append([cell(value) for value in row])
+        for head in sheet[first]:
+            head.font = Font(bold=True)
         sheet.freeze_panes = sheet.cell(first + 1, 2)
         for i, column in enumerate(zip(*table, strict=True), 1):
             sheet.column_dimensions[get_column_letter(i)].width = min(60, 2 + max(len(str(v)) for v in column))
-            for cell in sheet[get_column_letter(i)][first:]:
-                if isinstance(cell.value, float):
-                    cell.number_format = "0.000"
+            for shown in sheet[get_column_letter(i)][first:]:
+                if isinstance(shown.value, float):
+                    shown.number_format = "0.000"
     out = io.BytesIO()
     book.save(out)
     return out.getvalue()

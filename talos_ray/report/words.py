@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from talos_ray.shown import Html, filled
+
 
 @dataclass(frozen=True)
 class Words:
-    """`Words(texts)("gain", before=...)` is the text of that key with its places filled in."""
+    """`Words(texts)("gain", before=...)` is the text of that key with its places filled in, as HTML: the texts are ours, and what is
+    filled in is escaped. `Words(texts).plain("gain", ...)` is the same for what is no page."""
 
     texts: Mapping[str, str]
 
-    def __call__(self, key: str, /, **values: object) -> str:
+    def __call__(self, key: str, /, **values: object) -> Html:
+        return filled(self.texts[key], **values)
+
+    def plain(self, key: str, /, **values: object) -> str:
         return self.texts[key].format(**values)

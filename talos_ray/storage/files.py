@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import random
+import re
+import shutil
+import socket
+import stat
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.fs as pafs
 import torch
@@ -18,24 +27,77 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from talos_ray.core.layout import fingerprint, key_of
-from talos_ray.errors import CorruptError, SpecError, StorageError
+from talos_ray.errors import ConflictError, CorruptError, SpecError, StorageError
+from talos_ray.secrets import refuse_secrets
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 60.0  # seconds that storage may refuse a write before the run gives up
-FINAL = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # refusals that waiting does not mend
+FINAL = (  # refusals that waiting does not mend
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR,
+)  # fmt: skip
 OBJECT_STORES = ("s3", "gcs", "abfs")  # publish an object when its upload ends, and cannot rename
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in its own specification
+LEASE = 600.0  # seconds after which a process of another machine, of which nothing was heard, counts as gone
+QUEUE = "writing"  # on object stores: a ticket of every process that writes, or waits to
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)  # what file systems without hard links say
+
+# What a process is on its way to write carries its mark: machine, process, and a number drawn at random.
+OWNER = r"(?P<host>[A-Za-z0-9_]{1,24})-(?P<pid>\d+)"
+MARK = rf"{OWNER}-[0-9a-f]{{8}}"
+PART = re.compile(rf"\..+\.{MARK}\.part", re.DOTALL)
+TICKET = re.compile(rf"{MARK}\.json")
+
+
+def new_mark() -> str:
+    """Names one write, or one operation, of this process."""
+    return f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def mark_of(part: re.Match) -> str:
+    """Of what `PART` found."""
+    return f"{part['host']}-{part['pid']}"
+
+
+def who(mark: str) -> str:
+    """The process that made a mark, in words."""
+    found = re.match(OWNER, mark)
+    return f"process {found['pid']} on {found['host']}" if found else "another process"
+
+
+def is_gone(mark: str, age: float, locked: bool = False) -> bool:
+    """Whether the process that made a mark, `age` seconds ago, writes no more. Of another machine only time can tell.
+
+    Args:
+        locked: this process holds a lock that the other would have to hold, if it were on this machine.
+    """
+    found = re.match(OWNER, mark)
+    if found is None or found["host"] != _host():
+        return age > LEASE
+    if locked:
+        return True
+    try:
+        os.kill(int(found["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # it runs, and is somebody else's
+        return False
+    return False
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:24] or "_"
 
 
 class Store:
     """A folder named by a local path or a URI (`s3://…`, `gs://…`, `hdfs://…`). Names inside use '/'.
 
     Raises:
-        SpecError: the URI's scheme is not known to pyarrow.
+        SpecError: the URI's scheme is not known to pyarrow, or there is a secret in it.
     """
 
     def __init__(self, uri: str) -> None:
+        refuse_secrets(uri, "output")
         try:
             if "://" in uri:
                 self.fs, self.root = pafs.FileSystem.from_uri(uri)
@@ -46,6 +108,8 @@ class Store:
                 f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run"
             ) from None
         self.local = self.fs.type_name == "local"
+        if self.local:
+            self.root = os.path.realpath(self.root)
         self.uri = uri if "://" in uri else self.root  # absolute, because workers have other working folders
 
     def path(self, name: str) -> str:
@@ -56,25 +120,102 @@ class Store:
 
     def list(self, folder: str = "") -> list[str]:
         """Names of the finished files in a folder, sorted; half-written ones (leading dot) are left out."""
+        return [name for name, _, _ in self.listing(folder)]
+
+    def listing(self, folder: str = "") -> list[tuple[str, int, int]]:
+        """(name, bytes, time of the last change in ns) of what `list` names: one request."""
         found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
-        return sorted(i.base_name for i in found if i.type == pafs.FileType.File and not i.base_name.startswith("."))
+        files = [i for i in found if i.type == pafs.FileType.File and not i.base_name.startswith(".")]
+        return sorted((i.base_name, i.size, i.mtime_ns or 0) for i in files)
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, sorted; links are none."""
+        if self.local:
+            if os.path.islink(self.path(folder)) or not os.path.isdir(self.path(folder)):
+                return []
+            with os.scandir(self.path(folder)) as entries:
+                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+        found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        return sorted(i.base_name for i in found if i.type == pafs.FileType.Directory)
+
+    def age(self, name: str) -> float:
+        """Seconds since a file, or what lies in a folder, was last changed, by this machine's clock; 0 if there is nothing."""
+        if self.local:
+            try:
+                return time.time() - os.stat(self.path(name)).st_mtime
+            except FileNotFoundError:
+                return 0.0
+        changed = [i for _, _, i in self.listing(name)]
+        return time.time() - max(changed) / 1e9 if changed else 0.0
 
     def walk(self) -> list[str]:
-        """Names of all finished files in the folder and those below, sorted; as `list`."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.root, recursive=True, allow_not_found=True))
-        names = (str(PurePosixPath(i.path).relative_to(self.root)) for i in found if i.type == pafs.FileType.File)
+        """Names of all finished files in the folder and those below, sorted; as `list`. Links are not followed."""
+        names = (name for name, kind in self.tree() if kind == "file")
         return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
 
+    def tree(self) -> Iterator[tuple[str, str]]:
+        """(name, kind) of everything below the folder, whatever it is called. `kind`: "file", "empty folder", or, on this
+        machine, "link" (never followed), "pipe", "socket", "device", or "folder that cannot be read"."""
+        if not self.local:
+            found = self.fs.get_file_info(pafs.FileSelector(self.root, recursive=True, allow_not_found=True))
+            names = {str(PurePosixPath(i.path).relative_to(self.root)): i.type for i in found}
+            full = {str(parent) for n in names for parent in PurePosixPath(n).parents}
+            for name, kind in names.items():
+                if kind == pafs.FileType.File:
+                    yield name, "file"
+                elif name not in full:
+                    yield name, "empty folder"
+            return
+        waiting = [""]
+        while waiting:  # no recursion: a tree may be deeper than Python's stack
+            folder = waiting.pop()
+            try:
+                with os.scandir(os.path.join(self.root, folder)) as entries:
+                    found = [
+                        (f"{folder}/{e.name}" if folder else e.name, e.stat(follow_symlinks=False)) for e in entries
+                    ]
+            except FileNotFoundError:  # another process took it away meanwhile
+                continue
+            except OSError:
+                yield folder, "folder that cannot be read"
+                continue
+            if not found and folder:
+                yield folder, "empty folder"
+            for name, about in found:
+                if stat.S_ISDIR(about.st_mode):
+                    waiting.append(name)
+                else:
+                    yield name, _kind(about.st_mode)
+
     def read(self, name: str) -> bytes:
+        """Raises CorruptError if something lies there that is no file: a pipe would never end."""
+        if self.local:
+            with self._opened(name) as stream:
+                return stream.read()
         with self.fs.open_input_stream(self.path(name)) as stream:
             return stream.read()
+
+    def sha256(self, name: str) -> str:
+        """Of a file's content, read piece by piece."""
+        digest = hashlib.sha256()
+        with self._opened(name) if self.local else self.fs.open_input_stream(self.path(name)) as stream:
+            while piece := stream.read(16 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def _opened(self, name: str):
+        descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CorruptError(f"{self.path(name)} is no file; wanted one; the run was changed; restore it from a copy")
+        return open(descriptor, "rb")
 
     def write(self, name: str, data: bytes, patience: float | None = None) -> None:
         """Put `data` under `name`, whole or not at all: a reader sees the old file or the new one.
 
         Object stores publish an object when its upload ends. Elsewhere the bytes go to a temporary name in
-        the same folder, are flushed, and renamed. Storage that refuses is asked again for `patience` seconds
-        (PATIENCE, if not given), unless it is full or the folder is not ours.
+        the same folder, are flushed, and renamed; then the folder is. Storage that refuses is asked again for `patience`
+        seconds (PATIENCE, if not given), unless it is full or the folder is not ours.
 
         Raises:
             StorageError: it still refuses then, or it is full.
@@ -98,11 +239,15 @@ class Store:
         folder, base = target.rsplit("/", 1)
         if self.local or self.fs.type_name == "hdfs":
             self.fs.create_dir(folder, recursive=True)
+        if self.local and os.path.realpath(folder) != folder:
+            raise CorruptError(
+                f"{folder} is a link to {os.path.realpath(folder)!r}; wanted a folder of the run; nothing was written"
+            )
         if self.fs.type_name in OBJECT_STORES:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(data)
             return
-        work = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}"
+        work = f"{folder}/.{base[:120]}.{new_mark()}.part"
         try:
             if self.local:
                 with open(work, "wb") as stream:
@@ -110,6 +255,7 @@ class Store:
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.replace(work, target)
+                _flush_folder(folder)
             else:
                 with self.fs.open_output_stream(work) as stream:
                     stream.write(data)
@@ -119,6 +265,157 @@ class Store:
                 self.fs.delete_file(work)
             raise
 
+    def create(self, name: str, data: bytes, staged: str) -> bool:
+        """Put `data` under `name` unless something is there: whether it was put. Of all who try at once one succeeds.
+
+        On this machine the bytes are first written, whole, to `staged`, and get their name by `link`. S3 is asked to refuse what
+        exists (`If-None-Match: *`), where botocore is installed. What is left can only look first, and relies on `alone`.
+
+        Raises:
+            StorageError: as `write`.
+        """
+        if self.local:
+            self.write(staged, data)
+            folder = self.path(name).rsplit("/", 1)[0]
+            try:
+                os.makedirs(folder, exist_ok=True)
+                try:
+                    os.link(self.path(staged), self.path(name))
+                except FileExistsError:
+                    return False
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    if os.path.lexists(self.path(name)):
+                        return False
+                    os.rename(self.path(staged), self.path(name))
+                _flush_folder(folder)
+            except OSError as error:
+                raise StorageError(
+                    f"{self.path(name)} cannot be written: {error}; free space or mend access"
+                ) from error
+            return True
+        if self._conditional is not None:
+            return self._create_on_s3(name, data)
+        if self.exists(name):
+            return False
+        self.write(name, data)
+        return True
+
+    @cached_property
+    def _conditional(self):
+        """A client that can ask S3 to refuse what exists; None where there is none, as pyarrow's own cannot."""
+        if self.fs.type_name != "s3":
+            return None
+        try:
+            import botocore.session
+        except ImportError:
+            return None
+        asked = {k: v[-1] for k, v in parse_qs(urlsplit(self.uri).query).items()}
+        place = asked.get("endpoint_override")
+        return botocore.session.get_session().create_client(
+            "s3",
+            region_name=asked.get("region") or self.fs.region,
+            endpoint_url=f"{asked.get('scheme', 'https')}://{place}" if place else None,
+        )
+
+    def _create_on_s3(self, name: str, data: bytes) -> bool:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, key = self.path(name).partition("/")
+        try:
+            self._conditional.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):  # it exists, or another is at it
+                return False
+            raise StorageError(f"{self.path(name)} cannot be written: {error}; mend access") from error
+        except BotoCoreError as error:
+            raise StorageError(f"{self.path(name)} cannot be written: {error}; mend access") from error
+        return True
+
+    @contextmanager
+    def alone(self, patience: float | None = None) -> Iterator[None]:
+        """While this lasts, nobody else who asks for it writes: they wait. A process that dies holds nobody up.
+
+        On this machine the kernel holds a lock on the folder, and lets go of it when the process ends. Object stores have no
+        locks: there a process leaves a ticket, and goes on if it then sees no other; if it does, it takes its ticket back and
+        tries again a little later. As listings are of what was written before, no two can see only themselves. A ticket of a
+        process that is gone is thrown away.
+
+        Raises:
+            ConflictError: others write for longer than `patience` (PATIENCE, if not given), and who.
+        """
+        until = time.monotonic() + (PATIENCE if patience is None else patience)
+        with self._locked(until) if self.local else self._queued(until):
+            yield
+
+    @contextmanager
+    def _locked(self, until: float) -> Iterator[None]:
+        try:
+            os.makedirs(self.root, exist_ok=True)
+            folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"{self.root} cannot be opened: {error}; mend access") from error
+        try:
+            while True:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise self._busy(self.folders("pending")) from None
+                    time.sleep(random.uniform(0.002, 0.02))
+                except OSError:  # a network file system without such locks: events are still claimed one by one
+                    break
+            yield
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _queued(self, until: float) -> Iterator[None]:
+        mine = f"{new_mark()}.json"
+        pause = 0.02
+        while True:
+            self.write(f"{QUEUE}/{mine}", as_json({"host": socket.gethostname(), "pid": os.getpid()}), patience=0)
+            others = [other for other in self._tickets() if other != mine]
+            if not others:
+                break
+            self.delete(f"{QUEUE}/{mine}")
+            if time.monotonic() > until:
+                raise self._busy(others)
+            time.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, 1.0)
+        try:
+            yield
+        finally:
+            self.delete(f"{QUEUE}/{mine}")
+
+    def _tickets(self) -> list[str]:
+        """Of the processes that write, or wait to. Those of processes that are gone are thrown away."""
+        found = []
+        for name, _, changed in self.listing(QUEUE):
+            if TICKET.fullmatch(name) and is_gone(name, time.time() - changed / 1e9):
+                self.delete(f"{QUEUE}/{name}")
+            else:
+                found.append(name)
+        return found
+
+    def _busy(self, marks: list[str]) -> ConflictError:
+        others = ", ".join(sorted({who(m) for m in marks})) or "another process"
+        return ConflictError(
+            f"run {self.uri!r} is being written to by {others}; nothing was changed; wait for it, or run the same command again"
+        )
+
+    def sweep(self) -> list[str]:
+        """Delete what processes that are gone had begun to write under a temporary name. Returns the names."""
+        gone = []
+        for name, kind in self.tree() if self.local else ():
+            found = PART.fullmatch(PurePosixPath(name).name)
+            if found and kind == "file" and is_gone(mark_of(found), self.age(name)):
+                self.delete(name)
+                gone.append(name)
+        return gone
+
     def upload(self, path: Path, name: str) -> None:
         """Put a local file under `name`, piece by piece, whole or not at all."""
         target = self.path(name)
@@ -126,7 +423,7 @@ class Store:
         if self.fs.type_name in OBJECT_STORES:
             return self._copy(pafs.LocalFileSystem(), str(path), self.fs, target)
         self.fs.create_dir(folder, recursive=True)
-        work = f"{folder}/.{base}.{uuid.uuid4().hex[:8]}"
+        work = f"{folder}/.{base[:120]}.{new_mark()}.part"
         self._copy(pafs.LocalFileSystem(), str(path), self.fs, work)
         self.fs.move(work, target)
 
@@ -153,7 +450,11 @@ class Store:
             self.fs.delete_file(self.path(name))
 
     def delete_folder(self, name: str) -> None:
-        if self.exists(name):
+        if not self.exists(name):
+            return
+        if self.local:
+            shutil.rmtree(self.path(name))
+        else:
             self.fs.delete_dir(self.path(name))
 
     # ---------------------------------------------------------------------------- JSON and safetensors
@@ -166,7 +467,7 @@ class Store:
         """A file's content that was read already, as `read_json`."""
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptError(
                 f"{self.path(name)} is not JSON ({error}); the file was changed; restore it from a copy"
             ) from None
@@ -202,6 +503,29 @@ class Store:
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:
         self.write(name, as_tensors(tensors, info))
+
+
+def _kind(mode: int) -> str:
+    """What lies there, in a word."""
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISLNK(mode):
+        return "link"
+    if stat.S_ISFIFO(mode):
+        return "pipe"
+    return "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+def _flush_folder(folder: str) -> None:
+    """A new name survives a power cut only once its folder is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def as_json(value: Mapping) -> bytes:

@@ -1,7 +1,9 @@
 """The append-only history: one event a file, each holding the hash of the one before and of every file that it brought.
 
-An event is written before its effect is visible: first the event, then the files it names, then `head.json`, which names the
-event. So whatever is in force has been recorded, and `verify` can say of every file of a run whether it is as it was written.
+An operation is whole. What it brings is first written under `pending/`, by content; then its event claims the next number, which
+only one writer can; then the files get their names, and `head.json` names the event. Cut off before the claim, nothing has
+happened; cut off after it, everything that is missing lies under `pending/`. Either way `settle`, with which every command
+begins, makes it whole. `docs/formats.md` has the protocol for those who write another program.
 """
 
 from __future__ import annotations
@@ -10,21 +12,36 @@ import getpass
 import hashlib
 import json
 import random
+import re
 import shlex
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 
-from talos_ray.errors import ConflictError, CorruptError
-from talos_ray.storage.files import Store, as_json
+from talos_ray.errors import ConflictError, CorruptError, SpecError, StorageError, TalosError
+from talos_ray.secrets import blotted
+from talos_ray.storage.files import MARK, PART, QUEUE, TICKET, Store, as_json, is_gone, mark_of, new_mark, who
 
 FIRST = "0" * 64  # what the first event names as its predecessor
-ATTEMPTS = 8  # before another writer is given way
-UNRECORDED = "checkpoints"  # folders whose files come and go while a task trains; each carries a digest of its own
+PENDING = "pending"  # a folder an operation: what it brings, named by SHA-256, until it has its names
+EVENT = "event.json"  # the event itself, before it has its number
+PATIENCE = 20.0  # seconds, and LEAST tries, for which a writer gives way to those who come first
+LEAST = 30
+
+# Releases before the claim named an event by its number and its hash.
+NAME = re.compile(r"(?P<number>\d{8})(?:-(?P<digest>[0-9a-f]{64}))?\.json")
+# Files that come and go while a task trains. Each carries a digest of its own.
+CHECKPOINT = re.compile(r"(?:baseline/)?checkpoints/[^/]+/step-\d{8}\.safetensors")
+OURS = ("baseline", "baseline/checkpoints", "checkpoints", "history", PENDING, QUEUE)  # folders that may lie empty
 
 Build = Callable[[dict], tuple[Mapping[str, bytes], Mapping[str, object]]]
+
+# What the chain was when this process last looked, by store: events are never changed, so only new ones are read.
+_known: dict[str, tuple[list[tuple], list[dict], list[str]]] = {}
 
 
 def _digest(event: Mapping) -> str:
@@ -35,68 +52,184 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+# ---------------------------------------------------------------------------------- writing
+
+
 def append(
-    store: Store, operation: str, build: Build | None = None, holds: Iterable[str] = (), **details: object
+    store: Store,
+    operation: str,
+    build: Build | None = None,
+    holds: Iterable[str] = (),
+    *,
+    asked: list | None = None,
+    patience: float | None = None,
+    **details: object,
 ) -> dict:
-    """Add an event: what was done (`operation`, `details`), by whom (user, host, command) and when (UTC); then write the files
-    that it brings.
+    """Add an event: what was done (`operation`, `details`), by whom (user, host, command) and when (UTC), with the files that it
+    brings. All of it happens, or nothing.
 
     Args:
         build: called with the event before this one (`{}` if there is none), gives the files to write and more details. Called
             again if another writer came first; raises if the operation makes no sense any more.
         holds: names of files already on storage that belong to the event.
+        asked: the command as it was given, by which a repeat of it is known.
+        patience: seconds that storage may refuse the first write; as `Store.write`, if not given.
 
     Raises:
-        ConflictError: other writers came first, again and again. Nothing was written.
+        ConflictError: other writers came first, again and again. Nothing was changed.
+        StorageError: storage refuses; says whether the operation took effect.
     """
-    held = {name: _sha256(store.read(name)) for name in holds}
-    for attempt in range(ATTEMPTS):
-        names = store.list("history")
-        before = _newest(store, names)
+    held = {name: store.sha256(name) for name in holds}
+    mark = new_mark()
+    started = time.monotonic()
+    tries = 0
+    while True:
+        settle(store)
+        events, previous = chain(store)
+        before = events[-1] if events else {}
         writes, more = build(before) if build else ({}, {})
         event = {
-            "number": len(names),
-            "previous": names[-1].removesuffix(".json").split("-")[1] if names else FIRST,
+            "number": len(events),
+            "previous": previous,
+            "id": mark,
             "operation": operation,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "user": _user(),
             "host": socket.gethostname(),
-            "command": shlex.join(sys.argv),
+            "command": blotted(shlex.join(sys.argv)),
+            **({} if asked is None else {"asked": asked}),
             "head": before.get("head"),
             "versions": before.get("versions", 0),
             "files": {**held, **{name: _sha256(data) for name, data in writes.items()}},
             **details,
             **more,
         }
-        digest = _digest(event)
-        mine = f"{event['number']:08d}-{digest}.json"
-        store.write_json(f"history/{mine}", event)
-        # Whoever sees another event of the same number steps back: so at most one stays, on any storage that lists what it holds.
-        if any(n != mine and n.startswith(mine[:9]) for n in store.list("history")):
-            store.delete(f"history/{mine}")
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))
-            continue
-        for name, data in writes.items():
-            store.write(name, data)
-        store.write("head.json", _pointer(event, digest))
-        return event
-    raise ConflictError(
-        f"run {store.uri!r} is being written to by another process; nothing was changed; run the same command again"
-    )
+        if _commit(store, event, writes, patience):
+            return event
+        tries += 1
+        if tries >= LEAST and time.monotonic() - started > PATIENCE:
+            raise ConflictError(
+                f"run {store.uri!r} is being written to by others, who came first {tries} times (the last was {who(before.get('id', ''))}); "
+                f"nothing was changed; run the same command again"
+            )
+        time.sleep(random.uniform(0, min(0.5, 0.02 * 2**tries)))
+
+
+def _commit(store: Store, event: dict, writes: Mapping[str, bytes], patience: float | None) -> bool:
+    """Make an event and its files part of the run: whether it was this writer's turn."""
+    number = f"history/{event['number']:08d}.json"
+    folder = f"{PENDING}/{event['id']}"
+    with store.alone():
+        if chain(store)[1] != event["previous"]:
+            return False
+        contents = {event["files"][name]: data for name, data in writes.items()}
+        claimed = False
+        try:
+            for digest, data in contents.items():
+                store.write(f"{folder}/{digest}", data, patience)
+            claimed = store.create(number, as_json(event), f"{folder}/{EVENT}")
+        finally:
+            # A claim whose answer was lost is a claim all the same. Where there is none, nothing is left behind.
+            claimed = claimed or _is_ours(store, number, event)
+            if not claimed:
+                _drop(store, folder)
+        if not claimed:
+            return False
+        try:
+            _put_in_place(store, event, contents)
+        except StorageError as error:
+            raise StorageError(
+                f"{event['operation']} took effect as event {event['number']}, but not all of its files are in place: {error.__cause__}. Free space or mend access: "
+                f"the next command puts them there, and this one, given again, changes nothing more"
+            ) from error
+    return True
+
+
+def _is_ours(store: Store, name: str, event: Mapping) -> bool:
+    try:
+        return store.exists(name) and store.read_json(name).get("id") == event["id"]
+    except (OSError, TalosError):
+        return False
+
+
+def _drop(store: Store, folder: str) -> None:
+    with suppress(OSError):  # `settle` takes it away once storage allows it
+        store.delete_folder(folder)
+
+
+def _put_in_place(store: Store, event: Mapping, contents: Mapping[str, bytes]) -> None:
+    """Give the files of a claimed event their names, and say that it is done. May be done twice."""
+    for name, digest in event["files"].items():
+        if digest in contents:
+            store.write(name, contents[digest])
+    store.write("head.json", _pointer(event, _digest(event)))
+    _drop(store, f"{PENDING}/{event['id']}")
+
+
+def settle(store: Store) -> tuple[dict | None, list[str]]:
+    """Make whole what a process that was cut off left behind. Returns the event that was completed, if there was one, and the
+    operations that were discarded, because they had not taken effect.
+
+    Raises:
+        StorageError: storage refuses. ConflictError: others write, for long.
+    """
+    if _is_settled(store):
+        return None, []
+    with store.alone():  # so whoever had begun something has ended it by now, or is gone
+        try:
+            events, digests = _chain(store)
+        except CorruptError:  # for `verify` to name
+            return None, []
+        finished, discarded = None, []
+        newest = events[-1] if events else {}
+        for mark in store.folders(PENDING):
+            # Where a lock keeps the processes of this machine apart, what lies here of one of them lies here for good.
+            if (
+                mark != newest.get("id")
+                and re.fullmatch(MARK, mark)
+                and is_gone(mark, store.age(f"{PENDING}/{mark}"), locked=store.local)
+            ):
+                store.delete_folder(f"{PENDING}/{mark}")
+                discarded.append(mark)
+        if newest and not _is_done(store, events, digests):
+            staged = store.list(f"{PENDING}/{newest['id']}") if "id" in newest else []
+            contents = {name: store.read(f"{PENDING}/{newest['id']}/{name}") for name in staged if name != EVENT}
+            _put_in_place(store, newest, {digest: data for digest, data in contents.items() if _sha256(data) == digest})
+            finished = newest
+            store.sweep()
+        return finished, discarded
+
+
+def _is_settled(store: Store) -> bool:
+    """Whether nothing was left behind: no look at more than a list, and two small files."""
+    if any(re.fullmatch(MARK, mark) for mark in store.folders(PENDING)):
+        return False
+    try:
+        events, digests = _chain(store)
+    except CorruptError:
+        return True
+    return not events or _is_done(store, events, digests)
+
+
+def _is_done(store: Store, events: list[dict], digests: list[str]) -> bool:
+    """Whether the newest event's files have their names. head.json tells; one that no operation wrote is for `verify` to name."""
+    newest = events[-1]
+    if "id" in newest and store.exists(f"{PENDING}/{newest['id']}"):
+        return False
+    if not store.exists("head.json"):
+        return len(events) > 1
+    try:
+        data = store.read("head.json")
+        number = store.parse_json("head.json", data).get("event")
+    except CorruptError:
+        return True
+    earlier = isinstance(number, int) and 0 <= number < len(events) - 1
+    return not (earlier and data == _pointer(events[number], digests[number]))
 
 
 def _pointer(event: Mapping, digest: str) -> bytes:
     """Content of head.json: the version in force, and the event that says so."""
     return as_json({"version": event["head"], "event": event["number"], "hash": digest})
-
-
-def last(store: Store) -> dict:
-    """The newest event; `{}` if there is none."""
-    return _newest(store, store.list("history"))
-
-
-def _newest(store: Store, names: list[str]) -> dict:
-    return store.read_json(f"history/{names[-1]}") if names else {}
 
 
 def _user() -> str:
@@ -106,40 +239,45 @@ def _user() -> str:
         return "unknown"
 
 
-def _checked(store: Store) -> Iterator[dict | CorruptError]:
-    """Every event, oldest first, or what is wrong with it."""
-    previous = FIRST
-    for number, name in enumerate(store.list("history")):
-        found = f"history/{name}"
-        try:
-            event = store.parse_json(found, data := store.read(found))
-        except CorruptError as error:
-            yield error
-            continue
-        digest = _digest(event)
-        if name != f"{number:08d}-{digest}.json" or data != as_json(event):
-            yield CorruptError(
-                f"{found} is not event {number} as it was written; the history was changed; restore it from a copy"
-            )
-        elif event.get("previous") != previous:
-            yield CorruptError(
-                f"{found} follows event {str(event.get('previous'))[:12]}, but the one before it is {previous[:12]}; an event was removed or added"
-            )
-        else:
-            yield event
-        previous = digest
+# ---------------------------------------------------------------------------------- reading
+
+
+def chain(store: Store) -> tuple[list[dict], str]:
+    """All events, oldest first, each checked, and the hash of the newest (`FIRST` if there is none).
+
+    Raises:
+        CorruptError: names the first event that was changed, removed, added or reordered.
+    """
+    events, digests = _chain(store)
+    return events, digests[-1] if digests else FIRST
+
+
+def _chain(store: Store) -> tuple[list[dict], list[str]]:
+    """All events, as `chain`, and the hash of each."""
+    there = _listing(store)
+    seen, events, digests = _known.get(store.uri, ([], [], []))
+    same = 0
+    while same < min(len(seen), len(there)) and seen[same] == there[same]:
+        same += 1
+    events, digests = events[:same], digests[:same]
+    for event, digest in _links(store, [name for name, *_ in there], same, digests[-1] if digests else FIRST):
+        if isinstance(event, CorruptError):
+            raise event
+        events.append(event)
+        digests.append(digest)
+    _known[store.uri] = (there, events, digests)
+    return list(events), digests
 
 
 def events(store: Store) -> Iterator[dict]:
-    """All events, oldest first, each checked against its hash, its number and its predecessor.
+    """All events, oldest first; raises as `chain`."""
+    yield from chain(store)[0]
 
-    Raises:
-        CorruptError: names the first event file that was changed, removed, added or reordered.
-    """
-    for event in _checked(store):
-        if isinstance(event, CorruptError):
-            raise event
-        yield event
+
+def last(store: Store) -> dict:
+    """The newest event; `{}` if there is none. Raises as `chain`."""
+    found, _ = chain(store)
+    return found[-1] if found else {}
 
 
 def recorded(store: Store) -> dict[str, str]:
@@ -147,26 +285,162 @@ def recorded(store: Store) -> dict[str, str]:
     return {name: digest for event in events(store) for name, digest in event["files"].items()}
 
 
-def verify(store: Store) -> list[str]:
-    """What is not as the history says, each with its file's name: changed, removed, or added. Empty if all is well.
+def _listing(store: Store) -> list[tuple[str, int, int]]:
+    """Events by name, with bytes and time of the last change. Whatever else lies there is for `verify` to name."""
+    return [entry for entry in store.listing("history") if NAME.fullmatch(entry[0])]
 
-    Reads every file once. Checkpoints of tasks in training are left out.
+
+def _links(
+    store: Store, names: list[str], first: int = 0, previous: str = FIRST
+) -> Iterator[tuple[dict | CorruptError, str]]:
+    """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the one before."""
+    for number, name in enumerate(names[first:], first):
+        found = f"history/{name}"
+        try:
+            event = store.parse_json(found, data := store.read(found))
+        except CorruptError as error:
+            yield error, ""
+            previous = ""
+            continue
+        digest = _digest(event)
+        named = NAME.fullmatch(name)
+        if int(named["number"]) < number and number > 0:
+            problem = (
+                f"{found} is a second event of that number: writers of an early release met, or it was added; "
+                f"`talos repair` shows which is not part of the history"
+            )
+        elif int(named["number"]) != number or named["digest"] not in (None, digest) or data != as_json(event):
+            problem = (
+                f"{found} is not event {number} as it was written; the history was changed; restore it from a copy"
+            )
+        elif wrong := _misfit(event, number):
+            problem = f"{found} is no event: its {wrong}; the history was changed; restore it from a copy"
+        elif previous and event["previous"] != previous:
+            problem = (
+                f"{found} follows event {event['previous'][:12]}, but the one before it, history/{names[number - 1] if number else ''}, is {previous[:12]}; "
+                f"one of them was changed, or an event removed or added; restore both from a copy"
+            )
+        else:
+            problem = None
+        yield event if problem is None else CorruptError(problem), digest
+        previous = digest
+
+
+def _misfit(event: Mapping, number: int) -> str | None:
+    """What of an event is not as the format has it, in words."""
+    if event.get("number") != number or isinstance(event["number"], bool):
+        return f"number is {event.get('number')!r}, wanted {number}"
+    for key in ("previous", "operation", "time", "user", "host"):
+        if not isinstance(event.get(key), str):
+            return f"{key} is {event.get(key)!r}, wanted a text"
+    for key in ("head", "version", "versions"):
+        value = event.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            return f"{key} is {value!r}, wanted a number from 0"
+    files = event.get("files")
+    if not isinstance(files, dict):
+        return f"files is {type(files).__name__}, wanted names and hashes"
+    for name, digest in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name or str(PurePosixPath(name)) != name:
+            return f"files names {name!r}, wanted a name below the run's folder"
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            return f"hash of {name!r} is {digest!r}, wanted a SHA-256"
+    if "id" in event and not (isinstance(event["id"], str) and re.fullmatch(MARK, event["id"])):
+        return f"id is {event['id']!r}, wanted machine, process and a number"
+    return None
+
+
+# ---------------------------------------------------------------------------------- proving
+
+
+def verify(store: Store) -> list[str]:
+    """What is not as the history says, each with its file's name: changed, removed, or added, whatever it is called. Empty if all
+    is well.
+
+    Reads every file once, and follows no link. Checkpoints of tasks in training are held against their own digest.
     """
-    found = list(_checked(store))
+    problems = _look(store)
+    if not problems:
+        return problems
+    try:
+        with store.alone():  # a writer may have been between two of its files: now there is none
+            return _look(store)
+    except (StorageError, ConflictError):  # a folder that can only be read
+        return problems
+
+
+def missing(store: Store, expected: str) -> list[str]:
+    """What is wrong if no event has the hash that was kept elsewhere: the history was cut off, or made anew.
+
+    Raises:
+        SpecError: it is no hash.
+    """
+    expected = expected.strip().lower()
+    if not re.fullmatch("[0-9a-f]{16,64}", expected):
+        raise SpecError(
+            f"hash {expected[:80]!r} is none; wanted the 64 digits that `talos verify` prints, or at least the first 16"
+        )
+    try:
+        events, digests = _chain(store)
+    except CorruptError:  # `verify` names what is wrong
+        return []
+    if any(digest.startswith(expected) for digest in digests):
+        return []
+    return [
+        f"history/ has no event {expected[:16]}…, of {len(events)}: events were cut off, or all of it was made anew since that hash was kept"
+    ]
+
+
+def _look(store: Store) -> list[str]:
+    found = [event for event, _ in _links(store, [name for name, *_ in _listing(store)])]
     problems = [str(e) for e in found if isinstance(e, CorruptError)]
     whole = [e for e in found if not isinstance(e, CorruptError)]
     wanted = {name: digest for event in whole for name, digest in event["files"].items()}
-    there = [n for n in store.walk() if n != "head.json" and not {"history", UNRECORDED} & set(n.split("/")[:-1])]
-    for name in sorted({*wanted, *there}):
-        if name not in there:
-            problems.append(f"{name} is missing; restore it from a copy")
-        elif name not in wanted:
+    files = set()
+    for name, kind in sorted(store.tree()):
+        if kind == "file":
+            files.add(name)
+        elif kind == "empty folder" and name not in OURS:
+            problems.append(f"{name} is an empty folder and in no event: it was added by hand; delete it")
+        elif kind not in ("file", "empty folder"):
             problems.append(
-                f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command again"
+                f"{name} is a {kind}; wanted files only; it was not followed; delete it, or restore what it was"
             )
-        elif _sha256(store.read(name)) != wanted[name]:
-            problems.append(f"{name} was changed since it was recorded; restore it from a copy")
+    for name in sorted({*wanted, *files}):
+        if name not in files:
+            problems.append(f"{name} is missing; restore it from a copy")
+        elif name in wanted:
+            try:
+                if store.sha256(name) != wanted[name]:
+                    problems.append(f"{name} was changed since it was recorded; restore it from a copy")
+            except (OSError, CorruptError) as error:
+                problems.append(f"{name} cannot be read: {error}")
+        elif stray := _stray(store, name):
+            problems.append(stray)
     return problems + _pointed(store, whole)
+
+
+def _stray(store: Store, name: str) -> str | None:
+    """What is wrong with a file that no event names; nothing, if it is one of those that have to be there."""
+    folder, _, base = name.rpartition("/")
+    if (
+        name == "head.json"
+        or (folder == "history" and NAME.fullmatch(base))
+        or (folder == QUEUE and TICKET.fullmatch(base))
+    ):
+        return None
+    if folder.startswith(f"{PENDING}/") and re.fullmatch(MARK, mark := folder.split("/")[1]):
+        return f"{name} is of an operation of {who(mark)} that is going on, or was cut off; any command makes it whole"
+    if found := PART.fullmatch(base):
+        return f"{name} was left by {who(mark_of(found))}, which was cut off while it wrote; delete it, or run the run's command again"
+    if CHECKPOINT.fullmatch(name):
+        try:
+            store.read_tensors(name)
+        except CorruptError as error:
+            return str(error)
+        return None
+    return f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command again"
 
 
 def _pointed(store: Store, whole: list[dict]) -> list[str]:
@@ -175,7 +449,13 @@ def _pointed(store: Store, whole: list[dict]) -> list[str]:
         return ["history/ holds no event"]
     if not store.exists("head.json"):
         return ["head.json is missing; restore it from a copy"]
-    data = store.read("head.json")
+    try:
+        data = store.read("head.json")
+    except (OSError, CorruptError) as error:
+        return [f"head.json cannot be read: {error}"]
     if any(data == _pointer(event, _digest(event)) for event in whole):
         return []
-    return ["head.json names no event of the history: it was changed, or the newest events were removed; restore both"]
+    return [
+        f"head.json names no event of the history: it was changed, or the newest event, history/{whole[-1]['number']:08d}.json, was, or "
+        f"events were removed; restore both"
+    ]

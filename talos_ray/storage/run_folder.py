@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,11 +21,14 @@ from talos_ray.core.mask import Mask, mask_from_packed
 from talos_ray.core.merging import coefficients_of
 from talos_ray.core.paired import Answers
 from talos_ray.core.segments import Blend
-from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, TalosError
+from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
+from talos_ray.shown import plain
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
+from talos_ray.storage.schema import run_of, version_of
 
-FORMAT = 2
+FORMAT = 3  # of run.json; 2 named events by number and hash
+READS = (2, 3)
 HEADS = "heads.safetensors"
 CHOICE = "choice.json"  # what was tried where the spec left the mask open; written before the run begins
 WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/", "merged/", "learned/")
@@ -31,13 +38,15 @@ PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "dat
 
 def software() -> dict[str, str]:
     """Versions of the packages that decide a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    return {name: _installed(name) for name in PACKAGES}
+
+
+@cache
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 class RunFolder:
@@ -45,6 +54,62 @@ class RunFolder:
 
     def __init__(self, uri: str) -> None:
         self.store = Store(uri)
+        self.finished: dict | None = None  # an operation that had been cut off and was completed here: see `settle`
+
+    # -------------------------------------------------------------------------------- cuts, and changed files
+
+    def settle(self, asked: list | None = None) -> bool:
+        """Complete or discard what a process that was cut off left behind, and say so in a line. What can only be read is read as
+        it is. Returns whether the command `asked` is what was completed: then there is nothing left to do, and the line says that."""
+        notes = []
+        try:
+            finished, discarded = history.settle(self.store)
+        except StorageError as error:
+            finished, discarded = None, []
+            notes.append(f"was left unfinished, and cannot be finished here: {error}")
+        self.finished = finished or self.finished
+        repeated = asked is not None and self.finished is not None and self.finished.get("asked") == asked
+        if repeated:
+            notes.append(
+                f"this command took effect before it was cut off, as event {self.finished['number']}; nothing more was changed"
+            )
+        elif finished:
+            notes.append(f"event {finished['number']} ({finished['operation']}) had been cut off and was completed")
+        if discarded:
+            owners = ", ".join(history.who(m) for m in discarded)
+            notes.append(f"what {owners} had begun had not taken effect and was discarded")
+        if notes:
+            print(plain(f"run {self.store.uri!r}: {'; '.join(notes)}"), file=sys.stderr)
+        if asked is not None:
+            self.finished = None
+        return repeated
+
+    def read(self, name: str) -> bytes:
+        """A file that an event names, held against that event's hash.
+
+        Raises:
+            CorruptError: it is missing, was changed, or is in no event.
+        """
+        problem = ""
+        for _ in range(2):
+            wanted = history.recorded(self.store).get(name)
+            try:
+                data = self.store.read(name)
+            except FileNotFoundError:
+                problem = "is missing" if wanted else "does not exist"
+            else:
+                if hashlib.sha256(data).hexdigest() == wanted:
+                    return data
+                problem = "was changed since it was recorded" if wanted else "is in no event of the history"
+            self.settle()  # a writer may be between its event and its files: wait for it, and look again
+        raise CorruptError(
+            f"{self.store.path(name)} {problem}; restore it from a copy; `talos verify` names all there is"
+        )
+
+    def check(self, *names: str) -> None:
+        """Raises CorruptError unless these files are as they were recorded."""
+        for name in names:
+            self.read(name)
 
     # -------------------------------------------------------------------------------- the run itself
 
@@ -53,6 +118,7 @@ class RunFolder:
 
         `identity` is what a run cannot change without becoming another one: the base and the mask's inputs.
         """
+        self.settle()
         if not self.store.exists("run.json"):
             if self.store.exists() and (set(self.store.list()) - {CHOICE} or self.store.exists("versions")):
                 raise SpecError(
@@ -79,11 +145,16 @@ class RunFolder:
             raise TalosError(
                 f"{self.store.uri!r} holds no run (no run.json); wanted a folder that `talos edit` wrote; check the path"
             )
-        info = self.store.read_json("run.json")
-        if info.get("format") != FORMAT:
+        info = self.store.parse_json("run.json", self.store.read("run.json"))
+        known = info.get("format")
+        if known not in READS or isinstance(known, bool):
+            newer = isinstance(known, int) and known > FORMAT
             raise CorruptError(
-                f"{self.store.path('run.json')} has format {info.get('format')!r}; this talos_ray reads {FORMAT}; use the version that wrote it"
+                f"{self.store.path('run.json')} has format {known!r}{', of a newer talos_ray' if newer else ''}; this one reads {FORMAT} and before; "
+                f"use the version that wrote it"
             )
+        self.check("run.json")
+        info = run_of(self.store.path("run.json"), info)
         info["spec"]["search"] = _search_today(info["spec"].get("search", {}))
         return info
 
@@ -93,13 +164,18 @@ class RunFolder:
     ) -> None:  # fmt: skip
         """Write run.json and every task's frozen head (with `keys`, what each was made of), and that the run begins or goes on."""
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
-        operation = "resume" if self.store.exists("run.json") else "start"
-        self.store.write_json("run.json", info, patience=0)  # the first write of a run: better refused now
-        files = ["run.json", HEADS, *([CHOICE] if self.store.exists(CHOICE) else [])]
-        self.store.write_tensors(
-            HEADS, heads, {"classes": {t: list(c) for t, c in classes.items()}, "keys": keys or {}}
+        about = {"classes": {t: list(c) for t, c in classes.items()}, "keys": keys or {}}
+        writes = {"run.json": as_json(info), HEADS: as_tensors(heads, about)}
+        history.append(
+            self.store,
+            "resume" if self.store.exists("run.json") else "start",
+            lambda before: (writes, {}),
+            [CHOICE] if self.store.exists(CHOICE) else [],
+            patience=0,  # the first write of a run: better refused now
+            base=base,
+            spec=spec,
+            software=software(),
         )
-        history.append(self.store, operation, holds=files, base=base, spec=spec, software=software())
 
     def load_choice(self) -> dict | None:
         """What was tried, and what was chosen, where the spec left the mask open."""
@@ -128,6 +204,7 @@ class RunFolder:
 
     def _unrecorded(self) -> list[str]:
         """Files of the kinds that workers write, which no event names yet."""
+        self.store.sweep()
         known = history.recorded(self.store)
         return [
             n for n in self.store.walk() if n.startswith(WORKERS_WRITE) and "/checkpoints/" not in n and n not in known
@@ -201,6 +278,20 @@ class RunFolder:
                 if fingerprint in (None, delta.fingerprint):
                     return delta
         return None
+
+    def check_delta(self, task: str, fingerprint: str) -> None:
+        """Raises CorruptError unless the file that `load_delta` would give, if there is one, was recorded once. A later training may
+        have moved it to the archive, and not have come to its event yet."""
+        names = (f"deltas/{task}.safetensors", f"deltas/archive/{task}-{fingerprint[:16]}.safetensors")
+        recorded = {e["files"][n] for e in history.events(self.store) for n in names if n in e["files"]}
+        for name in names:
+            if not self.store.exists(name) or self.store.read_tensors(name)[1].get("fingerprint") != fingerprint:
+                continue
+            if self.store.sha256(name) not in recorded:
+                raise CorruptError(
+                    f"{self.store.path(name)} was changed since it was recorded; restore it from a copy; `talos verify` names all there is"
+                )
+            return
 
     def save_merged(self, mask: Mask, rows: Mapping[str, Delta]) -> tuple[str, int]:
         """Store what a merge method made of the deltas, where it cannot be made again to the bit. Returns the file's name, and its bytes."""
@@ -300,15 +391,19 @@ class RunFolder:
     # -------------------------------------------------------------------------------- versions
 
     def versions(self) -> list[int]:
-        return [int(n.removesuffix(".json")) for n in self.store.list("versions")]
+        """Their numbers, as recorded. Whatever else lies in `versions/` is for `verify` to name."""
+        recorded = history.recorded(self.store)
+        there = {name for name in self.store.list("versions") if f"versions/{name}" in recorded}
+        return sorted(int(found[1]) for name in there if (found := re.fullmatch(r"(\d{4,})\.json", name)))
 
     def load_version(self, number: int) -> dict:
-        name = f"versions/{number:04d}.json"
-        if not self.store.exists(name):
+        """Raises TalosError if there is no such version, CorruptError if its file was changed or does not hold what it should."""
+        name = version_name(number)
+        if name not in history.recorded(self.store) and not self.store.exists(name):
             raise TalosError(
                 f"version {number} does not exist in {self.store.uri!r}; it has: {', '.join(map(str, self.versions()))}"
             )
-        return self.store.read_json(name)
+        return version_of(self.store.path(name), self.store.parse_json(name, self.read(name)), number)
 
     def add_version(
         self, operation: str, render: Callable[[int], tuple[Mapping, Mapping[str, bytes]]], *, in_force: bool = True, at: int | None = None, **details: object,
@@ -327,7 +422,7 @@ class RunFolder:
             self._check_head(at, before)
             number = before.get("versions", 0)
             version, files = render(number)
-            writes = {f"versions/{number:04d}.json": as_json({"version": number, **version}), **files}
+            writes = {version_name(number): as_json({"version": number, **version}), **files}
             more = {
                 "version": number,
                 "versions": number + 1,
@@ -339,9 +434,11 @@ class RunFolder:
         return history.append(self.store, operation, build, self._unrecorded(), **details)["version"]
 
     def set_head(
-        self, number: int, operation: str, files: Mapping[str, bytes] | None = None, *, at: int | None = None, **details: object,
+        self, number: int, operation: str, files: Mapping[str, bytes] | None = None, *, at: int | None = None,
+        asked: list | None = None, **details: object,
     ) -> None:  # fmt: skip
-        """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in `add_version`.
+        """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in `add_version`;
+        `asked`: as in `history.append`.
 
         Raises:
             TalosError: no such version. ConflictError: as in `add_version`.
@@ -352,7 +449,7 @@ class RunFolder:
             self._check_head(at, before)
             return files or {}, {"version": number, "head": number, **_facts(version)}
 
-        history.append(self.store, operation, build, **details)
+        history.append(self.store, operation, build, asked=asked, **details)
 
     def _check_head(self, at: int | None, before: Mapping) -> None:
         if at is not None and before.get("head") != at:
@@ -363,7 +460,8 @@ class RunFolder:
 
     def load_answers(self, number: int) -> Answers:
         """What a version answered on test data when it was made; only those of tasks that the run had then."""
-        tensors, info = self.store.read_tensors(f"predictions/{number:04d}.safetensors")
+        self.check(name := f"predictions/{number:04d}.safetensors")
+        tensors, info = self.store.read_tensors(name)
         parts = {kind: {t: tensors[f"{t}/{kind}"] for t in info["data"]} for kind in ("predicted", "label")}
         return Answers(parts["predicted"], parts["label"], info["data"])
 
@@ -374,8 +472,8 @@ class RunFolder:
 
     def last_event(self) -> tuple[int, str]:
         """How many events the history has, and the hash of the newest."""
-        names = self.store.list("history")
-        return len(names), names[-1].removesuffix(".json").split("-")[1] if names else ""
+        events, digest = history.chain(self.store)
+        return len(events), digest if events else ""
 
     def approval(self, number: int) -> dict | None:
         """The event by which somebody put this version in force although its gate was not met."""
@@ -385,7 +483,11 @@ class RunFolder:
     def load_robustness(self, number: int) -> dict | None:
         """What a version scores on corrupted test data, if that was measured."""
         name = robustness_name(number)
-        return self.store.read_json(name) if self.store.exists(name) else None
+        return self.store.parse_json(name, self.read(name)) if name in history.recorded(self.store) else None
+
+
+def version_name(number: int) -> str:
+    return f"versions/{number:04d}.json"
 
 
 def robustness_name(number: int) -> str:

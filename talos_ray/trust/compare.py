@@ -13,6 +13,7 @@ from talos_ray.core.paired import Answers, change
 from talos_ray.inputs import Examples
 from talos_ray.models import Family
 from talos_ray.models.heads import scorer
+from talos_ray.shown import cell
 from talos_ray.tasks import Split
 
 
@@ -64,5 +65,6 @@ def changed_inputs(
             if x != y:
                 became = "right" if y == wanted else "wrong" if x == wanted else "wrong otherwise"
                 words = split.words(i) if split else f"row {i}"
-                writer.writerow([task, i, words, names[wanted], names[x], names[y], became])
+                told = [task, i, words, names[wanted], names[x], names[y], became]
+                writer.writerow([cell(value) for value in told])
     return out.getvalue()

@@ -18,6 +18,7 @@ from talos_ray.config import HUGGING_FACE
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, base_tensors
 from talos_ray.models.heads import LINEAR_WORDS
+from talos_ray.shown import markdown
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, kind_of
 
@@ -81,10 +82,12 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
         "model-index": [{"name": f"{named}, version {number}", "results": [_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()]}],
     }  # fmt: skip
     rows = [
-        f"| {t} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | {tasks[t]['data']} |"
+        f"| {markdown(t)} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | {markdown(tasks[t]['data'])} |"
         for t, s in version["scores"].items()
     ]
-    learnt = ", ".join(f"{t} ({a:g})" for t, a in version["coefficients"].items() if a) or "none: this is the base"
+    learnt = (
+        ", ".join(f"{markdown(t)} ({a:g})" for t, a in version["coefficients"].items() if a) or "none: this is the base"
+    )
     judged = version.get("gate")
     standing = "none" if not judged else f"{judged['result']}{''.join(f'; {s}' for s in gate.told(judged))}"
     where = (
@@ -96,22 +99,22 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
     return "\n".join(
         [
             "---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---",
-            f"# {named}, edited: version {number} of {folder.store.uri.rstrip('/').rsplit('/', 1)[-1]}",
-            f"`{model}`, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
+            f"# {markdown(named)}, edited: version {number} of {markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
+            f"{markdown(model)}, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
             "", "## Files", where,
             f"`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A head is {head_words}{linear_words}.",
             "", "## Tasks and scores",
             f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
             "", "| task | kind | base | this model | n | data |", "|---|---|---|---|---|---|", *rows,
-            "", f"Gate: {standing}.",
+            "", f"Gate: {markdown(standing)}.",
             "", "## Intended use",
             "The target tasks above, on inputs like those of their data. Control tasks are what must not get worse.",
             "", "## Limits",
             "Scores hold for these test sets; what the base could do beyond the control tasks above was not measured. Biases of the base remain. Forgetting lowers a task's answers; it is no proof that nothing of it can be recovered.",
             "", "## Licence",
-            f"That of the base, `{model}`, and of the data above: look there; talos_ray adds no terms.",
+            f"That of the base, {markdown(model)}, and of the data above: look there; talos_ray adds no terms.",
             "", "## Where it comes from",
-            *(f"- {what}: `{value}`" for what, value in _provenance(folder, info, version).items()), "",
+            *(f"- {markdown(what)}: {markdown(value)}" for what, value in _provenance(folder, info, version).items()), "",
         ]
     )  # fmt: skip
 

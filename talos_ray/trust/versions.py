@@ -6,6 +6,7 @@ A version that its gate does not let through is kept, marked, and never becomes 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from talos_ray import gate as gates
 from talos_ray.config import Gate
@@ -47,13 +48,24 @@ def publish(
         version = {**version, "gate": {**judged, "settings": settings.model_dump()}}
         in_force = gates.holds(settings, judged)
         details["gate"] = judged["result"]
+        version["looks"] = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
+        details["looked_at"] = dict(now.data)
 
+    @cache
     def files(number: int) -> tuple[dict, dict[str, bytes]]:
+        # Kept by number: a writer who came first leaves it as it is, unless it made a version too. Drawing takes seconds, and
+        # whoever drew anew each time would always be the last.
         name, content = answers_file(number, now)
         pages = render(folder, info, {"version": number, **version})
         return version, {name: content, **_pages(number, pages), **(_front(pages) if in_force else {})}
 
     return folder.add_version(operation, files, in_force=in_force, at=at, **details)
+
+
+def _looks(folder: RunFolder, data: str) -> int:
+    """How often versions were judged on these test inputs before."""
+    seen = (event.get("looked_at") for event in history.events(folder.store))
+    return sum(isinstance(found, dict) and data in found.values() for found in seen)
 
 
 def base_version(version: Mapping) -> dict:
@@ -71,20 +83,30 @@ def base_version(version: Mapping) -> dict:
     }  # fmt: skip
 
 
-def rollback(folder: RunFolder, number: int, reason: str | None) -> None:
-    """Put an earlier version in force again.
+def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
+    """Put an earlier version in force again; the one before head, if none is named.
 
     Raises:
         TalosError: no such version, or one that its gate kept aside. ConflictError: head moved meanwhile.
     """
+    asked = ["rollback", number, reason]
+    if folder.settle(asked):
+        return
     head = folder.head
-    version = folder.load_version(number)
+    if head is None:
+        raise TalosError(f"run {folder.store.uri!r} has no version yet; run the same command again to finish it")
+    to = head - 1 if number is None else number
+    if to < 0:
+        raise TalosError(
+            f"version {head} is the first of run {folder.store.uri!r}; there is nothing before it to roll back to"
+        )
+    version = folder.load_version(to)
     if is_held(folder, version):
         raise TalosError(
-            f"version {number} of run {folder.store.uri!r} was never in force: {_why(version)}; `talos approve` puts it in force all the same"
+            f"version {to} of run {folder.store.uri!r} was never in force: {_why(version)}; `talos approve` puts it in force all the same"
         )
-    pages = {kind: folder.store.read(_page(number, kind)) for kind in FRONT}
-    folder.set_head(number, "rollback", _front(pages), at=head, was=head, reason=reason)
+    pages = {kind: folder.read(_page(to, kind)) for kind in FRONT}
+    folder.set_head(to, "rollback", _front(pages), at=head, asked=asked, was=head, reason=reason)
 
 
 def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
@@ -95,16 +117,31 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
     """
     from talos_ray.report.page import render
 
-    head, version = folder.head, folder.load_version(number)
+    asked = ["approve", number, by, reason]
+    if folder.settle(asked):
+        return
+    head = folder.head
+    version = folder.load_version(number)
     if not by.strip() or not reason.strip():
         raise TalosError("an approval names who gives it and why; wanted both; add --by NAME and --reason TEXT")
     if not is_held(folder, version):
         raise TalosError(
             f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use `talos rollback` to put it in force"
         )
+    check_sources(folder, version)
     pages = render(folder, folder.info(), version, {"by": by, "reason": reason}, folder.load_robustness(number))
     files = {**_pages(number, pages), **_front(pages)}
-    folder.set_head(number, "approve", files, at=head, was=head, by=by, reason=reason, gate=version["gate"]["result"])
+    folder.set_head(
+        number, "approve", files, at=head, asked=asked, was=head, by=by, reason=reason, gate=version["gate"]["result"]
+    )
+
+
+def check_sources(folder: RunFolder, version: Mapping) -> None:
+    """Raises CorruptError unless what a version is made of, and its page tells of, is as it was recorded."""
+    made_of = {"mask.safetensors", "heads.safetensors", version.get("rows")}
+    folder.check(*sorted(made_of & set(history.recorded(folder.store))))
+    for task, mark in (version.get("deltas") or {}).items():
+        folder.check_delta(task, mark)
 
 
 def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
@@ -126,6 +163,7 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     from talos_ray.report.page import render, words_of
 
     words_of(language)
+    check_sources(folder, folder.load_version(number))
     watched = [e for e in history.events(folder.store) if e["operation"] == "watch" and e["version"] == number]
     version, approved, robustness = folder.load_version(number), folder.approval(number), folder.load_robustness(number)
     return render(folder, folder.info(), version, approved, robustness, language=language, watched=watched)["html"]

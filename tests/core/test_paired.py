@@ -1,11 +1,15 @@
-"""Paired comparison: intervals that cover what they say, and McNemar's exact test."""
+"""Paired comparison: intervals that cover what they say, and McNemar's test."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 from talos_ray.core.metrics import Z95
-from talos_ray.core.paired import bootstrap, change, margin, wanted_inputs
+from talos_ray.core.paired import bootstrap, change, holm, kept, kept_above, kept_z, margin, wanted_inputs
 
 
 def pairs(n, both, lost, won, generator):
@@ -59,8 +63,60 @@ def test_few_inputs_without_a_change_are_no_certainty():
 
 def test_as_many_inputs_as_it_says_are_enough():
     generator = torch.Generator().manual_seed(0)
-    before, after = pairs(200, 0.8, 0.02, 0.03, generator)
-    value, error = margin([before], [after], 0.97)
-    n = wanted_inputs(value, error, 200)
-    assert n > 200 and abs(value) == pytest.approx(Z95 * error * (200 / n) ** 0.5, rel=0.01)
-    assert wanted_inputs(0.0, 0.1, 10) is None and wanted_inputs(0.5, 0.01, 10) == 10
+    before, after = pairs(200, 0.8, 0.02, 0.05, generator)
+    value, error = margin([before], [after], 0.95)
+    least, most = wanted_inputs(value, error, 200)
+    assert 200 <= least <= most
+    assert wanted_inputs(error / 2, error, 200)[1] is None  # it might be nothing at all
+    assert wanted_inputs(0.0, 0.1, 10) is None and wanted_inputs(0.5, 0.01, 10) == (10, 10)
+    # Samples as large as the upper end say tell it in at least 80 % of all cases, if the margin is as it looks.
+    value, error = 0.02, 0.012
+    least, most = wanted_inputs(value, error, 200)
+    shown = [value + torch.randn(4000, generator=generator) * error * (200 / n) ** 0.5 for n in (least, most)]
+    power = [
+        float((v > Z95 * error * (200 / n) ** 0.5).double().mean()) for v, n in zip(shown, (least, most), strict=True)
+    ]
+    assert power[0] < 0.8 < power[1]
+
+
+@pytest.mark.parametrize(("won", "lost"), [(3, 9), (1990, 2010), (2100, 2300), (500_000, 501_000)])
+def test_mcnemar_is_linear_and_close_to_the_exact_test_where_it_is_not_exact(won, lost):
+    before = torch.cat([torch.ones(lost, dtype=torch.bool), torch.zeros(won, dtype=torch.bool)])
+    started = time.process_time()
+    found = change(before, ~before)
+    assert time.process_time() - started < 1
+    assert (found.won, found.lost) == (won, lost) and found.p == pytest.approx(
+        binomtest(won, won + lost).pvalue, abs=2e-4
+    )
+
+
+def test_the_score_test_uses_the_most_likely_shares_under_what_is_asked():
+    for both, lost, won, n, share in ((60, 8, 3, 100, 0.95), (350, 20, 12, 400, 0.95), (30, 2, 9, 80, 1.1)):
+        rest = n - both - lost - won
+
+        def unlikely(p, counts=(both, lost, won, rest)):
+            return -sum(c * np.log(max(q, 1e-9)) for c, q in zip(counts, (*p, 1 - sum(p)), strict=True))
+
+        equal = {"type": "eq", "fun": lambda p, share=share: p[0] + p[2] - share * (p[0] + p[1])}
+        best = minimize(unlikely, [0.5, 0.1, 0.1], constraints=[equal], bounds=[(1e-6, 0.9)] * 3, tol=1e-12).x
+        wanted = (both + won - share * (both + lost)) / np.sqrt(n * share * (best[1] + best[2]))
+        assert float(kept_z(both, lost, won, n, share)) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_interval_of_what_was_kept_is_what_the_score_test_does_not_reject():
+    generator = torch.Generator().manual_seed(3)
+    for n in (8, 60, 500):
+        before, after = pairs(n, 0.7, 0.1, 0.05, generator)
+        value, low, high = kept(before, after)
+        assert low < value < high and value == pytest.approx(float(after.sum() / before.sum()))
+        assert kept_above(before, after, low) == pytest.approx(Z95, abs=1e-6)
+        assert kept_above(before, after, high) == pytest.approx(-Z95, abs=1e-6)
+    nothing = torch.zeros(5, dtype=torch.bool)
+    assert kept(nothing, nothing)[0] == 1.0 and kept_above(nothing, nothing, 0.95) == 0.0
+
+
+def test_holm_rejects_no_true_hypothesis_more_often_than_one_test_would():
+    assert holm([0.001, 0.2, 0.012], 0.025) == [True, False, True]
+    assert holm([0.02, 0.02], 0.025) == [False, False] and holm([], 0.025) == []
+    dice = np.random.default_rng(0)
+    assert np.mean([any(holm(list(dice.random(40)), 0.025)) for _ in range(2000)]) < 0.035

@@ -1,6 +1,7 @@
 """What every family must do, and what is said of models that cannot be used."""
 
 import json
+import os
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -47,6 +48,17 @@ FAMILIES = (
     "demo", "clip", "siglip", "bert", "classifier", "t5", "gpt2", "llama", "qwen3", "python",
     f"siglip {HALF}", f"bert {HALF}", f"classifier {HALF}", f"t5 {HALF}", f"llama {HALF}",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def allowed():
+    """The `python:` models of this file may run: Ray's processes inherit the variable."""
+    before = os.environ.get("TALOS_ALLOW_CODE")
+    os.environ["TALOS_ALLOW_CODE"] = "test_families,nowhere"
+    yield
+    os.environ.pop("TALOS_ALLOW_CODE")
+    if before is not None:
+        os.environ["TALOS_ALLOW_CODE"] = before
 
 
 def operation(*names: str):

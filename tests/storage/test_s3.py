@@ -1,8 +1,10 @@
 """A run's folder in an S3 bucket: a server that a package provides, on this machine, ended with the test."""
 
+import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -13,7 +15,7 @@ from talos_ray import CorruptError, StorageError
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
-from talos_ray.storage import history
+from talos_ray.storage import files, history
 from talos_ray.storage.run_folder import RunFolder
 
 LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
@@ -40,7 +42,12 @@ def bucket():
                 break
             except OSError:
                 time.sleep(0.2)
-        yield f"s3://access:secret@runs/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+        keys = {"AWS_ACCESS_KEY_ID": "access", "AWS_SECRET_ACCESS_KEY": "secret"}
+        before = {k: os.environ.get(k) for k in keys}
+        os.environ.update(keys)
+        yield f"s3://runs/{{}}?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
     finally:
         server.terminate()
         server.wait(timeout=20)
@@ -65,8 +72,8 @@ def test_a_run_folder_in_a_bucket(bucket):
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket):
-    folder = RunFolder(bucket.format("x").replace("@runs/", "@missing/"))
-    with pytest.raises(StorageError, match="missing/x/run.json"):
+    folder = RunFolder(bucket.format("x").replace("//runs/", "//missing/"))
+    with pytest.raises(StorageError, match="missing/x/.* cannot be written"):
         folder.begin({}, BASE, {}, {}, {})
 
 
@@ -84,3 +91,56 @@ def test_the_base_is_fetched_once_a_node(bucket, tmp_path):
         folder.store.write(name, broken)
         with pytest.raises(CorruptError, match="does not hold the base"):
             folder.load_base(name, tmp_path / str(len(broken)))
+
+
+def test_a_name_is_given_once(bucket):
+    store = RunFolder(bucket.format("team/once")).store
+    assert store._conditional is not None  # botocore is here: S3 itself refuses
+    assert store.create("history/00000000.json", b"first", "pending/x/event.json")
+    assert not store.create("history/00000000.json", b"second", "pending/x/event.json")
+    assert store.read("history/00000000.json") == b"first"
+    store.__dict__["_conditional"] = None  # where it is not, the queue keeps writers apart
+    assert not store.create("history/00000000.json", b"third", "pending/x/event.json")
+    assert store.create("history/00000001.json", b"fourth", "pending/x/event.json")
+
+
+def test_writers_of_a_bucket_wait_for_each_other(bucket):
+    place = bucket.format("team/queue")
+    told = []
+
+    def write(i: int) -> None:
+        try:
+            for n in range(2):
+                RunFolder(place).record("note", writes={f"notes/{i}-{n}": b"x", "notes/last": b"%d-%d" % (i, n)})
+        except Exception as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    store = RunFolder(place).store
+    assert told == [] and len(list(history.events(store))) == 4 and history.verify(store) == []
+    assert store.list("writing") == [] and store.folders("pending") == []
+
+
+def test_what_a_writer_of_a_bucket_left_behind_is_made_whole(bucket, monkeypatch):
+    folder = RunFolder(bucket.format("team/cut"))
+    folder.record("note", writes={"notes/a": b"1"})
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    gone = f"{files.new_mark().split('-')[0]}-{child}-0123abcd"
+    folder.store.write(f"writing/{gone}.json", b"{}")  # a ticket
+    folder.store.write(f"pending/{gone}/{'0' * 64}", b"half")  # and what had no event yet
+    folder.settle()
+    assert history.verify(folder.store) == [] and folder.store.list("writing") == []
+    monkeypatch.setattr(history, "_put_in_place", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        folder.record("note", writes={"notes/a": b"2"})
+    monkeypatch.undo()
+    assert history.verify(folder.store) != []
+    again = RunFolder(bucket.format("team/cut"))
+    again.settle()
+    assert again.store.read("notes/a") == b"2" and history.verify(again.store) == []

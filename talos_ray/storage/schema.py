@@ -1,0 +1,104 @@
+"""What is read from storage passes here: a file that does not hold what its format says is named, with its field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from talos_ray.errors import CorruptError
+
+Number = Annotated[FiniteFloat, Field(strict=True)]
+Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1)]
+Many = Annotated[int, Field(strict=True, ge=0)]
+Text = Annotated[str, Field(strict=True)]
+
+
+class _Stored(BaseModel):
+    """Only what is read by name is asked for; a later release may write more, an earlier one less."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Score(_Stored):
+    value: Part
+    n: Many
+    low: Part
+    high: Part
+
+
+class _Check(_Stored):
+    kind: Text = ""
+    what: Text
+    task: Text
+    wanted: Number
+    value: Number
+    low: Number
+    high: Number
+    n: Many
+    result: Text
+    more: Many | None = None
+
+
+class _Judged(_Stored):
+    result: Literal["pass", "fail", "not enough data to tell"]
+    checks: list[_Check]
+    settings: dict[str, Any]
+
+
+class _Version(_Stored):
+    version: Many
+    model: Text
+    coefficients: dict[str, Number]
+    kind: Text | None = None
+    created: Text | None = None
+    base: Text | None = None
+    mask: Text | None = None
+    rows: Text | None = None
+    deltas: dict[str, Text] | None = None
+    targets: list[Text] | None = None
+    others: list[Text] | None = None
+    controls: list[Text] | None = None
+    forgotten: list[Text] | None = None
+    scores: dict[str, dict[str, _Score]] | None = None
+    summary: dict[str, Any] | None = None
+    merge: dict[str, Any] | None = None
+    gate: _Judged | None = None
+
+
+class _Run(_Stored):
+    format: Many
+    spec: dict[str, Any]
+    base: Text
+    identity: dict[str, Any]
+    software: dict[str, Text]
+
+
+def version_of(path: str, found: Mapping, number: int) -> dict:
+    """A version's content, as it is, if it fits.
+
+    Raises:
+        CorruptError: names file and field.
+    """
+    _fits(_Version, path, found)
+    if found["version"] != number:
+        raise CorruptError(f"{path}: field 'version' is {found['version']}; wanted {number}; restore it from a copy")
+    return dict(found)
+
+
+def run_of(path: str, found: Mapping) -> dict:
+    """The content of run.json; raises as `version_of`."""
+    _fits(_Run, path, found)
+    return dict(found)
+
+
+def _fits(model: type[BaseModel], path: str, found: Mapping) -> None:
+    try:
+        model.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        value = repr(first.get("input"))[:60]
+        wanted = first["msg"].removeprefix("Input should be ")
+        raise CorruptError(f"{path}: field {where!r} is {value}; wanted {wanted}; restore it from a copy") from None
