@@ -138,7 +138,7 @@ TEXTS = {
     "probe": "probe",
     "merged_words": "words",
     "probe_enough": "a linear probe on the untouched base would do for: {tasks}",
-    "not_learnt": "not shown better than the base: {tasks}",
+    "not_learnt": "no better than the base: {tasks}",
     "learned": "The learned merge",
     "learned_how": "{count:,} coefficients, {granularity}; learned from {teacher}, under a pressure of {pressure:g} to leave control as it is. Own heads: {heads}. The map shows each task's mean coefficient in every tensor: dark where much of its edit is used.",
     "teacher_edits": "the answers of the single edits",

@@ -138,7 +138,7 @@ TEXTS = {
     "probe": "プローブ",
     "merged_words": "語",
     "probe_enough": "編集なしの線形プローブで足りるタスク：{tasks}",
-    "not_learnt": "ベースより良いと示せないタスク：{tasks}",
+    "not_learnt": "ベースより良くならなかったタスク：{tasks}",
     "learned": "学習による統合",
     "learned_how": "{count:,} 個の係数（{granularity}）。学習の手本は{teacher}。対照タスクを保つ圧力は {pressure:g}。専用ヘッド：{heads}。図は各テンソルでのタスクごとの平均係数で、濃いほどその編集を多く使います。",
     "teacher_edits": "単独の編集の答え",

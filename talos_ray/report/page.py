@@ -56,6 +56,8 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     for task in version.get("forgotten", ()):
         s = scores[task]
         notes.append(w.plain("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
+    if flat := [t for t in version["targets"] if scores[t]["merged"]["value"] <= scores[t]["base"]["value"]]:
+        notes.append(w.plain("not_learnt", tasks=", ".join(flat)))
     if enough := probe_would_do(version):
         notes.append(w.plain("probe_enough", tasks=", ".join(enough)))
     words, judged = w.plain("joint").join(notes) or w.plain("no_target"), version["gate"]

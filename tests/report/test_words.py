@@ -34,6 +34,8 @@ def test_no_text_is_without_use():
         "target_gain",
         "disentanglement",
         "other",
+        *(f"by_{granularity}" for granularity in ("task", "group", "tensor", "row")),
+        *(f"teacher_{teacher}" for teacher in ("edits", "labels", "both")),
     }
     assert [k for k in english.TEXTS if not re.search(f"['\"]{k}['\"]", source) and k not in composed] == []
 
