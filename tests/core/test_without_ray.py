@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "shown"),
+    ("progress", "secrets", "yaml_file"),
     ("core",),
     ("config",),
     ("demo", "corruptions", "choice"),
