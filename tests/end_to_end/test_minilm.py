@@ -29,6 +29,7 @@ def test_minilm_learns_and_keeps_what_it_knew(tmp_path):
         tasks=[tasks["calendar"], tasks["units"]],
         control=[tasks["currencies"]],
         output=str(tmp_path / "run"),
+        gate={"strict": False},  # its few test inputs show hardly anything
         calibration={"samples_per_task": 64, "rounds": 2},
         train={"steps": 60, "batch_size": 32, "lr": 1e-3, "warmup_steps": 5},
     )
