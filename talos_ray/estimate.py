@@ -23,7 +23,8 @@ from talos_ray.core.recompute import blocks_of, wrapped
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
 from talos_ray.models.heads import scorer
-from talos_ray.tasks import is_here, load_task
+from talos_ray.sources import is_here
+from talos_ray.tasks import load_task
 
 FLOAT, MOMENTS, INDEX = (
     4,

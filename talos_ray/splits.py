@@ -1,0 +1,120 @@
+"""Which example is trained on, which is held out: splits that are cut from train, and inputs that stand in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from talos_ray.config import Task
+from talos_ray.core.finetune import derive_seed
+from talos_ray.errors import SpecError
+
+if TYPE_CHECKING:
+    from talos_ray.tasks import Split
+
+
+def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:
+    """Train, validation and test; what is missing is cut from train, by seed.
+
+    Raises:
+        SpecError: too few examples.
+    """
+    train = parts["train"]
+    order = _order(task, train, seed)
+    for kind, share in (("test", task.test_share), ("validation", task.validation_share)):
+        if kind not in parts:
+            n = round(share * len(train))
+            if n == 0 or n >= len(order):
+                raise SpecError(
+                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data"
+                )
+            taken = _stratified(order, train.labels, n) if task.stratified else order[:n]
+            rest = set(taken)
+            order = [i for i in order if i not in rest]
+            parts[kind] = train.select(taken if task.split_by == "content" else sorted(taken))
+    if task.split_by == "content":
+        parts["train"] = train.select(order)
+    elif len(order) < len(train):
+        parts["train"] = train.select(sorted(order))
+    return parts
+
+
+def _order(task: Task, train: Split, seed: int) -> list[int]:
+    """All places, drawn by seed; by what stands there, where the file's order must not matter."""
+    if task.split_by == "content":
+        mark = f"{seed} {task.name} ".encode()
+        keys = [hashlib.sha256(mark + content).digest() for content in train.contents()]
+        return sorted(range(len(train)), key=lambda i: (keys[i], int(train.labels[i])))
+    generator = torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))
+    return torch.randperm(len(train), generator=generator).tolist()
+
+
+def _stratified(order: Sequence[int], labels: torch.Tensor, n: int) -> list[int]:
+    """The first `n` places of an order such that every class has its share; what is left over goes to those that lose most by it."""
+    by_class: dict[int, list[int]] = {}
+    for i in order:
+        by_class.setdefault(int(labels[i]), []).append(i)
+    exact = {c: n * len(places) / len(order) for c, places in by_class.items()}
+    wanted = {c: int(share) for c, share in exact.items()}
+    for c in sorted(exact, key=lambda c: (wanted[c] - exact[c], c))[: n - sum(wanted.values())]:
+        wanted[c] += 1
+    taken = {i for c, places in by_class.items() for i in places[: wanted[c]]}
+    return [i for i in order if i in taken]
+
+
+def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str | None]:
+    """The splits, and a word on inputs that stand in two of them; without these, if the task says so.
+
+    Raises:
+        SpecError: there are some, and the task refuses them.
+    """
+    marks = _comparable_contents([parts[kind] for kind in ("test", "validation", "train")])
+    kinds = dict(zip(("test", "validation", "train"), marks, strict=True))
+    held: set = set()
+    twice, found = {}, dict(parts)
+    for kind, mine in kinds.items():
+        doubles = [i for i, mark in enumerate(mine) if mark is not None and mark in held]
+        if doubles:
+            twice[kind] = doubles
+        held |= set(mine)
+        held.discard(None)
+    if not twice:
+        return found, None
+    shown = next(iter(twice.items()))
+    where = {"train": "validation or test", "validation": "test"}
+    told = "; ".join(
+        f"{len(rows)} of {len(kinds[kind])} inputs of {kind} stand in {where[kind]}, too"
+        for kind, rows in twice.items()
+    )
+    told = f"task {task.name!r}: {told}; one is {parts[shown[0]].words(shown[1][0])!r}"
+    if task.duplicates == "refuse":
+        raise SpecError(f"{told}; wanted splits without common inputs; take them out, or set duplicates: drop")
+    if task.duplicates == "warn":
+        return found, f"{told}; scores on them say nothing (duplicates: drop leaves them out)"
+    for kind, rows in twice.items():
+        gone = set(rows)
+        found[kind] = parts[kind].select([i for i in range(len(parts[kind])) if i not in gone])
+        if not len(found[kind]):
+            raise SpecError(
+                f"{told}; nothing is left of {kind} without them; wanted at least 1; give it examples of its own"
+            )
+    return found, f"{told}; they are left out (duplicates: drop)"
+
+
+def _comparable_contents(splits: Sequence[Split]) -> list[list[object]]:
+    """Something a row that is the same where contents are, and None where it can be like no other: most images differ in size already,
+    and need not be read."""
+    sizes = [split.sizes() for split in splits]
+    if sizes[0] is None:
+        return [split.contents() for split in splits]
+    seen: dict[int, int] = {}
+    for mine in sizes:
+        for size in mine:
+            seen[size] = seen.get(size, 0) + 1
+    return [
+        [hashlib.sha256(split.content(i)).digest() if seen[size] > 1 else None for i, size in enumerate(mine)]
+        for split, mine in zip(splits, sizes, strict=True)
+    ]
