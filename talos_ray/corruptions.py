@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from talos_ray.config import CHOICE
-from talos_ray.pixels import as_rgb
+from talos_ray.data.pixels import as_rgb
 
 NOISE = 0.12  # standard deviation of the noise, of the whole range of a pixel
 BLUR = 0.03  # radius of the blur, of the shorter side

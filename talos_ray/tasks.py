@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
@@ -16,85 +16,16 @@ import pyarrow.compute as pc
 import torch
 
 from talos_ray.config import CHOICE, Task
-from talos_ray.core.finetune import derive_seed
+from talos_ray.data.folders import IMAGES, state_of
+from talos_ray.data.labels import class_names, counted, places, said
+from talos_ray.data.pixels import HEAD, head_and_tail, trouble_with
+from talos_ray.data.readers import columns_of, is_here, load_splits, state_of_data, told_template
+from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing
 from talos_ray.errors import SpecError, nearest
-from talos_ray.folders import IMAGES, state_of
-from talos_ray.labels import class_names, counted, places, said
-from talos_ray.pixels import HEAD, head_and_tail, trouble_with
-from talos_ray.sources import columns_of, is_here, load_splits, state_of_data, told_template
-from talos_ray.splits import apart, cut_missing
 
-ROWS = 512  # of a split that are looked at together
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
 LOOKED = 64  # texts that are looked at to see whether they are names of image files
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Examples of one split: a `datasets.Dataset` with the input column, and labels int64 [n]."""
-
-    rows: Any
-    column: str
-    labels: torch.Tensor
-    notes: tuple[str, ...] = ()  # what somebody should know of new data
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, index: Sequence[int]) -> Split:
-        index = [int(i) for i in index]
-        return Split(self.rows.select(index), self.column, self.labels[index])
-
-    def drawn(self, most: int, *seed: object) -> Split:
-        """At most so many examples, drawn by a seed of any parts, in the order of the draw."""
-        generator = torch.Generator().manual_seed(derive_seed(*seed))
-        return self.select(torch.randperm(len(self), generator=generator)[:most].tolist())
-
-    def fingerprint(self, labels: bool = True) -> str:
-        """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
-        digest = hashlib.sha256()
-        for content in self.contents():
-            digest.update(content)
-        if labels:
-            digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
-
-    def contents(self) -> Iterable[bytes]:
-        """Every input's bytes, in order."""
-        table = self.rows.with_format("arrow")
-        for start in range(0, len(self), ROWS):
-            for value in table[start : start + ROWS].column(self.column).to_pylist():
-                yield _content(value)
-
-    def content(self, i: int) -> bytes:
-        return _content(self._stored(i))
-
-    def sizes(self) -> list[int] | None:
-        """Bytes of every image, without reading it; None of texts."""
-        table, found = self.rows.with_format("arrow"), []
-        if pa.types.is_string(kind := table[0:1].column(self.column).type) or pa.types.is_large_string(kind):
-            return None
-        for start in range(0, len(self), ROWS):
-            values = table[start : start + ROWS].column(self.column).combine_chunks()
-            lengths = pc.binary_length(values.field("bytes")).to_pylist()
-            paths = values.field("path").to_pylist()
-            found += [n if n is not None else Path(p).stat().st_size for n, p in zip(lengths, paths, strict=True)]
-        return found
-
-    def words(self, i: int) -> str:
-        """One input so that a person finds it: its text, its file, or its number."""
-        value = self._stored(i)
-        return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
-
-    def _stored(self, i: int) -> Any:
-        return self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
-
-
-def _content(value: object) -> bytes:
-    if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    return repr(value).encode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,7 +328,7 @@ def _folder_of(task: Task) -> Path:
 def encoded(split: Split) -> list:
     """The split's texts, or its images as stored bytes: small enough to travel, and independent of local files."""
     values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
-    return [v if isinstance(v, str) else {"bytes": _content(v), "path": None} for v in values]
+    return [v if isinstance(v, str) else {"bytes": content_of(v), "path": None} for v in values]
 
 
 def decoded(values: list) -> list:

@@ -11,7 +11,8 @@ from images import write_images
 from PIL import Image
 
 import talos_ray
-from talos_ray import SpecError, Task, sources, tasks
+from talos_ray import SpecError, Task, tasks
+from talos_ray.data import readers
 from talos_ray.inputs import Examples
 from talos_ray.spec import make_spec
 from talos_ray.tasks import encoded, load_rows, load_task, told_of, troubled_images
@@ -218,7 +219,7 @@ def test_a_part_of_a_stream_is_read_once(tmp_path, monkeypatch):
         len(set(texts)) == len(texts) and max(int(t.split()[1]) for t in texts) > 200
     )  # drawn, and not the first ones
     tasks._load_task.cache_clear()
-    monkeypatch.setattr(sources, "_streamed", None)  # not asked again
+    monkeypatch.setattr(readers, "_streamed", None)  # not asked again
     again = load_task(Task(**task), 0)
     assert again.train.fingerprint() == first.train.fingerprint()
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
 from talos_ray.config import filled
-from talos_ray.pixels import as_rgb
+from talos_ray.data.pixels import as_rgb
 
 AUTO = AutoModel
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from talos_ray.config import Task
+from talos_ray.data.tables import DIGITS, WHOLE
 from talos_ray.errors import SpecError, nearest
-from talos_ray.tables import DIGITS, WHOLE
 
 SHOWN = 8  # classes that a message names
 DECIMALS = 40  # characters of a number that is looked at

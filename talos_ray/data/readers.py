@@ -13,9 +13,7 @@ from string import Formatter
 from typing import Any
 
 from talos_ray.config import CHOICE, Task
-from talos_ray.demo.tasks import RECIPES, cache_folder, materialize
-from talos_ray.errors import SpecError, nearest
-from talos_ray.folders import (
+from talos_ray.data.folders import (
     IMAGES,
     METADATA,
     Images,
@@ -26,7 +24,9 @@ from talos_ray.folders import (
     tables_in,
     told_some,
 )
-from talos_ray.tables import KINDS, Reading, read_table
+from talos_ray.data.tables import KINDS, Reading, read_table
+from talos_ray.demo.tasks import RECIPES, cache_folder, materialize
+from talos_ray.errors import SpecError, nearest
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # of what save_to_disk wrote
 CARD = "README.md"  # in whose first lines a data set may say which of its files are which split

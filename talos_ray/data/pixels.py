@@ -24,13 +24,11 @@ ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"\x60\x82"}  # first and last two b
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """RGB of 8 bits.
+    """RGB of 8 bits, an image of its own.
 
     Raises:
         SpecError: values of which nobody can tell how light they are.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
     if image.mode.startswith(("I", "F")):
         return _scaled(image)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):

@@ -3,17 +3,87 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from talos_ray.config import Task
+from talos_ray.config import CHOICE, Task
 from talos_ray.core.finetune import derive_seed
 from talos_ray.errors import SpecError
 
-if TYPE_CHECKING:
-    from talos_ray.tasks import Split
+ROWS = 512  # of a split that are looked at together
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split: a `datasets.Dataset` with the input column, and labels int64 [n]."""
+
+    rows: Any
+    column: str
+    labels: torch.Tensor
+    notes: tuple[str, ...] = ()  # what somebody should know of new data
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Sequence[int]) -> Split:
+        index = [int(i) for i in index]
+        return Split(self.rows.select(index), self.column, self.labels[index])
+
+    def drawn(self, most: int, *seed: object) -> Split:
+        """At most so many examples, drawn by a seed of any parts, in the order of the draw."""
+        generator = torch.Generator().manual_seed(derive_seed(*seed))
+        return self.select(torch.randperm(len(self), generator=generator)[:most].tolist())
+
+    def fingerprint(self, labels: bool = True) -> str:
+        """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
+        digest = hashlib.sha256()
+        for content in self.contents():
+            digest.update(content)
+        if labels:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def contents(self) -> Iterable[bytes]:
+        """Every input's bytes, in order."""
+        table = self.rows.with_format("arrow")
+        for start in range(0, len(self), ROWS):
+            for value in table[start : start + ROWS].column(self.column).to_pylist():
+                yield content_of(value)
+
+    def content(self, i: int) -> bytes:
+        return content_of(self._stored(i))
+
+    def sizes(self) -> list[int] | None:
+        """Bytes of every image, without reading it; None of texts."""
+        table, found = self.rows.with_format("arrow"), []
+        if pa.types.is_string(kind := table[0:1].column(self.column).type) or pa.types.is_large_string(kind):
+            return None
+        for start in range(0, len(self), ROWS):
+            values = table[start : start + ROWS].column(self.column).combine_chunks()
+            lengths = pc.binary_length(values.field("bytes")).to_pylist()
+            paths = values.field("path").to_pylist()
+            found += [n if n is not None else Path(p).stat().st_size for n, p in zip(lengths, paths, strict=True)]
+        return found
+
+    def words(self, i: int) -> str:
+        """One input so that a person finds it: its text, its file, or its number."""
+        value = self._stored(i)
+        return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
+
+    def _stored(self, i: int) -> Any:
+        return self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
+
+
+def content_of(value: object) -> bytes:
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return repr(value).encode()
 
 
 def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:

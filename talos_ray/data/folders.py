@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError
-from talos_ray.tables import KINDS
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
