@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from talos_ray.config import HUGGING_FACE, Spec, Task, validated
+from talos_ray.data.tables import decoded
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
 
@@ -108,7 +109,7 @@ def _reads_text(model: str) -> bool:
     if kind not in HUGGING_FACE:
         return False
     known = Path(named) / "config.json"
-    told = str(json.loads(known.read_text()).get("model_type", "")) if known.is_file() else model
+    told = str(json.loads(known.read_text(encoding="utf-8")).get("model_type", "")) if known.is_file() else model
     return "clip" not in told.lower() and "siglip" not in told.lower()
 
 
@@ -155,11 +156,29 @@ def _with_files_beside(task: Any, folder: Path) -> Any:
     return {**task, **there}
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML as `yaml.safe_load` reads it, but for keys that stand twice: of two, the first would vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = key_node.value
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice; keep one of them", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise SpecError(f"{what} file {str(path)!r} does not exist; wanted a YAML file; see examples/ for some")
+    text = decoded(path.read_bytes(), f"{what} file {str(path)!r}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(text, _Strict)
     except yaml.YAMLError as error:
         raise SpecError(f"{what} file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
