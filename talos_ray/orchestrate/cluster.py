@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from talos_ray.config import Cluster
 from talos_ray.errors import SpecError
@@ -39,6 +40,8 @@ LOCAL_CONFIG = {
 }
 SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # what makes a worker take less memory
 FREE_SECONDS = 20  # to wait for GPUs whose idle processes are to be ended
+ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+SYSTEM = ("proc", "sys", "dev")
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
@@ -79,13 +82,45 @@ def check_local(settings: Cluster) -> None:
         check_room(known, [(here, {})], "this machine")
 
 
-def check_output(output: str) -> None:
-    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it."""
+def check_output(output: str, data: Sequence[str] = ()) -> None:
+    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it, or where it would
+    stand among what is somebody's own: a home folder, the system's, the tasks' `data`."""
+    if ONE_SLASH.match(output):
+        raise SpecError(
+            f"output {output!r} is neither a path nor a URI; wanted two slashes, like {output.replace(':/', '://', 1)!r}; correct it"
+        )
+    if "://" not in output:
+        _check_place(output, data)
     if JOB_FOLDER in os.getcwd() and "://" not in output and not os.path.isabs(output):
         raise SpecError(
             f"output {output!r} is relative, and this job's own folder is deleted when the job ends; "
             f"give an absolute path that every node sees, or a URI like s3://bucket/run (--output)"
         )
+
+
+def _check_place(output: str, data: Sequence[str]) -> None:
+    place = Path(output).expanduser().resolve()
+    home = Path(os.path.expanduser("~")).resolve()
+    if place == Path("/") or place == home or place in home.parents:
+        raise SpecError(
+            f"output {output!r} is {str(place)!r}, which is not for a run alone; wanted a new folder; add a name"
+        )
+    if place.parts[1] in SYSTEM:
+        raise SpecError(
+            f"output {output!r} lies in /{place.parts[1]}, which belongs to the system; wanted a folder on a disk; choose another"
+        )
+    for name in data:
+        if name.startswith("demo:"):
+            continue
+        there = Path(name).expanduser().resolve()
+        if place == there or there in place.parents:
+            raise SpecError(
+                f"output {output!r} lies in the data {name!r}; wanted a folder of its own; choose another output"
+            )
+        if place in there.parents:
+            raise SpecError(
+                f"output {output!r} contains the data {name!r}; wanted a folder of its own; choose another output"
+            )
 
 
 def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = lambda note: None) -> bool:
