@@ -65,9 +65,11 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     """
     from talos_ray.orchestrate.calibrate import calibration_split
     from talos_ray.orchestrate.cluster import check_local, check_output
+    from talos_ray.orchestrate.machine import check_caches
     from talos_ray.orchestrate.watch import check_tracker
 
     progress.begin("check", "spec, data and model")
+    check_caches()  # alone, because without them nothing else can be looked at
     problems = Problems()
     with problems:
         check_output(spec.output, [t.data for t in (*spec.tasks, *spec.control) if is_here(t)])
