@@ -20,7 +20,7 @@ from talos_ray.data.folders import IMAGES, state_of
 from talos_ray.data.labels import class_names, counted, places, said
 from talos_ray.data.pixels import HEAD, head_and_tail, trouble_with
 from talos_ray.data.readers import columns_of, is_here, load_splits, state_of_data, told_template
-from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing
+from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing, marked
 from talos_ray.errors import SpecError, nearest
 
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
@@ -88,8 +88,11 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
         raise SpecError(
             f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class ({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
         )
-    parts = cut_missing(task, {kind: made[name][0] for kind, name in names.items()}, seed)
-    if len(set(names.values())) == len(names):  # a split that is named twice is meant to be the same
+    apart_ones = len(set(names.values())) == len(names)  # a split that is named twice is meant to be the same
+    whole = [split for split, _ in made.values()]
+    by_name = dict(zip(made, marked(whole) if apart_ones else whole, strict=True))
+    parts = cut_missing(task, {kind: by_name[name] for kind, name in names.items()}, seed)
+    if apart_ones:
         parts, doubles = apart(task, parts)
         notes += [doubles] if doubles else []
     return TaskData(task, classes, **parts, notes=tuple(notes))

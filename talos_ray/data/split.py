@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,17 @@ class Split:
     column: str
     labels: torch.Tensor
     notes: tuple[str, ...] = ()  # what somebody should know of new data
+    marks: torch.Tensor | None = None  # int64 [n], the same where inputs are, once that was asked
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, index: Sequence[int]) -> Split:
         index = [int(i) for i in index]
-        return Split(self.rows.select(index), self.column, self.labels[index])
+        marks = None if self.marks is None else self.marks[index]
+        # A name of its own for the rows: datasets would hash the whole index for one, and nothing is kept under it.
+        rows = self.rows.select(index, new_fingerprint=uuid.uuid4().hex[:16])
+        return Split(rows, self.column, self.labels[index], marks=marks)
 
     def drawn(self, most: int, *seed: object) -> Split:
         """At most so many examples, drawn by a seed of any parts, in the order of the draw."""
@@ -56,8 +62,12 @@ class Split:
             for value in table[start : start + ROWS].column(self.column).to_pylist():
                 yield content_of(value)
 
-    def content(self, i: int) -> bytes:
-        return content_of(self._stored(i))
+    def digest(self, i: int) -> bytes:
+        """SHA-256 of one input's bytes."""
+        return hashlib.sha256(content_of(self._stored(i))).digest()
+
+    def column_values(self) -> pa.ChunkedArray:
+        return self.rows.with_format("arrow")[:].column(self.column)
 
     def sizes(self) -> list[int] | None:
         """Bytes of every image, without reading it; None of texts."""
@@ -141,22 +151,17 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
     Raises:
         SpecError: there are some, and the task refuses them.
     """
-    marks = _comparable_contents([parts[kind] for kind in ("test", "validation", "train")])
-    kinds = dict(zip(("test", "validation", "train"), marks, strict=True))
-    held: set = set()
     twice, found = {}, dict(parts)
-    for kind, mine in kinds.items():
-        doubles = [i for i, mark in enumerate(mine) if mark is not None and mark in held]
-        if doubles:
+    for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
+        held = torch.cat([parts[b].marks for b in before])
+        if doubles := torch.nonzero(torch.isin(parts[kind].marks, held)).flatten().tolist():
             twice[kind] = doubles
-        held |= set(mine)
-        held.discard(None)
     if not twice:
         return found, None
     shown = next(iter(twice.items()))
     where = {"train": "validation or test", "validation": "test"}
     told = "; ".join(
-        f"{len(rows)} of {len(kinds[kind])} inputs of {kind} stand in {where[kind]}, too"
+        f"{len(rows)} of {len(parts[kind])} inputs of {kind} stand in {where[kind]}, too"
         for kind, rows in twice.items()
     )
     told = f"task {task.name!r}: {told}; one is {parts[shown[0]].words(shown[1][0])!r}"
@@ -174,17 +179,22 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
     return found, f"{told}; they are left out (duplicates: drop)"
 
 
-def _comparable_contents(splits: Sequence[Split]) -> list[list[object]]:
-    """Something a row that is the same where contents are, and None where it can be like no other: most images differ in size already,
-    and need not be read."""
-    sizes = [split.sizes() for split in splits]
-    if sizes[0] is None:
-        return [split.contents() for split in splits]
-    seen: dict[int, int] = {}
-    for mine in sizes:
-        for size in mine:
-            seen[size] = seen.get(size, 0) + 1
-    return [
-        [hashlib.sha256(split.content(i)).digest() if seen[size] > 1 else None for i, size in enumerate(mine)]
-        for split, mine in zip(splits, sizes, strict=True)
-    ]
+def marked(splits: Sequence[Split]) -> list[Split]:
+    """The splits with a number for every input that is the same where inputs are. Most images differ in size already, and need not be
+    read."""
+    if (sizes := [split.sizes() for split in splits])[0] is None:
+        values = pa.chunked_array([c for split in splits for c in split.column_values().chunks])
+        numbers = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        marks = torch.from_numpy(numbers.astype("int64"))
+    else:
+        often = Counter(size for found in sizes for size in found)
+        known: dict[object, int] = {}
+        marks = torch.tensor(
+            [
+                known.setdefault(split.digest(i) if often[size] > 1 else (number, i), len(known))
+                for number, (split, found) in enumerate(zip(splits, sizes, strict=True))
+                for i, size in enumerate(found)
+            ]
+        )
+    parts = marks.split([len(split) for split in splits])
+    return [replace(split, marks=part) for split, part in zip(splits, parts, strict=True)]

@@ -7,6 +7,7 @@ and then nobody is told. Here a cell is a text, an empty cell is missing, and ev
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from talos_ray.errors import SpecError
 
@@ -29,6 +31,7 @@ ENCODINGS = {  # by a file's first bytes; the longer ones first
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+BREAK = re.compile(r"\r\n|\r|\n")
 UNNAMED = "Latin-1 or Windows-1252, as old editors write"
 
 
@@ -74,71 +77,57 @@ def _not_utf8(what: str, byte: int, line: int) -> str:
 
 
 def _read_csv(path: Path, how: Reading) -> pa.Table:
-    rows = _csv_rows(path, how)
-    _, names = next(rows, (1, []))
+    blocks = _csv_blocks(path, how)
+    _, first = next(blocks, (1, [[]]))
+    names, rest = first[0], first[1:]
     if not names:
         raise SpecError(f"{str(path)!r} holds 0 examples; wanted a line of column names, and rows")
     if twice := [n for n in names if names.count(n) > 1 and (how.columns is None or n in how.columns)]:
         raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted unique names; rename one")
-    words = {"", *how.missing_words}
-    wanted = [i for i, n in enumerate(names) if how.columns is None or n in how.columns]
-    parts: list[list[pa.Array]] = [[] for _ in wanted]
-    total, block, long = 0, [], []
-    for line, row in rows:
-        if len(row) != len(names):
-            raise SpecError(_uneven(path, line, len(row), names))
-        if any("\n" in cell or "\r" in cell for cell in row):
-            long.append((line, row))
-        block.append(row)
-        if len(block) == ROWS:
-            total += _append(parts, block, wanted, words)
-            block = []
-    total += _append(parts, block, wanted, words)
-    columns = {n: pa.nulls(total) for n in names if n not in {names[i] for i in wanted}}
-    columns |= {names[i]: pa.chunked_array(part, pa.string()) for i, part in zip(wanted, parts, strict=True)}
-    if how.label in names and long:
-        _check_swallowed(path, names, long, columns[how.label], how)
-    if how.label in columns and (how.columns is None or how.label in how.columns):
+    wanted = {n: i for i, n in enumerate(names) if how.columns is None or n in how.columns}
+    parts: dict[str, list[pa.Array]] = {n: [] for n in wanted}
+    total, swallowing = 0, []
+    for line, rows in itertools.chain([(1 + _lines_of(names), rest)], blocks):
+        rows = [row for row in rows if row] if [] in rows else rows  # blank lines are no rows
+        if set(map(len, rows)) - {len(names)}:
+            raise SpecError(_uneven(path, line, rows, names))
+        swallowing += [row for row in rows if _lines_of(row) > 1] if how.label in names else ()
+        for name, i in wanted.items():
+            parts[name].append(pa.array([row[i] for row in rows], pa.string()))
+        total += len(rows)
+    columns = {n: pa.chunked_array(part, pa.string()) for n, part in parts.items()}
+    if swallowing and how.quotes != "csv":  # somebody who says csv has looked
+        _check_swallowed(path, names, swallowing, columns[how.label], how.label)
+    words = pa.array(["", *how.missing_words])
+    for name, column in columns.items():
+        columns[name] = pc.if_else(pc.is_in(column, words), pa.scalar(None, pa.string()), column)
+    if how.label in columns:
         columns[how.label] = as_numbers(columns[how.label])
-    return pa.table({n: columns[n] for n in dict.fromkeys(names)})
+    return pa.table({n: columns[n] if n in columns else pa.nulls(total) for n in dict.fromkeys(names)})
 
 
-def _append(parts: list[list[pa.Array]], block: list[list[str]], wanted: Sequence[int], words: Collection[str]) -> int:
-    for part, i in zip(parts, wanted, strict=True):
-        part.append(pa.array([None if row[i] in words else row[i] for row in block], pa.string()))
-    return len(block)
-
-
-def _csv_rows(path: Path, how: Reading) -> Iterator[tuple[int, list[str]]]:
-    """(line in which it begins, cells) of every row, the names first. Blank lines are no rows."""
-    tabs = path.suffix.lower() == ".tsv"
-    literal = how.quotes == "none"
-    style = {"delimiter": "\t" if tabs else ",", "strict": True}
-    style |= {"quoting": csv.QUOTE_NONE} if literal else {}
+def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, list[list[str]]]]:
+    """(line in which it begins, rows) of some rows at a time, as they stand; a blank line is a row without cells."""
     with path.open("rb") as start:
         first = start.read(4)
     if first.startswith(tuple(ENCODINGS)):
         decoded(first, repr(str(path)))
     before = csv.field_size_limit(sys.maxsize)  # of the whole process, so it is put back
-    line = 1
+    line, within = 1, path.suffix.lower() == ".tsv" and how.quotes is None
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, **style)
-            for row in reader:
+            reader = csv.reader(text, **_style(path, how))
+            while rows := list(itertools.islice(reader, ROWS)):
                 # In a TSV, quotation marks are as often a part of the text as they are not, and one that is never closed
                 # would take all lines up to the next one for a single cell.
-                if tabs and how.quotes is None and reader.line_num > line and row:
-                    raise SpecError(
-                        f"{str(path)!r}, line {line}: a quotation mark opens a cell that ends in line {reader.line_num}; set `quotes: none` if quotation "
-                        f"marks belong to the texts, or `quotes: csv` if a cell may hold several lines"
-                    )
-                if row:
-                    yield line, row
+                if within and reader.line_num - line + 1 > len(rows):
+                    raise SpecError(_ambiguous(path, line, rows))
+                yield line, rows
                 line = reader.line_num + 1
     except csv.Error as error:
         fix = "double it, or set `quotes: none` if quotation marks belong to the texts"
         raise SpecError(
-            f"{str(path)!r}, line {line}: a cell in quotation marks does not end where it should ({error}); {fix}"
+            f"{str(path)!r}, line {_line_of_error(path, how)}: a cell in quotation marks does not end where it should ({error}); {fix}"
         ) from None
     except UnicodeDecodeError:
         with path.open("rb") as data:
@@ -152,7 +141,49 @@ def _csv_rows(path: Path, how: Reading) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(before)
 
 
-def _uneven(path: Path, line: int, found: int, names: Sequence[str]) -> str:
+def _style(path: Path, how: Reading) -> dict[str, object]:
+    """How Python's own reader is to split lines."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    return {"delimiter": delimiter, "strict": True, **({"quoting": csv.QUOTE_NONE} if how.quotes == "none" else {})}
+
+
+def _line_of_error(path: Path, how: Reading) -> int:
+    """The line in which the row begins that cannot be read."""
+    line = 1
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, **_style(path, how))
+        try:
+            for _ in reader:
+                line = reader.line_num + 1
+        except csv.Error:
+            pass
+    return line
+
+
+def _lines_of(row: Sequence[str]) -> int:
+    """Lines that a row takes in its file."""
+    return 1 + sum(len(BREAK.findall(cell)) for cell in row if "\n" in cell or "\r" in cell)
+
+
+def _ambiguous(path: Path, line: int, rows: Sequence[Sequence[str]]) -> str:
+    for row in rows:
+        if (lines := _lines_of(row)) > 1:
+            return (
+                f"{str(path)!r}, line {line}: a quotation mark opens a cell that ends in line {line + lines - 1}; set `quotes: none` if quotation "
+                f"marks belong to the texts, or `quotes: csv` if a cell may hold several lines"
+            )
+        line += lines
+    return f"{str(path)!r}: a cell holds several lines; set `quotes: csv` or `quotes: none`"
+
+
+def _uneven(path: Path, line: int, rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:
+    """What is told of the first row that is wider or narrower than the names."""
+    found = 0
+    for row in rows:
+        found = len(row)
+        if found not in (0, len(names)):
+            break
+        line += _lines_of(row)
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     fix = "put cells that hold a comma into quotation marks, and take out commas that end a line"
     if path.suffix.lower() == ".tsv":
@@ -161,20 +192,18 @@ def _uneven(path: Path, line: int, found: int, names: Sequence[str]) -> str:
 
 
 def _check_swallowed(
-    path: Path, names: Sequence[str], long: list[tuple[int, list[str]]], labels: pa.ChunkedArray, how: Reading
+    path: Path, names: Sequence[str], rows: list[list[str]], labels: pa.ChunkedArray, label: str
 ) -> None:
     """Raises SpecError where lines inside of a cell look like rows themselves: a quotation mark has swallowed them."""
-    if how.quotes == "csv":  # somebody has looked
-        return
-    place = names.index(how.label)
-    known = set(labels.unique().to_pylist()) - {None}
-    for line, row in long:
+    place = names.index(label)
+    known = set(labels.unique().to_pylist())
+    for row in rows:
         for cell in row:
-            for offset, inner in enumerate(cell.splitlines()[1:], 1):
+            for inner in BREAK.split(cell)[1:]:
                 cells = inner.split(",")
                 if len(cells) == len(names) and cells[place] in known:
                     raise SpecError(
-                        f"{str(path)!r}, line {line}: a quotation mark opens a cell, and line {line + offset} inside of it looks like a row; "
+                        f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line {inner[:60]!r} inside of it looks like a row; "
                         f"close the cell where it ends, or set `quotes: csv` if it is right so"
                     )
 
