@@ -153,8 +153,9 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
     """
     twice, found = {}, dict(parts)
     for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
-        held = torch.cat([parts[b].marks for b in before])
-        if doubles := torch.nonzero(torch.isin(parts[kind].marks, held)).flatten().tolist():
+        held = torch.zeros(1 + max(int(part.marks.max()) for part in parts.values()), dtype=torch.bool)
+        held[torch.cat([parts[b].marks for b in before])] = True
+        if doubles := torch.nonzero(held[parts[kind].marks]).flatten().tolist():
             twice[kind] = doubles
     if not twice:
         return found, None

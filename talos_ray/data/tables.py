@@ -31,6 +31,7 @@ ENCODINGS = {  # by a file's first bytes; the longer ones first
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+DIGITS_KEPT = 15  # characters of a number that nothing is lost of
 BREAK = re.compile(r"\r\n|\r|\n")
 UNNAMED = "Latin-1 or Windows-1252, as old editors write"
 
@@ -78,7 +79,7 @@ def _not_utf8(what: str, byte: int, line: int) -> str:
 
 def _read_csv(path: Path, how: Reading) -> pa.Table:
     blocks = _csv_blocks(path, how)
-    _, first = next(blocks, (1, [[]]))
+    _, lines, first = next(blocks, (1, 1, [[]]))
     names, rest = first[0], first[1:]
     if not names:
         raise SpecError(f"{str(path)!r} holds 0 examples; wanted a line of column names, and rows")
@@ -87,11 +88,12 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
     wanted = {n: i for i, n in enumerate(names) if how.columns is None or n in how.columns}
     parts: dict[str, list[pa.Array]] = {n: [] for n in wanted}
     total, swallowing = 0, []
-    for line, rows in itertools.chain([(1 + _lines_of(names), rest)], blocks):
-        rows = [row for row in rows if row] if [] in rows else rows  # blank lines are no rows
-        if set(map(len, rows)) - {len(names)}:
-            raise SpecError(_uneven(path, line, rows, names))
-        swallowing += [row for row in rows if _lines_of(row) > 1] if how.label in names else ()
+    for line, taken, block in itertools.chain([(1 + _lines_of(names), lines, rest)], blocks):
+        if set(map(len, block)) - {0, len(names)}:
+            raise SpecError(_uneven(path, line, block, names))
+        rows = [row for row in block if row]  # blank lines are no rows
+        if taken > len(rows) and how.label in names:
+            swallowing += [row for row in rows if _lines_of(row) > 1]
         for name, i in wanted.items():
             parts[name].append(pa.array([row[i] for row in rows], pa.string()))
         total += len(rows)
@@ -106,8 +108,8 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
     return pa.table({n: columns[n] if n in columns else pa.nulls(total) for n in dict.fromkeys(names)})
 
 
-def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, list[list[str]]]]:
-    """(line in which it begins, rows) of some rows at a time, as they stand; a blank line is a row without cells."""
+def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[str]]]]:
+    """(line in which it begins, lines that it takes, rows) of some rows at a time, as they stand; a blank line is a row without cells."""
     with path.open("rb") as start:
         first = start.read(4)
     if first.startswith(tuple(ENCODINGS)):
@@ -120,9 +122,10 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, list[list[str]]
             while rows := list(itertools.islice(reader, ROWS)):
                 # In a TSV, quotation marks are as often a part of the text as they are not, and one that is never closed
                 # would take all lines up to the next one for a single cell.
-                if within and reader.line_num - line + 1 > len(rows):
+                lines = reader.line_num - line + 1
+                if within and lines > len(rows):
                     raise SpecError(_ambiguous(path, line, rows))
-                yield line, rows
+                yield line, lines, rows
                 line = reader.line_num + 1
     except csv.Error as error:
         fix = "double it, or set `quotes: none` if quotation marks belong to the texts"
@@ -211,9 +214,11 @@ def _check_swallowed(
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of texts as numbers, where all of them are numbers written as numbers are; else as it is. 007 is a name."""
     values = [v for v in column.unique().to_pylist() if v is not None]
-    if values and all(WHOLE.match(v) and v != "-0" and len(v) < 18 for v in values):
+    if not values or max(map(len, values)) > DIGITS_KEPT or "-0" in values:
+        return column
+    if all(map(WHOLE.match, values)):
         return column.cast(pa.int64())
-    if values and all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
+    if all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
         return column.cast(pa.float64())
     return column
 
@@ -234,7 +239,7 @@ def _read_json(path: Path, how: Reading) -> pa.Table:
         values = [record.get(name) for record in records]
         if how.missing_words:
             values = [None if isinstance(v, str) and v in how.missing_words else v for v in values]
-        columns[name] = _json_column(path, name, values, places, how.columns is not None)
+        columns[name] = _json_column(path, name, values, places, how.columns is not None or name == how.label)
     return pa.table(columns)
 
 
