@@ -228,8 +228,20 @@ class Run:
 
     @property
     def _tasks(self) -> dict[str, dict]:
-        """Settings of every target and control task."""
-        return {t["name"]: t for t in (*self.info["spec"]["tasks"], *self.info["spec"]["control"])}
+        """Settings of every target and control task that the run has had."""
+        spec = self.info["spec"]
+        return {t["name"]: t for t in (*self.info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
+
+    def _in_force(self) -> list[dict]:
+        """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet."""
+        if self.folder.head is None:
+            return list(self.info["spec"]["tasks"])
+        version = self.version
+        return [
+            task
+            for name, task in self._tasks.items()
+            if name in version["deltas"] and name not in version.get("forgotten", ())
+        ]
 
     def _version(self, number: int | None) -> dict:
         return self.folder.load_version(self.head if number is None else number)
@@ -307,22 +319,23 @@ class Run:
         Raises:
             SpecError: the data. TalosError: no such version or task.
         """
-        tasks, (_, classes) = self._tasks, self.folder.load_heads()
+        tasks, (_, classes), notes = self._tasks, self.folder.load_heads(), ()
         first, second = self.folder.load_version(a), self.folder.load_version(b)
         if data is None:
             answers = self._answers(a, b)
-            splits = {t: self._test_inputs(tasks[t]) for t in answers[0].data}
+            splits = {t: self._test_inputs(tasks[t]) if t in tasks else None for t in answers[0].data}
         else:
             if task not in tasks:
                 raise TalosError(
                     f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', tasks)}; it has: {', '.join(tasks)}"
                 )
             rows = load_rows(tasks[task], data, classes[task])
-            splits = {task: rows}
+            splits, notes = {task: rows}, rows.notes
             answers = tuple(
                 compare.ask(self._composed(v)[0], task, rows, self.folder.heads_of(v)[task]) for v in (first, second)
             )
-        return compare.diff(first, second, *answers), compare.changed_inputs(*answers, classes, splits)
+        found = compare.diff(first, second, *answers) | ({"notes": list(notes)} if notes else {})
+        return found, compare.changed_inputs(*answers, classes, splits)
 
     def _test_inputs(self, task: Mapping) -> Split | None:
         try:
@@ -354,13 +367,21 @@ class Run:
         return export(self.folder, found, edited, base, Path(to), delta_only=delta_only)
 
     def add(self, task: Task | str | dict, *, verbose: bool = False) -> Run:
-        """Train one more task on the run's mask, and find all coefficients anew. The other deltas stay as they are.
+        """Train one more task on the run's mask, and find all coefficients anew. The other deltas stay as they are. A task that was
+        removed or forgotten, or that a rollback took back, is merged in again when it is named: its name alone will do.
 
         Raises:
-            SpecError: the task, before any work.
+            SpecError: the task, before any work; or head holds it already.
         """
-        spec = self.info["spec"]
-        edit(spec=make_spec({**spec, "output": self.path, "tasks": [*spec["tasks"], task]}), verbose=verbose)
+        spec, known = self.info["spec"], self._tasks
+        in_force = self._in_force()
+        given = known[task] if isinstance(task, str) and task in known else task
+        added = make_spec({**spec, "tasks": [given]}).tasks[0]
+        if added.name in (t["name"] for t in in_force):
+            raise SpecError(
+                f"task {added.name!r} is in head of run {self.path!r} already; wanted another; `talos merge` merges tasks of the run again, `talos remove` takes one out"
+            )
+        edit(spec=make_spec({**spec, "output": self.path, "tasks": [*in_force, added]}), verbose=verbose)
         self.info = self.folder.info()
         return self
 

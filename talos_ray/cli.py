@@ -115,7 +115,7 @@ def init(
     spec, text = folder / "spec.yaml", scaffold(folder, model)
     if spec.exists():
         raise SpecError(f"{str(spec)!r} is there already; wanted none; move it, or edit it")
-    spec.write_text(text)
+    spec.write_text(text, encoding="utf-8")
     say(f"{spec}: look at it, then: talos check {spec}")
 
 
@@ -434,7 +434,7 @@ def compare(
     found, changed = open_run(run).compare(a, b, task, data)
     _show_change(found, as_json)
     if out:
-        out.write_text(changed)
+        out.write_text(changed, encoding="utf-8")
 
 
 @app.command(rich_help_panel=PROVE)
@@ -540,7 +540,7 @@ def watch(
         say(
             f"{e['data']}: {e['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base {base['value']:.3f}, n {now['n']}: {e['gate']}"
         )
-        for why in e["why"]:
+        for why in (*e["why"], *e.get("notes", ())):
             say(f"  {why}")
     if any(e["gate"] == "fail" for e in found):
         sys.exit(DRIFTED)
@@ -599,6 +599,8 @@ def _show_change(found: dict, as_json: bool) -> None:
         )
     _show(table)
     say("p: how often as large a difference would come by chance; below 0.05 it is hardly that.")
+    for note in found.get("notes", ()):
+        say(note)
     if found["not comparable"]:
         say(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -405,10 +406,13 @@ class Task(_Settings):
         "label",
         description="column that holds the labels: classes' names, or numbers from 0; other numbers, like ratings from 1 to 5, are names",
     )
-    classes: tuple[str, ...] | None = Field(None, description="class names in label order; from the data, if not given")
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="class names; from the data, if not given. Labels that are names are found by name, numbers are places in this list",
+    )
     prompts: tuple[str, ...] = Field(
         ("a photo of a {}.",),
-        description="templates for the zero-shot head; {} is the class name. Just '{}' for a model that reads text",
+        description="templates for the zero-shot head; {} is the class name, other braces are as they stand. Just '{}' for a model that reads text",
     )
     phrases: tuple[str, ...] | None = Field(
         None, description="what stands for each class in a prompt, where its name is not the right word"
@@ -416,6 +420,35 @@ class Task(_Settings):
     head: Literal["words", "linear"] = Field(
         "words",
         description="what scores the classes: their words, without training (zero-shot), or a linear layer on the base's features, fitted to training data before anything is edited. Frozen either way",
+    )
+    missing: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="rows without a label, a text or an image: named, or left out and counted. An empty cell of a CSV or TSV file is missing, and so is an empty text",
+    )
+    missing_words: tuple[str, ...] = Field(
+        (), description="words that stand for a missing value in a table, like N/A; none do by themselves"
+    )
+    quotes: Literal["csv", "none"] | None = Field(
+        None,
+        description="quotation marks in CSV and TSV files: around cells, which may then hold commas and several lines (csv), or a part of the texts (none); if not given, as csv, and whatever else they could mean is refused",
+    )
+    unknown_classes: Literal["refuse", "drop"] = Field(
+        "refuse", description="rows whose label is none of `classes`: refused, or left out and counted"
+    )
+    duplicates: Literal["refuse", "warn", "drop"] = Field(
+        "warn",
+        description="inputs that stand in two splits: refused, counted and told, or left out of the training data (of validation, where test has them)",
+    )
+    stratified: bool = Field(False, description="splits that are cut from train keep the classes' shares")
+    split_by: Literal["position", "content"] = Field(
+        "position",
+        description="what splits are cut by, with the seed: the rows' places, or what they hold, so that their order in the file does not matter",
+    )
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of train that becomes validation data, where there are none"
+    )
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share of train that becomes test data, where there are none"
     )
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
     checkpoint: str | None = Field(
@@ -454,17 +487,20 @@ class Task(_Settings):
     @classmethod
     def _has_slot(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         for p in prompts:
-            if "{}" not in p:
+            if (places := p.count("{}")) != 1:
+                found = f"has {{}} {places} times" if places else "has no {}"
                 raise ValueError(
-                    f"prompt {p!r} has no {{}}; wanted a place for the class name, like 'a photo of a {{}}.'"
+                    f"prompt {p!r} {found}; wanted one place for the class name, like 'a photo of a {{}}.'"
                 )
-            try:
-                p.format("class")
-            except (LookupError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f"prompt {p!r} cannot be filled in: {error}; wanted one {{}}, and other braces doubled, as {{{{ and }}}}"
-                ) from None
         return prompts
+
+    @model_validator(mode="after")
+    def _shares(self) -> Task:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share {self.validation_share:g} and test_share {self.test_share:g} leave nothing to train on; wanted less than 1 together; lower them"
+            )
+        return self
 
     @field_validator("train")
     @classmethod
@@ -478,6 +514,11 @@ def _no_secret(place: str, what: str) -> None:
         refuse_secrets(place, what)
     except SpecError as error:  # pydantic keeps a ValueError's place in the spec
         raise ValueError(str(error)) from None
+
+
+def filled(prompt: str, phrase: str) -> str:
+    """A prompt with a phrase in its place; other braces stay as they are."""
+    return prompt.replace("{}", phrase)
 
 
 HUGGING_FACE = ("hf", "hf-bf16")  # kinds of models that transformers reads
@@ -584,10 +625,16 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     wanted = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return plain(f"{path}: {wanted}" if path else wanted)
+    if kind == "string_type" and isinstance(found, bool | int | float | date):
+        return f"spec key {path!r} is {found!r}; wanted a text: YAML reads yes, no, numbers and dates as such; put it into quotation marks, like {_quoted(found)}"
     for said, meant in SAID.items():
         wanted = wanted.replace(said, meant)
     wanted = wanted.replace("greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0")
     return f"spec key {path!r} is {shortly(found)}; {wanted[0].lower() + wanted[1:]} ({_description_at(model, loc)})"
+
+
+def _quoted(found: object) -> str:
+    return {True: '"yes"', False: '"no"'}[found] if isinstance(found, bool) else f'"{found}"'
 
 
 def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from talos_ray.config import CHOICE
+from talos_ray.data.pixels import as_rgb
 
 NOISE = 0.12  # standard deviation of the noise, of the whole range of a pixel
 BLUR = 0.03  # radius of the blur, of the shorter side
@@ -22,21 +23,21 @@ WORDS = 0.2  # share of words that are misspelt, or left out
 
 
 def _noise(image: Image.Image, draw: random.Random) -> Image.Image:
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    pixels = np.asarray(as_rgb(image), dtype=np.float32)
     noise = np.random.default_rng(draw.getrandbits(63)).normal(0, 255 * NOISE, pixels.shape)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
 def _blur(image: Image.Image, draw: random.Random) -> Image.Image:
-    return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
+    return as_rgb(image).filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
 
 
 def _contrast(image: Image.Image, draw: random.Random) -> Image.Image:
-    return ImageEnhance.Contrast(image.convert("RGB")).enhance(CONTRAST)
+    return ImageEnhance.Contrast(as_rgb(image)).enhance(CONTRAST)
 
 
 def _occlusion(image: Image.Image, draw: random.Random) -> Image.Image:
-    image, side = image.convert("RGB"), max(1, round(OCCLUDED * min(image.size)))
+    image, side = as_rgb(image), max(1, round(OCCLUDED * min(image.size)))
     corner = draw.randint(0, image.width - side), draw.randint(0, image.height - side)
     image.paste((128, 128, 128), (*corner, corner[0] + side, corner[1] + side))
     return image

@@ -20,10 +20,11 @@ from talos_ray.config import CHOICE, Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import DATA_FREE
 from talos_ray.core.recompute import blocks_of, wrapped
+from talos_ray.data.readers import is_here
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
 from talos_ray.models.heads import scorer
-from talos_ray.tasks import is_here, load_task
+from talos_ray.tasks import load_task
 
 FLOAT, MOMENTS, INDEX = (
     4,

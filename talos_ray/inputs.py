@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -23,6 +24,7 @@ from talos_ray.tasks import Split
 MEMORY_BYTES = 1 << 30  # inputs of one split that a process keeps, on its GPU or, where no file can, in memory
 GPU_PART = 8  # inputs are kept in at most one such part of a GPU's memory
 DISK_PART = 4  # and in at most one of what is free on a node's disk
+MADE = re.compile(r"[0-9a-f-]{36}-[0-9a-f]{64}$")  # names of what is kept on a node: boot and content
 BOOT = Path("/proc/sys/kernel/random/boot_id")  # what was not flushed before a crash must not be read after it
 
 
@@ -175,7 +177,7 @@ def _allocate(path: Path, size: int) -> None:
 def _make_room(folder: Path, most: int, boot: str) -> None:
     """Remove what an earlier boot left, and then what was not asked for the longest, until at most so many bytes are left. Who has a
     file mapped keeps it."""
-    files = [(p, p.stat()) for p in folder.glob("[!.]*")]  # a name with a dot is a draft of somebody's
+    files = [(p, p.stat()) for p in folder.iterdir() if MADE.match(p.name)]  # others are drafts, or no inputs of ours
     files.sort(key=lambda f: (f[0].name.startswith(boot), f[1].st_mtime))
     total = sum(s.st_size for _, s in files)
     for path, stat in files:

@@ -130,7 +130,7 @@ def _reads_text(model: str) -> bool:
     told = model
     if is_there(f"{named}/config.json"):
         try:
-            config = json.loads((Path(named) / "config.json").read_text())
+            config = json.loads((Path(named) / "config.json").read_text(encoding="utf-8"))
             told = str(config["model_type"])
         except (
             OSError,

@@ -4,84 +4,40 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from talos_ray.config import CHOICE, Task
-from talos_ray.core.seeds import derive_seed
-from talos_ray.demo.tasks import cache_folder
+from talos_ray.data.folders import IMAGES, state_of
+from talos_ray.data.labels import class_names, counted, places, said
+from talos_ray.data.pixels import HEAD, head_and_tail, trouble_with
+from talos_ray.data.readers import columns_of, is_here, load_splits, state_of_data, told_template
+from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing, marked
 from talos_ray.errors import SpecError, nearest
 
-FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-ROWS = 512  # of a split that are looked at together
-NUMBER = re.compile(r"-?\d+$")
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
-ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"\x60\x82"}  # first and last two bytes of a JPEG and a PNG file
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
-VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # cut from train where there is no such split
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Examples of one split: a `datasets.Dataset` with the input column, and labels int64 [n]."""
-
-    rows: Any
-    column: str
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, index: Sequence[int]) -> Split:
-        index = [int(i) for i in index]
-        return Split(self.rows.select(index), self.column, self.labels[index])
-
-    def drawn(self, most: int, *seed: object) -> Split:
-        """At most so many examples, drawn by a seed of any parts, in the order of the draw."""
-        generator = torch.Generator().manual_seed(derive_seed(*seed))
-        return self.select(torch.randperm(len(self), generator=generator)[:most].tolist())
-
-    def fingerprint(self, labels: bool = True) -> str:
-        """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
-        digest = hashlib.sha256()
-        table = self.rows.with_format("arrow")
-        for start in range(0, len(self), ROWS):
-            for value in table[start : start + ROWS].column(self.column).to_pylist():
-                digest.update(_content(value))
-        if labels:
-            digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
-
-    def words(self, i: int) -> str:
-        """One input so that a person finds it: its text, its file, or its number."""
-        value = self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
-        return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
-
-
-def _content(value: object) -> bytes:
-    if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    return repr(value).encode()
+LOOKED = 64  # texts that are looked at to see whether they are names of image files
 
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """A task's three splits and its class names in label order."""
+    """A task's three splits, its class names in label order, and what somebody should know of them."""
 
     task: Task
     classes: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
+    notes: tuple[str, ...] = ()
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -92,218 +48,207 @@ class TaskData:
 
 
 def load_task(task: Task, seed: int) -> TaskData:
-    """Load and check a task, once a process. `seed` decides how missing splits are cut.
+    """Load and check a task, once a process as long as its files stay what they are. `seed` decides how missing splits are cut.
 
     Raises:
-        SpecError: missing file, dataset or column, a label outside the classes, an empty split.
+        SpecError: missing file, dataset or column, a label outside the classes, an empty split, rows that cannot be read for sure.
     """
-    return _load_task(task.model_dump_json(exclude={"train", "checkpoint"}), seed)
+    return _load_task(task.model_dump_json(exclude={"train", "checkpoint"}), seed, state_of_data(task))
+
+
+def state_of_examples(task: Task, seed: int) -> str:
+    """Changes when a file of a task's data does, or an image that one of them names."""
+    states = [state_of_data(task)]
+    if task.kind == "image" and is_here(task) and not task.data.startswith("demo:"):
+        data = load_task(task, seed)
+        for split in (data.train, data.validation, data.test):
+            stored = split.rows.with_format("arrow")[:].column(split.column)
+            paths = [v["path"] for v in stored.to_pylist() if v["bytes"] is None]
+            states += [state for path in paths for state in state_of(Path(path))]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
-def _load_task(settings: str, seed: int) -> TaskData:
+def _load_task(settings: str, seed: int, state: str) -> TaskData:
     task = Task.model_validate_json(settings)
-    splits = _load_splits(task)
-    train_name = task.train_split
-    if train_name not in splits:
-        raise SpecError(
-            f"task {task.name!r}: {task.data} has no split {train_name!r}; it has: {', '.join(splits)}; set train_split to one of them"
-        )
-    wanted = {"train": train_name}
-    for kind, given in (("validation", task.validation_split), ("test", task.test_split)):
-        if given is not None and given not in splits:
-            raise SpecError(
-                f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set {kind}_split to one of them"
-            )
-        wanted[kind] = given or (kind if kind in splits else None)
-    for name in {n for n in wanted.values() if n}:
+    splits, notes = load_splits(task)
+    names = _splits_of(task, splits)
+    columns = {}
+    for name in dict.fromkeys(names.values()):
         _check_columns(task, splits[name], name)
         if len(splits[name]) == 0:
             raise SpecError(
                 f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
             )
-    said = {n: _said(task, splits[n], n) for n in wanted.values() if n}
-    classes = _classes(task, splits[train_name].features[task.label], said.values())
-    if task.phrases is not None and len(task.phrases) != len(classes):
-        raise SpecError(
-            f"task {task.name!r}: {len(task.phrases)} phrases for {len(classes)} classes; wanted one a class, in the classes' order"
-        )
-    if task.choices is not None and len(task.choices) != len(classes):
-        raise SpecError(
-            f"task {task.name!r}: {len(task.choices)} choices for {len(classes)} classes; wanted one template a class, in the classes' order"
-        )
-    parts = {
-        kind: Split(*_as_inputs(task, splits[n], n), _labels(task, splits[n], n, said[n], classes))
-        for kind, n in wanted.items()
-        if n
-    }
+        columns[name] = said(task, splits[name], name)
+    classes = class_names(task, splits[names["train"]].features[task.label], columns.values())
+    made = {name: _split(task, splits[name], name, raw, classes) for name, raw in columns.items()}
+    notes += [note for _, told in made.values() for note in told]
     if len(classes) < 2 and task.choices is None:
         raise SpecError(
             f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class ({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
         )
-    return TaskData(task, classes, **_cut_missing(task, parts, seed))
+    apart_ones = len(set(names.values())) == len(names)  # a split that is named twice is meant to be the same
+    whole = [split for split, _ in made.values()]
+    by_name = dict(zip(made, marked(whole) if apart_ones else whole, strict=True))
+    parts = cut_missing(task, {kind: by_name[name] for kind, name in names.items()}, seed)
+    if apart_ones:
+        parts, doubles = apart(task, parts)
+        notes += [doubles] if doubles else []
+    return TaskData(task, classes, **parts, notes=tuple(notes))
+
+
+def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the splits that stand for train, validation and test; those that are to be cut are left out."""
+    found = {}
+    for kind, given in (("train", task.train_split), ("validation", task.validation_split), ("test", task.test_split)):
+        if given is not None and given not in splits:
+            raise SpecError(
+                f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set {kind}_split to one of them"
+            )
+        if name := given or (kind if kind in splits else None):
+            found[kind] = name
+    return found
 
 
 def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Split:
-    """All rows of new data for a task that is described by `settings`, with the classes it has had so far; nothing is cut.
+    """All rows of new data for a task that is described by `settings`, with the classes it has had so far; nothing is cut. Classes
+    are found by name; its notes tell of those that do not occur, and of rows that are left out.
 
     Raises:
         SpecError: as `load_task`.
     """
     kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
-    task = Task.model_validate({**kept, "data": data, "classes": classes})
-    splits = _load_splits(task)
+    task = Task.model_validate({**kept, "data": data, "classes": classes, "phrases": None})
+    splits, notes = load_splits(task)
     name = "test" if "test" in splits else next(iter(splits))
     _check_columns(task, splits[name], name)
-    rows, said = splits[name], _said(task, splits[name], name)
-    labels = _labels(task, rows, name, said, _classes(task, rows.features[task.label], [said]))
-    return Split(*_as_inputs(task, rows, name), labels)
+    raw = said(task, splits[name], name)
+    names = class_names(task, splits[name].features[task.label], [raw])
+    split, told = _split(task, splits[name], name, raw, names)
+    if others := [n for n in splits if n != name]:
+        notes.append(f"task {task.name!r}: of {data} the split {name!r} is read, and not {', '.join(others)}")
+    counts = split.labels.bincount(minlength=len(names))
+    if absent := [c for c, n in zip(names, counts.tolist(), strict=True) if n == 0]:
+        notes.append(f"task {task.name!r}: {data} has no example of {', '.join(map(repr, absent))}")
+    return replace(split, notes=(*notes, *told))
 
 
-def is_here(task: Task) -> bool:
-    """Whether a task's data are the demo's, or a file or folder, and not a name of the Hugging Face Hub."""
-    path = Path(task.data).expanduser()
-    named = path.suffix.lower() in FILE_KINDS or task.data.startswith((".", "/", "~", "demo:"))
-    return named or path.exists()
-
-
-def _load_splits(task: Task) -> dict[str, Any]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    if task.data.startswith("demo:"):
-        from talos_ray.demo.tasks import RECIPES, materialize
-
-        if task.data not in RECIPES:
-            raise SpecError(
-                f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: {', '.join(RECIPES)}"
-            )
-        return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:")))
-    path = Path(task.data).expanduser()
-    suffix, local = path.suffix.lower(), is_here(task)
-    if task.stream is not None and (kept := _kept_stream(task)).exists():
-        return datasets.load_dataset(str(kept))
-    if local and not path.exists():
-        raise SpecError(
-            f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path"
+def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]) -> tuple[Split, list[str]]:
+    """One split, and what is told of rows that are left out of it."""
+    whole, notes = _whole_rows(task, rows, name, raw)
+    if len(whole) < len(raw):
+        rows, raw = rows.select(whole), [raw[i] for i in whole]
+    labels, known, others = places(task, rows, name, raw, classes)
+    if others:
+        index = torch.nonzero(known).flatten()
+        rows, labels = rows.select(index.tolist()), labels[index]
+        notes.append(
+            f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows of {name} are of other classes and left out: {counted(others)} (unknown_classes: drop)"
         )
-    if local and path.is_file() and suffix not in FILE_KINDS:
+    if not len(labels):
         raise SpecError(
-            f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of {', '.join(FILE_KINDS)} or an image folder"
+            f"task {task.name!r}: no row of split {name!r} of {task.data} is left; wanted at least 1; check the data"
         )
-    how = {"streaming": True} if task.stream is not None else {}
-    try:
-        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-            splits = datasets.load_from_disk(str(path))  # what save_to_disk wrote
-            splits = splits if isinstance(splits, dict) else {task.train_split: splits}
-            splits = {n: rows.to_iterable_dataset() if how else rows for n, rows in splits.items()}
-        elif local and path.is_file():
-            how |= {"sep": "\t"} if suffix == ".tsv" else {}
-            splits = datasets.load_dataset(FILE_KINDS[suffix], data_files={task.train_split: str(path)}, **how)
-        elif local and any(f.suffix.lower() in FILE_KINDS and f.stem != "metadata" for f in path.rglob("*.*")):
-            splits = datasets.load_dataset(str(path), **how)  # a data set as it lies on the Hub
-        elif local:
-            splits = datasets.load_dataset("imagefolder", data_dir=str(path), **how)
-        else:
-            splits = datasets.load_dataset(task.data, task.config, **how)
-        return splits if task.stream is None else _streamed(task, splits)
-    except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
-        if "no data" in str(error) or (local and path.is_file() and path.stat().st_size == 0):
-            raise SpecError(
-                f"task {task.name!r}: {task.data!r} holds 0 examples; wanted rows with columns {task.input!r} and {task.label!r}; check the data"
-            ) from None
-        cause = error.__cause__ or error  # datasets wraps what a file's reader has said
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
-        raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
+    return Split(*_as_inputs(task, rows, name), labels), notes
 
 
-def _kept_stream(task: Task) -> Path:
-    """Where this machine keeps what it has read of a stream."""
-    path = Path(task.data).expanduser()
-    changed = path.stat().st_mtime_ns if path.exists() else None
-    told = [task.data, changed, task.config, task.stream, task.train_split, task.validation_split, task.test_split]
-    return cache_folder() / "streams" / hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+def _whole_rows(task: Task, rows: Any, split: str, raw: list) -> tuple[list[int], list[str]]:
+    """Rows that lack nothing, and what is told of the others.
+
+    Raises:
+        SpecError: some do, and the task does not leave them out.
+    """
+    lacking: dict[str, list[int]] = {}
+    labels = [i for i, value in enumerate(raw) if value is None]
+    if labels:
+        lacking[f"no label in column {task.label!r}"] = labels
+    what = "image" if task.kind == "image" else "text"
+    for column in dict.fromkeys(columns_of(task)):
+        if empty := _missing(rows, column, blank=not task.templated):
+            lacking[f"no {what} in column {column!r}"] = empty
+    gone = sorted({i for found in lacking.values() for i in found})
+    if not gone:
+        return list(range(len(raw))), []
+    lacks = next(words for words, found in lacking.items() if gone[0] in found)
+    if task.missing == "refuse":
+        total = f" ({len(gone)} rows lack something)" if len(gone) > 1 else ""
+        raise SpecError(
+            f"task {task.name!r}: row {gone[0]} of split {split!r} has {lacks}{total}; fill it, or set missing: drop to leave such rows out"
+        )
+    left = set(gone)
+    told = f"task {task.name!r}: {len(gone)} of {len(raw)} rows of {split} are left out (missing: drop), the first is row {gone[0]}, which has {lacks}"
+    return [i for i in range(len(raw)) if i not in left], [told]
 
 
-def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
-    """Some rows of the splits that the task reads, kept as Parquet files: a stream can be read once only, from its beginning."""
-    import datasets
-
-    kept, wanted = (
-        _kept_stream(task),
-        (task.train_split, task.validation_split or "validation", task.test_split or "test"),
-    )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=kept.parent, prefix="."))
-    for name in [n for n in wanted if n in splits]:
-        rows, features = splits[name].shuffle(seed=0, buffer_size=task.stream).take(task.stream), splits[name].features
-        for column, feature in (features or {}).items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
-        path = draft / "data" / f"{name}-00000-of-00001.parquet"
-        path.parent.mkdir(exist_ok=True)
-        datasets.Dataset.from_list(list(rows), features=features).to_parquet(path)
-    try:
-        draft.rename(kept)
-    except OSError:  # another process was first
-        shutil.rmtree(draft)
-    return datasets.load_dataset(str(kept))
+def _missing(rows: Any, column: str, blank: bool) -> list[int]:
+    """Rows whose value is null; with `blank`, also those of an empty text; of images, those of neither bytes nor a path."""
+    values = rows.with_format("arrow")[:].column(column)
+    kind = values.type
+    empty = pc.is_null(values)
+    if isinstance(kind, pa.BaseExtensionType):
+        return pc.indices_nonzero(empty).to_pylist()
+    if pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}:
+        both = pc.and_(pc.is_null(pc.struct_field(values, "bytes")), pc.is_null(pc.struct_field(values, "path")))
+        empty = pc.or_(empty, both)
+    elif blank and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        empty = pc.or_(empty, pc.equal(pc.fill_null(pc.utf8_trim_whitespace(values), ""), ""))
+    return pc.indices_nonzero(empty).to_pylist()
 
 
-def broken_images(split: Split) -> list[int]:
-    """Rows whose image file ends too early. Only files that do not end as their format says are decoded, so it is cheap to ask."""
-    from datasets import Image
-
+def troubled_images(split: Split) -> list[tuple[int, str]]:
+    """Rows whose image cannot be read as it is, and why: cut off, too large, of a depth that nobody can tell. Headers and the last
+    bytes say most of it, so it is cheap to ask."""
     found, table = [], split.rows.with_format("arrow")
     for start in range(0, len(split), ROWS):
         values = table[start : start + ROWS].column(split.column).combine_chunks()
         stored, paths = values.field("bytes"), values.field("path").to_pylist()
-        firsts, lasts = (pc.binary_slice(stored, *part).to_pylist() for part in ((0, 2), (-2, None)))
-        for row, (first, last, path) in enumerate(zip(firsts, lasts, paths, strict=True)):
+        parts = (pc.binary_slice(stored, 0, HEAD), pc.binary_slice(stored, -2, None), pc.binary_length(stored))
+        for row, (first, last, size, path) in enumerate(zip(*(p.to_pylist() for p in parts), paths, strict=True)):
             if first is None:
-                first, last = _ends(Path(path))
-            if not first or ENDS.get(first, last) != last:
-                try:
-                    Image().decode_example(values[row].as_py()).load()
-                except OSError:
-                    found.append(start + row)
+                first, last, size = head_and_tail(Path(path))
+
+            if why := trouble_with(first, last, size, functools.partial(_openable, stored, row, path)):
+                found.append((start + row, why))
     return found
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
-    with path.open("rb") as file:
-        start = file.read(2)
-        file.seek(max(0, path.stat().st_size - 2))
-        return start, file.read()
+def _openable(stored: pa.Array, row: int, path: str | None) -> Path | io.BytesIO:
+    """What Pillow opens for an image: its bytes, or its file."""
+    data = stored[row].as_py()
+    return Path(path) if data is None else io.BytesIO(data)
 
 
 def told_of(data: TaskData) -> str | None:
-    """What somebody should know of a task's training data before an hour is spent on it: classes that are rare or missing."""
+    """What somebody should know of a task's classes before an hour is spent on it: those that are rare or missing."""
     counts = data.train.labels.bincount(minlength=len(data.classes))
-    rare = [i for i in counts.argsort().tolist() if counts[i] * UNEVEN < counts.max()]
-    if not rare:
-        return None
-    named = ", ".join(f"{data.classes[i]!r} {int(counts[i])}" for i in rare[:4])
-    more = f" and {len(rare) - 4} more" if len(rare) > 4 else ""
-    return f"task {data.task.name!r}: rare classes in its {len(data.train)} training examples: {named}{more}; the largest has {int(counts.max())}; accuracy counts every input alike"
+    told = []
+    if rare := [i for i in counts.argsort().tolist() if counts[i] * UNEVEN < counts.max()]:
+        named = ", ".join(f"{data.classes[i]!r} {int(counts[i])}" for i in rare[:4])
+        more = f" and {len(rare) - 4} more" if len(rare) > 4 else ""
+        told.append(
+            f"rare classes in its {len(data.train)} training examples: {named}{more}; the largest has {int(counts.max())}; accuracy counts every input alike"
+        )
+    for kind in ("validation", "test"):
+        there = getattr(data, kind).labels.bincount(minlength=len(data.classes))
+        if absent := [data.classes[i] for i in range(len(data.classes)) if counts[i] and not there[i]]:
+            named = ", ".join(map(repr, absent[:4])) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
+            told.append(
+                f"its {kind} split has no example of {named}, so nothing is known of these; stratified: true would share them out"
+            )
+    return f"task {data.task.name!r}: {'; '.join(told)}" if told else None
 
 
-def _columns(task: Task) -> list[str]:
-    """The columns that make an input: one, or those of a template."""
-    if not task.templated:
-        return [task.input]
-    try:
-        fields = [name for _, name, _, _ in Formatter().parse(task.template) if name is not None]
-    except ValueError as error:
-        raise SpecError(
-            f"task {task.name!r}: {_told(task)!r} is no template: {error}; wanted columns in braces, like '{{question}} {{answer}}'"
-        ) from None
-    return [re.split(r"[.\[]", name)[0] for name in fields]
+class _Whole(Formatter):
+    """Fills templates, and takes nothing for the word None."""
 
+    def format_field(self, value: object, format_spec: str) -> str:
+        if value is None:
+            raise ValueError("a value is missing (null)")
+        return super().format_field(value, format_spec)
 
-def _told(task: Task) -> str:
-    return task.template.replace(CHOICE, " | ")
+    def convert_field(self, value: object, conversion: str | None) -> object:
+        return value if value is None else super().convert_field(value, conversion)
 
 
 def _filled(task: Task, rows, split: str):
@@ -311,85 +256,25 @@ def _filled(task: Task, rows, split: str):
 
     def fill(row: dict, number: int) -> dict[str, str]:
         try:
-            text = task.template.format(**row)
+            text = _Whole().format(task.template, **row)
             if text.count(CHOICE) != len(task.choices or ()):
                 raise SpecError(f"task {task.name!r}: row {number} of split {split!r} {HELD}")
             return {"input": text}
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError(
-                f"task {task.name!r}: row {number} of split {split!r} does not fit the template {_told(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
+                f"task {task.name!r}: row {number} of split {split!r} does not fit the template {told_template(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
             ) from None
 
-    return rows.map(fill, with_indices=True, remove_columns=_columns(task), load_from_cache_file=False)
+    return rows.map(fill, with_indices=True, remove_columns=columns_of(task), load_from_cache_file=False)
 
 
 def _check_columns(task: Task, rows, split: str) -> None:
-    for key, column in (*(("input", c) for c in _columns(task)), ("label", task.label)):
+    for key, column in (*(("input", c) for c in columns_of(task)), ("label", task.label)):
         if column not in rows.column_names:
             raise SpecError(
                 f"task {task.name!r}: column {column!r} is not in split {split!r} of {task.data}{nearest(column, rows.column_names)}; "
                 f"it has: {', '.join(rows.column_names)}; set {key} to one of them"
             )
-
-
-def _classes(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str, ...]:
-    """The class names in label order: the task's own, those of the label column's feature, or what its columns hold."""
-    import datasets
-
-    if task.classes is not None:
-        if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(task.classes):
-            raise SpecError(
-                f"task {task.name!r}: {len(task.classes)} classes given, but the data has {feature.num_classes} "
-                f"({', '.join(feature.names[:8])}{', …' if feature.num_classes > 8 else ''}); give one name a class, in label order"
-            )
-        return tuple(task.classes)
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    values = {v for column in columns for v in column} - {None}
-    if values and all(_whole(v) for v in values):
-        counted = min(values) == 0 and max(values) < 2 * len(values)  # a class or two may be missing
-        return tuple(str(i) for i in (range(max(values) + 1) if counted else sorted(values)))
-    return tuple(sorted(map(str, values)))
-
-
-def _whole(label: object) -> bool:
-    return isinstance(label, int) and not isinstance(label, bool)
-
-
-def _said(task: Task, rows, split: str) -> list:
-    """The label column: names, truth values or whole numbers, also where a missing one has made floats of them; None where there is none."""
-    values = rows[task.label][:]
-    # As the Hub has test splits of competitions.
-    if set(map(str, values)) <= {"-1", "None"} and "-1" not in (task.classes or ()):
-        raise SpecError(
-            f"task {task.name!r}: split {split!r} of {task.data} has no labels (all are {values[0]}); wanted labelled examples; set train_split, validation_split or test_split to splits that have them"
-        )
-    for row, value in enumerate(values):
-        if isinstance(value, float):
-            value = values[row] = None if value != value else int(value) if value.is_integer() else value
-        if not (value is None or isinstance(value, str | int)):
-            raise SpecError(
-                f"task {task.name!r}: row {row} of split {split!r} has label {value!r} in column {task.label!r}; wanted the name of a class, or its number; set label to such a column"
-            )
-    return values
-
-
-def _labels(task: Task, rows, split: str, raw: list, classes: tuple[str, ...]) -> torch.Tensor:
-    """Places among the classes, int64 [n], of what `_said` gave."""
-    import datasets
-
-    index = {name: i for i, name in enumerate(classes)}
-    # Where the classes are numbers themselves (ratings from 1 to 5), a number is the name of one, and else its place.
-    named = all(map(NUMBER.match, classes)) or not all(_whole(v) for v in raw if v is not None)
-    places = isinstance(rows.features[task.label], datasets.ClassLabel) or not named
-    labels = [v if places and _whole(v) else index.get(str(v), -1) for v in raw]
-    for row, label in enumerate(labels):
-        if not 0 <= label < len(classes):
-            raise SpecError(
-                f"task {task.name!r}: row {row} of split {split!r} has label {raw[row]!r}, which is outside its {len(classes)} classes "
-                f"({', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}){nearest(str(raw[row]), classes)}; correct the row or add the class"
-            )
-    return torch.tensor(labels, dtype=torch.int64)
 
 
 def _as_inputs(task: Task, rows, split: str):
@@ -409,14 +294,15 @@ def _as_inputs(task: Task, rows, split: str):
         values = rows.with_format("arrow")[:].column(task.input)
         if pc.any(pc.match_substring(values, CHOICE)).as_py():
             raise SpecError(f"task {task.name!r}: column {task.input!r} of split {split!r} {HELD}")
-        if values.null_count:
-            row = list(rows[task.input]).index(None)
+        folder = _folder_of(task)
+        first = values[:LOOKED].to_pylist()
+        if all(v.lower().endswith(tuple(IMAGES)) and "\0" not in v and (folder / v).is_file() for v in first):
             raise SpecError(
-                f"task {task.name!r}: row {row} of split {split!r} has no text in column {task.input!r}; fill it, or drop the row"
+                f"task {task.name!r}: column {task.input!r} of {task.data} holds names of image files, like {first[0]!r}; wanted texts; set kind: image, or input to another column"
             )
         return rows, task.input
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        folder = Path(task.data).expanduser().parent
+        folder = _folder_of(task)
         paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input][:]]
         for row, p in enumerate(paths):
             if not Path(p).is_file():
@@ -436,28 +322,16 @@ def _as_inputs(task: Task, rows, split: str):
     return rows, task.input
 
 
-def _cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:
-    train = parts["train"]
-    order = torch.randperm(
-        len(train), generator=torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))
-    ).tolist()
-    for kind, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
-        if kind not in parts:
-            n = round(share * len(train))
-            if n == 0 or n >= len(order):
-                raise SpecError(
-                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data"
-                )
-            parts[kind], order = train.select(sorted(order[:n])), order[n:]
-    if len(order) < len(train):
-        parts["train"] = train.select(sorted(order))
-    return parts
+def _folder_of(task: Task) -> Path:
+    """Where relative paths in a task's tables begin."""
+    path = Path(task.data).expanduser()
+    return path if path.is_dir() else path.parent
 
 
 def encoded(split: Split) -> list:
     """The split's texts, or its images as stored bytes: small enough to travel, and independent of local files."""
     values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
-    return [v if isinstance(v, str) else {"bytes": _content(v), "path": None} for v in values]
+    return [v if isinstance(v, str) else {"bytes": content_of(v), "path": None} for v in values]
 
 
 def decoded(values: list) -> list:

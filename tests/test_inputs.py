@@ -109,13 +109,16 @@ def test_a_reader_that_changed_does_not_find_what_it_made_before(split, wanted, 
 def test_a_folder_has_its_limit(split, wanted, tmp_path, monkeypatch):
     folder, size = tmp_path / "inputs", wanted.nbytes + len(wanted)
     folder.mkdir()
-    (folder / "an-earlier-boot").write_bytes(b"x")
+    earlier = folder / f"01234567-89ab-cdef-0123-456789abcdef-{'0' * 64}"
+    earlier.write_bytes(b"x")
+    (folder / "notes of somebody").mkdir()
     made = [Examples(split, Reader(), node=Node(folder, 2 * size, f"reader {i}")) for i in range(3)]
     for i, examples in enumerate(made):
         assert same(examples, wanted, 0)
-        for path in folder.iterdir():
+        for path in folder.glob("*-*"):
             os.utime(path, (i, i)) if path.stat().st_mtime > 10 else None
-    assert sum(p.stat().st_size for p in folder.iterdir()) == 2 * size
+    assert sum(p.stat().st_size for p in folder.glob("*-*")) == 2 * size
+    assert not earlier.exists() and (folder / "notes of somebody").is_dir()
     assert all(same(e, wanted, 0) for e in made)  # a file that is gone stays with whoever has it
     assert Examples(split, Reader(), node=Node(folder, size - 1, "reader 0")).kept[2] is False
     monkeypatch.setattr(inputs, "DISK_PART", 1 << 60)  # a full disk

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
+from talos_ray.models.weights import PICKLED, tensors_at
 
 FAMILIES = (
     "demo",
@@ -22,7 +21,6 @@ FAMILIES = (
     "hf-bf16:NAME_OR_FOLDER",
     "python:MODULE:FUNCTION",
 )
-PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _HOME = {
     "demo": "clip",
     "open_clip": "clip",
@@ -119,15 +117,12 @@ def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
         raise SpecError(
             f"checkpoint {name!r} is a {path.suffix} file, which may hold code; wanted safetensors; write its state dict with safetensors.torch.save_file, or name a model whose library reads it"
         )
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    if not files and ":" not in name:
+    here = path.is_file() or (path.is_dir() and any(path.glob("*.safetensors*")))
+    if not here and ":" not in name:
         raise SpecError(
             f"checkpoint {name!r} is no safetensors file and no folder that holds one; wanted either, or a model like 'hf:FOLDER'; check the path"
         )
-    try:
-        return {n: t for f in files for n, t in load_file(f).items()} if files else base_tensors(load_model(name))
-    except SafetensorError as error:
-        raise SpecError(f"checkpoint {name!r} is no safetensors: {error}; write it again") from None
+    return tensors_at(path, f"checkpoint {name!r}") if here else base_tensors(load_model(name))
 
 
 def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequence[str]) -> Family:

@@ -6,16 +6,20 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from open_clip.pretrained import get_pretrained_cfg
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torchvision import transforms
 
-from talos_ray.config import HUB_NAME
+from talos_ray.config import HUB_NAME, filled
+from talos_ray.data.pixels import as_rgb
 from talos_ray.errors import SpecError, nearest
+from talos_ray.models.weights import check_file, check_folder
 
 SCHEMAS = ("local-dir:", "hf-hub:")
 DEMO = Path(__file__).parents[1] / "demo"
@@ -38,14 +42,14 @@ class Clip:
 
     def preprocess(self, examples: list) -> torch.Tensor:
         """Pixels, uint8 [n, 3, side, side]: a quarter of the bytes to keep and to move; `features` does the rest, bit for bit."""
-        return torch.stack([self.pixels(image) for image in examples])
+        return torch.stack([self.pixels(as_rgb(image)) for image in examples])
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the logit scale."""
         rows = []
         for phrase in phrases:
-            features = self.module.encode_text(self.tokenizer([p.format(phrase) for p in prompts]), normalize=True)
+            features = self.module.encode_text(self.tokenizer([filled(p, phrase) for p in prompts]), normalize=True)
             rows.append(torch.nn.functional.normalize(features.mean(0), dim=-1))
         return (torch.stack(rows) * self.module.logit_scale.exp()).float()
 
@@ -85,12 +89,16 @@ def check(name: str) -> None:
             )
         if schema == "hf-hub" and not HUB_NAME.match(place):
             raise SpecError(f"model 'open_clip:{name}': {place!r} is no name of the Hub; wanted OWNER/NAME; check it")
+        if schema == "local-dir":
+            check_folder(Path(place), f"model 'open_clip:{name}'")
         return
     known = open_clip.list_models()
     if arch not in known:
         raise SpecError(
             f"model 'open_clip:{name}': architecture {arch!r} is not known to open_clip{nearest(arch, known)}; see open_clip.list_models()"
         )
+    if Path(pretrained).is_file():
+        check_file(Path(pretrained), f"model 'open_clip:{name}'")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if pretrained not in tags and not Path(pretrained).is_file():
         given = (
@@ -118,7 +126,7 @@ def load(name: str, pretrained: bool = True) -> Clip:
             image_interpolation=known.get("interpolation"), image_resize_mode=known.get("resize_mode"),
         )  # fmt: skip
         tokenizer = open_clip.get_tokenizer(arch)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError, UnpicklingError, EOFError) as error:
         raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     config = open_clip.get_model_config(arch)
     words = config["text_cfg"].get("vocab_size", math.inf)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from talos_ray.config import filled
 from talos_ray.errors import SpecError
-from talos_ray.models.hf import LENGTH, attended, beside, blocks, used
+from talos_ray.models.hf import LENGTH, PAD, attended, beside, blocks, cut, padded, used
 
 AUTO = AutoModel
 SCALE = (
@@ -25,7 +26,8 @@ POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}
 class Encoder:
     """A transformer that reads text, its tokenizer, and how token features become one (see `models.Family`).
 
-    Inputs are token ids int64 [n, length], padded on the right; batches are cut to their longest text.
+    Inputs are token ids int64 [n, length], PAD where a text ends. No token of the tokenizer's own stands for that: its padding may
+    also be the end of a text, or a word that it does not know, and these are read.
     """
 
     words_are_linear = True
@@ -34,24 +36,17 @@ class Encoder:
     def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:
         self.module, self.tokenizer, self.pooling, self.length = module.eval(), tokenizer, pooling, length
         self.edited = (f"{blocks(module)}.",)
+        self.filler = tokenizer.pad_token_id or 0  # any token: nothing attends to it
 
     def preprocess(self, examples: list) -> torch.Tensor:
-        return self.tokenizer(
-            list(examples),
-            padding="max_length",
-            truncation=True,
-            max_length=self.length,
-            padding_side="right",
-            return_tensors="pt",
-        ).input_ids
+        return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)
 
     def shorten(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs[:, : used(inputs != self.tokenizer.pad_token_id)]
+        return inputs[:, : used(inputs != PAD)]
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        inputs = self.shorten(inputs)
-        there = inputs != self.tokenizer.pad_token_id
-        tokens = self.module(input_ids=inputs, attention_mask=attended(there)).last_hidden_state
+        ids, there = cut(inputs, self.filler)
+        tokens = self.module(input_ids=ids, attention_mask=attended(there)).last_hidden_state
         if self.pooling == "cls":
             pooled = tokens[:, 0]
         elif self.pooling == "lasttoken":
@@ -63,7 +58,7 @@ class Encoder:
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Mean of the normalised features over the templates, normalised again, times SCALE."""
-        rows = [self.features(self.preprocess([p.format(phrase) for p in prompts])).mean(0) for phrase in phrases]
+        rows = [self.features(self.preprocess([filled(p, phrase) for p in prompts])).mean(0) for phrase in phrases]
         return nn.functional.normalize(torch.stack(rows), dim=-1) * SCALE
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,16 @@ import torch
 
 from talos_ray.core.layout import key_of
 from talos_ray.core.probe import linear_head
+from talos_ray.errors import SpecError
 from talos_ray.inputs import Examples
 from talos_ray.models import Family
 from talos_ray.tasks import TaskData
 
 INPUTS = 1024  # training inputs that a linear head is fitted to, at most
 BATCH = 64  # of them, at once
+SAME = 1e-5  # difference of two rows, as a part of the largest value, that is no difference
+SHOWN = 4  # classes that a message names
+REWORD = "give them other phrases (`phrases`, `prompts`)"
 LINEAR_WORDS = "linear layer [classes, d + 1]: `features @ head[:, :-1].T + head[:, -1]` are the logits"
 
 
@@ -38,6 +42,42 @@ def make_head(family: Family, data: TaskData, seed: int) -> torch.Tensor:
     parts = torch.arange(len(drawn)).split(BATCH)
     features = torch.cat([family.features(examples.batch(index)[0]).float() for index in parts])
     return linear_head(features, drawn.labels, len(data.classes))
+
+
+def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:
+    """Raises SpecError, naming them, where two classes are scored alike, whatever the reason: one of them would never be answered."""
+    if data.task.choices is not None:  # every row brings its own answers
+        return
+    rows = head.flatten(1) if head.ndim > 1 else head[:, None]
+    if rows.is_floating_point():
+        rows = (rows.float() / rows.abs().max().clamp(min=1e-30) / SAME).round()
+    _, which, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    if (counts > 1).any():
+        alike = torch.nonzero(which == counts.argmax()).flatten().tolist()
+        why = "they look the same to the model, or differ only behind the end of what it reads"
+        if data.task.head == "linear":
+            why = "there is nothing in the training data to tell them apart"
+        raise SpecError(f"task {data.task.name!r}: {_told(data, alike)} have the same head: {why}; {REWORD}")
+    unknown = _unknown(family, data) if data.task.head == "words" else []
+    if len(unknown) > 1:
+        raise SpecError(
+            f"task {data.task.name!r}: {_told(data, unknown)} are made of words that the model's tokenizer does not know; {REWORD}"
+        )
+
+
+def _told(data: TaskData, classes: list[int]) -> str:
+    shown = ", ".join(f"{data.classes[i]!r} ({data.phrases[i]!r})" for i in classes[:SHOWN])
+    return f"classes {shown}" + (f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
+
+
+def _unknown(family: Family, data: TaskData) -> list[int]:
+    """Classes whose phrases are nothing but the tokenizer's token for what it does not know."""
+    tokenizer = getattr(family, "tokenizer", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or not hasattr(tokenizer, "get_vocab") or "numbers" in family.head_words:
+        return []
+    rows = tokenizer(list(data.phrases), add_special_tokens=False).input_ids
+    return [i for i, row in enumerate(rows) if row and set(row) == {unknown}]
 
 
 def scorer(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

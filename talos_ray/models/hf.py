@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
@@ -14,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError
+from talos_ray.models.weights import ADAPTER, check_folder
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
@@ -26,10 +29,11 @@ def check(name: str) -> None:
     """Raises SpecError unless `name` is a folder with a model, or could be one of the Hugging Face Hub."""
     path = Path(name).expanduser()
     if name and path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / ADAPTER[0]).is_file():
             raise SpecError(
                 f"model 'hf:{name}': folder {name!r} has no config.json; wanted what save_pretrained writes; check the path"
             )
+        check_folder(path, f"model 'hf:{name}'")
     elif not HUB_NAME.match(name):
         raise SpecError(
             f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, or OWNER/NAME; check it"
@@ -56,8 +60,20 @@ def load(name: str, pretrained: bool = True):
             lost = set(told["missing_keys"])
         else:
             module = family.AUTO.from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SpecError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    except ImportError as error:  # before the others: what is missing is said first
+        raise SpecError(
+            f"model {name!r} needs a library that is not here: {_first(error)}; install it with pip"
+        ) from None
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise SpecError(f"model {name!r} cannot be loaded: {_first(error)}") from None
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise SpecError(
+            f"model {name!r}: its weights cannot be read: {_first(error)}; they were cut off or are not what their name says; download them again"
+        ) from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise SpecError(
+            f"model {name!r} is quantised, and weights of a few bits cannot be edited by a sparse delta; take the model that it was made of"
+        )
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
     limits = (longest, LONGEST, tokenizer.model_max_length)  # -1 where there is none (XLNet)
     made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
@@ -66,6 +82,10 @@ def load(name: str, pretrained: bool = True):
             f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights to be edited, the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
         )
     return made
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _made_for(config: PretrainedConfig) -> str:
@@ -115,7 +135,7 @@ def beside(where: str, name: str) -> dict:
     found = cached_file(
         where, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return json.loads(Path(found).read_text()) if found else {}
+    return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
 
 
 def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:

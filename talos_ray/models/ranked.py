@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from talos_ray.config import CHOICE
+from talos_ray.config import CHOICE, filled
 from talos_ray.core.fisher import sample_labels
 from talos_ray.errors import SpecError
 from talos_ray.models.hf import PAD, padded, used
@@ -53,7 +53,7 @@ class Ranked:
             raise SpecError(
                 f"a model that ranks answers: {len(prompts)} prompts are given; wanted one, because answers are texts and have no mean; keep the best"
             )
-        said = [prompts[0].format(p) for p in phrases]
+        said = [filled(prompts[0], p) for p in phrases]
         return padded(written(said, self.answer_tokens(said)))
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

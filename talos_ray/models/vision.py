@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
+from talos_ray.config import filled
+from talos_ray.data.pixels import as_rgb
+
 AUTO = AutoModel
 
 
@@ -23,7 +26,7 @@ class Vision:
         self.module, self.processor, self.tokenizer, self.length = module.eval(), processor, tokenizer, length
 
     def preprocess(self, examples: list) -> torch.Tensor:
-        images = [image.convert("RGB") for image in examples]
+        images = [as_rgb(image) for image in examples]
         return self.processor(images=images, return_tensors="pt").pixel_values  # [n, 3, side, side]
 
     @torch.no_grad()
@@ -32,7 +35,7 @@ class Vision:
         SigLIP's bias is the same for every class and is left out."""
         rows = []
         for phrase in phrases:
-            texts = [p.format(phrase) for p in prompts]
+            texts = [filled(p, phrase) for p in prompts]
             # Padded to the full length: SigLIP was trained so, and CLIP does not look behind a text's end.
             tokens = self.tokenizer(
                 texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"

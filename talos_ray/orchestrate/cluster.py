@@ -6,11 +6,14 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from talos_ray.config import Cluster
 from talos_ray.errors import SpecError
+from talos_ray.orchestrate.machine import check_machine, temporary_folder
 
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
@@ -22,6 +25,7 @@ QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "RAY_NUM_REDIS_GET_RETRIES": "60",  # seconds that a start under load may take
 }
 # What Tune and Train set for their own actors. Set for all, so that processes can be handed on, warm.
 SHARED = {"PL_DISABLE_FORK": "1", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
@@ -38,13 +42,18 @@ LOCAL_CONFIG = {
     "task_oom_retries": 3,  # without end, if not said: the same shard would be killed for ever
 }
 SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # what makes a worker take less memory
+STARTS = 4  # times that a Ray of our own is started until one stands
+SLOW = re.compile(r"tim(ed|e) ?out|overloaded", re.IGNORECASE)  # in what Ray says when its processes were too slow
 FREE_SECONDS = 20  # to wait for GPUs whose idle processes are to be ended
+ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+SYSTEM = ("proc", "sys", "dev")
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
 def remote_address(settings: Cluster) -> str | None:
     """The address of an existing cluster, or None if Ray is to start on this machine."""
-    return settings.address or os.environ.get("RAY_ADDRESS")
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
 
 
 def resources(settings: Cluster) -> dict[str, float]:
@@ -70,7 +79,9 @@ def options(settings: Cluster) -> dict[str, object]:
 
 
 def check_local(settings: Cluster) -> None:
-    """Raises SpecError if this machine can never give one team what it asks for. Starts nothing."""
+    """Raises SpecError if this machine can never give one team what it asks for, or Ray cannot start on it. Starts nothing."""
+    if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        check_machine(remote_address(settings))
     if remote_address(settings) is None:
         import torch
 
@@ -79,13 +90,45 @@ def check_local(settings: Cluster) -> None:
         check_room(known, [(here, {})], "this machine")
 
 
-def check_output(output: str) -> None:
-    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it."""
+def check_output(output: str, data: Sequence[str] = ()) -> None:
+    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it, or where it would
+    stand among what is somebody's own: a home folder, the system's, the tasks' `data`."""
+    if ONE_SLASH.match(output):
+        raise SpecError(
+            f"output {output!r} is neither a path nor a URI; wanted two slashes, like {output.replace(':/', '://', 1)!r}; correct it"
+        )
+    if "://" not in output:
+        _check_place(output, data)
     if JOB_FOLDER in os.getcwd() and "://" not in output and not os.path.isabs(output):
         raise SpecError(
             f"output {output!r} is relative, and this job's own folder is deleted when the job ends; "
             f"give an absolute path that every node sees, or a URI like s3://bucket/run (--output)"
         )
+
+
+def _check_place(output: str, data: Sequence[str]) -> None:
+    place = Path(output).expanduser().resolve()
+    home = Path(os.path.expanduser("~")).resolve()
+    if place == Path("/") or place == home or place in home.parents:
+        raise SpecError(
+            f"output {output!r} is {str(place)!r}, which is not for a run alone; wanted a new folder; add a name"
+        )
+    if place.parts[1] in SYSTEM:
+        raise SpecError(
+            f"output {output!r} lies in /{place.parts[1]}, which belongs to the system; wanted a folder on a disk; choose another"
+        )
+    for name in data:
+        if name.startswith("demo:"):
+            continue
+        there = Path(name).expanduser().resolve()
+        if place == there or there in place.parents:
+            raise SpecError(
+                f"output {output!r} lies in the data {name!r}; wanted a folder of its own; choose another output"
+            )
+        if place in there.parents:
+            raise SpecError(
+                f"output {output!r} contains the data {name!r}; wanted a folder of its own; choose another output"
+            )
 
 
 def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = lambda note: None) -> bool:
@@ -112,19 +155,15 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
             own["_system_config"] = LOCAL_CONFIG
             for key, value in LOCAL.items():
                 os.environ.setdefault(key, value)
-        try:
-            ray.init(
-                address=address or "local",  # None would join whatever cluster last ran on this machine, alive or not
-                **own,
-                log_to_driver=verbose,
-                logging_level=level,
-                configure_logging=True,
-                runtime_env={"env_vars": _worker_env()},
-            )
-        except ConnectionError as error:
-            raise SpecError(
-                f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave cluster.address out"
-            ) from None
+        _start(
+            STARTS if address is None else 1,
+            address=address or "local",  # None would join whatever cluster last ran on this machine, alive or not
+            **own,
+            log_to_driver=verbose,
+            logging_level=level,
+            configure_logging=True,
+            runtime_env={"env_vars": _worker_env()},
+        )
     try:
         _wait(settings, on_wait)
         check_room(settings, nodes(), "the cluster")
@@ -133,6 +172,31 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
             ray.shutdown()
         raise
     return started
+
+
+def _start(times: int, **how: object) -> None:
+    """`ray.init`. A machine under load may need longer than the half minute that Ray waits for its own processes: so it is asked again.
+
+    Raises:
+        SpecError: why Ray did not start, in a line.
+    """
+    import ray
+
+    for more in reversed(range(times)):
+        try:
+            ray.init(**how)
+            return
+        except ConnectionError as error:
+            raise SpecError(
+                f"no Ray cluster answers at {how['address']!r}: {error}; start one with `ray start --head`, or leave cluster.address out"
+            ) from None
+        except Exception as error:  # Ray raises plain ones for whatever its processes met
+            ray.shutdown()
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            if not more or not SLOW.search(why):
+                raise SpecError(
+                    f"Ray did not start on this machine: {why}; see the logs in {temporary_folder() / 'ray/session_latest/logs'}, free memory or CPUs, and run the same command again"
+                ) from None
 
 
 def _worker_env() -> dict[str, str]:

@@ -5,7 +5,7 @@ Every stage's result is addressed by what decides it. What must be refused is re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,15 @@ from talos_ray.config import Spec, Task, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
+from talos_ray.data.readers import is_here
 from talos_ray.errors import Problems, SpecError, TalosError
 from talos_ray.models import Family, base_tensors, check_model, checkpoint_tensors, layout_of, load_model
-from talos_ray.models.heads import has_features, head_key, make_head
+from talos_ray.models.heads import check_head, has_features, head_key, make_head
+from talos_ray.models.weights import compared
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
-from talos_ray.tasks import TaskData, broken_images, load_task, told_of
+from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
 
 DENSE, SPARSE = "dense", "sparse"
 NO_MATTER = (
@@ -64,12 +66,14 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     """
     from talos_ray.orchestrate.calibrate import calibration_split
     from talos_ray.orchestrate.cluster import check_local, check_output
+    from talos_ray.orchestrate.machine import check_caches
     from talos_ray.orchestrate.watch import check_tracker
 
     progress.begin("check", "spec, data and model")
+    check_caches()  # alone, because without them nothing else can be looked at
     problems = Problems()
     with problems:
-        check_output(spec.output)
+        check_output(spec.output, [t.data for t in (*spec.tasks, *spec.control) if is_here(t)])
         folder = RunFolder(spec.output)
         folder.check_new()
     with problems:
@@ -86,16 +90,22 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
             data[task.name] = load_task(task, spec.seed)
             _check_images(data[task.name])
     problems.tell()
-    for told in filter(None, map(told_of, data.values())):
-        progress.say(told)
+    for one in data.values():
+        for told in filter(None, (*one.notes, told_of(one))):
+            progress.say(told)
     family = load_model(spec.model)
     with problems:
         _check_answers(spec, family)
     problems.tell()
     tensors = base_tensors(family)
+    _check_finite(spec.model, tensors)
     base = fingerprint(tensors)
     heads = _heads(folder, family, base, data, spec.seed, progress)
     layout = layout_of(family)
+    if gone := _negated(folder, [t.name for t in spec.tasks]):
+        progress.say(
+            f"head has forgotten {', '.join(gone)}; a version with other tasks is made from the base, so `talos forget` is to be run again on it"
+        )
     calibrated = _calibrated_on(folder, spec)
     if spec.mask.path is not None:
         where = Path(spec.mask.path)
@@ -104,6 +114,8 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
                 f"mask.path {spec.mask.path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate"
             )
         mask_key = load_mask(Store(str(where.parent)), where.name, base).fingerprint
+    elif not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
+        mask_key = folder.info()["identity"]["calibration inputs"]
     else:
         inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
         heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
@@ -113,7 +125,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         if task.checkpoint is not None:
             progress.update("check", 1.0, f"checkpoint of {task.name}")
             with problems:
-                checkpoints[task.name] = _checkpoint(folder, task, layout)
+                checkpoints[task.name] = _checkpoint(folder, task, layout, tensors, progress)
     problems.tell()
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
@@ -134,18 +146,32 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     progress.end(
         "check",
         f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, {k:,} may change"
-        + ("" if len(calibrated) == len(spec.tasks) else f"; the mask of the run's first {len(calibrated)} stays"),
+        + (
+            ""
+            if calibrated == [t.name for t in spec.tasks]
+            else f"; the mask of the run's first {len(calibrated)} stays"
+        ),
     )
     return prepared
 
 
 def _check_images(data: TaskData) -> None:
-    """Raises SpecError, naming them, where image files were cut off."""
+    """Raises SpecError, naming one, where images cannot be read as they are."""
     for name in ("train", "validation", "test") if data.task.kind == "image" else ():
         split = getattr(data, name)
-        if broken := broken_images(split):
+        if troubled := troubled_images(split):
+            row, why = troubled[0]
             raise SpecError(
-                f"task {data.task.name!r}: {len(broken)} image(s) of {name} cannot be decoded, the first is {split.words(broken[0])!r}; wanted whole files; mend or drop them"
+                f"task {data.task.name!r}: {len(troubled)} image(s) of {name} cannot be read, the first is {split.words(row)!r}: {why}"
+            )
+
+
+def _check_finite(model: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises SpecError where a weight of the base is NaN or infinite: whatever is made of it would be, too."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            raise SpecError(
+                f"model {model!r}: {int((~finite).sum())} values of its tensor {name!r} are NaN or infinite; wanted finite weights; load or train it again"
             )
 
 
@@ -158,7 +184,9 @@ def _heads(
     for i, (name, d) in enumerate(data.items()):
         progress.update("check", i / len(data), f"head of {name}")
         head = kept.get(head_key(base, d))
-        heads[name] = (make_head(family, d, seed) if head is None else head).numpy()
+        made = make_head(family, d, seed) if head is None else head
+        check_head(family, d, made)
+        heads[name] = made.numpy()
     return heads
 
 
@@ -182,12 +210,28 @@ def _check_answers(spec: Spec, family: Family) -> None:
 
 
 def _calibrated_on(folder: RunFolder, spec: Spec) -> list[str]:
-    """The tasks that the mask comes from: those of the spec, or those of the run that the spec adds tasks to."""
+    """The tasks that the mask comes from: those of the spec, or those of the run that the spec adds tasks to. Of these, some may have
+    been taken out of head since: the mask stays what it is."""
     mine = [t.name for t in spec.tasks]
     if folder.store.exists("mask.safetensors") and folder.store.exists("run.json"):
         before = folder.info()["identity"]["tasks"]
-        return before if set(before) <= set(mine) else mine
+        return before if set(before) - set(mine) <= _out_of_force(folder, before) else mine
     return mine
+
+
+def _negated(folder: RunFolder, tasks: Sequence[str]) -> list[str]:
+    """What head has forgotten and a spec does not name."""
+    if not folder.store.exists("run.json") or folder.head is None:
+        return []
+    return [t for t in folder.load_version(folder.head).get("forgotten", ()) if t not in tasks]
+
+
+def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
+    """Those of a run's tasks that head does not hold: removed, forgotten, or rolled back."""
+    if folder.head is None:
+        return set()
+    version = folder.load_version(folder.head)
+    return {t for t in tasks if t not in version["deltas"] or t in version.get("forgotten", ())}
 
 
 def _check_stored(folder: RunFolder, p: Prepared) -> None:
@@ -198,7 +242,9 @@ def _check_stored(folder: RunFolder, p: Prepared) -> None:
             delta.check(p.base, mask.fingerprint if mask else delta.mask)
 
 
-def _checkpoint(folder: RunFolder, task: Task, layout: Layout) -> str:
+def _checkpoint(
+    folder: RunFolder, task: Task, layout: Layout, base: Mapping[str, torch.Tensor], progress: Progress
+) -> str:
     """Fingerprint of a task's checkpoint; what its delta says, where the checkpoint is gone and the delta is here."""
     delta = folder.load_delta(task.name)
     try:
@@ -207,6 +253,10 @@ def _checkpoint(folder: RunFolder, task: Task, layout: Layout) -> str:
         if delta is None or delta.info.get("imported") != task.checkpoint:
             raise
         return delta.info["checkpoint"]
+    if told := compared(
+        tuned, {n: base[n] for n in layout.names}, f"checkpoint {task.checkpoint!r} of task {task.name!r}"
+    ):
+        progress.say(told)
     return fingerprint({n: tuned[n] for n in layout.names})
 
 

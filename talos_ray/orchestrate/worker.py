@@ -31,7 +31,7 @@ from talos_ray.models import Family, build_model
 from talos_ray.models.heads import as_linear, scorer
 from talos_ray.models.lean import import_lean
 from talos_ray.storage.run_folder import RunFolder
-from talos_ray.tasks import load_task
+from talos_ray.tasks import load_task, state_of_examples
 
 Frozen = dict[str, tuple[np.ndarray, str]]  # tensors as Ray stores them without a copy
 
@@ -65,6 +65,13 @@ class Shared:
     tensors: Frozen | tuple[str, str]  # the base, or (URI of a run's folder, name of the base's file in it)
     layout: Layout
     heads: dict[str, np.ndarray]  # task -> its head, `models.heads`
+    data: tuple[
+        str, ...
+    ] = ()  # what each task's files were when this was made: a later run of the session may find others
+
+    def __post_init__(self) -> None:
+        states = tuple(state_of_examples(t, self.spec.seed) for t in (*self.spec.tasks, *self.spec.control))
+        object.__setattr__(self, "data", states)
 
     def task(self, name: str) -> Task:
         return next(t for t in (*self.spec.tasks, *self.spec.control) if t.name == name)
@@ -270,7 +277,7 @@ _benches: dict[str, Workbench] = {}
 def workbench(shared: Shared) -> Workbench:
     """This process's workbench for a run; built at the first call, kept for the next Ray task, whatever mask it is about."""
     uses = shared.spec.model_dump_json(include={"model", "tasks", "control", "seed", "cluster", "calibration"})
-    key = f"{shared.base}-{uses}"
+    key = f"{shared.base}-{uses}-{shared.data}"
     if key not in _benches:
         _benches.clear()
         import_lean(shared.spec.model)

@@ -7,10 +7,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,6 +32,18 @@ FORMAT = 3  # of run.json; 2 named events by number and hash
 READS = (2, 3)
 HEADS = "heads.safetensors"
 CHOICE = "choice.json"  # what was tried where the spec left the mask open; written before the run begins
+SCRATCH = "choice"  # what short runs leave until that is written
+# All that they leave.
+TRIAL = re.compile(
+    rf"{SCRATCH}/((trials|base|merged)/\.?[0-9a-f]+|checkpoints/merge-[0-9a-f]+/\.?step-\d{{8}})\.safetensors(\.[0-9a-f]+)?$"
+)
+DRAFT = re.compile(
+    r"\.(run|choice)\.json\.[0-9a-f]{8}$"
+)  # of a marker, from a process that was killed while it wrote it
+BASELINE = "baseline"
+STEP = re.compile(r"step-\d{8}\.safetensors$")
+MARKS = {"format", "spec", "base", "identity"}  # keys by which a run.json is one of ours
+SCORES = {"asked", "tasks", "chosen", "tried"}  # and a choice.json
 WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/", "merged/", "learned/")
 NEAR_ZERO = 0.01  # coefficients below it count as next to nothing
 PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "datasets", "safetensors", "optuna")
@@ -114,18 +127,17 @@ class RunFolder:
     # -------------------------------------------------------------------------------- the run itself
 
     def check_new(self, base: str | None = None, identity: Mapping[str, object] | None = None) -> None:
-        """Raises SpecError unless the folder is empty, absent, or holds the run described by `identity`.
+        """Raises SpecError unless the folder is absent, without any entry, or holds the run described by `identity`.
 
         `identity` is what a run cannot change without becoming another one: the base and the mask's inputs.
         """
         self.settle()
-        if not self.store.exists("run.json"):
-            if self.store.exists() and (set(self.store.list()) - {CHOICE} or self.store.exists("versions")):
-                raise SpecError(
-                    f"output {self.store.uri!r} holds other files and no run; wanted a new or empty folder; choose another output"
-                )
-            return
-        if identity is None:
+        foreign = self._foreign()
+        if foreign:
+            raise SpecError(
+                f"output {self.store.uri!r} holds other files and no run ({', '.join(map(repr, foreign[:3]))}); wanted a new folder, or one without any entry; choose another output"
+            )
+        if not self.is_ours or identity is None:
             return
         found = self.info()["identity"]
         for key, wanted in identity.items():
@@ -134,6 +146,34 @@ class RunFolder:
                     f"output {self.store.uri!r} holds another run: its {key} is {_short(found.get(key))}, this spec's is {_short(wanted)}; "
                     f"choose another output"
                 )
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether run.json says that everything here was made by a run. Nothing is deleted in a folder of which it does not."""
+        return self.store.exists("run.json") and set(self.store.read_json("run.json")) >= MARKS
+
+    @cached_property
+    def _marked(self) -> bool:
+        """The same, asked once; the dense baseline's folder lies in its run's."""
+        root, _, last = self.store.uri.rstrip("/").rpartition("/")
+        return self.is_ours or (last == BASELINE and RunFolder(root).is_ours)
+
+    def _foreign(self) -> list[str]:
+        """Entries, hidden ones and empty folders too, that no run has made. Before a run begins, short runs may have left what they
+        were about to choose by."""
+        root = self.store.root.rstrip("/")
+        entries = self.store.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        names = {e.base_name: e for e in entries if not DRAFT.match(e.base_name)}
+        if self.is_ours:
+            names = {n: e for n, e in names.items() if n == SCRATCH}
+        elif CHOICE in names and set(self.load_choice()) >= SCORES:
+            del names[CHOICE]
+        if SCRATCH in names:
+            below = self.store.fs.get_file_info(pafs.FileSelector(f"{root}/{SCRATCH}", recursive=True))
+            files = [e.path.removeprefix(f"{root}/") for e in below if e.type == pafs.FileType.File]
+            if files and all(TRIAL.match(n) for n in files):
+                del names[SCRATCH]
+        return sorted(names)
 
     def info(self) -> dict:
         """run.json.
@@ -162,13 +202,27 @@ class RunFolder:
         self, spec: Mapping, base: str, identity: Mapping[str, object], heads: Mapping[str, torch.Tensor], classes: Mapping[str, Sequence[str]],
         keys: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Write run.json and every task's frozen head (with `keys`, what each was made of), and that the run begins or goes on."""
+        """Write run.json and every task's frozen head (with `keys`, what each was made of), and that the run begins or goes on.
+
+        Tasks that the spec names no more are set aside, with their heads: earlier versions hold them, and somebody may add them again.
+        """
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
-        about = {"classes": {t: list(c) for t, c in classes.items()}, "keys": keys or {}}
+        keys = dict(keys or {})
+        again = self.store.exists("run.json")
+        if again:
+            info["set_aside"] = self._set_aside(spec)
+            heads, classes = dict(heads), dict(classes)
+            before, known = self.store.read_tensors(HEADS) if self.store.exists(HEADS) else ({}, {})
+            for task in (t["name"] for t in info["set_aside"]):
+                if task in before:
+                    heads[task] = before[task]
+                    classes[task] = known["classes"][task]
+                    keys |= {task: known["keys"][task]} if task in known.get("keys", {}) else {}
+        about = {"classes": {t: list(c) for t, c in classes.items()}, "keys": keys}
         writes = {"run.json": as_json(info), HEADS: as_tensors(heads, about)}
         history.append(
             self.store,
-            "resume" if self.store.exists("run.json") else "start",
+            "resume" if again else "start",
             lambda before: (writes, {}),
             [CHOICE] if self.store.exists(CHOICE) else [],
             patience=0,  # the first write of a run: better refused now
@@ -176,6 +230,13 @@ class RunFolder:
             spec=spec,
             software=software(),
         )
+
+    def _set_aside(self, spec: Mapping) -> list[Mapping]:
+        """Settings of tasks that the run has had, and that a spec does not name."""
+        before = self.store.read_json("run.json")
+        had = (*before.get("set_aside", ()), *before["spec"].get("tasks", ()), *before["spec"].get("control", ()))
+        named = {t["name"] for t in (*spec.get("tasks", ()), *spec.get("control", ()))}
+        return list({t["name"]: t for t in had if t["name"] not in named}.values())
 
     def load_choice(self) -> dict | None:
         """What was tried, and what was chosen, where the spec left the mask open."""
@@ -355,12 +416,12 @@ class RunFolder:
     def save_checkpoint(self, task: str, key: str, step: int, state: Mapping[str, torch.Tensor]) -> None:
         """Two alternate, so that a broken write always leaves the one before."""
         self.store.write_tensors(f"checkpoints/{task}/step-{step:08d}.safetensors", state, {"key": key, "step": step})
-        for name in self.store.list(f"checkpoints/{task}")[:-2]:
+        for name in self._checkpoints(task)[:-2] if self._marked else ():
             self.store.delete(f"checkpoints/{task}/{name}")
 
     def load_checkpoint(self, task: str, key: str) -> tuple[int, dict[str, torch.Tensor]] | None:
         """(step, state) of the newest whole checkpoint made under the same settings (`key`)."""
-        for name in reversed(self.store.list(f"checkpoints/{task}")):
+        for name in reversed(self._checkpoints(task)):
             try:
                 state, info = self.store.read_tensors(f"checkpoints/{task}/{name}")
             except CorruptError:
@@ -370,7 +431,18 @@ class RunFolder:
         return None
 
     def drop_checkpoints(self, task: str) -> None:
-        self.store.delete_folder(f"checkpoints/{task}")
+        """Delete them, and their folder if nothing else is in it."""
+        if not self._marked:
+            return
+        for name in self._checkpoints(task):
+            self.store.delete(f"checkpoints/{task}/{name}")
+        folder = self.store.path(f"checkpoints/{task}")
+        if self.store.exists(f"checkpoints/{task}") and not self.store.fs.get_file_info(pafs.FileSelector(folder)):
+            self.store.delete_folder(f"checkpoints/{task}")
+
+    def _checkpoints(self, task: str) -> list[str]:
+        """Names of a task's checkpoints, oldest first: files that are called as `save_checkpoint` calls them, and no others."""
+        return [n for n in self.store.list(f"checkpoints/{task}") if STEP.match(n)]
 
     # -------------------------------------------------------------------------------- trials
 

@@ -59,8 +59,9 @@ def score(
     right = [{name: answers[m].right(name)} for m in ("base", "now")]
     judged = gate.judge(settings, [name] * (kind == "target"), [name] * (kind == "control"), *right)
     told = {m: accuracy(*a.counts(name)).as_dict() for m, a in answers.items()}
+    details = {"notes": list(rows.notes)} if rows.notes else {}
     return folder.record(
-        "watch", version=version["version"], task=name, data=path.name, sha256=mark, scores=told, gate=judged["result"], why=gate.told(judged)
+        "watch", version=version["version"], task=name, data=path.name, sha256=mark, scores=told, gate=judged["result"], why=gate.told(judged), **details
     )  # fmt: skip
 
 

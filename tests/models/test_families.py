@@ -377,11 +377,9 @@ def test_folders_that_hold_no_model_of_ours(tmp_path):
 
 def test_columns_that_hold_no_text(tmp_path):
     (tmp_path / "x.csv").write_text("text,label\n" + "some words,a\n,b\n" * 10)
-    (tmp_path / "n.csv").write_text("text,label\n" + "1,a\n2,b\n" * 10)
-    for file, said in (("x", "row 1 of split 'train' has no text"), ("n", "wanted texts")):
-        spec = make_spec(
-            {"model": "hf:a/b", "tasks": [{"name": "t", "data": str(tmp_path / f"{file}.csv")}], "output": "x"}
-        )
+    (tmp_path / "n.jsonl").write_text('{"text": 1, "label": "a"}\n{"text": 2, "label": "b"}\n' * 10)
+    for file, said in (("x.csv", "row 1 of split 'train' has no text"), ("n.jsonl", "wanted texts")):
+        spec = make_spec({"model": "hf:a/b", "tasks": [{"name": "t", "data": str(tmp_path / file)}], "output": "x"})
         with pytest.raises(SpecError, match=said):
             load_task(spec.tasks[0], 0)
 

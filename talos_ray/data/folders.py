@@ -1,0 +1,293 @@
+"""What lies in a folder of data: images a class, or tables a split. Every file is accounted for; one that is not is named.
+
+Only folders say what a file is: its class and its split are never read off its own name, so `train-3.png` is a picture like `3.png`.
+Folders that are links are read like others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from talos_ray.data.tables import KINDS
+from talos_ray.errors import SpecError
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+# What Pillow opens by these names.
+IMAGES = frozenset(
+    [
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".ico",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pcx",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".psd",
+        ".sgi",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+# Files that people leave beside data, and that are no data themselves.
+BESIDE = frozenset(
+    [
+        ".cfg",
+        ".css",
+        ".html",
+        ".ini",
+        ".ipynb",
+        ".js",
+        ".json",
+        ".log",
+        ".md",
+        ".pdf",
+        ".py",
+        ".rst",
+        ".sh",
+        ".toml",
+        ".txt",
+        ".xml",
+        ".yaml",
+        ".yml",
+    ]
+)
+NAMELESS = frozenset(("license", "licence", "readme", "notice", "makefile", "thumbs.db", "desktop.ini", "checksums"))
+# Data that nothing here reads: to pass them over would be to lose rows.
+UNREAD = frozenset(
+    [
+        ".7z",
+        ".arrow",
+        ".avro",
+        ".bz2",
+        ".csvs",
+        ".db",
+        ".feather",
+        ".gz",
+        ".npy",
+        ".npz",
+        ".ods",
+        ".orc",
+        ".pickle",
+        ".pkl",
+        ".rar",
+        ".sqlite",
+        ".tar",
+        ".tgz",
+        ".tsvs",
+        ".xls",
+        ".xlsx",
+        ".xz",
+        ".zip",
+        ".zst",
+    ]
+)
+SHOWN = 3  # files that a message names
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder names a list of images
+PUBLISHED = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+)  # of the Hub's tools, no rows
+
+
+@dataclass(frozen=True)
+class Images:
+    """Files and their classes' numbers, a split; class names in label order."""
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, list[tuple[Path, int]]]
+    empty: tuple[str, ...]  # folders of no image
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and those below, through links, hidden ones left out. Raises SpecError where links lead in a circle."""
+    yield from _below(folder, ())
+
+
+def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
+    here = os.path.realpath(folder)
+    if here in within:
+        raise SpecError(
+            f"folder {str(folder)!r} is a link to a folder that it lies in; wanted an end; take the link out"
+        )
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                yield from _below(Path(entry.path), (*within, here))
+            elif entry.is_file():
+                yield Path(entry.path)
+            else:  # a link to nowhere
+                raise SpecError(
+                    f"{entry.path!r} is a link to what does not exist; wanted a file; mend the link or drop it"
+                )
+
+
+def state_of(path: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of a file, or of all files of a folder: what tells whether it is still the same."""
+    files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
+    return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
+
+
+def told_some(files: Sequence[object]) -> str:
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return ", ".join(repr(str(f)) for f in files[:SHOWN]) + more
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+def read_images(root: Path, classes: Collection[str] = ()) -> Images:
+    """The images of `root/CLASS/file`, or of `root/SPLIT/CLASS/file`. `classes`: names that are known to be classes, also where they
+    sound like splits.
+
+    Raises:
+        SpecError: an image that has no class, or two possible ones; a file that nobody can read.
+    """
+    folder = _unwrapped(root)
+    files = [f.relative_to(folder) for f in files_below(folder)]
+    _check_readable(root, files)
+    images = [f for f in files if f.suffix.lower() in IMAGES]
+    if not images:
+        raise SpecError(f"{str(root)!r} holds 0 images; wanted a folder of images a class, like {root.name}/cat/1.png")
+    tops = sorted({f.parts[0] for f in images if len(f.parts) > 1})
+    depths = {top: {len(f.parts) for f in images if f.parts[0] == top} for top in tops}
+    named = [top for top in tops if top.lower() in SPLITS and top not in classes]
+    split = bool(named) and all(min(depths[top]) > 2 for top in named)
+    if named and not split and any(min(depths[top]) > 2 for top in named):
+        raise SpecError(
+            f"{str(root)!r}: of the folders {', '.join(named)} some hold a folder a class and some hold images; wanted the same in all; move them"
+        )
+    if named and not split and len(named) == len(tops):
+        raise SpecError(
+            f"{str(root)!r}: the folders {', '.join(named)} sound like splits, but their images lie in no folder of a class; "
+            f"wanted SPLIT/CLASS/file, or classes: [{', '.join(tops)}] if these are the classes"
+        )
+    if split and (others := [top for top in tops if top not in named]):
+        raise SpecError(
+            f"{str(root)!r}: beside the splits {', '.join(named)} there are images in {told_some(others)}; wanted splits only; move them"
+        )
+    wanted = 3 if split else 2
+    if lost := [f for f in images if len(f.parts) != wanted]:
+        where = "SPLIT/CLASS/file" if split else "CLASS/file"
+        raise SpecError(
+            f"{str(root)!r}: {len(lost)} of {len(images)} images lie where no class can be told, {told_some(lost)}; wanted {where}; move them"
+        )
+    names = tuple(sorted({f.parts[wanted - 2] for f in images}))
+    index = {name: i for i, name in enumerate(names)}
+    found: dict[str, list[tuple[Path, int]]] = {}
+    for f in images:
+        part = SPLITS[f.parts[0].lower()] if split else "train"
+        found.setdefault(part, []).append((folder / f, index[f.parts[wanted - 2]]))
+    if split and len(found) < len(named):
+        raise SpecError(
+            f"{str(root)!r}: the folders {', '.join(named)} name a split twice; wanted one each; merge them"
+        )
+    return Images(names, found, tuple(_empty(folder, names, split)))
+
+
+def _unwrapped(root: Path) -> Path:
+    """The folder itself, or the only one in it where that holds all classes, as archives unpack."""
+    folder = root
+    while True:
+        entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name != "__MACOSX"]
+        dirs = [e for e in entries if e.is_dir()]
+        pictures = [e for e in entries if e.is_file() and Path(e.name).suffix.lower() in IMAGES]
+        if len(dirs) != 1 or pictures or dirs[0].name.lower() in SPLITS:
+            return folder
+        inside = [e for e in os.scandir(dirs[0].path) if e.is_dir() and not e.name.startswith(".")]
+        if not inside:
+            return folder
+        folder = Path(dirs[0].path)
+
+
+def _check_readable(root: Path, files: Sequence[Path]) -> None:
+    known = IMAGES | BESIDE
+    if odd := [f for f in files if f.suffix.lower() not in known and f.name.lower() not in NAMELESS]:
+        raise SpecError(
+            f"{str(root)!r}: {len(odd)} files are no images that can be read, {told_some(odd)}; wanted PNG, JPEG or another of "
+            f"Pillow's formats; convert them or move them away"
+        )
+
+
+def _empty(folder: Path, names: Sequence[str], split: bool) -> Iterator[str]:
+    for root in (e.path for e in os.scandir(folder) if e.is_dir()) if split else [folder]:
+        for entry in os.scandir(root):
+            if (
+                entry.is_dir()
+                and not entry.name.startswith(".")
+                and entry.name not in names
+                and entry.name != "__MACOSX"
+            ):
+                yield entry.name
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def tables_in(root: Path) -> dict[str, list[Path]]:
+    """The tables of a folder, a split: by the folder that they lie in, or by their names (train.csv, data/test-00000-of-00001.parquet).
+
+    Raises:
+        SpecError: files of several kinds, some with a split and some without, or what nobody reads.
+    """
+    files = [f.relative_to(root) for f in files_below(root) if f.name not in PUBLISHED]
+    if unread := [f for f in files if f.suffix.lower() in UNREAD]:
+        raise SpecError(
+            f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or move away"
+        )
+    tables = [f for f in files if f.suffix.lower() in KINDS]
+    kinds = {KINDS[f.suffix.lower()]: f for f in tables}
+    if len(kinds) > 1:
+        raise SpecError(
+            f"{str(root)!r} holds tables of several kinds, {told_some(list(kinds.values()))}; wanted one kind; name one file in `data`, or move the others"
+        )
+    parts = {f: split_of(f) for f in tables}
+    if nameless := [f for f, part in parts.items() if part is None]:
+        if len(nameless) < len(tables):
+            clear = [f for f, part in parts.items() if part]
+            raise SpecError(
+                f"{str(root)!r}: {told_some(clear)} name a split, and {told_some(nameless)} do not; wanted a split in all names or in none; rename or move them"
+            )
+        return {"train": [root / f for f in tables]}
+    found: dict[str, list[Path]] = {}
+    for f in sorted(tables):
+        found.setdefault(parts[f], []).append(root / f)
+    return found
+
+
+def split_of(file: Path) -> str | None:
+    """The split that a table's name begins with, or that a folder of it is called."""
+    stem = file.name.lower()
+    for mark in ("-", "_", ".", " "):
+        stem = stem.partition(mark)[0]
+    named = [stem, *(p.lower() for p in reversed(file.parts[:-1]))]
+    return next((SPLITS[n] for n in named if n in SPLITS), None)
+
+
+def has_tables(root: Path) -> bool:
+    return any(
+        f.suffix.lower() in KINDS and f.stem != "metadata" and f.name not in PUBLISHED for f in files_below(root)
+    )

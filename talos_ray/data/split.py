@@ -1,0 +1,201 @@
+"""Which example is trained on, which is held out: splits that are cut from train, and inputs that stand in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from talos_ray.config import CHOICE, Task
+from talos_ray.core.finetune import derive_seed
+from talos_ray.errors import SpecError
+
+ROWS = 512  # of a split that are looked at together
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split: a `datasets.Dataset` with the input column, and labels int64 [n]."""
+
+    rows: Any
+    column: str
+    labels: torch.Tensor
+    notes: tuple[str, ...] = ()  # what somebody should know of new data
+    marks: torch.Tensor | None = None  # int64 [n], the same where inputs are, once that was asked
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Sequence[int]) -> Split:
+        index = [int(i) for i in index]
+        marks = None if self.marks is None else self.marks[index]
+        # A name of its own for the rows: datasets would hash the whole index for one, and nothing is kept under it.
+        rows = self.rows.select(index, new_fingerprint=uuid.uuid4().hex[:16])
+        return Split(rows, self.column, self.labels[index], marks=marks)
+
+    def drawn(self, most: int, *seed: object) -> Split:
+        """At most so many examples, drawn by a seed of any parts, in the order of the draw."""
+        generator = torch.Generator().manual_seed(derive_seed(*seed))
+        return self.select(torch.randperm(len(self), generator=generator)[:most].tolist())
+
+    def fingerprint(self, labels: bool = True) -> str:
+        """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
+        digest = hashlib.sha256()
+        for content in self.contents():
+            digest.update(content)
+        if labels:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def contents(self) -> Iterable[bytes]:
+        """Every input's bytes, in order."""
+        table = self.rows.with_format("arrow")
+        for start in range(0, len(self), ROWS):
+            for value in table[start : start + ROWS].column(self.column).to_pylist():
+                yield content_of(value)
+
+    def digest(self, i: int) -> bytes:
+        """SHA-256 of one input's bytes."""
+        return hashlib.sha256(content_of(self._stored(i))).digest()
+
+    def column_values(self) -> pa.ChunkedArray:
+        return self.rows.with_format("arrow")[:].column(self.column)
+
+    def sizes(self) -> list[int] | None:
+        """Bytes of every image, without reading it; None of texts."""
+        table, found = self.rows.with_format("arrow"), []
+        if pa.types.is_string(kind := table[0:1].column(self.column).type) or pa.types.is_large_string(kind):
+            return None
+        for start in range(0, len(self), ROWS):
+            values = table[start : start + ROWS].column(self.column).combine_chunks()
+            lengths = pc.binary_length(values.field("bytes")).to_pylist()
+            paths = values.field("path").to_pylist()
+            found += [n if n is not None else Path(p).stat().st_size for n, p in zip(lengths, paths, strict=True)]
+        return found
+
+    def words(self, i: int) -> str:
+        """One input so that a person finds it: its text, its file, or its number."""
+        value = self._stored(i)
+        return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
+
+    def _stored(self, i: int) -> Any:
+        return self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
+
+
+def content_of(value: object) -> bytes:
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return repr(value).encode()
+
+
+def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:
+    """Train, validation and test; what is missing is cut from train, by seed.
+
+    Raises:
+        SpecError: too few examples.
+    """
+    train = parts["train"]
+    order = _order(task, train, seed)
+    for kind, share in (("test", task.test_share), ("validation", task.validation_share)):
+        if kind not in parts:
+            n = round(share * len(train))
+            if n == 0 or n >= len(order):
+                raise SpecError(
+                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data"
+                )
+            taken = _stratified(order, train.labels, n) if task.stratified else order[:n]
+            rest = set(taken)
+            order = [i for i in order if i not in rest]
+            parts[kind] = train.select(taken if task.split_by == "content" else sorted(taken))
+    if task.split_by == "content":
+        parts["train"] = train.select(order)
+    elif len(order) < len(train):
+        parts["train"] = train.select(sorted(order))
+    return parts
+
+
+def _order(task: Task, train: Split, seed: int) -> list[int]:
+    """All places, drawn by seed; by what stands there, where the file's order must not matter."""
+    if task.split_by == "content":
+        mark = f"{seed} {task.name} ".encode()
+        keys = [hashlib.sha256(mark + content).digest() for content in train.contents()]
+        return sorted(range(len(train)), key=lambda i: (keys[i], int(train.labels[i])))
+    generator = torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))
+    return torch.randperm(len(train), generator=generator).tolist()
+
+
+def _stratified(order: Sequence[int], labels: torch.Tensor, n: int) -> list[int]:
+    """The first `n` places of an order such that every class has its share; what is left over goes to those that lose most by it."""
+    by_class: dict[int, list[int]] = {}
+    for i in order:
+        by_class.setdefault(int(labels[i]), []).append(i)
+    exact = {c: n * len(places) / len(order) for c, places in by_class.items()}
+    wanted = {c: int(share) for c, share in exact.items()}
+    for c in sorted(exact, key=lambda c: (wanted[c] - exact[c], c))[: n - sum(wanted.values())]:
+        wanted[c] += 1
+    taken = {i for c, places in by_class.items() for i in places[: wanted[c]]}
+    return [i for i in order if i in taken]
+
+
+def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str | None]:
+    """The splits, and a word on inputs that stand in two of them; without these, if the task says so.
+
+    Raises:
+        SpecError: there are some, and the task refuses them.
+    """
+    twice, found = {}, dict(parts)
+    for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
+        held = torch.zeros(1 + max(int(part.marks.max()) for part in parts.values()), dtype=torch.bool)
+        held[torch.cat([parts[b].marks for b in before])] = True
+        if doubles := torch.nonzero(held[parts[kind].marks]).flatten().tolist():
+            twice[kind] = doubles
+    if not twice:
+        return found, None
+    shown = next(iter(twice.items()))
+    where = {"train": "validation or test", "validation": "test"}
+    told = "; ".join(
+        f"{len(rows)} of {len(parts[kind])} inputs of {kind} stand in {where[kind]}, too"
+        for kind, rows in twice.items()
+    )
+    told = f"task {task.name!r}: {told}; one is {parts[shown[0]].words(shown[1][0])!r}"
+    if task.duplicates == "refuse":
+        raise SpecError(f"{told}; wanted splits without common inputs; take them out, or set duplicates: drop")
+    if task.duplicates == "warn":
+        return found, f"{told}; scores on them say nothing (duplicates: drop leaves them out)"
+    for kind, rows in twice.items():
+        gone = set(rows)
+        found[kind] = parts[kind].select([i for i in range(len(parts[kind])) if i not in gone])
+        if not len(found[kind]):
+            raise SpecError(
+                f"{told}; nothing is left of {kind} without them; wanted at least 1; give it examples of its own"
+            )
+    return found, f"{told}; they are left out (duplicates: drop)"
+
+
+def marked(splits: Sequence[Split]) -> list[Split]:
+    """The splits with a number for every input that is the same where inputs are. Most images differ in size already, and need not be
+    read."""
+    if (sizes := [split.sizes() for split in splits])[0] is None:
+        values = pa.chunked_array([c for split in splits for c in split.column_values().chunks])
+        numbers = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        marks = torch.from_numpy(numbers.astype("int64"))
+    else:
+        often = Counter(size for found in sizes for size in found)
+        known: dict[object, int] = {}
+        marks = torch.tensor(
+            [
+                known.setdefault(split.digest(i) if often[size] > 1 else (number, i), len(known))
+                for number, (split, found) in enumerate(zip(splits, sizes, strict=True))
+                for i, size in enumerate(found)
+            ]
+        )
+    parts = marks.split([len(split) for split in splits])
+    return [replace(split, marks=part) for split, part in zip(splits, parts, strict=True)]

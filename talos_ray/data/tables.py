@@ -1,0 +1,332 @@
+"""Tables as they were written: CSV, TSV, JSON and JSON Lines, read strictly. A row that does not fit is refused, never moved or dropped.
+
+Readers that guess (what is missing, what is a number, where a quotation mark ends) are convenient until they guess wrong,
+and then nobody is told. Here a cell is a text, an empty cell is missing, and every line belongs to a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from talos_ray.errors import SpecError
+
+KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+ROWS = 10_000  # that become Arrow columns together: Python's lists of them would take ten times the memory
+WHOLE = re.compile(r"-?(0|[1-9]\d*)$")  # 007 is a name
+DIGITS = re.compile(r"-?\d+$")
+DECIMAL = re.compile(r"-?(0|[1-9]\d*)\.\d+$")
+ENCODINGS = {  # by a file's first bytes; the longer ones first
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+DIGITS_KEPT = 15  # characters of a number that nothing is lost of
+BREAK = re.compile(r"\r\n|\r|\n")
+UNNAMED = "Latin-1 or Windows-1252, as old editors write"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a table is read, where a spec says more than its path."""
+
+    label: str | None = None  # the column in which numbers are numbers, as far as all of them are
+    columns: Collection[str] | None = None  # those that are needed; of the others only their names are kept
+    quotes: str | None = None  # 'csv', 'none', or what the file's kind says
+    missing_words: Collection[str] = ()  # cells that count as missing, besides empty ones
+
+
+def read_table(path: Path, how: Reading = Reading()) -> pa.Table:
+    """The rows of a CSV, TSV, JSON or JSON Lines file.
+
+    Raises:
+        SpecError: anything in it that could be read in two ways, with its line.
+    """
+    return _read_json(path, how) if KINDS[path.suffix.lower()] == "json" else _read_csv(path, how)
+
+
+def decoded(data: bytes, what: str) -> str:
+    """UTF-8, with a byte order mark or without.
+
+    Raises:
+        SpecError: another encoding; `what` is said of the file.
+    """
+    for mark, name in ENCODINGS.items():
+        if data.startswith(mark):
+            raise SpecError(f"{what} is {name}; wanted UTF-8; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(_not_utf8(what, data[error.start], data.count(b"\n", 0, error.start) + 1)) from None
+
+
+def _not_utf8(what: str, byte: int, line: int) -> str:
+    return f"{what} is not UTF-8: byte 0x{byte:02x} in line {line} (perhaps {UNNAMED}); save it as UTF-8"
+
+
+# ----------------------------------------------------------------------------------------- CSV and TSV
+
+
+def _read_csv(path: Path, how: Reading) -> pa.Table:
+    blocks = _csv_blocks(path, how)
+    _, lines, first = next(blocks, (1, 1, [[]]))
+    names, rest = first[0], first[1:]
+    if not names:
+        raise SpecError(f"{str(path)!r} holds 0 examples; wanted a line of column names, and rows")
+    if twice := [n for n in names if names.count(n) > 1 and (how.columns is None or n in how.columns)]:
+        raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted unique names; rename one")
+    wanted = {n: i for i, n in enumerate(names) if how.columns is None or n in how.columns}
+    parts: dict[str, list[pa.Array]] = {n: [] for n in wanted}
+    total, swallowing = 0, []
+    for line, taken, block in itertools.chain([(1 + _lines_of(names), lines, rest)], blocks):
+        if set(map(len, block)) - {0, len(names)}:
+            raise SpecError(_uneven(path, line, block, names))
+        rows = [row for row in block if row]  # blank lines are no rows
+        if taken > len(rows) and how.label in names:
+            swallowing += [row for row in rows if _lines_of(row) > 1]
+        for name, i in wanted.items():
+            parts[name].append(pa.array([row[i] for row in rows], pa.string()))
+        total += len(rows)
+    columns = {n: pa.chunked_array(part, pa.string()) for n, part in parts.items()}
+    if swallowing and how.quotes != "csv":  # somebody who says csv has looked
+        _check_swallowed(path, names, swallowing, columns[how.label], how.label)
+    words = pa.array(["", *how.missing_words])
+    for name, column in columns.items():
+        columns[name] = pc.if_else(pc.is_in(column, words), pa.scalar(None, pa.string()), column)
+    if how.label in columns:
+        columns[how.label] = as_numbers(columns[how.label])
+    return pa.table({n: columns[n] if n in columns else pa.nulls(total) for n in dict.fromkeys(names)})
+
+
+def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[str]]]]:
+    """(line in which it begins, lines that it takes, rows) of some rows at a time, as they stand; a blank line is a row without cells."""
+    with path.open("rb") as start:
+        first = start.read(4)
+    if first.startswith(tuple(ENCODINGS)):
+        decoded(first, repr(str(path)))
+    before = csv.field_size_limit(sys.maxsize)  # of the whole process, so it is put back
+    line, within = 1, path.suffix.lower() == ".tsv" and how.quotes is None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, **_style(path, how))
+            while rows := list(itertools.islice(reader, ROWS)):
+                # In a TSV, quotation marks are as often a part of the text as they are not, and one that is never closed
+                # would take all lines up to the next one for a single cell.
+                lines = reader.line_num - line + 1
+                if within and lines > len(rows):
+                    raise SpecError(_ambiguous(path, line, rows))
+                yield line, lines, rows
+                line = reader.line_num + 1
+    except csv.Error as error:
+        fix = "double it, or set `quotes: none` if quotation marks belong to the texts"
+        raise SpecError(
+            f"{str(path)!r}, line {_line_of_error(path, how)}: a cell in quotation marks does not end where it should ({error}); {fix}"
+        ) from None
+    except UnicodeDecodeError:
+        with path.open("rb") as data:
+            for number, one in enumerate(data, 1):
+                try:
+                    one.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise SpecError(_not_utf8(repr(str(path)), one[error.start], number)) from None
+        raise
+    finally:
+        csv.field_size_limit(before)
+
+
+def _style(path: Path, how: Reading) -> dict[str, object]:
+    """How Python's own reader is to split lines."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    return {"delimiter": delimiter, "strict": True, **({"quoting": csv.QUOTE_NONE} if how.quotes == "none" else {})}
+
+
+def _line_of_error(path: Path, how: Reading) -> int:
+    """The line in which the row begins that cannot be read."""
+    line = 1
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, **_style(path, how))
+        try:
+            for _ in reader:
+                line = reader.line_num + 1
+        except csv.Error:
+            pass
+    return line
+
+
+def _lines_of(row: Sequence[str]) -> int:
+    """Lines that a row takes in its file."""
+    return 1 + sum(len(BREAK.findall(cell)) for cell in row if "\n" in cell or "\r" in cell)
+
+
+def _ambiguous(path: Path, line: int, rows: Sequence[Sequence[str]]) -> str:
+    for row in rows:
+        if (lines := _lines_of(row)) > 1:
+            return (
+                f"{str(path)!r}, line {line}: a quotation mark opens a cell that ends in line {line + lines - 1}; set `quotes: none` if quotation "
+                f"marks belong to the texts, or `quotes: csv` if a cell may hold several lines"
+            )
+        line += lines
+    return f"{str(path)!r}: a cell holds several lines; set `quotes: csv` or `quotes: none`"
+
+
+def _uneven(path: Path, line: int, rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:
+    """What is told of the first row that is wider or narrower than the names."""
+    found = 0
+    for row in rows:
+        found = len(row)
+        if found not in (0, len(names)):
+            break
+        line += _lines_of(row)
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    fix = "put cells that hold a comma into quotation marks, and take out commas that end a line"
+    if path.suffix.lower() == ".tsv":
+        fix = "take tabs out of its texts"
+    return f"{str(path)!r}, line {line}: {found} cells; wanted {len(names)}, one a column ({shown}); {fix}"
+
+
+def _check_swallowed(
+    path: Path, names: Sequence[str], rows: list[list[str]], labels: pa.ChunkedArray, label: str
+) -> None:
+    """Raises SpecError where lines inside of a cell look like rows themselves: a quotation mark has swallowed them."""
+    place = names.index(label)
+    known = set(labels.unique().to_pylist())
+    for row in rows:
+        for cell in row:
+            for inner in BREAK.split(cell)[1:]:
+                cells = inner.split(",")
+                if len(cells) == len(names) and cells[place] in known:
+                    raise SpecError(
+                        f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line {inner[:60]!r} inside of it looks like a row; "
+                        f"close the cell where it ends, or set `quotes: csv` if it is right so"
+                    )
+
+
+def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of texts as numbers, where all of them are numbers written as numbers are; else as it is. 007 is a name."""
+    values = [v for v in column.unique().to_pylist() if v is not None]
+    if not values or max(map(len, values)) > DIGITS_KEPT or "-0" in values:
+        return column
+    if all(map(WHOLE.match, values)):
+        return column.cast(pa.int64())
+    if all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
+        return column.cast(pa.float64())
+    return column
+
+
+# ------------------------------------------------------------------------------------------------ JSON
+
+
+def _read_json(path: Path, how: Reading) -> pa.Table:
+    """Objects, one a line or in a list; or one object of columns."""
+    text = decoded(path.read_bytes(), repr(str(path)))
+    records, places = _records(path, text)
+    names = list(dict.fromkeys(key for record in records for key in record))
+    columns: dict[str, pa.Array] = {}
+    for name in names:
+        if how.columns is not None and name not in how.columns:
+            columns[name] = pa.nulls(len(records))
+            continue
+        values = [record.get(name) for record in records]
+        if how.missing_words:
+            values = [None if isinstance(v, str) and v in how.missing_words else v for v in values]
+        columns[name] = _json_column(path, name, values, places, how.columns is not None or name == how.label)
+    return pa.table(columns)
+
+
+def _records(path: Path, text: str) -> tuple[list[dict], Callable[[int], str]]:
+    """A file's objects, and how to say where one stands."""
+    start = text.lstrip()[:1]
+    whole = start == "["
+    if not whole:
+        try:
+            lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+            records = [_object(path, n, line) for n, line in lines]
+            numbers = [n for n, _ in lines]
+            if len(records) == 1 and (columns := _columns_of(records[0])) is not None:
+                return columns, lambda i: f"row {i}"
+            return records, lambda i: f"line {numbers[i]}"
+        except SpecError:
+            if start != "{" or "\n" not in text.strip():
+                raise
+            try:
+                found = json.loads(text, object_pairs_hook=_unique)
+            except ValueError:
+                found = None
+            if (columns := _columns_of(found)) is None:
+                raise
+            return columns, lambda i: f"row {i}"
+    try:
+        found = json.loads(text, object_pairs_hook=_unique)
+    except ValueError as error:
+        raise SpecError(f"{str(path)!r} is no JSON: {error}; correct it") from None
+    for i, record in enumerate(found):
+        if not isinstance(record, dict):
+            raise SpecError(f"{str(path)!r}, row {i}: holds {type(record).__name__}; wanted an object; correct the row")
+    return found, lambda i: f"row {i}"
+
+
+def _columns_of(found: object) -> list[dict] | None:
+    """The rows of an object that holds a list for each column."""
+    if not isinstance(found, dict) or not found or not all(isinstance(v, list) for v in found.values()):
+        return None
+    if len({len(v) for v in found.values()}) != 1:
+        return None
+    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+
+def _object(path: Path, number: int, line: str) -> dict:
+    try:
+        found = json.loads(line, object_pairs_hook=_unique)
+    except ValueError as error:
+        raise SpecError(
+            f"{str(path)!r}, line {number}: no JSON: {error}; wanted an object a line; correct it"
+        ) from None
+    if not isinstance(found, dict):
+        raise SpecError(
+            f"{str(path)!r}, line {number}: holds {type(found).__name__}; wanted an object a line; correct the line"
+        )
+    return found
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
+
+
+def _json_column(path: Path, name: str, values: list, place: Callable[[int], str], needed: bool) -> pa.Array:
+    kinds = {type(v) for v in values} - {type(None)}
+    if kinds <= {int, float}:  # not-a-number is how some write that there is none
+        values = [None if isinstance(v, float) and v != v else v for v in values]
+    try:
+        if len(kinds - {int, float}) > 1 or (kinds & {int, float} and kinds - {int, float}):
+            raise pa.ArrowInvalid("several kinds of values")
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        if not needed:
+            return pa.nulls(len(values))
+        counts = {kind: sum(type(v) is kind for v in values) for kind in kinds}
+        usual = max(counts, key=counts.get)
+        odd = next((i for i, v in enumerate(values) if v is not None and type(v) is not usual), None)
+        if odd is None:
+            raise SpecError(f"{str(path)!r}: column {name!r} cannot be read: {error}; correct it") from None
+        raise SpecError(
+            f"{str(path)!r}, {place(odd)}: {values[odd]!r} in column {name!r} is of another kind than the {counts[usual]} "
+            f"values around it, which are {WORDS.get(usual, usual.__name__)}; write all of them alike"
+        ) from None
+
+
+WORDS = {str: "texts", int: "numbers", float: "numbers", bool: "true or false", dict: "objects", list: "lists"}

@@ -1,0 +1,166 @@
+"""Files of weights: which of a folder's are the model, and whether they are what they look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from talos_ray.errors import SpecError
+
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+OPEN_CLIP = "open_clip_model.safetensors"  # the same, as open_clip names it
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+POINTER = b"version https://git-lfs"
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+HEADER = 8  # bytes that say how long a safetensors header is
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raises SpecError, in milliseconds, where a file is not what its name says: a pointer of Git LFS, or cut off. `what` it belongs to."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(POINTER))
+    if start == POINTER:
+        raise SpecError(
+            f"{what}: {path.name} is a pointer of Git LFS ({size} bytes) and not the file itself; run `git lfs pull` in {str(path.parent)!r}, or download it again"
+        )
+    if path.suffix == ".safetensors":
+        _check_whole(path, size, what)
+
+
+def _check_whole(path: Path, size: int, what: str) -> None:
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(HEADER), "little")
+        if header > size - HEADER:
+            raise SpecError(_cut(path, what, size, HEADER + header))
+        try:
+            told = json.loads(file.read(header))
+            ends = [t["data_offsets"][1] for name, t in told.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SpecError(f"{what}: {path.name} is no safetensors: {error}; write or download it again") from None
+    wanted = HEADER + header + max(ends, default=0)
+    if size < wanted:
+        raise SpecError(_cut(path, what, size, wanted))
+
+
+def _cut(path: Path, what: str, size: int, wanted: int) -> str:
+    return f"{what}: {path.name} is cut off: it has {size:,} bytes, and its header says {wanted:,}; download or copy it again"
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """The same for a model's folder; and that it holds a whole model.
+
+    Raises:
+        SpecError: an adapter, a quantised model, a shard that is missing, a file that is broken.
+    """
+    if any((folder / name).is_file() for name in ADAPTER[:1]) and not (folder / "config.json").is_file():
+        raise SpecError(_adapter(what))
+    for path in sorted(
+        p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model")
+    ):
+        check_file(path, what)
+    told = _json(folder / "config.json", what) if (folder / "config.json").is_file() else {}
+    if (how := told.get("quantization_config")) is not None:
+        method = how.get("quant_method", "?") if isinstance(how, Mapping) else "?"
+        raise SpecError(
+            f"{what} is quantised ({method}), and weights of a few bits cannot be edited by a sparse delta; wanted float32, bfloat16 or float16; take the model that it was made of"
+        )
+    if (folder / INDEX).is_file():
+        shards_of(folder, what)
+
+
+def _json(path: Path, what: str) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SpecError(f"{what}: {path.name} is no JSON: {error}; download or write it again") from None
+
+
+def _adapter(what: str) -> str:
+    return (
+        f"{what} holds a LoRA adapter, which is a change to a model and no model; wanted whole weights; "
+        f"merge it first (peft: `model.merge_and_unload().save_pretrained(FOLDER)`)"
+    )
+
+
+def shards_of(folder: Path, what: str) -> list[Path]:
+    """The files that an index names.
+
+    Raises:
+        SpecError: one of them is not there.
+    """
+    names = sorted(set(_json(folder / INDEX, what).get("weight_map", {}).values()))
+    if missing := [n for n in names if not (folder / n).is_file()]:
+        raise SpecError(
+            f"{what}: {len(missing)} of the {len(names)} files that {INDEX} names are missing, the first is {missing[0]!r}; download or copy them"
+        )
+    return [folder / n for n in names]
+
+
+def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """Weights by name of a safetensors file, or of the model in a folder: what its index names, or model.safetensors, and nothing else.
+
+    Raises:
+        SpecError: several files and no word on which are the model, an adapter, a file that is broken.
+    """
+    files = _files_of(path, what) if path.is_dir() else [path]
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        check_file(file, what)
+        try:
+            with safe_open(file, "pt") as opened:
+                names = list(opened.keys())
+            if any("lora_" in n for n in names):
+                raise SpecError(_adapter(what))
+            found |= load_file(file)
+        except SafetensorError as error:
+            raise SpecError(f"{what}: {file.name} is no safetensors: {error}; write it again") from None
+    return found
+
+
+def _files_of(folder: Path, what: str) -> list[Path]:
+    if any((folder / name).is_file() for name in ADAPTER):
+        raise SpecError(_adapter(what))
+    if (folder / INDEX).is_file():
+        return shards_of(folder, what)
+    for name in (WHOLE, OPEN_CLIP):
+        if (folder / name).is_file():
+            return [folder / name]
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise SpecError(
+            f"{what} holds {len(files)} safetensors files ({', '.join(f.name for f in files[:4])}) and neither {WHOLE} nor {INDEX}; "
+            f"wanted one that is the model; name the file itself"
+        )
+    return files
+
+
+def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], what: str) -> str | None:
+    """What somebody should know of a fine-tuned checkpoint before it is imported: that it is the base, or the base but for rounding.
+
+    Raises:
+        SpecError: a value that is not finite.
+    """
+    changed, rounded = 0, 0
+    for name, before in base.items():
+        after = tuned[name]
+        if not after.is_floating_point():
+            continue
+        if not after.isfinite().all():
+            raise SpecError(
+                f"{what}: tensor {name!r} holds NaN or infinite values; wanted finite weights; train it again, or take an earlier checkpoint"
+            )
+        if torch.equal(after.to(before.dtype), before):
+            continue
+        changed += 1
+        rounded += any(torch.equal(after.float(), before.to(kind).float()) for kind in (torch.bfloat16, torch.float16))
+    if not changed:
+        return f"{what} is the base itself in every weight that may change; there is nothing in it to import"
+    if changed == rounded:
+        return f"{what} is the base but for rounding to 16 bits; there is nothing in it to import; was it saved before it was trained?"
+    return None

@@ -1,0 +1,195 @@
+"""Tables are read as they were written, or refused with the line: a row is never moved, joined or dropped."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from talos_ray import SpecError, Task
+from talos_ray.data.tables import Reading, as_numbers, decoded, read_table
+from talos_ray.tasks import load_task
+
+ALL = Reading()
+MORE = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+# Whatever a text may hold, and a good deal of what readers stumble over.
+ODD = st.sampled_from(
+    [*list("\"',;\t\n\r\\#"), "None", "N/A", "null", "NaN", "007", "1e5", "\ufeff", "\u2028", "𝄞", '""', "\r\n"]
+)
+WORD = st.lists(
+    st.one_of(ODD, st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4)), min_size=1, max_size=4
+)
+CELL = WORD.map("".join).filter(str.strip)
+ROWS = st.lists(st.tuples(CELL, st.sampled_from(["good", "poor", "fair enough"])), min_size=1, max_size=8)
+
+
+def write_csv(path: Path, rows: list, delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out, delimiter=delimiter).writerows([("text", "label"), *rows])
+    return path
+
+
+def same_or_named(path: Path, rows: list, how: Reading) -> None:
+    """What is read is what was written, or an error names the file."""
+    try:
+        table = read_table(path, how)
+    except SpecError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) <= 2
+        return
+    assert list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)) == rows
+
+
+def check_csv(folder: Path, rows: list) -> None:
+    path = write_csv(folder / "x.csv", rows)
+    same_or_named(path, rows, Reading("label"))
+    table = read_table(path, Reading("label", quotes="csv"))  # whoever knows that it is CSV gets all of it
+    assert list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)) == rows
+
+
+def check_tsv(folder: Path, rows: list) -> None:
+    same_or_named(write_csv(folder / "x.tsv", rows, "\t"), rows, Reading("label"))
+    plain = [(t, label) for t, label in rows if not set("\t\n\r") & set(t)]
+    path = folder / "y.tsv"
+    path.write_text("\n".join("\t".join(r) for r in [("text", "label"), *plain]), encoding="utf-8", newline="")
+    table = read_table(path, Reading("label", quotes="none"))
+    assert list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)) == plain
+
+
+def check_json(folder: Path, rows: list) -> None:
+    objects = [{"text": t, "label": label} for t, label in rows]
+    for name, text in (
+        ("x.jsonl", "\n".join(json.dumps(o, ensure_ascii=False) for o in objects)),
+        ("x.json", json.dumps(objects, indent=1)),
+        ("y.json", json.dumps({"text": [t for t, _ in rows], "label": [x for _, x in rows]})),
+    ):
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+        table = read_table(folder / name, Reading("label"))
+        assert list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)) == rows
+
+
+CHECKS = {"csv": check_csv, "tsv": check_tsv, "json": check_json}
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_what_is_read_is_what_was_written(kind, tmp_path):
+    @FEW
+    @given(ROWS)
+    def holds(rows):
+        CHECKS[kind](tmp_path, rows)
+
+    holds()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CHECKS)
+def test_what_is_read_is_what_was_written_in_thousands(kind, tmp_path):
+    @MORE
+    @given(ROWS)
+    def holds(rows):
+        CHECKS[kind](tmp_path, rows)
+
+    holds()
+
+
+def refused(path: Path, text: str, match: str, how: Reading = Reading("label")) -> None:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SpecError, match=match) as caught:
+        read_table(path, how)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_rows_that_slide_are_refused_with_the_first_line(tmp_path):
+    x, y = tmp_path / "x.csv", tmp_path / "x.tsv"
+    refused(x, "text,label\na,b\nc,d,e\nf,g,h\n", r"line 3: 3 cells; wanted 2, one a column \(text, label\)")
+    refused(x, "text,label\na,b\n\nc\n", "line 4: 1 cells; wanted 2")
+    refused(x, 'text,label\n"two\nlines",b\nc,d,\n', "line 4: 3 cells")
+    refused(x, "text,label\n" + "a,b\n" * 25_000 + "a,b,c\n", "line 25002: 3 cells")
+    refused(y, "text\tlabel\na\tb\tc\n", "line 2: 3 cells; wanted 2.*take tabs out")
+    x.write_text("text,label,\na,b,\nc,d,\n")  # the comma ends the names, too: nothing slides
+    assert read_table(x, Reading("label"))["label"].to_pylist() == ["b", "d"]
+
+
+def test_quotation_marks_that_swallow_lines_are_refused(tmp_path):
+    x, y = tmp_path / "x.csv", tmp_path / "x.tsv"
+    refused(
+        x,
+        'text,label\na,b\n"Great film,good\nfine,poor\nhe said "so",poor\n',
+        "line 3: a cell in quotation marks does not end",
+    )
+    refused(
+        x,
+        'text,label\na,good\n"Great,good\nfine,poor\nold,good\nthe end",poor\n',
+        "the line 'fine,poor' inside of it looks like a row",
+    )
+    refused(
+        y,
+        'text\tlabel\na\tb\n"Great\tgood\nfine\tpoor\nthe end"\tpoor\n',
+        "line 3: a quotation mark opens a cell that ends in line 5",
+    )
+    rows = read_table(y, Reading("label", quotes="none"))
+    assert rows["text"].to_pylist() == ["a", '"Great', "fine", 'the end"'] and rows["label"].to_pylist() == [
+        "b",
+        "good",
+        "poor",
+        "poor",
+    ]
+    x.write_text('text,label\n"one\ntwo, three\nfour",good\nfine,poor\n')  # a text of three lines, as it was meant
+    assert read_table(x, Reading("label"))["text"].to_pylist() == ["one\ntwo, three\nfour", "fine"]
+
+
+def test_words_that_others_take_for_missing_are_words(tmp_path):
+    words = ["None", "N/A", "NA", "null", "nan", "NaN", "-", "#N/A"]
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"{w},a\n" for w in words) + ",b\n")
+    assert read_table(tmp_path / "x.csv", ALL)["text"].to_pylist() == [*words, None]
+    told = Reading(missing_words=("N/A", "null"))
+    assert read_table(tmp_path / "x.csv", told)["text"].null_count == 3
+
+
+def test_numbers_are_numbers_where_all_are_written_as_numbers_are(tmp_path):
+    def labels(*values: str) -> list:
+        (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"w,{v}\n" for v in values))
+        return read_table(tmp_path / "x.csv", Reading("label"))["label"].to_pylist()
+
+    assert labels("1", "-2", "30") == [1, -2, 30]
+    assert labels("007", "12") == ["007", "12"]
+    assert labels("1.0", "2") == [1.0, 2.0]
+    assert labels("1", "x") == ["1", "x"] and labels("true", "false") == ["true", "false"]
+    assert labels("9" * 30) == ["9" * 30] and labels("1e5") == ["1e5"]
+    assert as_numbers is not None
+    (tmp_path / "x.csv").write_text("text,label\n12,1\n0013,2\n")
+    assert read_table(tmp_path / "x.csv", Reading("label"))["text"].to_pylist() == ["12", "0013"]
+
+
+def test_encodings_are_utf8_or_refused_by_name(tmp_path):
+    x = tmp_path / "x.csv"
+    x.write_bytes("text,label\nwörd,a\n".encode("utf-8-sig"))
+    assert read_table(x, ALL)["text"].to_pylist() == ["wörd"]
+    refused(x, "text,label\nword,a\nwörd,b\n".encode("latin-1"), r"not UTF-8: byte 0xf6 in line 3 \(perhaps Latin-1")
+    for name in ("utf-16", "utf-32"):
+        refused(x, "text,label\nwörd,a\n".encode(name), f"is {name.upper()}; wanted UTF-8")
+    assert decoded("\ufeffé".encode(), "x") == "é"
+
+
+def test_json_that_could_be_read_in_two_ways(tmp_path):
+    x = tmp_path / "x.jsonl"
+    refused(
+        x,
+        '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n{"text": "c", "label": 2}\n',
+        r"line 2: 'x' in column 'label' is of another kind than the 2",
+    )
+    refused(x, '{"text": "a", "text": "b"}\n', "line 1: .*'text' stands twice")
+    refused(x, '{"text": "a"}\n{"text": \n', "line 2: no JSON")
+    refused(x, '["a", "b"]\n', "row 0: holds str; wanted an object")
+    x.write_text('{"text": "a", "label": 1}\n\n{"label": null, "text": "b"}\n{"text": "c"}\n')
+    assert read_table(x, ALL)["label"].to_pylist() == [1, None, None]
+
+
+def test_two_columns_of_one_name(tmp_path):
+    refused(tmp_path / "x.csv", "text,label,label\na,b,c\n", "two columns that are called 'label'")
+    (tmp_path / "x.csv").write_text("text,id,id,label\n" + "a,1,2,x\nb,1,2,y\n" * 10)
+    data = load_task(Task(name="t", data=str(tmp_path / "x.csv"), kind="text", input="text"), 0)
+    assert data.classes == ("x", "y") and len(data.train) == 14

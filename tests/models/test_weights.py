@@ -1,0 +1,100 @@
+"""Which files of a folder are the model, and what is wrong with one, in a line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from texts import save_model, write_texts
+
+import talos_ray
+from talos_ray import SpecError
+from talos_ray.models import checkpoint_tensors, load_model
+from talos_ray.models.heads import check_head, make_head
+from talos_ray.models.weights import compared
+from talos_ray.spec import make_spec
+from talos_ray.tasks import load_task
+
+
+def refused(call, match: str) -> None:
+    with pytest.raises(SpecError, match=match) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_model_of_a_folder_is_what_its_index_names(tmp_path):
+    a, b = {"x": torch.ones(3)}, {"y": torch.full((2,), 2.0)}
+    save_file(a, tmp_path / "m-1.safetensors")
+    save_file(b, tmp_path / "m-2.safetensors")
+    refused(
+        lambda: checkpoint_tensors(str(tmp_path)),
+        r"holds 2 safetensors files \(m-1.safetensors, m-2.safetensors\) and neither",
+    )
+    save_file({"x": torch.zeros(3)}, tmp_path / "old-backup.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "m-1.safetensors", "y": "m-2.safetensors"}})
+    )
+    found = checkpoint_tensors(str(tmp_path))
+    assert torch.equal(found["x"], a["x"]) and torch.equal(found["y"], b["y"]) and len(found) == 2
+    (tmp_path / "m-2.safetensors").unlink()
+    refused(
+        lambda: checkpoint_tensors(str(tmp_path)), "1 of the 2 files .* are missing, the first is 'm-2.safetensors'"
+    )
+    save_file({"q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+    refused(lambda: checkpoint_tensors(str(tmp_path / "lora.safetensors")), "LoRA adapter.*merge_and_unload")
+
+
+def test_files_that_are_not_what_they_look_like(tmp_path):
+    model = save_model(tmp_path, "bert")
+    weights, whole = tmp_path / "model.safetensors", (tmp_path / "model.safetensors").read_bytes()
+    for content, match in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS .*run `git lfs pull`"),
+        (whole[:-100], "is cut off: it has .* bytes, and its header says"),
+        (whole[:6], "is cut off"),
+        (b"\x10" + b"\0" * 7 + b"no JSON at all.." + whole, "is no safetensors"),
+    ):
+        weights.write_bytes(content)
+        refused(lambda: load_model(model), match)
+    weights.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    refused(lambda: load_model(model), r"is quantised \(gptq\)")
+
+
+def test_what_a_checkpoint_has_changed_is_told():
+    base = {"w": torch.randn(8, 8), "b": torch.randn(8)}
+    assert "is the base itself" in compared(dict(base), base, "x")
+    assert "but for rounding" in compared({n: t.bfloat16().float() for n, t in base.items()}, base, "x")
+    assert "but for rounding" in compared({n: t.half() for n, t in base.items()}, base, "x")
+    assert compared({"w": base["w"] + 1e-3, "b": base["b"]}, base, "x") is None
+    refused(lambda: compared({"w": base["w"] * float("nan"), "b": base["b"]}, base, "x"), "x: tensor 'w' holds NaN")
+
+
+def test_a_base_that_is_not_finite_and_heads_that_cannot_work(tmp_path):
+    model = save_model(tmp_path / "m", "bert")
+    task = write_texts(tmp_path, "animals", 40)
+
+    def checked(**more) -> None:
+        talos_ray.check(make_spec({"model": model, "tasks": [{**task, **more}], "output": str(tmp_path / "run")}))
+
+    checked()
+    refused(
+        lambda: checked(phrases=["zebra", "giraffe"]),
+        r"classes 'yes' \('zebra'\), 'no' \('giraffe'\) have the same head",
+    )
+    refused(
+        lambda: checked(phrases=["zebra giraffe", "okapi"]), "made of words that the model's tokenizer does not know"
+    )
+    long = "the old one " * 20
+    refused(
+        lambda: checked(phrases=[f"{long}horse", f"{long}hammer"]),
+        "have the same head: .*behind the end of what it reads",
+    )
+    family, data = load_model(model), load_task(make_spec({"model": model, "tasks": [task], "output": "x"}).tasks[0], 0)
+    check_head(family, data, make_head(family, data, 0))
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][3, 5] = float("inf")
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    refused(checked, "1 values of its tensor 'embeddings.word_embeddings.weight' are NaN or infinite")
+    assert not Path(tmp_path / "run").exists()
