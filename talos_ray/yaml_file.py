@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         raise SpecError(f"{shown} does not exist; wanted a YAML file; see examples/ for some")
     if size > MOST_BYTES:
         raise SpecError(f"{shown} has {size:,} bytes; wanted at most {MOST_BYTES:,}; is it data?")
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise SpecError(f"{shown} is UTF-16; wanted UTF-8; save it with that encoding")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

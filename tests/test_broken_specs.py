@@ -39,7 +39,7 @@ BROKEN = [
     "model: demo\noutput: run\ntasks: [{name: a, data: %s}]\n" % ("d" * 5000), 'model: demo\noutput: run\ntasks: [{name: a, data: "a\\0b"}]\n',
     "model: demo\noutput: run\ntasks: [{name: a, data: ~nosuchuser/x}]\n", "model: demo\noutput: run\ntasks: [{name: a, data: 7}]\n",
     "model: demo\noutput: run\ntasks: [{name: a, data: 's3://k:s@b/x'}]\n", TASK % "prompts: none", TASK % "prompts: [no slot]", TASK % "prompts: ['{} {}']",
-    TASK % "prompts: ['{} {name}']", TASK % "prompts: ['{']", TASK % "prompts: ['{} {0.x}']", TASK % "prompts: [7]", TASK % "kind: sound",
+    TASK % "prompts: ['{']", TASK % "prompts: ['{} or {}']", TASK % "prompts: [7]", TASK % "kind: sound",
     TASK % "classes: 7", TASK % "train: 3", TASK % "train: {stpes: 3}", TASK % "train: {lr: fast}", TASK % "stream: 0", TASK % "head: tail", TASK % "1: 2",
     GOOD + "control: true\n", GOOD + "control: 5\n", GOOD + "control: [null]\n", GOOD + "control: [demo:pointers]\n",
     # the rest

@@ -21,14 +21,14 @@ def test_encodings(tmp_path):
     for name in ("utf-8", "utf-8-sig"):
         path.write_bytes(SPEC.encode(name))
         assert load_spec(path).tasks[0].classes == ("é", "b")
-    refused(path, SPEC.encode("latin-1"), "is not UTF-8: byte 0xe9 in line 2")
+    refused(path, SPEC.encode("latin-1"), "line 2: byte 0xe9 is not UTF-8; wanted UTF-8")
     refused(path, SPEC.encode("utf-16"), "is UTF-16; wanted UTF-8")
 
 
 def test_keys_that_stand_twice_and_words_that_want_quotes(tmp_path):
     path = tmp_path / "spec.yaml"
-    refused(path, SPEC + "seed: 1\noutput: other\n", "the key 'output' stands twice")
-    refused(path, "model: demo\ntasks: [{name: a, name: b, data: x}]\noutput: o\n", "the key 'name' stands twice")
+    refused(path, SPEC + "seed: 1\noutput: other\n", "line 5: key 'output' stands there twice")
+    refused(path, "model: demo\ntasks: [{name: a, name: b, data: x}]\noutput: o\n", "line 2: key 'name' stands there twice")
     for given, fix in (("yes", '"yes"'), ("7", '"7"'), ("1.5", '"1.5"'), ("2024-01-02", '"2024-01-02"')):
         refused(path, SPEC.replace("é", given), f"wanted a text: .*quotation marks, like {fix}")
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from talos_ray.config import CHOICE, Task
-from talos_ray.core.finetune import derive_seed
+from talos_ray.core.seeds import derive_seed
 from talos_ray.errors import SpecError
 
 ROWS = 512  # of a split that are looked at together
