@@ -184,7 +184,7 @@ def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_to_the_same_bits(wor
     disturbed = world("killed", steps=24)
     killed: list[int] = []
     folder = Path(disturbed.session.folder.store.root)
-    killer = threading.Thread(target=kill, args=("ray::Trial", folder, killed), daemon=True)
+    killer = threading.Thread(target=kill, args=("ray::ResourceTrainable", folder, killed), daemon=True)
     killer.start()
     after = best_of(disturbed)
     killer.join()
