@@ -159,4 +159,4 @@ def test_short_runs_and_the_dense_baseline_are_counted():
     assert {k: beside.storage[k] for k in dense} == dense and dense.items() <= beside.object_store.items()
     assert beside.worker["values, gradient, moments"] == 16 * plain.eligible
     drawn = estimate(make_spec({**values, "mask": {"strategy": "random"}}))
-    assert list(drawn.work) == ["train"] and drawn.object_store["scores while calibrating"] == 0
+    assert list(drawn.work) == ["train", "merge"] and drawn.object_store["scores while calibrating"] == 0

@@ -133,6 +133,9 @@ def world(finished, tmp_path):
         scratch = tmp_path / f"scratch-{name}"
         scratch.mkdir()
         s = Session(prepared, RunFolder(prepared.spec.output), Progress(), watch, str(scratch))
+        heads = {t: torch.from_numpy(h) for t, h in prepared.heads.items()}
+        classes = {t: d.classes for t, d in prepared.data.items()}
+        s.folder.begin(prepared.spec.model_dump(mode="json"), prepared.base, prepared.identity, heads, classes)
         s.share()
         s.slots_of("search", 1, prepared.spec.cluster.search_workers)
         mask = run.folder.load_mask(prepared.base)
@@ -155,6 +158,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_one_trial_at_once_and_two_find_the_same(world):
     asked = {"granularity": ["tensor", "row"], "trials": 1, "generation": 1, "steps": 4}
     values, heads, found = best_of(world("two", **asked))
@@ -237,6 +241,7 @@ def test_no_pressure_learns_as_if_there_were_no_control_task(world):
     assert all(bool(torch.isfinite(t).all()) for t in learned(run).values())
 
 
+@pytest.mark.slow
 def test_without_a_control_task_or_with_one_target_alone(finished, tmp_path):
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "control": [], "baseline": {"enabled": False}}
@@ -304,6 +309,7 @@ def test_a_spec_of_an_earlier_release_opens(finished, tmp_path):
     assert (spec.search.method, spec.search.trials, spec.search.merge.method) == ("learned", 0, "auto")
 
 
+@pytest.mark.slow
 def test_a_search_whose_trials_all_fail_says_why(finished, tmp_path):
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
