@@ -23,7 +23,8 @@ def test_a_recipe_is_checked_on_made_up_rows(path, tmp_path):
     asked = load_spec(path)
     spec = shrunk(asked, tmp_path)
     assert [t.name for t in spec.tasks] == [t.name for t in asked.tasks]
-    assert (spec.mask, spec.gate, spec.search.method) == (asked.mask, asked.gate, asked.search.method)
+    gate = asked.gate.model_copy(update={"strict": False})  # a few made-up rows show nothing
+    assert (spec.mask, spec.gate, spec.search.method) == (asked.mask, gate, asked.search.method)
     talos_ray.check(spec)
     for was, task in zip((*asked.tasks, *asked.control), (*spec.tasks, *spec.control), strict=True):
         data = load_task(task, spec.seed)
