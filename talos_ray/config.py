@@ -278,8 +278,8 @@ class Search(_Settings):
         description="weight of the control tasks' answers in the loss, or several to try; auto raises it until they hold on validation data, with control_margin",
     )
     inputs: Count = Field(2000, description="most training inputs of each task that are learned from")
-    batch_size: Count = Field(8, description="inputs of each target task an update")
-    control_batch_size: Count = Field(64, description="inputs an update of all control tasks together")
+    batch_size: Count = Field(12, description="inputs of each target task an update")
+    control_batch_size: Count = Field(48, description="inputs an update of all control tasks together")
     trials: Annotated[int, Field(ge=0)] = Field(
         0, description="further learning runs, in which Optuna chooses granularity, rate, pressure and merge method"
     )
