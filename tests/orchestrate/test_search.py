@@ -1,9 +1,7 @@
 """The merge search: what is tried does not depend on who finishes first, what is found not on how many run or die."""
 
 import copy
-import os
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
@@ -16,12 +14,13 @@ from ray.tune.search import Searcher
 
 import talos_ray
 from talos_ray import TalosError
+from talos_ray.config import Search
 from talos_ray.core.paired import margin
 from talos_ray.orchestrate.learning import FEW, Goal, LearningRun, Point, better, pool_of, rank
 from talos_ray.orchestrate.search import Generations, _made, _space, points_of
 from talos_ray.orchestrate.worker import Workbench
 from talos_ray.spec import make_spec
-from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.run_folder import RunFolder, _search_today
 
 
 def spec_of(**search):
@@ -176,10 +175,10 @@ def kill(word: str, folder: Path, killed: list) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list((folder / "checkpoints").glob("merge-*/step-*")):
         time.sleep(0.02)
-    for p in psutil.process_iter(["cmdline", "pid"]):
-        if any(word in part for part in p.info["cmdline"] or []):
-            os.kill(p.info["pid"], signal.SIGKILL)
-            killed.append(p.info["pid"])
+    for process in psutil.Process().children(recursive=True):  # of this session's Ray alone
+        if any(word in part for part in process.cmdline()):
+            process.kill()
+            killed.append(process.pid)
             return
 
 
@@ -200,6 +199,7 @@ def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_to_the_same_bits(wor
 def here(w, pressure: float = 1.0, bench: Workbench | None = None) -> tuple[LearningRun, Workbench]:
     """A learning run in this process: one point, one attempt."""
     bench = bench or Workbench(w.session.shared)
+    w.session.progress.begin("search", "a test")
     found = w.ways(w.arms, w.deltas, w.session.spec.search.merge.tried)["sparse"]
     controls = {c: w.search.looks.ask(c) for c in w.session.p.controls}
     singles = {t: w.look(w.search.looks, found, t, False) for t in w.session.p.targets}
@@ -292,21 +292,16 @@ def test_a_margin_that_no_candidate_has_is_told(finished):
     assert mean == pytest.approx(0.01) and error > 0
 
 
-def test_a_spec_of_an_earlier_release_opens(finished, tmp_path):
+def test_a_search_of_an_earlier_release_is_read_as_settings_are_called_now():
     """Its run.json says that a surrogate proposed candidates."""
-    import json
-
-    run, _ = finished
-    shutil.copytree(run.path, tmp_path / "run")
-    path = tmp_path / "run/run.json"
-    info = json.loads(path.read_text())
-    info["spec"]["search"] = {
+    before = {
         "low": 0.0, "high": 1.0, "method": "surrogate", "shared_points": 21, "trials": 24, "probe": 0.25, "probe_inputs": 80,
         "generation": 3, "parts": 4, "merge": {"method": "auto"}, "control_keep": 0.97,
     }  # fmt: skip
-    path.write_text(json.dumps(info))
-    spec = talos_ray.open_run(str(tmp_path / "run")).spec
-    assert (spec.search.method, spec.search.trials, spec.search.merge.method) == ("learned", 0, "auto")
+    now = Search.model_validate(_search_today(before))
+    assert (now.method, now.trials, now.merge.method, now.control_keep) == ("learned", 0, "auto", 0.97)
+    assert Search.model_validate(_search_today({**before, "method": "grid"})).method == "grid"
+    assert _search_today(now.model_dump()) == now.model_dump()
 
 
 @pytest.mark.slow
