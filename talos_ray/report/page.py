@@ -61,7 +61,9 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     if enough := probe_would_do(version):
         notes.append(w.plain("probe_enough", tasks=", ".join(enough)))
     words, judged = w.plain("joint").join(notes) or w.plain("no_target"), version["gate"]
-    why = w.plain("joint").join(_unmet(c, w) for c in judged["checks"] if c["result"] != gate.PASS)
+    unmet = [c for c in judged["checks"] if c["result"] != gate.PASS]
+    unmet.sort(key=lambda c: c["result"] != gate.FAIL)  # what fails first, then what cannot be told
+    why = w.plain("joint").join(_unmet(c, w) for c in unmet)
     if approved:
         return "pass", w.plain("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
     if judged["result"] == gate.PASS:

@@ -259,10 +259,10 @@ def test_the_grid_of_the_paper_is_still_there_and_nothing_is_evaluated_twice(fin
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}
     shutil.copytree(run.path, values["output"])
-    values["search"] = {"method": "grid", "shared_points": 5, "heads": "words", "merge": {"method": "ties"}}
+    values["search"] = {"method": "grid", "shared_points": 3, "heads": "words", "merge": {"method": "ties"}}
     again = talos_ray.edit(**copy.deepcopy(values))
     candidates = again.version["search"]["candidates"]
-    assert sorted(c["point"]["coefficient"] for c in candidates) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert sorted(c["point"]["coefficient"] for c in candidates) == [0.0, 0.5, 1.0]
     assert again.version["merge"]["method"] == "ties" and "learned" not in again.version
     assert len(set(again.coefficients.values())) == 1 and again.heads() == {}
     again.model()  # composed anew from the stored deltas, it has the recorded bits
