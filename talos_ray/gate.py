@@ -103,8 +103,10 @@ def holds(gate: Gate, judged: Mapping) -> bool:
 
 
 def told(judged: Mapping) -> list[str]:
-    """A sentence for everything that is not met or cannot be told."""
-    return [str(Check(**{"kind": "", **c})) for c in judged["checks"] if c["result"] != PASS]
+    """A sentence for everything that is not met, and then for what cannot be told."""
+    unmet = [c for c in judged["checks"] if c["result"] != PASS]
+    unmet.sort(key=lambda c: c["result"] != FAIL)
+    return [str(Check(**{"kind": "", **c})) for c in unmet]
 
 
 def _kept(kind: str, what: str, wanted: float, answers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> list[Check]:

@@ -28,7 +28,9 @@ def test_a_recipe_is_checked_on_made_up_rows(path, tmp_path):
     talos_ray.check(spec)
     for was, task in zip((*asked.tasks, *asked.control), (*spec.tasks, *spec.control), strict=True):
         data = load_task(task, spec.seed)
-        assert (task.input, task.label, task.prompts, task.phrases) == (was.input, was.label, was.prompts, was.phrases)
+        assert (task.input, task.label) == (was.input, was.label)
+        if not asked.model.startswith("open_clip:"):  # there a model that reads little stands in, and gets short words
+            assert (task.prompts, task.phrases) == (was.prompts, was.phrases)
         assert was.classes is None or data.classes == was.classes
         assert len(data.train) >= 2 * len(data.classes) and set(data.test.labels.tolist()) == set(
             range(len(data.classes))
