@@ -307,7 +307,7 @@ def _links(
         if int(named["number"]) < number and number > 0:
             problem = (
                 f"{found} is a second event of that number: writers of an early release met, or it was added; "
-                f"`talos repair` shows which is not part of the history"
+                f"take away the one that the next event does not name as `previous`, after you have kept a copy"
             )
         elif int(named["number"]) != number or named["digest"] not in (None, digest) or data != as_json(event):
             problem = (
