@@ -359,7 +359,8 @@ class RunFolder:
         tensors = {f"mask/{n}": bits for n, bits in mask.packed().items()}
         tensors |= {f"rows/{t}": d.values for t, d in rows.items()}
         name = f"merged/{fingerprint(tensors)}.safetensors"
-        self.store.write_tensors(name, tensors, {"base": next(iter(rows.values())).base})
+        if not self.store.exists(name):  # as in `save_learned`
+            self.store.write_tensors(name, tensors, {"base": next(iter(rows.values())).base})
         return name, len(self.store.read(name))
 
     def load_merged(self, name: str, layout: Layout) -> tuple[Mask, dict[str, Delta]]:
@@ -377,7 +378,8 @@ class RunFolder:
             tensors |= {f"coefficient/{t}": a.float().contiguous() for t, a in blend.values.items()}
         name = f"learned/{fingerprint(tensors)}.safetensors"
         how = {"granularity": blend.granularity, "groups": blend.groups if blend.granularity == "group" else None}
-        self.store.write_tensors(name, tensors, {**how, "mask": mask.fingerprint})
+        if not self.store.exists(name):  # another version has the same: its bytes are recorded, and a header's order may differ
+            self.store.write_tensors(name, tensors, {**how, "mask": mask.fingerprint})
         near_zero = {t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in blend.values.items() if blend.granularity}
         ranges = {t: [float(a.min()), float(a.max())] for t, a in blend.values.items() if blend.granularity}
         count = max((len(a) for a in blend.values.values()), default=0) if blend.granularity else 1
