@@ -20,7 +20,7 @@ from torch import nn
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
-from talos_ray.core.optimizer import MaskedGradient
+from talos_ray.core.optimizer import MaskedGradient, adam_state, load_adam
 from talos_ray.core.seeds import derive_seed
 from talos_ray.core.segments import Segments
 
@@ -121,25 +121,13 @@ class LearnedCoefficients:
 
     def state(self) -> State:
         """Coefficients and moments, float32 [T, G], and the step count: all that a restart needs."""
-        moments = self.adam.state.get(self.values, {})
-        nothing = torch.zeros_like(self.values)
-        return {
-            "values": self.values.detach().clone(),
-            "exp_avg": moments.get("exp_avg", nothing).clone(),
-            "exp_avg_sq": moments.get("exp_avg_sq", nothing).clone(),
-            "step": torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).reshape(1).clone(),
-        }
+        return {"values": self.values.detach().clone(), **adam_state(self.adam, self.values)}
 
     @torch.no_grad()
     def load(self, state: State) -> None:
         """Go back to a `state()`, bitwise, and compose it."""
-        device = self.values.device
         self.values.copy_(state["values"])
-        self.adam.state[self.values] = {
-            "step": state["step"].reshape(()).clone(),
-            "exp_avg": state["exp_avg"].to(device).clone(),
-            "exp_avg_sq": state["exp_avg_sq"].to(device).clone(),
-        }
+        load_adam(self.adam, self.values, state)
         self.put()
 
     def close(self) -> None:
@@ -174,12 +162,8 @@ class LearnedHeads:
         """Heads, moments and step counts."""
         found = {}
         for task, head in self.heads.items():
-            moments = self.adam.state.get(head, {})
-            nothing = torch.zeros_like(head)
             found[f"head/{task}"] = head.detach().clone()
-            found[f"head/{task}/exp_avg"] = moments.get("exp_avg", nothing).clone()
-            found[f"head/{task}/exp_avg_sq"] = moments.get("exp_avg_sq", nothing).clone()
-            found[f"head/{task}/step"] = torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).reshape(1).clone()
+            found |= {f"head/{task}/{name}": kept for name, kept in adam_state(self.adam, head).items()}
         return found
 
     @torch.no_grad()
@@ -187,11 +171,7 @@ class LearnedHeads:
         """Go back to a `state()`, bitwise."""
         for task, head in self.heads.items():
             head.copy_(state[f"head/{task}"])
-            self.adam.state[head] = {
-                "step": state[f"head/{task}/step"].reshape(()).clone(),
-                "exp_avg": state[f"head/{task}/exp_avg"].to(head.device).clone(),
-                "exp_avg_sq": state[f"head/{task}/exp_avg_sq"].to(head.device).clone(),
-            }
+            load_adam(self.adam, head, {name: state[f"head/{task}/{name}"] for name in ("exp_avg", "exp_avg_sq", "step")})
 
 
 def agreement_loss(

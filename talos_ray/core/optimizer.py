@@ -7,6 +7,8 @@ Parameters outside the mask ask for no gradient, so backward stops at the lowest
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,6 +17,27 @@ from talos_ray.core.blocks import Block, blocks
 from talos_ray.core.fused import Fused
 from talos_ray.core.mask import Mask
 from talos_ray.core.rows import RowGradients
+
+
+def adam_state(adam: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """Moments of one parameter and its step count, float32 [1]: all that Adam keeps of it, zeros before the first update."""
+    moments = adam.state.get(parameter, {})
+    nothing = torch.zeros_like(parameter)
+    return {
+        "exp_avg": moments.get("exp_avg", nothing).clone(),
+        "exp_avg_sq": moments.get("exp_avg_sq", nothing).clone(),
+        "step": torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).reshape(1).clone(),
+    }
+
+
+def load_adam(adam: torch.optim.Optimizer, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]) -> None:
+    """Go back to an `adam_state()`, bitwise. A fused Adam wants its step count on the GPU, any other on the host."""
+    fused = adam.param_groups[0].get("fused") and parameter.device.type == "cuda"
+    adam.state[parameter] = {
+        "step": state["step"].reshape(()).clone().to(parameter.device if fused else "cpu"),
+        "exp_avg": state["exp_avg"].to(parameter.device).clone(),
+        "exp_avg_sq": state["exp_avg_sq"].to(parameter.device).clone(),
+    }
 
 
 class MaskedGradient:
@@ -115,25 +138,13 @@ class SparseAdamW:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Values, moments (float32 [k]) and step count: all that a restart needs."""
-        moments = self.adam.state.get(self.values, {})
-        zeros = torch.zeros_like(self.values)
-        return {
-            "values": self.values.detach().clone(),
-            "exp_avg": moments.get("exp_avg", zeros).clone(),
-            "exp_avg_sq": moments.get("exp_avg_sq", zeros).clone(),
-            "step": torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).reshape(1).clone(),
-        }
+        return {"values": self.values.detach().clone(), **adam_state(self.adam, self.values)}
 
     @torch.no_grad()
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Go back to a `state()`, bitwise, and write its values into the module."""
-        device = self.values.device
         self.values.copy_(state["values"])
-        self.adam.state[self.values] = {
-            "step": state["step"].reshape(()).clone().to(device if device.type == "cuda" else "cpu"),
-            "exp_avg": state["exp_avg"].to(device).clone(),
-            "exp_avg_sq": state["exp_avg_sq"].to(device).clone(),
-        }
+        load_adam(self.adam, self.values, state)
         self.values.grad.zero_()
         self.push()
 

@@ -33,7 +33,6 @@ FEW = 200  # training inputs below which a control task lends some of its valida
 PRESSURES = (16.0, 48.0, 144.0)  # tried one after the other where the spec says auto
 FORGETTING = (1.0, 4.0, 16.0, 64.0)  # the same where a task is to be forgotten: it starts with little in its way
 AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
-PARTS = 4  # times that a run is judged on its way, where others of its search may stop it
 CHECKPOINTS = 4  # an attempt
 
 

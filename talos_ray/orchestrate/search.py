@@ -88,7 +88,6 @@ class Generations(Searcher):
         self.waiting = [p for mine in points.values() for p in mine]
         self.several = more > 0 or len(self.waiting) > len(points)
         self.running: dict[str, Point] = {}
-        self.proposed: dict[str, tuple[str, str]] = {}  # trial -> (way, Optuna's name for it)
         self.names: list[tuple[Point, str]] = []  # of this generation, in its order
         self.over: dict[str, dict] = {}  # Optuna's name -> result, of this generation
         self.best: dict[str, list[float]] = {}  # way -> what its best run had reached at each look
