@@ -40,11 +40,10 @@ def joint(uri: str, dense: bool = False) -> dict[str, float]:
     pools = {t: pool_of(spec, t, *sizes[t]) for t in sizes}
 
     def right(task: str, split: str = "test") -> float:
-        logits, _, labels = bench.answered(bench.examples(task, split), task)
-        return float((logits.argmax(-1) == labels).float().mean())
+        return float(bench.answered(bench.examples(task, split), task).right().float().mean())
 
     before = {c: right(c) for c in controls}
-    taught = {c: bench.answered(bench.examples(c, "train"), c, pools[c].train)[0].log_softmax(-1) for c in controls}
+    taught = {c: bench.answered(bench.examples(c, "train"), c, pools[c].train).logits.log_softmax(-1) for c in controls}
     settings = spec.train_for(spec.tasks[0], sizes[targets[0]][0])
     steps = settings.steps * len(targets)
     each = max(1, settings.batch_size // len(targets))
@@ -72,9 +71,11 @@ def joint(uri: str, dense: bool = False) -> dict[str, float]:
     found = {"words": 0.0, "own": 0.0}
     for task in targets:
         found["words"] += right(task) / len(targets)
-        head, _ = bench.fitted(task, pools[task].train, pools[task].judged)
-        _, features, labels = bench.answered(bench.examples(task, "test"), task, features=True)
-        found["own"] += float((scored(features, head).argmax(-1) == labels).float().mean()) / len(targets)
+        shown = bench.answered(bench.examples(task, "train"), task, pools[task].train, features=True)
+        judged = bench.answered(bench.examples(task, "validation"), task, pools[task].judged, features=True)
+        head = bench.fitted(task, shown, judged)
+        tested = bench.answered(bench.examples(task, "test"), task, features=True)
+        found["own"] += float(tested.right(head).float().mean()) / len(targets)
     found["kept"] = min((right(c) / before[c] for c in controls), default=1.0)
     optimizer.close()
     return found

@@ -366,9 +366,13 @@ class Run:
         edited, base = self._composed(found)
         return export(self.folder, found, edited, base, Path(to), delta_only=delta_only)
 
-    def add(self, task: Task | str | dict, *, verbose: bool = False) -> Run:
-        """Train one more task on the run's mask, and find all coefficients anew. The other deltas stay as they are. A task that was
-        removed or forgotten, or that a rollback took back, is merged in again when it is named: its name alone will do.
+    def add(self, task: Task | str | dict, *, relearn: str | None = None, verbose: bool = False) -> Run:
+        """Train one more task on the run's mask, and learn how much of it goes into the merged model. The others keep their deltas,
+        coefficients and heads. A task that was removed or forgotten, or that a rollback took back, is merged in again when it is
+        named: its name alone will do.
+
+        Args:
+            relearn: `all` finds the coefficients and heads of all tasks anew; as the spec's `search.relearn`, if not given.
 
         Raises:
             SpecError: the task, before any work; or head holds it already.
@@ -381,13 +385,14 @@ class Run:
             raise SpecError(
                 f"task {added.name!r} is in head of run {self.path!r} already; wanted another; `talos merge` merges tasks of the run again, `talos remove` takes one out"
             )
-        edit(spec=make_spec({**spec, "output": self.path, "tasks": [*in_force, added]}), verbose=verbose)
+        search = {**spec["search"], "relearn": relearn or spec["search"].get("relearn", "new")}
+        edit(spec=make_spec({**spec, "output": self.path, "tasks": [*in_force, added], "search": search}), verbose=verbose)
         self.info = self.folder.info()
         return self
 
     def import_(self, task: Task | str | dict, checkpoint: str, *, verbose: bool = False) -> Run:
-        """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes its delta, and all
-        coefficients are found anew. How much of the change lies off the mask, and is lost, is told and kept.
+        """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes its delta, and how much
+        of that goes into the merged model is learned, as by `add`. How much of the change lies off the mask, and is lost, is told and kept.
 
         Args:
             checkpoint: as `Task.checkpoint`.

@@ -279,18 +279,21 @@ def rollback(
 def add(
     run: Folder,
     task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
+    relearn: Annotated[
+        str | None, typer.Option(help="`all`: find the coefficients and heads of all tasks anew, not of the new one alone.")
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Train one more task on the run's mask and find all coefficients anew. The other deltas stay as they are.
+    """Train one more task on the run's mask and merge it in. The others keep their deltas, coefficients and heads.
 
     Example: talos add runs/demo invoices.yaml
     """
     from talos_ray.api import open_run
 
     with _aside(as_json):
-        found = open_run(run).add(_task(task), verbose=verbose)
+        found = open_run(run).add(_task(task), relearn=relearn, verbose=verbose)
     show(found, as_json)
 
 

@@ -257,6 +257,10 @@ class Search(_Settings):
         "row",
         description="what has a coefficient of its own: a task, a task and group of layers (merge.groups, or 4 by depth), a task and tensor, or a task and output row; of several, the best on validation data",
     )
+    relearn: Literal["new", "all"] = Field(
+        "new",
+        description="what is learned when tasks are added to a version in force: coefficients and heads of the new ones alone, so that the others keep what was approved, or all of them",
+    )
     teacher: Literal["edits", "labels", "both"] = Field(
         "both",
         description="what the merged model learns from on a task's training inputs: the answers of its single edit (no label is read), their labels, or both",

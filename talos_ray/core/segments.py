@@ -141,13 +141,14 @@ class Blend:
         return {t: float(a.double() @ weights / weights.sum()) for t, a in self.values.items()}
 
     def refined(self, mask: Mask, segments: Segments, tasks: Sequence[str]) -> torch.Tensor:
-        """The same coefficients for finer segments, float32 [T, G]; tasks that are not named here have 0."""
+        """The same coefficients for finer segments, float32 [T, G]; a task that is not named here has 0, and one may have one
+        coefficient where others have many."""
         own = self.segments(mask)
         starts = segments.lengths.cumsum(0) - segments.lengths
         rows = torch.zeros(len(tasks), segments.count)
         for row, task in zip(rows, tasks, strict=True):
             value = self.values.get(task, 0.0)
-            if own is not None and task in self.values:
+            if own is not None and isinstance(value, torch.Tensor):
                 run = torch.searchsorted(own.lengths.cumsum(0), starts, right=True)
                 value = value[own.owner[run]]
             row[segments.owner] = torch.as_tensor(value, dtype=torch.float32)

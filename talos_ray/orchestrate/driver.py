@@ -208,10 +208,13 @@ def _delta_file(arm: str, task: str) -> str:
 def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
     progress = session.progress
     from talos_ray.orchestrate.scoring import score_version
-    from talos_ray.orchestrate.search import MergeSearch
+    from talos_ray.orchestrate.search import MergeSearch, approved_in
 
     session.slots_of("search", 1, session.spec.cluster.search_workers)
-    search = MergeSearch(session, session.p)
+    approved = approved_in(session.folder, session.p, arms[0], deltas[SPARSE])
+    if approved is not None:
+        progress.say(f"search: {', '.join(sorted(approved.deltas))} keep their coefficients and heads (search.relearn: all would find them anew)")
+    search = MergeSearch(session, session.p, approved=approved)
     chosen = search.choose(arms, deltas)
     version, base, now = score_version(session, session.p, arms, deltas, chosen)
     version["key"] = version_key(session.p, deltas[SPARSE], deltas.get(DENSE, {}))

@@ -401,12 +401,19 @@ class LearningRun:
         over = []
         for goal in p.goals:
             pool = self.pools[goal.task]
-            right = bench.right(goal.task, pool.judged, p.heads.get(goal.task))
+            other = p.heads.get(goal.task)
+            fits = heads and p.own_heads and goal.kind == "learn" and p.search.heads != "words"
+            judged = bench.answered(
+                bench.examples(goal.task, "validation"), goal.task, pool.judged, features=fits or other is not None
+            )
+            right = judged.right(other)
             words[goal.task] = scores[goal.task] = float(right.float().mean())
-            if heads and p.own_heads and goal.kind == "learn" and p.search.heads != "words":
+            if fits:
                 learned = self.heads.heads.get(goal.task)
                 taught = self.looks[goal.task]["taught"] if p.search.teacher == "edits" else None
-                head, right_own = bench.fitted(goal.task, pool.train, pool.judged, learned, taught)
+                shown = bench.answered(bench.examples(goal.task, "train"), goal.task, pool.train, features=True)
+                head = bench.fitted(goal.task, shown, judged, learned, taught)
+                right_own = judged.right(head)
                 if p.search.heads == "own" or int(right_own.sum()) > int(right.sum()):
                     scores[goal.task] = float(right_own.float().mean())
                     chosen[goal.task] = head

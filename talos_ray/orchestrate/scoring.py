@@ -19,7 +19,7 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.merging import SUBSPACES, merged
 from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.core.paired import Answers, bootstrap, change
-from talos_ray.core.probe import linear_probe, scored
+from talos_ray.core.probe import linear_probe
 from talos_ray.core.seeds import sampled_rows
 from talos_ray.core.segments import Blend
 from talos_ray.models import base_tensors, load_model
@@ -57,19 +57,18 @@ def look(shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torc
         bench.compose(arm, blend)
     train = bench.examples(task, "train")
     pool = pool_of(shared.spec, task, len(train), len(bench.examples(task, "validation")))
-    outs, features, _ = bench.answered(train, task, pool.train, features=head is not None)
-    lent, lent_features, _ = bench.answered(
-        bench.examples(task, "validation"), task, pool.validation, features=head is not None
-    )
-    taught = torch.cat([outs, lent])
-    if head is not None:
-        taught = torch.cat([scored(f, head) for f in (features, lent_features) if len(f)])
-    right = bench.right(task, pool.judged, head)
+    kept_out = bench.examples(task, "validation")
+    wanted = own or head is not None
+    shown = bench.answered(train, task, pool.train, features=wanted)
+    lent = bench.answered(kept_out, task, pool.validation, features=wanted)
+    judged = bench.answered(kept_out, task, pool.judged, features=wanted)
+    taught = torch.cat([shown.under(head), lent.under(head)])
+    right = judged.right(head)
     tensors = {"taught": taught.log_softmax(-1).half(), "right": right.to(torch.uint8)}
     info = {"right": int(right.sum()), "inputs": len(right), "arm": "base" if arm is None else arm.name}
     if own:
-        tensors["head"], right_own = bench.fitted(task, pool.train, pool.judged)
-        info["right_own"] = int(right_own.sum())
+        tensors["head"] = bench.fitted(task, shown, judged)
+        info["right_own"] = int(judged.right(tensors["head"]).sum())
     info["seconds"] = round(time.perf_counter() - started, 3)
     folder.save_trial(key, info, tensors)
     return info
@@ -96,8 +95,7 @@ def disturbed(shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bo
 
     def answers(tasks: Sequence[str]) -> torch.Tensor:
         bench.compose(arm, blend.only(tasks))
-        logits, features, _ = bench.answered(examples, task, rows, features=task in heads)
-        return (scored(features, heads[task]) if task in heads else logits).argmax(-1)
+        return bench.answered(examples, task, rows, features=task in heads).under(heads.get(task)).argmax(-1)
 
     alone = answers([task])
     others = [t for t in blend.values if t != task]
@@ -117,14 +115,13 @@ def inspect(shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict:
     test, predicted, wanted = bench.outputs(task, "test", PROBE_ROWS)
     classes = len(shared.heads[task])
     retrain(bench, Mask(shared.layout, arm.bits), task, again)
-    logits, _, truth = bench.answered(bench.examples(task, "test"), task)
-    recovered = int((logits.argmax(-1) == truth).sum())
+    right = bench.answered(bench.examples(task, "test"), task).right()
     bench.reset()
     return {
         "predicted": predicted.bincount(minlength=classes).tolist(),
         "labels": wanted.bincount(minlength=classes).tolist(),
         "probe": accuracy(*linear_probe(train, labels, test, wanted)).as_dict(),
-        "retrained": accuracy(recovered, len(truth)).as_dict(),
+        "retrained": accuracy(int(right.sum()), len(right)).as_dict(),
     }
 
 

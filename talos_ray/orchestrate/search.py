@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import optuna
 import ray
@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from talos_ray.config import Search
+from talos_ray.config import Merge, Search
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.segments import Blend
@@ -31,6 +31,7 @@ from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Poin
 from talos_ray.orchestrate.scoring import PAIRS as MOST_PAIRS
 from talos_ray.orchestrate.scoring import Chosen, Look, Looks, Way, disturbed, fits_heads, single_look, waited, ways_of
 from talos_ray.orchestrate.worker import workbench
+from talos_ray.storage.run_folder import RunFolder
 
 NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"  # Tune's own would take an interrupt for the end of its trials and go on
 
@@ -236,16 +237,46 @@ def points_of(search: Search, way: Way, held: bool) -> list[Point]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Approved:
+    """What tasks in force have, and keep while others are added: coefficients, heads of their own, fingerprints of their deltas and
+    of the model that those make."""
+
+    arm: str
+    blend: Blend
+    heads: Mapping[str, torch.Tensor]
+    deltas: Mapping[str, str]
+    model: str
+
+
+def approved_in(folder: RunFolder, prepared, arm, deltas: Mapping[str, Delta]) -> Approved | None:
+    """What the version in force has learned, if the spec adds tasks to it and says that they alone are learned."""
+    search = prepared.spec.search
+    if search.method != "learned" or search.relearn == "all" or not folder.head:
+        return None
+    head = folder.load_version(folder.head)
+    before = head["deltas"]
+    added = set(prepared.targets) - set(before)
+    unchanged = set(before) == set(head["targets"]) and all(t in deltas and deltas[t].fingerprint == f for t, f in before.items())
+    blend, heads = folder.load_learned(head)
+    merged_as = Merge.model_validate(head.get("merge", {"method": "linear"}))
+    alike = search.several("granularity") == (blend.granularity,) and search.merge.tried == (merged_as,)
+    if not (added and before and unchanged and alike and merged_as.method == "linear"):
+        return None
+    return Approved(arm=arm.name, blend=blend, heads=heads, deltas=dict(before), model=head["model"])
+
+
 class MergeSearch:
     """Finds how much of each delta goes into the merged model, and the heads of its tasks.
 
     Args:
         prepared: the tasks that it is about: those of the session, or some of them.
         stage: what its progress is shown under; only one of its own is begun and ended here.
+        approved: what tasks in force keep of the sparse arm while others are added to them.
     """
 
-    def __init__(self, session, prepared, stage: str = "search") -> None:
-        self.session, self.p, self.stage = session, prepared, stage
+    def __init__(self, session, prepared, stage: str = "search", approved: Approved | None = None) -> None:
+        self.session, self.p, self.stage, self.approved = session, prepared, stage, approved
         self.looks = Looks(session, prepared, stage)
 
     def choose(self, arms: Sequence, deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, Chosen]:
@@ -262,12 +293,14 @@ class MergeSearch:
         seen = self.looks.found()
         problems, refs = {}, {}
         for name, way in ways.items():
+            kept = self._kept(way)
             learn = [
                 Goal(task=t, kind="learn", before=seen[key].accuracy_own, look=key)
                 for t, key in singles[way.plan.name].items()
+                if t not in kept
             ]
             hold = [Goal(task=c, kind="hold", before=seen[key].accuracy, look=key) for c, key in controls.items()]
-            problems[name] = self.problem(way, (*learn, *hold))
+            problems[name] = self.problem(way, (*learn, *hold, *kept.values()), **self._begun(way, kept))
             refs[name] = [session.shared_ref, way.ref]
         points = {name: points_of(p.spec.search, way, bool(controls)) for name, way in ways.items()}
         found = self.run(problems, refs, points)
@@ -281,6 +314,26 @@ class MergeSearch:
             if self.stage == "search" and len(p.targets) > 1:
                 mine.found["disentanglement"] = self._disentangled(mine)
         return chosen
+
+    def _kept(self, way: Way) -> dict[str, Goal]:
+        """Tasks in force that keep their coefficients and heads: each has to go on answering as it does now."""
+        before = self.approved
+        if before is None or way.plan.name != before.arm:
+            return {}
+        heads = before.heads
+        used = [before.model, dict(before.deltas)]
+        keys = {t: self.looks.ask(t, ref=way.ref, blend=before.blend, used=used, head=heads.get(t)) for t in before.deltas}
+        seen = self.looks.found()
+        return {t: Goal(task=t, kind="hold", before=seen[key].accuracy, look=key) for t, key in keys.items()}
+
+    def _begun(self, way: Way, kept: Mapping[str, Goal]) -> dict[str, object]:
+        """What a problem begins with, where tasks keep what they have."""
+        if not kept:
+            return {}
+        before = self.approved
+        new = {t: self.p.spec.search.start for t in way.rows if t not in kept}
+        start = replace(before.blend, values={**before.blend.values, **new})
+        return {"start": start, "moving": tuple(sorted(new)), "heads": dict(before.heads)}
 
     def problem(self, way: Way, goals: Sequence[Goal], **more: object) -> MergeProblem:
         """What is searched for a way to merge."""
@@ -328,6 +381,8 @@ class MergeSearch:
         name = min(found, key=lambda n: rank(found[n][0]))
         best, way = found[name][0], ways[name]
         blend, heads = self.loaded(way, best)
+        if self.approved is not None and way.plan.name == self.approved.arm:
+            heads = {**self.approved.heads, **heads}
         everything = [r for records in found.values() for r in records]
 
         def best_of(setting: Callable[[dict], str]) -> dict[str, float]:

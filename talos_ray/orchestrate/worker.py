@@ -12,6 +12,7 @@ import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,6 +100,23 @@ class Arm:
     def key(self) -> tuple[str, ...]:
         """What it is made of: a later operation of the same run may use a name again."""
         return (self.name, *(f for _, _, f in self.deltas))
+
+
+class Seen(NamedTuple):
+    """What a model makes of some inputs of a task, all on the CPU: logits float32 [n, classes] under the frozen head, features float32
+    [n, d] (empty, unless they were asked for), labels int64 [n]."""
+
+    logits: torch.Tensor
+    features: torch.Tensor
+    labels: torch.Tensor
+
+    def under(self, head: torch.Tensor | None) -> torch.Tensor:
+        """Logits under a linear head, or under the frozen one."""
+        return self.logits if head is None or not len(self.features) else scored(self.features, head)
+
+    def right(self, head: torch.Tensor | None = None) -> torch.Tensor:
+        """Which inputs are answered as their labels say, bool [n]."""
+        return self.under(head).argmax(-1) == self.labels
 
 
 GPU_LOADERS = 4  # processes that prepare inputs for a worker with a GPU, unless the spec says
@@ -191,9 +209,8 @@ class Workbench:
         *,
         features: bool = False,
         batch_size: int = 256,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the model as it stands makes of a task's inputs: logits float32 [n, classes] under its frozen head, features float32
-        [n, d] (empty, unless asked for), and labels int64 [n], all on the CPU.
+    ) -> Seen:
+        """What the model as it stands makes of a task's inputs.
 
         Args:
             rows: row numbers; all, if not given.
@@ -207,44 +224,25 @@ class Workbench:
             out = scored(seen, head) if head is not None else logits(inputs).float()
             found.append((out.cpu(), seen.cpu() if features else labels[:0].cpu(), labels.cpu()))
         if not found:
-            return torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
-        outs, seen, labels = (torch.cat(x) for x in zip(*found, strict=True))
-        return outs, seen, labels
+            return Seen(torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
+        return Seen(*(torch.cat(x) for x in zip(*found, strict=True)))
 
     def fitted(
-        self,
-        task: str,
-        train: torch.Tensor,
-        judged: torch.Tensor,
-        start: torch.Tensor | None = None,
-        taught: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A head of a task's own for the model as it stands, float32 [classes, d + 1], fitted to training inputs; and which of the
-        validation inputs it gets right, bool [m].
+        self, task: str, train: Seen, judged: Seen, start: torch.Tensor | None = None, taught: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """A head of a task's own, float32 [classes, d + 1], fitted to the features of training inputs.
 
         Args:
-            train, judged: row numbers.
+            judged: validation inputs, which say how close it stays to its start.
             start: head that it begins at and is drawn to; the frozen one, if not given.
             taught: log-probabilities of a teacher on the training inputs [n, classes], instead of their labels.
         """
-        _, features, labels = self.answered(self.examples(task, "train"), task, train, features=True)
-        _, held_out, wanted = self.answered(self.examples(task, "validation"), task, judged, features=True)
         if start is None:
             start = self.linear_head(task)
         if start is None:
-            start = torch.zeros(len(self.shared.heads[task]), features.shape[1] + 1)
-        if taught is not None:
-            labels = taught.float().exp()
-        head = fitted_head(features, labels, start.detach().float().cpu(), held_out, wanted)
-        return head, scored(held_out, head).argmax(-1) == wanted
-
-    def right(self, task: str, judged: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
-        """Which validation inputs of a task the model as it stands gets right, bool [m], under its frozen head or another."""
-        examples = self.examples(task, "validation")
-        logits, features, labels = self.answered(examples, task, judged, features=head is not None)
-        if head is not None:
-            logits = scored(features, head)
-        return logits.argmax(-1) == labels
+            start = torch.zeros(len(self.shared.heads[task]), train.features.shape[1] + 1)
+        answers = train.labels if taught is None else taught.float().exp()
+        return fitted_head(train.features, answers, start.detach().float().cpu(), judged.features, judged.labels)
 
     @functools.cache  # noqa: B019
     def spoilt(self, task: str, corruption: str) -> Examples:
@@ -260,15 +258,15 @@ class Workbench:
         """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head (`words`), and by
         another one (`own`), if it is given."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
-        logits, features, _ = self.answered(examples, task, features=head is not None)
-        found = {"words": logits} | ({} if head is None else {"own": scored(features, head)})
+        seen = self.answered(examples, task, features=head is not None)
+        found = {"words": seen.logits} | ({} if head is None else {"own": seen.under(head)})
         return {name: out.argmax(-1).int().numpy() for name, out in found.items()}
 
     def outputs(self, task: str, split: str, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""
         examples = self.examples(task, split)
-        logits, features, labels = self.answered(examples, task, sampled_rows(len(examples), most), features=True)
-        return features, logits.argmax(-1), labels
+        seen = self.answered(examples, task, sampled_rows(len(examples), most), features=True)
+        return seen.features, seen.logits.argmax(-1), seen.labels
 
 
 _benches: dict[str, Workbench] = {}

@@ -1,6 +1,5 @@
 """Processes killed in the middle of a run, live: what comes out is bitwise what an undisturbed run gives."""
 
-import contextlib
 import copy
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import at_work
 
 import talos_ray
 from talos_ray.storage.run_folder import RunFolder
@@ -32,16 +32,6 @@ def bits(run) -> dict[str, object]:
         "model": version["model"],
         "scores": version["scores"],
     }
-
-
-def at_work(*titles: str) -> list[tuple[str, psutil.Process]]:
-    """Which processes of this session's Ray run some Ray functions."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it may be gone by now
-            line = " ".join(process.cmdline())
-            found += [(title, process) for title in titles if line.startswith(f"ray::{title}")]
-    return found
 
 
 class Killer(threading.Thread):

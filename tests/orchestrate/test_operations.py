@@ -41,6 +41,7 @@ def contents(run, *parts: str) -> dict[str, bytes]:
 def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsys):
     run, values = mine
     before, mask = contents(run, "deltas"), run.mask.fingerprint
+    approved = run.folder.load_learned(run.version)
     values["tasks"] = [*values["tasks"], "demo:counts"]
     talos_ray.edit(**values)  # a spec with one task more is the same as run.add, and here without the baseline
     run = talos_ray.open_run(run.path)
@@ -49,6 +50,10 @@ def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsy
     assert run.version["mask"] == mask and set(run.coefficients) == {"pointers", "scanned_digits", "sides", "counts"}
     trained = [e for e in run.history() if e["operation"] == "train"][-1]
     assert set(trained["deltas"]) == {"counts"}
+    (coefficients, heads), (now, heads_now) = approved, run.folder.load_learned(run.version)
+    assert all(torch.equal(now.values[t], a) for t, a in coefficients.values.items())  # what was approved stays
+    assert set(heads_now) >= set(heads) and all(torch.equal(heads_now[t], h) for t, h in heads.items())
+    assert "keep their coefficients" in capsys.readouterr().out and now.values["counts"].std() > 0
     with pytest.raises(SpecError, match="'counts' is in head of run .* already; wanted another"):
         run.add("demo:counts")
     capsys.readouterr()
