@@ -3,6 +3,7 @@
     python jobs/quality.py FOLDER                       # the demo, three seeds
     python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
     python jobs/quality.py FOLDER --joint               # also joint training of the same mask on all data
+    python jobs/quality.py FOLDER --peers ENVIRONMENT   # also what mergekit and FusionBench make of the dense edits (jobs/peers.py)
     python jobs/quality.py FOLDER --auto                # the mask is chosen too, as `preset: auto` does it
     python jobs/quality.py FOLDER --label-noise 0.2     # what wrong training labels cost
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
 from jobs.joint import joint
+from jobs.peers import peers
 from talos_ray.spec import PRESETS
 
 DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--auto", action="store_true", help="choose mask and learning rate in short runs")
     parser.add_argument("--joint", action="store_true", help="also train one edit on the data of all tasks")
     parser.add_argument("--no-labels", action="store_true", help="also merge without reading a label of the training data")
+    parser.add_argument("--peers", type=Path, metavar="ENVIRONMENT", help="a virtual environment with mergekit and fusion_bench")
     parser.add_argument(
         "--label-noise", type=float, default=0.0, metavar="SHARE", help="of the training labels that are made wrong"
     )
@@ -99,6 +102,10 @@ def main() -> None:
             add("joint training, words' heads", found["words"])
             if ours["controls"]:
                 add("control kept, joint training", found["kept"])
+        for method, found in (peers(spec.output, args.peers) if args.peers else {}).items():
+            add(f"{method}, dense", found["own"])
+            add(f"{method}, dense, words' heads", found["words"])
+            add(f"{method}, control kept", found["kept"])
         add("size of the deltas / dense", ours["cost"]["delta_bytes"] / dense["cost"]["delta_bytes"])
         add("training time / dense", ours["cost"]["train_seconds"] / dense["cost"]["train_seconds"])
     table = Table("mean over targets, test data", *(f"seed {i}" for i in range(args.seeds)), "mean, 95 % interval")

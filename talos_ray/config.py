@@ -276,6 +276,10 @@ class Search(_Settings):
     head_lr: Annotated[float, Field(ge=0)] = Field(
         0.1, description="peak rate of Adam on heads of the tasks' own, as a share of the standard deviation of a head"
     )
+    words_weight: Annotated[float, Field(ge=0)] = Field(
+        0.3,
+        description="weight of a target's frozen head in the loss where it has a learned one beside it; more helps those who classify by words, less the control tasks",
+    )
     start: float = Field(0.3, description="every coefficient at first")
     pressure: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] | Literal["auto"] = Field(
         "auto",

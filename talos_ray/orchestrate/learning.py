@@ -140,7 +140,7 @@ class MergeProblem:
             values = {t: torch.as_tensor(a).tolist() for t, a in self.start.values.items()}
             start = [self.start.granularity, values]
         settings = self.search.model_dump(
-            include={"teacher", "heads", "head_lr", "steps", "start", "inputs", "batch_size", "control_batch_size", "control_keep", "control_margin"}
+            include={"teacher", "heads", "head_lr", "words_weight", "steps", "start", "inputs", "batch_size", "control_batch_size", "control_keep", "control_margin"}
         )  # fmt: skip
         goals = [asdict(g) for g in self.goals]
         merge = self.merge.model_dump()
@@ -355,9 +355,10 @@ class LearningRun:
                 logits = [score(shortened(bench.family, x)) for score, (x, _) in zip(scorers, found, strict=True)]
         loss = torch.zeros((), device=bench.device)
         for (goal, weight, rows), out, own_out, (_, labels) in zip(batches, logits, own_logits, found, strict=True):
-            loss = loss + weight * self._goal_loss(goal, out, rows, labels)
             if own_out is not None:  # both heads have to like the features: neither is known to be the better one yet
                 loss = loss + weight * self._goal_loss(goal, own_out, rows, labels)
+                weight = weight * self.problem.search.words_weight
+            loss = loss + weight * self._goal_loss(goal, out, rows, labels)
         return loss
 
     def _head(self, task: str) -> torch.Tensor:
