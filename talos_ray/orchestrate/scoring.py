@@ -132,7 +132,7 @@ def inspect(shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict:
 class Way:
     """One arm under one merge method: the rows that are added up, and a reference of them in the object store.
 
-    `single`: the same of the deltas as they were trained.
+    `single`: the same of the deltas as they were trained; `trained`: their fingerprints.
     """
 
     name: str
@@ -142,6 +142,7 @@ class Way:
     rows: Mapping[str, Delta]
     ref: object
     single: object
+    trained: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,7 @@ def ways_of(
     found = {}
     for plan in arms:
         single = ray.put(Arm.of(plan.name, plan.mask.bits, deltas[plan.name]))
+        trained = {t: d.fingerprint for t, d in deltas[plan.name].items()}
         tried = methods if plan is arms[0] else (Merge(method="linear"),)
         for how in tried:
             groups = how.groups if grouped else None
@@ -178,7 +180,7 @@ def ways_of(
             name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
             plain = how.method == "linear" and groups is None
             ref = single if plain else ray.put(Arm.of(name, mask.bits, rows))
-            found[name] = Way(name=name, plan=plan, how=how, mask=mask, rows=rows, ref=ref, single=single)
+            found[name] = Way(name=name, plan=plan, how=how, mask=mask, rows=rows, ref=ref, single=single, trained=trained)
     return found
 
 
@@ -350,8 +352,8 @@ def fits_heads(p) -> bool:
 
 def single_look(looks: Looks, way: Way, task: str, own: bool) -> str:
     """Have a single edit looked at."""
-    deltas = {t: f for t, _, f in ray.get(way.single).deltas}
-    return looks.ask(task, ref=way.single, blend=Blend({task: 1.0}), used=[deltas[task], way.plan.mask.fingerprint], own=own)
+    used = [way.trained[task], way.plan.mask.fingerprint]
+    return looks.ask(task, ref=way.single, blend=Blend({task: 1.0}), used=used, own=own)
 
 
 def _by(seen: Mapping[str, Mapping[str, np.ndarray]], kind: str) -> dict[str, np.ndarray]:

@@ -287,7 +287,6 @@ class MergeSearch:
         ways = ways_of(arms, deltas, p.spec.search.merge.tried)
         own = fits_heads(p)
         controls = {c: self.looks.ask(c) for c in p.controls}
-        probes = {t: self.looks.ask(t, own=True) for t in p.targets} if own else {}
         any_way = {w.plan.name: w for w in ways.values()}
         singles = {arm: {t: single_look(self.looks, w, t, own) for t in p.targets} for arm, w in any_way.items()}
         seen = self.looks.found()
@@ -309,7 +308,7 @@ class MergeSearch:
         chosen = {}
         for plan in arms:
             mine = {n: records for n, records in found.items() if ways[n].plan is plan}
-            chosen[plan.name] = self._chosen(ways, mine, seen, singles[plan.name], controls, probes)
+            chosen[plan.name] = self._chosen(ways, mine, seen, singles[plan.name], controls)
         for mine in chosen.values():
             if self.stage == "search" and len(p.targets) > 1:
                 mine.found["disentanglement"] = self._disentangled(mine)
@@ -375,7 +374,7 @@ class MergeSearch:
         self.seconds = round(time.monotonic() - started, 2)
         return found
 
-    def _chosen(self, ways: Mapping[str, Way], found: Mapping[str, list[dict]], seen: Mapping[str, Look], singles: Mapping[str, str], controls: Mapping[str, str], probes: Mapping[str, str]) -> Chosen:  # fmt: skip
+    def _chosen(self, ways: Mapping[str, Way], found: Mapping[str, list[dict]], seen: Mapping[str, Look], singles: Mapping[str, str], controls: Mapping[str, str]) -> Chosen:  # fmt: skip
         """The best candidate of one arm under any merge method."""
         p = self.p
         name = min(found, key=lambda n: rank(found[n][0]))
@@ -399,7 +398,6 @@ class MergeSearch:
             "validation": best["scores"],
             "validation_words": best["words"],
             "single_validation": {t: seen[key].accuracy_own for t, key in singles.items()},
-            "probe_validation": {t: seen[key].accuracy_own for t, key in probes.items()},
             "control_validation": {c: seen[key].accuracy for c, key in controls.items()},
             "control_held": best["objective"] >= 0,
             "held_by_margin": best["holds"],
