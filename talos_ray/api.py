@@ -21,7 +21,7 @@ from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import Split, load_rows, load_task
-from talos_ray.trust import compare, versions, watch
+from talos_ray.trust import compare, signatures, versions, watch
 from talos_ray.trust.export import export
 from talos_ray.trust.recompose import edit_of
 
@@ -89,14 +89,15 @@ def open_run(path: str, *, allow_code: str | Sequence[str] = ()) -> Run:
     return Run(path, allow_code)
 
 
-def verify(path: str, *, deep: bool = False, expect: str | None = None) -> list[str]:
+def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_by: str | None = None) -> list[str]:
     """As `Run.verify`, also of a folder that is too damaged to be opened. Runs nobody's code.
 
     Args:
         expect: hash of an event, or how it begins (16 digits or more), that was kept elsewhere: it must be part of the history.
+        signed_by: public Ed25519 key, as a line 'ssh-ed25519 …' or a file, that must have signed all of the history.
 
     Raises:
-        TalosError: there is no run.
+        TalosError: there is no run, or no such key.
     """
     folder = RunFolder(path)
     if not folder.store.exists("run.json") and not folder.store.exists("history"):
@@ -106,6 +107,9 @@ def verify(path: str, *, deep: bool = False, expect: str | None = None) -> list[
     problems = history.verify(folder.store)
     if expect is not None:
         problems += history.missing(folder.store, expect)
+    key = None if signed_by is None else signatures.public_key(signed_by)
+    if not problems:
+        problems += signatures.problems(history.chain(folder.store)[0], key)
     if problems or not deep:
         return problems
     run = Run(path)
@@ -275,13 +279,31 @@ class Run:
         versions.rollback(self.folder, version, reason)
         return self
 
-    def approve(self, version: int, *, by: str, reason: str) -> Run:
+    def approve(self, version: int, *, by: str, reason: str, sign: str | None = None) -> Run:
         """Put a version in force that its gate kept aside. Recorded with who and why.
 
+        Args:
+            sign: file of a private Ed25519 key that signs it: who approved is proven then, not only said.
+
         Raises:
-            TalosError: no such version, or it needs no approval.
+            TalosError: no such version, or it needs no approval, or no such key.
         """
+        key = None if sign is None else signatures.private_key(sign)
         versions.approve(self.folder, version, by, reason)
+        if key is not None:
+            signatures.sign(self.folder.store, key)
+        return self
+
+    def sign(self, key: str) -> Run:
+        """Sign the history as it stands, and with it every file that it names.
+
+        Args:
+            key: file of a private Ed25519 key, as `ssh-keygen -t ed25519` writes it.
+
+        Raises:
+            TalosError: no such key, or the history is not whole.
+        """
+        signatures.sign(self.folder.store, signatures.private_key(key))
         return self
 
     def held(self, version: int | None = None) -> bool:

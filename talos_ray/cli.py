@@ -390,6 +390,7 @@ def approve(
     version: Annotated[int, typer.Argument(help="A version that its gate kept aside.")],
     by: Annotated[str, typer.Option(help="Who approves it.")],
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+    sign: Annotated[Optional[str], typer.Option(help="File of a private Ed25519 key that signs the approval.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put a version in force although its gate does not let it through.
@@ -398,7 +399,7 @@ def approve(
     """
     from talos_ray.api import open_run
 
-    show(open_run(run).approve(version, by=by, reason=reason), as_json)
+    show(open_run(run).approve(version, by=by, reason=reason, sign=sign), as_json)
 
 
 @app.command(rich_help_panel=DECIDE)
@@ -450,6 +451,10 @@ def verify(
         Optional[str],
         typer.Option(help="The hash of an event that was kept elsewhere: it must be part of the history."),
     ] = None,
+    signed_by: Annotated[
+        Optional[str],
+        typer.Option(help="A public Ed25519 key, as a line or a file: it must have signed all of the history."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check everything below a run's folder; exit code 1 names what was changed, removed or added. Runs nobody's code.
@@ -459,7 +464,7 @@ def verify(
     from talos_ray.api import verify as check_all
     from talos_ray.storage.run_folder import RunFolder
 
-    problems = check_all(run, deep=deep, expect=expect)
+    problems = check_all(run, deep=deep, expect=expect, signed_by=signed_by)
     try:
         events, newest = RunFolder(run).last_event()
     except TalosError:  # named among the problems
@@ -475,6 +480,22 @@ def verify(
         )
     if problems:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=PROVE)
+def sign(
+    run: Folder,
+    key: Annotated[str, typer.Argument(help="File of a private Ed25519 key, as `ssh-keygen -t ed25519` writes it.")],
+    as_json: Json = False,
+) -> None:
+    """Sign the history as it stands: `talos verify --signed-by` proves later who did, and that nothing was changed since.
+
+    Example: talos sign runs/demo ~/.ssh/id_ed25519
+    """
+    from talos_ray.api import open_run
+
+    event = open_run(run).sign(key).history()[-1]
+    _print(event) if as_json else say(f"{run}: events 0 to {event['number'] - 1} are signed by {event['key']}")
 
 
 @app.command(rich_help_panel=TAKE)

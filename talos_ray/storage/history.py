@@ -44,7 +44,8 @@ Build = Callable[[dict], tuple[Mapping[str, bytes], Mapping[str, object]]]
 _known: dict[str, tuple[list[tuple], list[dict], list[str]]] = {}
 
 
-def _digest(event: Mapping) -> str:
+def digest_of(event: Mapping) -> str:
+    """SHA-256 of an event, which the next one names."""
     return hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()
 
 
@@ -162,7 +163,7 @@ def _put_in_place(store: Store, event: Mapping, contents: Mapping[str, bytes]) -
     for name, digest in event["files"].items():
         if digest in contents:
             store.write(name, contents[digest])
-    store.write("head.json", _pointer(event, _digest(event)))
+    store.write("head.json", _pointer(event, digest_of(event)))
     _drop(store, f"{PENDING}/{event['id']}")
 
 
@@ -302,7 +303,7 @@ def _links(
             yield error, ""
             previous = ""
             continue
-        digest = _digest(event)
+        digest = digest_of(event)
         named = NAME.fullmatch(name)
         if int(named["number"]) < number and number > 0:
             problem = (
@@ -454,7 +455,7 @@ def _pointed(store: Store, whole: list[dict]) -> list[str]:
     except (OSError, CorruptError) as error:
         return [f"head.json cannot be read: {error}"]
     told = [e for e in whole if {"head", "number"} <= e.keys()]  # one whose keys were changed points nowhere
-    if any(data == _pointer(event, _digest(event)) for event in told):
+    if any(data == _pointer(event, digest_of(event)) for event in told):
         return []
     return [
         f"head.json names no event of the history: it was changed, or the newest event, history/{whole[-1]['number']:08d}.json, was, or "

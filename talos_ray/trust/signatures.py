@@ -1,0 +1,136 @@
+"""Who stands behind a history: Ed25519 signatures (RFC 8032) over the hash of its newest event, each an event of its own.
+
+The hash of an event covers every event before it and every file that they name, so one signature says: this is the run as I saw
+it. Whoever can write the folder can make events, but none that this key has signed.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from talos_ray.errors import TalosError
+from talos_ray.storage import history
+from talos_ray.storage.files import Store
+
+PASSWORD = "TALOS_KEY_PASSWORD"  # environment variable with the password of a private key
+DOMAIN = b"talos_ray history 1\n"  # what is signed begins with it, so that no signature made for anything else fits
+MAKE = "make one with `ssh-keygen -t ed25519 -f FILE`"
+
+
+def private_key(path: str | os.PathLike) -> Ed25519PrivateKey:
+    """The Ed25519 key in a file as OpenSSH or PEM writes it; TALOS_KEY_PASSWORD opens one with a password.
+
+    Raises:
+        TalosError: there is none.
+    """
+    data = _read(path)
+    load = serialization.load_ssh_private_key if b"OPENSSH" in data else serialization.load_pem_private_key
+    try:
+        try:
+            key = load(data, password=None)
+        except TypeError:  # it has a password
+            key = load(data, password=os.environ.get(PASSWORD, "").encode() or None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TalosError(
+            f"{str(path)!r} cannot be read as a private key: {str(error).splitlines()[0]}; wanted an Ed25519 key ({MAKE}); one with a password needs {PASSWORD}"
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TalosError(f"{str(path)!r} holds a key of another kind; wanted an Ed25519 key; {MAKE}")
+    return key
+
+
+def public_key(given: str) -> str:
+    """A public key as OpenSSH writes it, without its comment; from such a line, or from a file that holds one or a PEM.
+
+    Raises:
+        TalosError: there is none.
+    """
+    data = given.encode() if given.startswith("ssh-ed25519 ") else _read(given)
+    load = serialization.load_pem_public_key if data.startswith(b"-----BEGIN") else serialization.load_ssh_public_key
+    try:
+        key = load(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TalosError(
+            f"{given[:80]!r} is no public key: {str(error).splitlines()[0]}; wanted a line like 'ssh-ed25519 AAAA…', or a file that holds one"
+        ) from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise TalosError(f"{given[:80]!r} is a key of another kind; wanted an Ed25519 key; {MAKE}")
+    return _line(key)
+
+
+def sign(store: Store, key: Ed25519PrivateKey) -> dict:
+    """Add an event that signs all events before it. Returns it.
+
+    Raises:
+        TalosError: there is nothing to sign, or the history is not whole.
+    """
+
+    def signed(before: Mapping) -> tuple[dict, dict]:
+        if not before:
+            raise TalosError(f"run {store.uri!r} has no event; wanted one to sign; finish the run first")
+        signature = base64.b64encode(key.sign(_message(history.digest_of(before)))).decode()
+        return {}, {"signature": signature, "key": _line(key.public_key())}
+
+    return history.append(store, "sign", signed)
+
+
+def is_signed(event: Mapping) -> bool:
+    """Whether a `sign` event holds the signature of the key that it names, over all events before it."""
+    try:
+        key = serialization.load_ssh_public_key(event["key"].encode())
+        key.verify(base64.b64decode(event["signature"], validate=True), _message(event["previous"]))
+    except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm, InvalidSignature):
+        return False
+    return isinstance(key, Ed25519PublicKey)
+
+
+def problems(events: list[dict], wanted: str | None = None) -> list[str]:
+    """What is wrong with the signatures of a history.
+
+    Args:
+        wanted: public key, as `public_key` gives it, that has to have signed all of it.
+    """
+    signing = [e for e in events if e["operation"] == "sign"]
+    good = [e for e in signing if is_signed(e)]
+    found = [
+        f"history/{e['number']:08d}.json holds no valid signature of the key that it names; it was not made by `talos sign`; restore the history from a copy"
+        for e in signing
+        if e not in good
+    ]
+    if wanted is None:
+        return found
+    mine = [e["number"] for e in good if e["key"] == wanted]
+    if not mine:
+        others = sorted({e["key"] for e in good})
+        said = f"it is signed by {', '.join(others)}" if others else "nobody has signed it"
+        return [*found, f"no event is signed by {wanted}; {said}; ask the key's owner for `talos sign`"]
+    later = [e for e in events if e["number"] > mine[-1] and e["operation"] != "sign"]
+    if later:
+        first, last = later[0], later[-1]
+        found.append(
+            f"{wanted} has signed the events up to {mine[-1] - 1}; events {first['number']} to {last['number']} ({first['operation']} …) came later and are not signed; look at `talos log`, and ask for `talos sign`"
+        )
+    return found
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TalosError(f"key {str(path)[:80]!r} cannot be read: {reason}; wanted a file with an Ed25519 key; {MAKE}") from None
+
+
+def _line(key: Ed25519PublicKey) -> str:
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+def _message(digest: str) -> bytes:
+    return DOMAIN + digest.encode()
