@@ -483,6 +483,33 @@ def verify(
 
 
 @app.command(rich_help_panel=PROVE)
+def repair(
+    run: Folder,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else only say what would be done.")] = False,
+    keep: Annotated[Path, typer.Option(help="New folder for what is taken out of the run.")] = Path("talos-repair"),
+    as_json: Json = False,
+) -> None:
+    """Put in order what earlier releases could leave behind: second events, unwritten pages, strays. Never a delta, mask or version.
+
+    Example: talos repair runs/demo
+    """
+    from talos_ray.storage.run_folder import RunFolder
+    from talos_ray.trust.repair import repair as mend
+
+    done, left = mend(RunFolder(run), keep, yes=yes)
+    if as_json:
+        _print({"done" if yes else "would": done, "left": left})
+    else:
+        say(*done, *(f"left: {line}" for line in left))
+        if done and not yes:
+            say("Nothing was changed yet: add --yes to do this.")
+        if not done and not left:
+            say(f"{run}: nothing to put in order")
+    if left or (done and not yes):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=PROVE)
 def sign(
     run: Folder,
     key: Annotated[str, typer.Argument(help="File of a private Ed25519 key, as `ssh-keygen -t ed25519` writes it.")],

@@ -393,6 +393,48 @@ def missing(store: Store, expected: str) -> list[str]:
     ]
 
 
+def second_events(store: Store) -> list[tuple[str, str | None]]:
+    """Events that share their number with one that counts, and that one: the next event names it as `previous`, or, of the last ones,
+    head.json does. None, where nothing tells."""
+    by_number: dict[int, dict[str, str]] = {}
+    for name, *_ in _listing(store):
+        event = store.read_json(f"history/{name}")
+        by_number.setdefault(int(NAME.fullmatch(name)["number"]), {})[f"history/{name}"] = digest_of(event)
+    found: list[tuple[str, str | None]] = []
+    wanted = {store.read_json("head.json").get("hash")} if store.exists("head.json") else set()
+    for number in sorted(by_number, reverse=True):
+        there = by_number[number]
+        counts = next((name for name, digest in there.items() if digest in wanted), None)
+        if len(there) > 1:
+            found += [(name, counts) for name in there if name != counts]
+        stays = [counts] if counts is not None else list(there)
+        wanted = {store.read_json(name).get("previous") for name in stays}
+    return found
+
+
+def pointed(store: Store, events: list[dict]) -> list[str]:
+    """What is wrong with head.json."""
+    return _pointed(store, events)
+
+
+def point(store: Store, event: Mapping) -> None:
+    """Have head.json name an event."""
+    store.write("head.json", _pointer(event, digest_of(event)))
+
+
+def strays(store: Store) -> list[str]:
+    """Files that no event names, and that need none."""
+    known = recorded(store)
+    return [name for name, kind in sorted(store.tree()) if kind == "file" and name not in known and _stray(store, name)]
+
+
+def changed(store: Store) -> list[str]:
+    """Files that an event names, and that are missing, or other ones."""
+    known = recorded(store)
+    there = {name for name, kind in store.tree() if kind == "file"}
+    return [name for name, digest in sorted(known.items()) if name not in there or store.sha256(name) != digest]
+
+
 def _look(store: Store) -> list[str]:
     found = [event for event, _ in _links(store, [name for name, *_ in _listing(store)])]
     problems = [str(e) for e in found if isinstance(e, CorruptError)]

@@ -5,7 +5,7 @@ A version that its gate does not let through is kept, marked, and never becomes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from talos_ray import gate as gates
@@ -152,6 +152,21 @@ def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
     front = _front(pages) if folder.head == number else {}
     writes = {robustness_name(number): as_json(found), **_pages(number, pages), **front}
     folder.record("robustness", writes=writes, version=number)
+
+
+def add_pages(folder: RunFolder, numbers: Sequence[int], operation: str) -> None:
+    """Make the report pages of some versions anew, and put head's in front, by an event of its own."""
+    from talos_ray.report.page import render
+
+    writes: dict[str, bytes] = {}
+    for number in numbers:
+        version = folder.load_version(number)
+        check_sources(folder, version)
+        pages = render(folder, folder.info(), version, folder.approval(number), folder.load_robustness(number))
+        writes |= _pages(number, pages)
+        if number == folder.head:
+            writes |= _front(pages)
+    folder.record(operation, writes=writes, pages=list(numbers))
 
 
 def report(folder: RunFolder, number: int, language: str) -> bytes:
