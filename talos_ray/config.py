@@ -269,9 +269,9 @@ class Search(_Settings):
         "auto",
         description="what scores a target's classes in the merged model: its frozen head (words), a linear head of its own that is fitted to the merged features, or the own one where validation data say that it is better",
     )
-    steps: Count = Field(300, description="updates of the coefficients")
+    steps: Count = Field(240, description="updates of the coefficients")
     lr: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        0.1, description="peak rate of Adam on the coefficients, or several to try"
+        0.12, description="peak rate of Adam on the coefficients, or several to try"
     )
     head_lr: Annotated[float, Field(ge=0)] = Field(
         0.1, description="peak rate of Adam on heads of the tasks' own, as a share of the standard deviation of a head"

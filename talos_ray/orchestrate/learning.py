@@ -30,7 +30,7 @@ from talos_ray.orchestrate.worker import Arm, Workbench
 from talos_ray.storage.run_folder import RunFolder
 
 FEW = 200  # training inputs below which a control task lends some of its validation inputs, unlabelled
-PRESSURES = (16.0, 48.0, 144.0)  # tried one after the other where the spec says auto
+PRESSURES = (18.0, 54.0, 162.0)  # tried one after the other where the spec says auto
 FORGETTING = (1.0, 4.0, 16.0, 64.0)  # the same where a task is to be forgotten: it starts with little in its way
 AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
 CHECKPOINTS = 4  # an attempt
