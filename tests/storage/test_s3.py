@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 import torch
+from writers import at_once
 
 from talos_ray import CorruptError, StorageError
 from talos_ray.core.delta import Delta
@@ -144,3 +145,12 @@ def test_what_a_writer_of_a_bucket_left_behind_is_made_whole(bucket, monkeypatch
     again = RunFolder(bucket.format("team/cut"))
     again.settle()
     assert again.store.read("notes/a") == b"2" and history.verify(again.store) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_four_processes_write_to_a_bucket_and_many_are_killed(bucket, tmp_path, seed):
+    place = bucket.format(f"team/stress-{seed}")
+    for _ in range(3):
+        RunFolder(place).add_version("version", lambda n: ({"model": "m", "coefficients": {}}, {}))
+    at_once(place, tmp_path / "done", processes=4, count=100, kills=40, seed=seed, fork=False)

@@ -3,15 +3,13 @@
 import errno
 import json
 import os
-import random
 import shutil
-import signal
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 from records import killed_at, old_run, small_run
+from writers import at_once
 
 import talos_ray
 from talos_ray import ConflictError, CorruptError, StorageError
@@ -225,74 +223,16 @@ def test_what_is_left_of_a_file_that_was_being_written_is_named_and_swept(tmp_pa
     assert folder.store.sweep() == [str(dead.relative_to(folder.store.root))] and alive.exists()
 
 
-def work_of_one_process(path: str, seed: int, count: int, done: Path) -> None:
-    """Roll back and add versions, `count` of each together; notes every one that was done."""
-    dice = random.Random(seed)
-    for i in range(count):
-        mark = f"{seed}.{i}.{os.getpid()}"
-        folder = RunFolder(path)
-        if dice.random() < 0.7:
-            folder.set_head(dice.randrange(3), "rollback", {"report/index.html": mark.encode()}, reason=mark)
-        else:
-            folder.add_version(
-                "version", lambda n: ({"model": "m", "coefficients": {}}, {f"report/{n:04d}.html": b"x"}), reason=mark
-            )
-        with open(done, "a") as out:
-            out.write(f"{mark}\n")
-
-
-def at_once(path: Path, processes: int, count: int, kills: int, seed: int) -> None:
-    """Let processes work on one run, and kill `kills` of them at random, each of which begins anew. Then all must be there."""
-    done, dice = path.with_suffix(".done"), random.Random(seed)
-    done.touch()
-
-    def start(number: int) -> int:
-        if (child := os.fork()) == 0:
-            code = 1
-            try:
-                work_of_one_process(str(path), number, count, done)
-                code = 0
-            except Exception:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        return child
-
-    running = {start(seed * 1000 + i) for i in range(processes)}
-    number = seed * 1000 + processes
-    while running:
-        if kills and dice.random() < 0.5:
-            time.sleep(dice.uniform(0.01, 0.15))
-            victim = dice.choice(sorted(running))
-            os.kill(victim, signal.SIGKILL)
-            kills -= 1
-            os.waitpid(victim, 0)
-            running = running - {victim} | {start(number)}
-            number += 1
-        else:
-            child, status = os.waitpid(-1 if not kills else 0, 0 if not kills else os.WNOHANG)
-            if child:
-                assert status == 0, "a command was refused for good"
-                running.discard(child)
-    folder = RunFolder(str(path))
-    folder.settle()
-    folder.store.sweep()
-    assert history.verify(folder.store) == []
-    recorded = [e["reason"] for e in history.events(folder.store) if "reason" in e]
-    finished = done.read_text().split()
-    assert set(finished) <= set(recorded) and len(recorded) == len(set(recorded))
-
-
 def test_four_processes_write_to_one_run(tmp_path):
     small_run(tmp_path / "run")
-    at_once(tmp_path / "run", processes=4, count=6, kills=4, seed=1)
+    at_once(str(tmp_path / "run"), tmp_path / "done", processes=4, count=6, kills=4, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_four_processes_of_which_many_are_killed(tmp_path, seed, capfd):
     small_run(tmp_path / "run")
-    at_once(tmp_path / "run", processes=4, count=100, kills=40, seed=seed)
+    at_once(str(tmp_path / "run"), tmp_path / "done", processes=4, count=100, kills=40, seed=seed)
     assert all("run '" in line for line in capfd.readouterr().err.splitlines())
 
 
