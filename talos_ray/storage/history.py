@@ -36,6 +36,8 @@ LEAST = 30
 NAME = re.compile(r"(?P<number>\d{8})(?:-(?P<digest>[0-9a-f]{64}))?\.json")
 # Files that come and go while a task trains. Each carries a digest of its own.
 CHECKPOINT = re.compile(r"(?:baseline/)?checkpoints/[^/]+/step-\d{8}\.safetensors")
+SEGMENT = 64  # events that are also kept together in an object store, where each file costs a request
+TOGETHER = re.compile(r"(?P<first>\d{8})-(?P<last>\d{8})\.events\.json")
 OURS = ("baseline", "baseline/checkpoints", "checkpoints", "history", PENDING, QUEUE)  # folders that may lie empty
 
 Build = Callable[[dict], tuple[Mapping[str, bytes], Mapping[str, object]]]
@@ -106,6 +108,8 @@ def append(
             **more,
         }
         if _commit(store, event, writes, patience):
+            if not store.local and event["number"] % SEGMENT == SEGMENT - 1:
+                _keep_together(store, [*events, event][-SEGMENT:])
             return event
         tries += 1
         if tries >= LEAST and time.monotonic() - started > PATIENCE:
@@ -144,6 +148,13 @@ def _commit(store: Store, event: dict, writes: Mapping[str, bytes], patience: fl
                 f"the next command puts them there, and this one, given again, changes nothing more"
             ) from error
     return True
+
+
+def _keep_together(store: Store, events: list[dict]) -> None:
+    """Write events into one more file, for readers. Without it they read them one by one."""
+    first, last = events[0]["number"], events[-1]["number"]
+    with suppress(OSError, StorageError):
+        store.write_json(f"history/{first:08d}-{last:08d}.events.json", {"events": events})
 
 
 def _is_ours(store: Store, name: str, event: Mapping) -> bool:
@@ -261,13 +272,32 @@ def _chain(store: Store) -> tuple[list[dict], list[str]]:
     while same < min(len(seen), len(there)) and seen[same] == there[same]:
         same += 1
     events, digests = events[:same], digests[:same]
-    for event, digest in _links(store, [name for name, *_ in there], same, digests[-1] if digests else FIRST):
+    names = [name for name, *_ in there]
+    previous = digests[-1] if digests else FIRST
+    new = list(_links(store, names, same, previous, _together(store, len(there), same)))
+    if any(isinstance(event, CorruptError) for event, _ in new):
+        new = list(_links(store, names, same, previous))  # what is kept together may be what was changed
+    for event, digest in new:
         if isinstance(event, CorruptError):
             raise event
         events.append(event)
         digests.append(digest)
     _known[store.uri] = (there, events, digests)
     return list(events), digests
+
+
+def _together(store: Store, count: int, first: int) -> dict[int, bytes]:
+    """Events by number, from number `first` on, as files of many have them; nothing on a disk, where reading one file is as cheap. Not
+    to be trusted before `_links` has found that they follow one another."""
+    found: dict[int, bytes] = {}
+    if store.local or count - first < SEGMENT:
+        return found
+    for name, *_ in store.listing("history"):
+        if (named := TOGETHER.fullmatch(name)) and int(named["last"]) >= first:
+            with suppress(CorruptError, OSError, TypeError):
+                events = store.read_json(f"history/{name}").get("events")
+                found |= {number: as_json(event) for number, event in enumerate(events, int(named["first"]))}
+    return found
 
 
 def events(store: Store) -> Iterator[dict]:
@@ -292,13 +322,15 @@ def _listing(store: Store) -> list[tuple[str, int, int]]:
 
 
 def _links(
-    store: Store, names: list[str], first: int = 0, previous: str = FIRST
+    store: Store, names: list[str], first: int = 0, previous: str = FIRST, known: Mapping[int, bytes] | None = None
 ) -> Iterator[tuple[dict | CorruptError, str]]:
-    """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the one before."""
+    """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the one before; `known`:
+    content of some, which is not read again."""
     for number, name in enumerate(names[first:], first):
         found = f"history/{name}"
         try:
-            event = store.parse_json(found, data := store.read(found))
+            data = (known or {}).get(number) or store.read(found)
+            event = store.parse_json(found, data)
         except CorruptError as error:
             yield error, ""
             previous = ""
@@ -470,6 +502,7 @@ def _stray(store: Store, name: str) -> str | None:
     if (
         name == "head.json"
         or (folder == "history" and NAME.fullmatch(base))
+        or (folder == "history" and TOGETHER.fullmatch(base) and _is_copy(store, name))
         or (folder == QUEUE and TICKET.fullmatch(base))
     ):
         return None
@@ -483,7 +516,20 @@ def _stray(store: Store, name: str) -> str | None:
         except CorruptError as error:
             return str(error)
         return None
+    if folder == "history" and TOGETHER.fullmatch(base):
+        return f"{name} does not hold the events that it names; it was changed; delete it: they are there one by one"
     return f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command again"
+
+
+def _is_copy(store: Store, name: str) -> bool:
+    """Whether a file of many events holds them as their own files do."""
+    named = TOGETHER.fullmatch(name.rpartition("/")[2])
+    try:
+        together = store.read_json(name).get("events")
+        numbers = range(int(named["first"]), int(named["last"]) + 1)
+        return together == [store.read_json(f"history/{number:08d}.json") for number in numbers]
+    except (OSError, CorruptError):
+        return False
 
 
 def _pointed(store: Store, whole: list[dict]) -> list[str]:

@@ -147,6 +147,33 @@ def test_what_a_writer_of_a_bucket_left_behind_is_made_whole(bucket, monkeypatch
     assert again.store.read("notes/a") == b"2" and history.verify(again.store) == []
 
 
+def test_a_long_history_of_a_bucket_is_read_by_few_requests(bucket, monkeypatch):
+    monkeypatch.setattr(history, "SEGMENT", 4)
+    place = bucket.format("team/long")
+    for n in range(10):
+        RunFolder(place).record("note", n=n)
+    history._known.clear()
+    store = RunFolder(place).store
+    asked = []
+    read = store.read
+    monkeypatch.setattr(store, "read", lambda name: asked.append(name) or read(name))
+    assert [e["n"] for e in history.events(store)] == list(range(10))
+    assert sorted(n.removeprefix("history/") for n in asked) == [
+        "00000000-00000003.events.json", "00000004-00000007.events.json", "00000008.json", "00000009.json",
+    ]  # fmt: skip
+    assert history.verify(store) == []
+    name = "history/00000004-00000007.events.json"
+    changed = store.read_json(name)
+    changed["events"][1]["n"] = 50
+    store.write_json(name, changed)
+    history._known.clear()
+    assert len([p for p in history.verify(store) if name in p and "delete it" in p]) == 1
+    assert [e["n"] for e in history.events(store)] == list(range(10))  # read one by one
+    store.delete(name)
+    history._known.clear()
+    assert len(list(history.events(store))) == 10 and history.verify(store) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_four_processes_write_to_a_bucket_and_many_are_killed(bucket, tmp_path, seed):
