@@ -107,6 +107,8 @@ def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_b
     problems = history.verify(folder.store)
     if expect is not None:
         problems += history.missing(folder.store, expect)
+    if not problems:
+        problems += folder.misfits()
     key = None if signed_by is None else signatures.public_key(signed_by)
     if not problems:
         problems += signatures.problems(history.chain(folder.store)[0], key)

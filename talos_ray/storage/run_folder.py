@@ -26,7 +26,7 @@ from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecErr
 from talos_ray.shown import plain
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
-from talos_ray.storage.schema import run_of, version_of
+from talos_ray.storage.schema import delta_of, finite, mask_of, run_of, version_of
 
 FORMAT = 3  # of run.json; 2 named events by number and hash
 READS = (2, 3)
@@ -45,6 +45,7 @@ STEP = re.compile(r"step-\d{8}\.safetensors$")
 MARKS = {"format", "spec", "base", "identity"}  # keys by which a run.json is one of ours
 SCORES = {"asked", "tasks", "chosen", "tried"}  # and a choice.json
 WORKERS_WRITE = ("deltas/", "baseline/", "base/", "trials/", "merged/", "learned/")
+DELTA = re.compile(r"(?:baseline/)?deltas/(?:archive/)?[^/]+\.safetensors")
 NEAR_ZERO = 0.01  # coefficients below it count as next to nothing
 PACKAGES = ("talos-ray", "torch", "ray", "open_clip_torch", "transformers", "datasets", "safetensors", "optuna")
 
@@ -335,7 +336,8 @@ class RunFolder:
         for name in names:
             if self.store.exists(name):
                 tensors, info = self.store.read_tensors(name)
-                delta = Delta(info["task"], tensors["values"], info["base"], info["mask"], info)
+                values = delta_of(self.store.path(name), tensors, info)
+                delta = Delta(info["task"], values, info["base"], info["mask"], info)
                 if fingerprint in (None, delta.fingerprint):
                     return delta
         return None
@@ -479,6 +481,33 @@ class RunFolder:
             )
         return version_of(self.store.path(name), self.store.parse_json(name, self.read(name)), number)
 
+    def misfits(self) -> list[str]:
+        """Files that are as they were recorded, and yet do not hold what their format says: a score above 1, a delta that is NaN, a field
+        that is missing. Whoever can make all hashes anew can write such ones."""
+        problems = []
+
+        def tried(check: Callable[[], object]) -> None:
+            try:
+                check()
+            except TalosError as error:
+                problems.append(str(error))
+
+        def tensors_fit(name: str) -> None:
+            tensors, info = self.store.read_tensors(name)
+            if DELTA.fullmatch(name):
+                delta_of(self.store.path(name), tensors, info)
+            finite(self.store.path(name), tensors)
+
+        tried(self.info)
+        for number in self.versions():
+            tried(lambda n=number: self.load_version(n))
+        for name in self.store.walk():
+            if DELTA.fullmatch(name) or name.startswith(("learned/", "merged/")) or name == "heads.safetensors":
+                tried(lambda n=name: tensors_fit(n))
+            elif name == "mask.safetensors":
+                tried(lambda n=name: load_mask(self.store, n, self.info()["base"]))
+        return problems
+
     def add_version(
         self, operation: str, render: Callable[[int], tuple[Mapping, Mapping[str, bytes]]], *, in_force: bool = True, at: int | None = None, **details: object,
     ) -> int:  # fmt: skip
@@ -600,6 +629,7 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
         MismatchError: it belongs to another base. CorruptError: it was changed.
     """
     packed, info = store.read_tensors(name)
+    info = mask_of(store.path(name), info)
     if info["base"] != base:
         raise MismatchError(
             f"mask {store.path(name)} belongs to base {info['base'][:12]}, but this model is {base[:12]}; use the mask of this model, or calibrate anew"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from talos_ray.errors import CorruptError
@@ -75,6 +76,22 @@ class _Run(_Stored):
     software: dict[str, Text]
 
 
+class _Delta(_Stored):
+    task: Text
+    base: Text
+    mask: Text
+    fingerprint: Text
+    seconds: Number | None = None
+    state_bytes: Many | None = None
+
+
+class _Mask(_Stored):
+    base: Text
+    fingerprint: Text
+    k: Many
+    shapes: dict[str, list[Many]]
+
+
 def version_of(path: str, found: Mapping, number: int) -> dict:
     """A version's content, as it is, if it fits.
 
@@ -91,6 +108,32 @@ def run_of(path: str, found: Mapping) -> dict:
     """The content of run.json; raises as `version_of`."""
     _fits(_Run, path, found)
     return dict(found)
+
+
+def delta_of(path: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> torch.Tensor:
+    """The values [k] of a delta's file; raises as `version_of`, and where one of them is no number."""
+    _fits(_Delta, path, info)
+    values = tensors.get("values")
+    if values is None or values.dim() != 1 or not values.is_floating_point():
+        found = "missing" if values is None else f"{values.dtype} {list(values.shape)}"
+        raise CorruptError(f"{path}: tensor 'values' is {found}; wanted floats [k]; restore it from a copy")
+    return values
+
+
+def mask_of(path: str, info: Mapping) -> dict:
+    """The metadata of a mask's file; raises as `version_of`."""
+    _fits(_Mask, path, info)
+    return dict(info)
+
+
+def finite(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises CorruptError if a value of a file's tensors is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            first = int((~torch.isfinite(tensor.flatten())).nonzero()[0])
+            raise CorruptError(
+                f"{path}: value {first} of tensor {name!r} is {float(tensor.flatten()[first])}; wanted finite values; restore it from a copy"
+            )
 
 
 def _fits(model: type[BaseModel], path: str, found: Mapping) -> None:

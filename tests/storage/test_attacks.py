@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from records import old_run, rehash
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from talos_ray.report import page
 from talos_ray.secrets import blotted, refuse_secrets
 from talos_ray.shown import cell, filled, markdown, plain
 from talos_ray.storage import history
-from talos_ray.storage.files import Store, as_json
+from talos_ray.storage.files import Store, as_json, as_tensors
 
 STRAYS = {
     "a folder called history": lambda d: write(d / "report/history/x.html"),
@@ -107,6 +109,56 @@ def test_a_file_that_does_not_fit_its_format_is_named_with_its_field(path, name,
     rehash(path)
     with pytest.raises(CorruptError, match=rf"{name}: field '{field}"):
         talos_ray.open_run(str(path)).rollback(1)
+
+
+def score_above_one(path: Path) -> str:
+    file = path / "versions/0001.json"
+    found = json.loads(file.read_text())
+    next(iter(found["scores"].values()))["merged"]["value"] = 1.5
+    file.write_bytes(as_json(found))
+    return r"versions/0001.json: field 'scores.*merged.value' is 1.5"
+
+
+def changed_tensors(path: Path, name: str, change) -> None:
+    store = Store(str(path))
+    tensors, info = store.read_tensors(name)
+    change(tensors, info)
+    (path / name).write_bytes(as_tensors(tensors, info))
+
+
+def a_delta(path: Path) -> str:
+    return f"deltas/{min(p.name for p in (path / 'deltas').glob('*.safetensors'))}"
+
+
+def delta_not_a_number(path: Path) -> str:
+    changed_tensors(path, a_delta(path), lambda tensors, info: tensors["values"].view(-1)[3:4].fill_(float("nan")))
+    return r"deltas/.*: value 3 of tensor 'values' is nan; wanted finite values"
+
+
+def delta_without_a_mask(path: Path) -> str:
+    changed_tensors(path, a_delta(path), lambda tensors, info: info.pop("mask"))
+    return r"deltas/.*: field 'mask'"
+
+
+def delta_of_whole_numbers(path: Path) -> str:
+    changed_tensors(path, a_delta(path), lambda tensors, info: tensors.update(values=torch.zeros(3, dtype=torch.int64)))
+    return r"tensor 'values' is torch.int64 \[3\]; wanted floats \[k\]"
+
+
+def mask_of_negative_shape(path: Path) -> str:
+    changed_tensors(path, "mask.safetensors", lambda tensors, info: info["shapes"].update({key: [-1] for key in info["shapes"]}))
+    return r"mask.safetensors: field 'shapes"
+
+
+MISFITS = (score_above_one, delta_not_a_number, delta_without_a_mask, delta_of_whole_numbers, mask_of_negative_shape)
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_verify_names_what_does_not_fit_its_format_though_all_hashes_do(path, misfit):
+    wanted = misfit(path)
+    rehash(path)
+    (problem,) = talos_ray.api.verify(str(path))
+    assert re.search(wanted, problem) and "\n" not in problem
 
 
 def test_a_run_of_a_newer_release_is_called_that(path):
