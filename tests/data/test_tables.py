@@ -4,13 +4,15 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from talos_ray import SpecError, Task
 from talos_ray.data.tables import Reading, as_numbers, decoded, read_table
-from talos_ray.tasks import load_task
+from talos_ray.tasks import load_rows, load_task
 
 ALL = Reading()
 MORE = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -71,7 +73,28 @@ def check_json(folder: Path, rows: list) -> None:
         assert list(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)) == rows
 
 
-CHECKS = {"csv": check_csv, "tsv": check_tsv, "json": check_json}
+def check_parquet(folder: Path, rows: list) -> None:
+    """As whoever wrote it liked: long strings, a dictionary of labels, columns that nobody needs, few rows a group, split over files."""
+    texts, labels = [t for t, _ in rows], [x for _, x in rows]
+    for kind, coded in ((pa.string(), False), (pa.large_string(), True)):
+        label = pa.array(labels).dictionary_encode() if coded else pa.array(labels)
+        more = pa.array([None if i % 2 else i for i in range(len(rows))])
+        pq.write_table(
+            pa.table({"more": more, "text": pa.array(texts, kind), "label": label}), folder / "x.parquet", row_group_size=3
+        )
+        if any("\x1f" in t for t in texts):  # separates a text from its choices
+            with pytest.raises(SpecError, match="U.001F"):
+                load_rows(AS_TEXT, str(folder / "x.parquet"), CLASSES)
+            continue
+        found = load_rows(AS_TEXT, str(folder / "x.parquet"), CLASSES)
+        texts_read = [found.rows[i][found.column] for i in range(len(found))]
+        seen = list(zip(texts_read, [CLASSES[i] for i in found.labels.tolist()], strict=True))
+        assert seen == rows
+
+
+CLASSES = ("good", "poor", "fair enough")
+AS_TEXT = Task(name="t", data="x.parquet", kind="text", input="text", classes=CLASSES).model_dump()
+CHECKS = {"csv": check_csv, "tsv": check_tsv, "json": check_json, "parquet": check_parquet}
 
 
 @pytest.mark.parametrize("kind", CHECKS)
