@@ -1,10 +1,15 @@
 """The cluster files, checked with Ray's own loader and schema, so that a typo cannot land."""
 
+import json
+import platform
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +21,86 @@ def test_ray_up_accepts_it(name):
 
     config = yaml.safe_load((ROOT / "cluster" / name).read_text())
     validate_config(prepare_config(config))
-    mounted = config["file_mounts"].values()
+    mounted = [source for source in config["file_mounts"].values() if source != "~/.ray"]
     assert all((ROOT / source).exists() for source in mounted)
-    assert any("--constraint" in c for c in config["setup_commands"])
+
+
+@pytest.mark.parametrize("name", ["gpu.yaml", "workstations.yaml"])
+def test_every_node_gets_the_token_and_asks_for_it(name):
+    config = yaml.safe_load((ROOT / "cluster" / name).read_text())
+    home = "/home/ray" if "docker" in config else "~"
+    assert config["file_mounts"][f"{home}/.ray"] == "~/.ray"
+    for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (start,) = [c for c in config[kind] if "ray start" in c]
+        assert "RAY_AUTH_MODE=token" in start and "RAY_USAGE_STATS_ENABLED=0" in start
+        assert "-c unlimited" not in start
+    assert not any("get-auth-token" in c for kind in ("setup_commands", "head_start_ray_commands") for c in config.get(kind, []))
+
+
+def test_workstations_run_in_the_environment_that_jobs_use():
+    config = yaml.safe_load((ROOT / "cluster/workstations.yaml").read_text())
+    for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert all(c.startswith(". ~/talos_ray_venv/bin/activate && ") for c in config[kind])
+    check = next(c for c in config["setup_commands"] if "platform" in c).replace("python3.11", sys.executable, 1)
+    here = platform.python_version()
+    wrong = subprocess.run(["bash", "-c", check.replace("3.11.11", "3.11.999")], capture_output=True, text=True)
+    right = subprocess.run(["bash", "-c", check.replace("3.11.11", here)], capture_output=True, text=True)
+    assert right.returncode == 0 and wrong.returncode != 0
+    assert f"has Python {here}; wanted 3.11.999" in wrong.stderr
+
+
+def test_a_node_without_a_gpu_ends_while_it_is_set_up():
+    gpu = yaml.safe_load((ROOT / "cluster/gpu.yaml").read_text())["available_node_types"]["gpu"]
+    (check,) = gpu["worker_setup_commands"]
+    if not torch.cuda.is_available():
+        done = subprocess.run(["bash", "-c", check.replace("python", sys.executable, 1)], capture_output=True, text=True)
+        assert done.returncode != 0 and "sees no GPU; wanted a driver for CUDA" in done.stderr
+
+
+def test_aws_makes_nodes_of_it(monkeypatch, tmp_path):
+    """Ray's own set-up, against a simulated AWS: what is asked for is what Ray would start."""
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws import config as aws
+    from ray.autoscaler._private.util import prepare_config
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    (tmp_path / ".ssh").mkdir()
+    with mock_aws():
+        ec2 = boto3.client("ec2", region_name="us-west-2")
+        group = ec2.create_security_group(GroupName="talos-ray", Description="talos_ray")["GroupId"]
+        text = (ROOT / "cluster/gpu.yaml").read_text().replace("sg-00000000000000000", group)
+        made = aws.bootstrap_aws(prepare_config(yaml.safe_load(text)))
+        groups = ec2.describe_security_groups()["SecurityGroups"]
+    for name, profile in (("head", "talos-ray-head"), ("gpu", "talos-ray-worker")):
+        node = made["available_node_types"][name]["node_config"]
+        assert node["IamInstanceProfile"]["Arn"].endswith(f"instance-profile/{profile}")
+        assert node["SecurityGroupIds"] == [group] and node["KeyName"] and node["SubnetIds"]
+    assert made["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    opened = [r["CidrIp"] for g in groups for p in g["IpPermissions"] for r in p["IpRanges"]]
+    assert "0.0.0.0/0" not in opened  # Ray made none of its own
+
+
+@pytest.mark.parametrize("name", ["aws-bucket-policy.json", "aws-head-policy.json"])
+def test_policies_give_what_is_needed_and_no_more(name):
+    policy = json.loads((ROOT / "cluster" / name).read_text())
+    for statement in policy["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert "*" not in actions and not any(a in ("s3:*", "ec2:*", "iam:*") for a in actions)
+        if statement["Resource"] == "*":
+            assert "Condition" in statement
+
+
+def test_the_image_has_what_a_job_needs():
+    """Everything that is copied is there, and nothing that `.dockerignore` keeps out."""
+    text = (ROOT / "cluster/Dockerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY --chown=\S+ (.*) \S+$", text, re.M) for word in line.split()]
+    let_in = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.M)
+    assert sorted(copied) == sorted(let_in) and all((ROOT / name).exists() for name in copied)
+    script, spec = re.search(r"python (\S+) --spec (\S+)", (ROOT / "cluster/rayjob.yaml").read_text()).groups()
+    assert all(Path(name).parts[0] in copied and (ROOT / name).is_file() for name in (script, spec))
 
 
 def test_a_typo_would_be_found():
@@ -42,7 +124,7 @@ JOB = {
     "submissionMode",
     "entrypointNumCpus",
 }
-CLUSTER = {"rayVersion", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling", "autoscalerOptions"}
+CLUSTER = {"rayVersion", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions"}
 GROUP = {"rayStartParams", "template", "groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts"}
 
 
@@ -53,14 +135,17 @@ def test_the_kuberay_job_has_known_fields_only():
     groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
     for group in groups:
         assert set(group) <= GROUP and group["template"]["spec"]["containers"][0]["image"]
-    script = job["spec"]["entrypoint"].split()[1]
-    assert (ROOT / script).is_file()
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"} and cluster["enableInTreeAutoscaling"] is True
+    assert job["spec"]["backoffLimit"] == 0 and job["spec"]["activeDeadlineSeconds"] > 0
+    pod = cluster["workerGroupSpecs"][0]["template"]["spec"]
+    assert pod["serviceAccountName"] and pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
 def test_every_file_names_the_ray_that_is_pinned():
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M).group(1)
     assert pinned == version("ray")
-    for name in ("gpu.yaml", "rayjob.yaml", "README.md"):
+    for name in ("Dockerfile", "rayjob.yaml"):
         found = set(
             re.findall(r"(?:rayproject/ray:|rayVersion: \")(\d+\.\d+\.\d+)", (ROOT / "cluster" / name).read_text())
         )

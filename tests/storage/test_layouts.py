@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from talos_ray import SpecError
+import talos_ray
+from talos_ray import SpecError, TalosError
 from talos_ray.storage.run_folder import RunFolder
 
 OWN = (  # files of somebody's project, below the folder that is named as output; a slash at the end: an empty folder
@@ -83,6 +84,34 @@ def test_a_run_of_ours_takes_its_own_checkpoints_and_nothing_else(tmp_path):
     run.save_checkpoint("cats", "key", 1, {"w": torch.zeros(2)})
     run.drop_checkpoints("cats")
     assert not (output / "checkpoints" / "cats").exists()
+
+
+@pytest.mark.slow
+def test_a_real_run_its_failure_and_its_clean_up_leave_all_that_is_somebodys_own(ray_here, small_spec, tmp_path):
+    """All layouts at once: around the output while a run fails and then works, and below it while it is used."""
+    project = tmp_path / "project"
+    for name in OWN:
+        lay(project, name)
+    values = {**small_spec, "baseline": {"enabled": False}, "output": str(project / "run")}
+    own = state_of(project)
+
+    def left() -> dict[str, str]:
+        now = state_of(project)
+        return {name: now.get(name) for name in own}
+
+    with pytest.raises(TalosError, match="not finite|is nan"):
+        talos_ray.edit(**{**values, "train": {**values["train"], "lr": 1e30}})
+    assert left() == own
+    run = talos_ray.edit(**values)
+    assert left() == own and run.head == 1
+    for name in OWN:
+        if not (project / "run" / name).exists():
+            lay(project / "run", name)
+    own = state_of(project)
+    own = {name: content for name, content in own.items() if not name.startswith(("run/head.json", "run/report/"))}
+    talos_ray.edit(**{**values, "search": {**values["search"], "steps": 4}})  # learns anew, and cleans up after itself
+    talos_ray.open_run(run.path).rollback(0)
+    assert left() == own
 
 
 def test_new_is_a_folder_without_any_entry(tmp_path):
