@@ -64,7 +64,8 @@ def peers(uri: str, environment: Path) -> dict[str, dict[str, float]]:
     their own (`own`), the least share that a control task keeps (`kept`), the scale that validation data chose, and the seconds of
     the package's own command."""
     folder = RunFolder(uri)
-    spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
+    found = folder.info()["spec"]
+    spec = Spec.model_validate({**found, "output": uri, "baseline": {**found["baseline"], "enabled": True}})
     prepared = prepare(spec, Progress())
     bench = Workbench(Shared(spec, prepared.base, freeze(prepared.tensors), prepared.layout, prepared.heads))
     arm = next(a for a in arms_of(prepared, folder.load_mask(prepared.base)) if a.name == DENSE)
