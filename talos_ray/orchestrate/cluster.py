@@ -14,6 +14,7 @@ from pathlib import Path
 from talos_ray.config import Cluster
 from talos_ray.errors import SpecError
 from talos_ray.orchestrate.machine import check_machine, temporary_folder
+from talos_ray.orchestrate.ray_internals import NODE_ID
 
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
@@ -285,7 +286,7 @@ def free_gpus(settings: Cluster) -> None:
 
     leave = ray.remote(max_calls=1, num_cpus=0, num_gpus=settings.gpus_per_worker, **WARM)(lambda: None)
     leaving = [
-        leave.options(label_selector={ray._raylet.RAY_NODE_ID_KEY: node["NodeID"]}).remote()
+        leave.options(label_selector={NODE_ID: node["NodeID"]}).remote()
         for node in ray.nodes() if node["Alive"]
         for _ in range(room(settings, [(node["Resources"], node.get("Labels", {}))]))
     ]  # fmt: skip

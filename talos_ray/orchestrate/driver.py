@@ -20,6 +20,7 @@ from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.models.heads import head_key
 from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key, weights_of
+from talos_ray.orchestrate.ray_internals import gone
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder, load_mask
@@ -77,6 +78,8 @@ def check(spec: Spec) -> None:
 
             spec = checkable(spec)
         prepare(spec, progress)
+        if lacks := gone():
+            progress.say(f"this Ray is another than the tested one and lacks: {'; '.join(lacks)}; its public ways are used, which start slower")
 
 
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:

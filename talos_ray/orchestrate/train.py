@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from talos_ray.config import Cluster, Task, Train
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.cluster import WARM, free_gpus, remote_address, resources, root_cause
+from talos_ray.orchestrate.ray_internals import lean_trainer
 
 if TYPE_CHECKING:
     from talos_ray.orchestrate.worker import Arm
@@ -131,39 +132,11 @@ def train_loop(config: dict) -> None:
         ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})
 
 
-def _trainer(settings: Cluster) -> type:
-    """Ray Train's trainer without what a team has no use for, each a process that takes seconds to start: a keeper of Ray
-    Datasets, and on a Ray of this machine one that asks an autoscaler for nodes and one that outlives it all to hand back places."""
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-
-    if settings.workers_per_task > 1:
-        from ray.train.torch import TorchTrainer as Trainer
-    else:  # the same without a process group: so Ray Train's controller, a process a team, need not import torch
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as Trainer
-    here = not remote_address(settings)
-    unused = ["DatasetsCallback"] + (["PlacementGroupCleanerCallback"] if here else [])
-
-    class Unasked(FixedScalingPolicy):
-        def _send_resource_request(self) -> None:
-            pass
-
-        _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
-
-    class Team(Trainer):
-        def _create_default_callbacks(self) -> list:
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
-
-        def _initialize_and_run_controller(self, **how):
-            policy = {"scaling_policy": Unasked(self.scaling_config)} if here else {}
-            return super()._initialize_and_run_controller(**{**how, **policy})
-
-    return Team
-
-
 def _team(config: dict, settings: Cluster, scratch: str):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    return _trainer(settings)(
+    trainer = lean_trainer(several=settings.workers_per_task > 1, here=not remote_address(settings))
+    return trainer(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
