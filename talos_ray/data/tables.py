@@ -286,7 +286,7 @@ def _columns_of(found: object) -> list[dict] | None:
 
 def _object(path: Path, number: int, line: str) -> dict:
     try:
-        found = json.loads(line, object_pairs_hook=_unique)
+        found = DECODER.decode(line)
     except ValueError as error:
         raise SpecError(
             f"{str(path)!r}, line {number}: no JSON: {error}; wanted an object a line; correct it"
@@ -305,6 +305,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
         twice = next(n for n in names if names.count(n) > 1)
         raise ValueError(f"the key {twice!r} stands twice in an object")
     return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # one for all lines: to make one takes as long as a line
 
 
 def _json_column(path: Path, name: str, values: list, place: Callable[[int], str], needed: bool) -> pa.Array:
