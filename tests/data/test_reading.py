@@ -121,6 +121,17 @@ def test_tables_of_a_folder_are_splits_by_name(tmp_path):
     refused("tables of several kinds", tmp_path / "a", **TEXT)
 
 
+def test_a_folder_with_a_list_of_its_images(tmp_path):
+    root = tmp_path / "listed"
+    names = [f"{i:02d}.png" for i in range(20)]
+    pictures(root, names)
+    rows = ["file_name,kind", *(f"{n},{'xy'[i % 2]}" for i, n in enumerate(names))]
+    (root / "metadata.csv").write_text("\n".join(rows) + "\n")
+    assert total(root, input="image", label="kind") == {"x": 10, "y": 10}
+    pictures(root, [*names, "more.png"])
+    refused("1 of 21 images are not in its metadata, '.*more.png'", root, input="image", label="kind")
+
+
 NAMES = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=6)
 FOLDERS = st.dictionaries(
     st.one_of(NAMES, st.sampled_from(["train", "test", "val", "data", "images"])),

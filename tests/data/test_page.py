@@ -1,0 +1,40 @@
+"""Every row of docs/data.md has a test that shows what it says."""
+
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "data.md"
+SHOWN = {  # how a row begins -> tests
+    "`.csv`": ["test_what_is_read_is_what_was_written", "test_rows_that_slide_are_refused_with_the_first_line", "test_quotation_marks_that_swallow_lines_are_refused"],
+    "`.tsv`": ["test_what_is_read_is_what_was_written", "test_quotation_marks_that_swallow_lines_are_refused"],
+    "`.json`, `.jsonl`, `.ndjson`": ["test_what_is_read_is_what_was_written", "test_json_that_could_be_read_in_two_ways"],
+    "`.parquet`": ["test_what_is_read_is_what_was_written", "test_labels_as_they_are_written"],
+    "folder of images": ["test_every_image_of_a_folder_is_read", "test_images_without_a_place_are_named", "test_folders_are_read_whole_or_refused"],
+    "folder of images with `metadata.csv`": ["test_a_folder_with_a_list_of_its_images"],
+    "folder of tables": ["test_tables_of_a_folder_are_splits_by_name"],
+    "what `save_to_disk` wrote, `demo:NAME`, a name of the Hub": ["test_what_save_to_disk_wrote"],
+    "8 bits, palettes, CMYK, grey": ["test_depths_are_scaled_by_the_written_rule"],
+    "16 bits": ["test_depths_are_scaled_by_the_written_rule"],
+    "32-bit integers": ["test_depths_are_scaled_by_the_written_rule"],
+    "floating-point": ["test_depths_are_scaled_by_the_written_rule"],
+    "transparent": ["test_transparency_goes_onto_white"],
+    "cut off, or of more than 179 megapixels": ["test_what_cannot_be_read_is_named_before_any_work"],
+    "`missing`": ["test_what_is_missing_is_named_or_left_out"],
+    "`missing_words`": ["test_words_that_others_take_for_missing_are_words", "test_labels_as_they_are_written"],
+    "`quotes`": ["test_what_is_read_is_what_was_written", "test_quotation_marks_that_swallow_lines_are_refused"],
+    "`unknown_classes`": ["test_labels_are_found_by_name"],
+    "`duplicates`": ["test_inputs_in_two_splits"],
+    "`stratified`": ["test_shares_strata_and_content"],
+    "`split_by`": ["test_shares_strata_and_content"],
+    "`validation_share`, `test_share`": ["test_shares_strata_and_content"],
+}  # fmt: skip
+
+
+def test_every_row_of_the_page_has_a_test():
+    heads = {"data", "image", "setting"}
+    rows = {line.split("|")[1].strip() for line in PAGE.read_text().splitlines() if line.startswith("| ")}
+    assert rows - heads == set(SHOWN)
+    written = "".join(p.read_text() for p in [*HERE.glob("test_*.py"), HERE.parent / "test_tasks.py"])
+    there = set(re.findall(r"^def (test_\w+)", written, re.M))
+    assert all(set(tests) <= there for tests in SHOWN.values())
