@@ -9,7 +9,7 @@ on whichever node it goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -32,6 +32,8 @@ from talos_ray.storage.run_folder import RunFolder
 FEW = 200  # training inputs below which a control task lends some of its validation inputs, unlabelled
 PRESSURES = (18.0, 54.0, 162.0)  # tried one after the other where the spec says auto
 FORGETTING = (1.0, 4.0, 16.0, 64.0)  # the same where a task is to be forgotten: it starts with little in its way
+LOWER = 3  # times that the pressure may be lowered to a quarter, where all hold and the task is not forgotten yet
+DOUBT = 0.5  # what a task that is to be forgotten is to think of an input's own class, as a share of what chance would
 AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
 CHECKPOINTS = 4  # an attempt
 TOGETHER = 64  # inputs in one forward on a CPU: the activations of more fall out of its caches (an eighth slower at 144)
@@ -69,6 +71,7 @@ class Goal:
 
     Args:
         kind: `learn` what its teacher answers, `hold` it, or `forget` the task: answer as if by chance.
+        aim: accuracy on the judged validation data from which on a task counts as forgotten.
         before: accuracy on the judged validation data that it is measured by: the single edit's, or what must hold.
         look: address of its teacher's answers (`scoring.look`).
     """
@@ -77,6 +80,7 @@ class Goal:
     kind: Literal["learn", "hold", "forget"]
     before: float
     look: str
+    aim: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +178,11 @@ class LearningRun:
             yield {**self._shared(), "done": True}
             return
         chain, before = "", None
-        forgets = bool(self.problem.tasks("forget"))
-        pressures = (self.point.pressure,)
-        if self.point.pressure is None:
-            pressures = FORGETTING if forgets else PRESSURES
         best: dict | None = None
-        attempts = []
-        for number, pressure in enumerate(pressures):
+        attempts: list[dict] = []
+        while (pressure := self._pressure(attempts)) is not None:
             steps = self.problem.search.steps
-            if number:
+            if attempts:
                 steps = max(1, round(AGAIN * steps))
             key = self.problem.key(asdict(self.point), pressure, steps, chain)
             for record in self._attempt(key, pressure, steps, before):
@@ -191,10 +191,24 @@ class LearningRun:
             attempts.append({k: record[k] for k in ("pressure", "scores", "kept", "worst", "holds")})
             if best is None or better(record, best):
                 best = record
-            if record["holds"]:
-                break
             chain, before = key, key
         yield {**best, "attempts": attempts, "done": True}
+
+    def _pressure(self, attempts: Sequence[Mapping]) -> float | None:
+        """Under how much pressure the next attempt learns; None where there is none."""
+        aims = {g.task: g.aim for g in self.problem.goals if g.kind == "forget"}
+        ladder = FORGETTING if aims else PRESSURES
+        if self.point.pressure is not None:
+            return None if attempts else self.point.pressure
+        if not attempts:
+            return ladder[0]
+        last = attempts[-1]["pressure"]
+        if not attempts[-1]["holds"]:
+            higher = [p for p in ladder if p > last]
+            return higher[0] if higher and last >= ladder[0] else None
+        forgotten = all(attempts[-1]["scores"][task] <= aim for task, aim in aims.items())
+        lowered = all(a["holds"] for a in attempts) and len(attempts) <= LOWER
+        return None if forgotten or not lowered else last / 4
 
     def _shared(self) -> dict:
         """One coefficient for all tasks: judged and stored."""
@@ -374,9 +388,13 @@ class LearningRun:
         return lambda inputs: scored(self.bench.family.features(inputs), self._head(task))
 
     def _goal_loss(self, goal: Goal, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if goal.kind == "forget":  # nothing is known: every class as likely as any other
-            even = torch.full_like(logits, 1.0 / logits.shape[-1]).log()
-            return agreement_loss(logits, even)
+        if goal.kind == "forget":
+            # Every class as likely as any other, but the right one less: with none of them ahead, whatever little the features still
+            # say would go on deciding, and the answer be right as before.
+            count = logits.shape[-1]
+            others = (1.0 - DOUBT / count) / max(1, count - 1)
+            wanted = torch.full_like(logits, others).scatter(1, labels[:, None], DOUBT / count)
+            return agreement_loss(logits, wanted.log())
         taught = self.looks[goal.task]["taught"][rows].to(logits.device)
         if goal.kind == "hold":
             return agreement_loss(logits, taught)

@@ -199,7 +199,7 @@ def forget(
         chance = float(labels.bincount().max()) / len(labels)
         aim = min(1.0, chance + NEAR)
         limit = aim if at_most is None else at_most
-        goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task])]
+        goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=min(aim, limit))]
         goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
         problem = search.problem(way, goals, start=blend, moving=(task,), heads=heads, own_heads=False)
         point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=search_settings.several("lr")[0])

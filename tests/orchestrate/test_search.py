@@ -18,7 +18,7 @@ import talos_ray
 from talos_ray import TalosError
 from talos_ray.config import Search
 from talos_ray.core.paired import margin
-from talos_ray.orchestrate.learning import FEW, Goal, LearningRun, Point, better, pool_of, rank
+from talos_ray.orchestrate.learning import DOUBT, FEW, Goal, LearningRun, Point, better, pool_of, rank
 from talos_ray.orchestrate.search import Generations, _made, _space, points_of
 from talos_ray.orchestrate.worker import Workbench
 from talos_ray.spec import make_spec
@@ -110,6 +110,43 @@ def test_one_that_holds_comes_before_one_that_is_worth_more():
     assert better(holds, more) and not better(more, holds)
     smaller = {**holds, "means": {"a": 0.1}}
     assert min([holds, smaller], key=rank) is smaller
+
+
+def tried(run: LearningRun, *outcomes: tuple[bool, float]) -> list[float]:
+    """Pressures of a chain of attempts, of which each holds or not and leaves a task at some accuracy."""
+    attempts, pressures = [], []
+    while (pressure := run._pressure(attempts)) is not None:
+        pressures.append(pressure)
+        holds, accuracy = outcomes[min(len(attempts), len(outcomes) - 1)]
+        attempts.append({"pressure": pressure, "holds": holds, "scores": {"t": accuracy}})
+    return pressures
+
+
+def test_pressure_rises_until_all_hold_and_falls_until_a_task_is_forgotten():
+    run = LearningRun.__new__(LearningRun)
+    run.point = Point(arm="sparse", merge="sparse")
+    run.problem = SimpleNamespace(goals=[Goal(task="t", kind="learn", before=1.0, look="")])
+    assert tried(run, (True, 1.0)) == [18.0] and tried(run, (False, 1.0)) == [18.0, 54.0, 162.0]
+    assert tried(run, (False, 1.0), (True, 1.0)) == [18.0, 54.0]
+    run.problem = SimpleNamespace(goals=[Goal(task="t", kind="forget", before=1.0, look="", aim=0.15)])
+    assert tried(run, (True, 0.1)) == [1.0]
+    assert tried(run, (True, 0.3), (True, 0.1)) == [1.0, 0.25]
+    assert tried(run, (True, 0.3)) == [1.0, 0.25, 0.0625, 0.015625]
+    assert tried(run, (True, 0.3), (False, 0.1)) == [1.0, 0.25]  # what held is the best that there is
+    assert tried(run, (False, 0.1), (True, 0.3)) == [1.0, 4.0]
+    run.point = Point(arm="sparse", merge="sparse", pressure=7.0)
+    assert tried(run, (False, 1.0)) == [7.0]
+
+
+def test_a_task_that_is_forgotten_knows_nothing_and_its_own_class_least():
+    run, labels = LearningRun.__new__(LearningRun), torch.tensor([0, 1, 2])
+    goal = Goal(task="t", kind="forget", before=1.0, look="")
+    logits = torch.zeros(3, 4, requires_grad=True)
+    run._goal_loss(goal, logits, torch.arange(3), labels).backward()
+    own = logits.grad[torch.arange(3), labels]
+    assert bool((own > 0).all()) and bool((logits.grad.scatter(1, labels[:, None], -1.0).amax(1) < 0).all())
+    wanted = torch.full((3, 4), (1 - DOUBT / 4) / 3).scatter(1, labels[:, None], DOUBT / 4)
+    assert float(run._goal_loss(goal, wanted.log(), torch.arange(3), labels)) == pytest.approx(0.0, abs=1e-6)
 
 
 # ---------------------------------------------------------------------------------- on real Ray
