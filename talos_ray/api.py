@@ -19,7 +19,7 @@ from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.run_folder import RunFolder, is_in_force
 from talos_ray.tasks import Split, load_rows, load_task
 from talos_ray.trust import compare, signatures, versions, watch
 from talos_ray.trust.export import export
@@ -239,14 +239,15 @@ class Run:
         return {t["name"]: t for t in (*self.info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
 
     def _in_force(self) -> list[dict]:
-        """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet."""
+        """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet. Deltas that only
+        help to forget another task make no task of theirs."""
         if self.folder.head is None:
             return list(self.info["spec"]["tasks"])
         version = self.version
         return [
             task
             for name, task in self._tasks.items()
-            if name in version["deltas"] and name not in version.get("forgotten", ())
+            if is_in_force(version, name)
         ]
 
     def _version(self, number: int | None) -> dict:

@@ -101,9 +101,10 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
     if folder.head is None:
         raise TalosError(f"run {uri!r} has no version yet; run the same command again to finish it")
     head = folder.load_version(folder.head)
-    if in_head and (absent := [t for t in tasks if t not in head["deltas"]]):
+    held = {t for t in head["deltas"] if t in head["targets"] or t in head.get("forgotten", ())}  # others only help to forget
+    if in_head and (absent := [t for t in tasks if t not in held]):
         raise TalosError(
-            f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: {', '.join(head['deltas']) or 'none'}"
+            f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: {', '.join(sorted(held)) or 'none'}"
         )
     how = Merge.model_validate(head.get("merge", {"method": "linear"}))
     with Progress() as progress:
@@ -162,7 +163,8 @@ def forget(
 ) -> int:  # fmt: skip
     """Task negation (Ilharco et al., 2023), by gradient: the coefficients of one task's delta that push its answers towards chance,
     under as much pressure as it takes for every control task to keep `keep` of the base's score, and every task that head has learnt
-    `keep` of head's. Learned on training inputs, judged on validation data. Returns the version's number.
+    `keep` of head's. Deltas of the run that are not in head help: they are further directions that hardly disturb others, and
+    without them a task is not forgotten by half. Learned on training inputs, judged on validation data. Returns the version's number.
 
     Args:
         at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which is what
@@ -177,12 +179,18 @@ def forget(
         head, session = run.head, run.session
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         held = [*learnt, *run.prepared.controls]
-        deltas = run.deltas(sorted({*head["deltas"], task}))
+        there = [t for t in head["deltas"] if t != task]
+        helpers = sorted(t for t in run.arm.finished() if t not in (task, *there))
+        deltas = run.deltas(sorted({*there, task, *helpers}))
         way = run.way(deltas, run.how)
-        blend, heads = run.in_head(learnt)
-        before, _ = run.in_head([*learnt, task])
-        settings = {"method": "learned", "control_keep": keep, "heads": "words", "trials": 0, "pressure": "auto"}
-        search_settings = run.prepared.spec.search.model_copy(update=settings)
+        blend, heads = run.in_head(there)
+        before, _ = run.in_head([*there, task])
+        asked = run.prepared.spec.search
+        settings = {
+            "method": "learned", "control_keep": keep, "heads": "words", "trials": 0, "pressure": "auto",
+            "batch_size": max(asked.batch_size, asked.control_batch_size),  # one task learns here, not many
+        }  # fmt: skip
+        search_settings = asked.model_copy(update=settings)
         tasks = (task, *learnt)
         spec = run.prepared.spec.model_copy(
             update={"search": search_settings, "tasks": tuple(t for t in run.prepared.spec.tasks if t.name in tasks)}
@@ -201,11 +209,12 @@ def forget(
         limit = aim if at_most is None else at_most
         goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=min(aim, limit))]
         goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
-        problem = search.problem(way, goals, start=blend, moving=(task,), heads=heads, own_heads=False)
+        problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
         point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=search_settings.several("lr")[0])
         record = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})[way.name][0]
         told = {
             "task": task,
+            "helpers": helpers,
             "keep": keep,
             "chance": chance,
             "aim": aim,

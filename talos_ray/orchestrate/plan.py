@@ -23,7 +23,7 @@ from talos_ray.models.heads import check_head, has_features, head_key, make_head
 from talos_ray.models.weights import compared
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
-from talos_ray.storage.run_folder import RunFolder, load_mask
+from talos_ray.storage.run_folder import RunFolder, is_in_force, load_mask
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
 
 DENSE, SPARSE = "dense", "sparse"
@@ -231,7 +231,7 @@ def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
     if folder.head is None:
         return set()
     version = folder.load_version(folder.head)
-    return {t for t in tasks if t not in version["deltas"] or t in version.get("forgotten", ())}
+    return {t for t in tasks if not is_in_force(version, t)}
 
 
 def _check_stored(folder: RunFolder, p: Prepared) -> None:

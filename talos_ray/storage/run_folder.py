@@ -609,6 +609,11 @@ def _facts(version: Mapping) -> dict[str, object]:
     return {"model": version["model"], "coefficients": version["coefficients"], "software": software()}
 
 
+def is_in_force(version: Mapping, task: str) -> bool:
+    """Whether a version holds a task's edit: its delta is there, and neither forgotten nor only a help to forget another one."""
+    return task in version["deltas"] and task in version["targets"] and task not in version.get("forgotten", ())
+
+
 def kind_of(version: Mapping, task: str) -> str:
     """'target', 'forgotten', 'control', or 'other': of the run, but no part of this version."""
     if task in version.get("forgotten", ()):
