@@ -3,7 +3,7 @@
     python jobs/quality.py FOLDER                       # the demo, three seeds
     python jobs/quality.py FOLDER --spec SPEC.yaml      # any spec; for MiniLM write one with jobs/text_tasks.py
     python jobs/quality.py FOLDER --joint               # also joint training of the same mask on all data
-    python jobs/quality.py FOLDER --peers ENVIRONMENT   # also what mergekit and FusionBench make of the dense edits (jobs/peers.py)
+    python jobs/quality.py FOLDER --peers ENVIRONMENT   # also what mergekit and FusionBench make of the dense edits (jobs/other_merges.py)
     python jobs/quality.py FOLDER --auto                # the mask is chosen too, as `preset: auto` does it
     python jobs/quality.py FOLDER --label-noise 0.2     # what wrong training labels cost
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
 from jobs.joint import joint
-from jobs.peers import peers
+from jobs.other_merges import peers
 from talos_ray.spec import PRESETS
 
 DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
