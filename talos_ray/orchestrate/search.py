@@ -301,7 +301,7 @@ class MergeSearch:
             hold = [Goal(task=c, kind="hold", before=seen[key].accuracy, look=key) for c, key in controls.items()]
             problems[name] = self.problem(way, (*learn, *hold, *kept.values()), **self._begun(way, kept))
             refs[name] = [session.shared_ref, way.ref]
-        points = {name: points_of(p.spec.search, way, bool(controls)) for name, way in ways.items()}
+        points = {n: points_of(p.spec.search, way, bool(problems[n].tasks("hold"))) for n, way in ways.items()}
         found = self.run(problems, refs, points)
         if self.stage == "search":
             session.progress.end("search", "; ".join(f"{name}: {_told(records)}" for name, records in found.items()))
