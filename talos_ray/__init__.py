@@ -18,7 +18,7 @@ _HOME = {
     "TalosError": "errors", "SpecError": "errors", "MismatchError": "errors", "CorruptError": "errors", "StorageError": "errors",
     "ConflictError": "errors",
 }  # fmt: skip
-__all__ = [
+__all__ = [  # __version__ beside them
     "ConflictError",
     "CorruptError",
     "MismatchError",
@@ -35,7 +35,15 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str):
     if name in _HOME:
         return getattr(import_module(f"talos_ray.{_HOME[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("talos-ray")
     raise AttributeError(f"module 'talos_ray' has no attribute {name!r}")

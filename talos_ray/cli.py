@@ -24,6 +24,23 @@ app = typer.Typer(
     help="Learn, merge and undo many tasks in one pretrained model.",
     epilog="Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the newest version is kept aside by its gate; 4 `watch` found that the gate no longer holds; 130 interrupted.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import talos_ray
+
+        typer.echo(f"talos_ray {talos_ray.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Learn, merge and undo many tasks in one pretrained model."""
+
+
 HELD, DRIFTED = 3, 4
 BEFORE, MAKE, DECIDE, PROVE, TAKE = (
     "Before anything runs",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+import talos_ray
 from talos_ray import cli
 
 GOOD = {"model": "demo", "tasks": ["demo:pointers"], "control": ["demo:coloured_shapes"], "output": "run"}
@@ -108,3 +110,13 @@ def test_the_installed_command_shows_help_and_errors_without_a_traceback(tmp_pat
     assert (
         done.returncode == 2 and done.stderr.startswith("edit_all_tasks: spec file") and "Traceback" not in done.stderr
     )
+
+
+def test_the_version_is_told_and_the_public_names_are_seen():
+    from importlib.metadata import version
+
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert result.exit_code == 0 and result.output.strip() == f"talos_ray {version('talos-ray')}"
+    assert talos_ray.__version__ == version("talos-ray")
+    assert set(dir(talos_ray)) == {*talos_ray.__all__, "__version__"}
+    assert Path(talos_ray.__file__).with_name("py.typed").is_file()
