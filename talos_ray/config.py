@@ -611,6 +611,39 @@ SAID = {
 }
 
 
+# What keys are called in libraries that people come from, and here.
+ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "per_device_train_batch_size": "train.batch_size",
+    "train_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "warmup_ratio": "train.warmup_steps",
+    "lr_scheduler_warmup_steps": "train.warmup_steps",
+    "save_steps": "train.checkpoint_every",
+    "output_dir": "output",
+    "base_model": "model",
+    "model_name_or_path": "model",
+    "dataset": "data",
+    "dataset_name": "data",
+    "data_files": "data",
+    "dataset_config": "config",
+    "text_column": "input",
+    "text_field": "input",
+    "image_column": "input",
+    "input_column": "input",
+    "label_column": "label",
+    "target_column": "label",
+    "density": "mask.keep",
+    "sparsity": "mask.keep",
+    "controls": "control",
+    "targets": "tasks",
+}
+
+
 def _is_a_way(part: str | int) -> bool:
     """Whether a part of an error's place is no key, but one of the ways in which a value may be meant."""
     return isinstance(part, str) and (
@@ -625,6 +658,8 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
+        if (here := ELSEWHERE.get(str(loc[-1]).lower())) is not None:
+            return f"spec key {path!r} does not exist; here it is called {here!r}"
         close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"spec key {path!r} does not exist; {hint}"

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from talos_ray import SpecError, Task, load_spec
-from talos_ray.config import Spec, Train
+from talos_ray.config import ELSEWHERE, Spec, Train
 from talos_ray.spec import make_spec
 
 GOOD = {"model": "demo", "tasks": ["demo:counts"], "output": "x"}
@@ -122,3 +122,24 @@ def test_the_paper_is_a_preset_and_own_words_win():
     assert [m.method for m in both.tried] == ["linear", "consensus"]
     with pytest.raises(SpecError, match="preset 'papers' does not exist.*'paper'"):
         make_spec({**values, "preset": "papers"})
+
+
+def test_keys_of_other_libraries_are_answered_with_the_name_here():
+    spec = {"model": "demo", "tasks": ["demo:counts"], "output": "x"}
+    for place, key, wanted in (
+        ("train", "learning_rate", "train.lr"), ("train", "num_train_epochs", "train.epochs"), ("train", "warmup_ratio", "train.warmup_steps"),
+        (None, "learning_rate", "train.lr"), (None, "output_dir", "output"), (None, "max_steps", "train.steps"),
+    ):  # fmt: skip
+        given = {**spec, **({place: {key: 1}} if place else {key: 1})}
+        with pytest.raises(SpecError, match=rf"'{(place + '.') if place else ''}{key}' does not exist; here it is called '{wanted}'"):
+            make_spec(given)
+    with pytest.raises(SpecError, match="'task t.text_column' does not exist; here it is called 'input'"):
+        make_spec({**spec, "tasks": [{"name": "t", "data": "x.csv", "text_column": "words"}]})
+
+
+def test_what_a_key_is_called_here_exists():
+    for known in ELSEWHERE.values():
+        model, fields = Spec, known.split(".")
+        for field in fields[:-1]:
+            model = model.model_fields[field].annotation
+        assert fields[-1] in model.model_fields or fields[-1] in Task.model_fields
