@@ -27,19 +27,19 @@ from talos_ray.trust.recompose import edit_of
 
 
 def edit(
-    tasks: Sequence[Task | str | dict] | None = None, *, model: str = "demo", control: Sequence[Task | str | dict] = (),
+    tasks: Sequence[Task | str | dict] | str | Path | None = None, *, model: str = "demo", control: Sequence[Task | str | dict] = (),
     output: str = "runs/run", spec: Spec | str | Path | None = None, verbose: bool = False, allow_code: str | Sequence[str] = (),
     **settings: Any,
 ) -> Run:  # fmt: skip
     """Calibrate, train, merge and verify, on the Ray cluster at hand or on this machine.
 
     Args:
-        tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings.
+        tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings; or the path of a YAML spec.
         model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, `"hf:NAME"` (a text encoder, a T5-like model or a causal LM), or
             `"python:MODULE:FUNCTION"`.
         control: tasks that must hold.
         output: the run's folder, local or a URI.
-        spec: a `Spec` or the path of a YAML spec, instead of all the others.
+        spec: a `Spec` or the path of a YAML spec, instead of all that a spec says.
         verbose: show Ray's own messages too.
         allow_code: modules whose `python:` models may run.
         settings: further sections of the spec, like `train={"lr": 1e-3}` or `mask={"keep": 0.05}`.
@@ -54,6 +54,14 @@ def edit(
     from talos_ray.orchestrate.driver import run_edit
 
     allow_models(allow_code)
+    if spec is None and isinstance(tasks, str | Path) and str(tasks).endswith((".yaml", ".yml")):
+        spec, tasks = tasks, None
+    given = {"tasks": (tasks, None), "model": (model, "demo"), "control": (control, ()), "output": (output, "runs/run")}
+    beside = [name for name, (value, default) in given.items() if value != default]
+    if spec is not None and (beside or settings):
+        raise SpecError(
+            f"edit was given a spec and beside it {', '.join([*beside, *settings])}; wanted one or the other; write it into the spec, or change the spec with load_spec(path, output=…)"
+        )
     if spec is None:
         spec = make_spec({"tasks": tasks or (), "model": model, "control": control, "output": output, **settings})
     elif not isinstance(spec, Spec):

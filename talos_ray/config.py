@@ -491,6 +491,11 @@ class Task(_Settings):
         _no_secret(place, "data")
         return place
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _one_prompt(cls, prompts: object) -> object:
+        return (prompts,) if isinstance(prompts, str) else prompts
+
     @field_validator("prompts")
     @classmethod
     def _has_slot(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:

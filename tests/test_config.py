@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+import talos_ray
 from talos_ray import SpecError, Task, load_spec
 from talos_ray.config import ELSEWHERE, Spec, Train
 from talos_ray.spec import make_spec
@@ -143,3 +144,19 @@ def test_what_a_key_is_called_here_exists():
         for field in fields[:-1]:
             model = model.model_fields[field].annotation
         assert fields[-1] in model.model_fields or fields[-1] in Task.model_fields
+
+
+def test_one_prompt_need_be_no_list():
+    assert Task(name="t", data="x", prompts="a photo of a {}").prompts == ("a photo of a {}",)
+    with pytest.raises(SpecError, match="prompts"):
+        make_spec({"model": "demo", "output": "x", "tasks": [{"name": "t", "data": "x", "prompts": "no slot"}]})
+
+
+def test_nothing_that_is_given_beside_a_spec_is_dropped(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text("model: demo\ntasks: [demo:counts]\noutput: x\nunknown: 1\n")
+    for given in ({"output": "elsewhere"}, {"train": {"lr": 1.0}}, {"tasks": ["demo:pointers"]}, {"model": "hf:x"}):
+        with pytest.raises(SpecError, match=f"given a spec and beside it {next(iter(given))}; wanted one or the other"):
+            talos_ray.edit(spec=path, **given)
+    with pytest.raises(SpecError, match="'unknown' does not exist"):  # it is read as a spec
+        talos_ray.edit(str(path))
