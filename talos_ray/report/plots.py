@@ -159,12 +159,12 @@ def heatmap(
 def coefficients(rows: Mapping[str, Mapping[str, float]], w: Say) -> str:
     """Mean coefficient of every task in every tensor: a map, blue above zero and red below."""
     tensors = list(next(iter(rows.values())))
-    figure, axes = _axes(max(2.2, 0.13 * len(tensors)), "", w("tensor"))
+    figure, axes = _axes(max(2.2, 0.16 * len(tensors)), "", w("tensor"))
     cells = [[rows[task][name] for task in rows] for name in tensors]
     far = max(1e-6, *(abs(v) for row in cells for v in row))
     mesh = axes.pcolormesh(cells, cmap="RdBu", vmin=-far, vmax=far)
     axes.set_xticks([i + 0.5 for i in range(len(rows))], list(rows), rotation=30, ha="right")
-    axes.set_yticks([i + 0.5 for i in range(len(tensors))], tensors, fontsize=6)
+    axes.set_yticks([i + 0.5 for i in range(len(tensors))], tensors, fontsize=7.5)
     axes.invert_yaxis()
     with plt.rc_context(STYLE):
         figure.colorbar(mesh, ax=axes, label=w("coefficient"))
