@@ -505,7 +505,7 @@ class RunFolder:
             if DELTA.fullmatch(name) or name.startswith(("learned/", "merged/")) or name == "heads.safetensors":
                 tried(lambda n=name: tensors_fit(n))
             elif name == "mask.safetensors":
-                tried(lambda n=name: load_mask(self.store, n, self.info()["base"]))
+                tried(lambda n=name: mask_of(self.store.path(n), self.store.read_tensors(n)[1]))
         return problems
 
     def add_version(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from talos_ray.errors import CorruptError
 
+PART = 1 << 14  # values looked at together: so few start no threads of torch, which a process that forks later would miss
 Number = Annotated[FiniteFloat, Field(strict=True)]
 Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1)]
 Many = Annotated[int, Field(strict=True, ge=0)]
@@ -129,11 +130,14 @@ def mask_of(path: str, info: Mapping) -> dict:
 def finite(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises CorruptError if a value of a file's tensors is NaN or infinite."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            first = int((~torch.isfinite(tensor.flatten())).nonzero()[0])
-            raise CorruptError(
-                f"{path}: value {first} of tensor {name!r} is {float(tensor.flatten()[first])}; wanted finite values; restore it from a copy"
-            )
+        if not tensor.is_floating_point():
+            continue
+        for number, part in enumerate(tensor.flatten().split(PART)):
+            if not bool(torch.isfinite(part).all()):
+                first = int((~torch.isfinite(part)).nonzero()[0])
+                raise CorruptError(
+                    f"{path}: value {number * PART + first} of tensor {name!r} is {float(part[first])}; wanted finite values; restore it from a copy"
+                )
 
 
 def _fits(model: type[BaseModel], path: str, found: Mapping) -> None:
