@@ -51,7 +51,7 @@ class Mask:
     @functools.cached_property
     def k(self) -> int:
         """How many weights may change."""
-        return int(self.flags.sum())
+        return int(np.count_nonzero(np.unpackbits(self.bits, count=self.layout.total)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -64,7 +64,7 @@ class Mask:
 
     def density(self) -> dict[str, float]:
         """Share of masked weights in each parameter."""
-        return {n: float(f.float().mean()) for n, f in self.layout.split(self.flags).items()}
+        return {n: float(f.numpy().mean()) for n, f in self.layout.split(self.flags).items()}
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
