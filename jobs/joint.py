@@ -15,7 +15,7 @@ from talos_ray.core.learned import MergePlan, agreement_loss
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.probe import scored
-from talos_ray.orchestrate.learning import pool_of
+from talos_ray.orchestrate.learning import Pool, pool_of
 from talos_ray.orchestrate.plan import prepare
 from talos_ray.orchestrate.worker import Shared, Workbench, freeze
 from talos_ray.progress import Progress
@@ -23,6 +23,14 @@ from talos_ray.storage.run_folder import RunFolder
 
 HELD = 16  # inputs of the control tasks in an update
 PRESSURE = 8.0
+
+
+def by_own_head(bench: Workbench, task: str, pool: Pool) -> float:
+    """Test accuracy of the model as it stands under a head of the task's own, fitted as a merge fits its."""
+    shown = bench.answered(bench.examples(task, "train"), task, pool.train, features=True)
+    judged = bench.answered(bench.examples(task, "validation"), task, pool.judged, features=True)
+    tested = bench.answered(bench.examples(task, "test"), task, features=True)
+    return float(tested.right(bench.fitted(task, shown, judged)).float().mean())
 
 
 def joint(uri: str, dense: bool = False) -> dict[str, float]:
@@ -71,11 +79,7 @@ def joint(uri: str, dense: bool = False) -> dict[str, float]:
     found = {"words": 0.0, "own": 0.0}
     for task in targets:
         found["words"] += right(task) / len(targets)
-        shown = bench.answered(bench.examples(task, "train"), task, pools[task].train, features=True)
-        judged = bench.answered(bench.examples(task, "validation"), task, pools[task].judged, features=True)
-        head = bench.fitted(task, shown, judged)
-        tested = bench.answered(bench.examples(task, "test"), task, features=True)
-        found["own"] += float(tested.right(head).float().mean()) / len(targets)
+        found["own"] += by_own_head(bench, task, pools[task]) / len(targets)
     found["kept"] = min((right(c) / before[c] for c in controls), default=1.0)
     optimizer.close()
     return found

@@ -15,13 +15,13 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from jobs.joint import by_own_head
 from talos_ray.config import Spec
 from talos_ray.core.delta import Delta
 from talos_ray.core.segments import Blend
@@ -33,11 +33,8 @@ from talos_ray.storage.run_folder import RunFolder
 
 SCALES = [i / 20 for i in range(21)]
 # As their papers have them: 20 % of a task vector are kept, or dropped at random and the rest made larger.
-METHODS = {
-    "TIES (mergekit)": {"merge_method": "ties", "weight": 1.0, "density": 0.2, "normalize": False},
-    "DARE (mergekit)": {"merge_method": "dare_linear", "weight": 1.0, "density": 0.2, "normalize": False},
-    "TSV-M (FusionBench)": None,
-}
+PARAMETERS = {"weight": 1.0, "density": 0.2}
+METHODS = {"TIES (mergekit)": "ties", "DARE (mergekit)": "dare_linear", "TSV-M (FusionBench)": None}
 FUSION_BENCH = """
 import sys
 from pathlib import Path
@@ -80,9 +77,9 @@ def peers(uri: str, environment: Path) -> dict[str, dict[str, float]]:
             tuned = {n: base[n] + parts[n].view_as(base[n]) for n in base}
             save_file(tuned, place / f"{task}.safetensors")
         tuned = [place / f"{task}.safetensors" for task in sorted(deltas)]
-        for method, settings in METHODS.items():
+        for method, name in METHODS.items():
             started = time.perf_counter()
-            merged = _merged(environment, place, tuned, settings)
+            merged = _merged(environment, place, tuned, name)
             seconds = time.perf_counter() - started
             vector = torch.cat([(merged[n].float() - base[n]).reshape(-1) for n in prepared.layout.names])
             together = Arm.of("peer", arm.mask.bits, {"peer": Delta("peer", vector, prepared.base, arm.mask.fingerprint)})
@@ -90,19 +87,18 @@ def peers(uri: str, environment: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _merged(environment: Path, place: Path, tuned: list[Path], settings: Mapping | None) -> dict[str, torch.Tensor]:
-    """What a package makes of checkpoints."""
+def _merged(environment: Path, place: Path, tuned: list[Path], method: str | None) -> dict[str, torch.Tensor]:
+    """What a package makes of checkpoints: mergekit by its name of a method, or FusionBench."""
     base, out = place / "base.safetensors", place / "out"
-    if settings is None:
+    if method is None:
         command = [environment / "bin/python", "-c", FUSION_BENCH, base, place / "merged.safetensors", *tuned]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         return load_file(place / "merged.safetensors")
-    parameters = {k: v for k, v in settings.items() if k in ("weight", "density")}
     config = {
-        "merge_method": settings["merge_method"],
+        "merge_method": method,
         "base_model": str(base),
-        "models": [{"model": str(path), "parameters": parameters} for path in tuned],
-        "parameters": {"normalize": settings["normalize"]},
+        "models": [{"model": str(path), "parameters": PARAMETERS} for path in tuned],
+        "parameters": {"normalize": False},
         "dtype": "float32",
     }
     (place / "config.yml").write_text(yaml.safe_dump(config))
@@ -132,15 +128,8 @@ def _scored(bench: Workbench, prepared, arm: Arm) -> dict[str, float]:
     bench.compose(arm, Blend({"peer": 0.0}))
     base = [right(c, "test") for c in controls]
     bench.compose(arm, Blend({"peer": best[1]}))
-    own = []
-    for task in targets:
-        train, validation = bench.examples(task, "train"), bench.examples(task, "validation")
-        pool = pool_of(spec, task, len(train), len(validation))
-        shown = bench.answered(train, task, pool.train, features=True)
-        judged = bench.answered(validation, task, pool.judged, features=True)
-        head = bench.fitted(task, shown, judged)
-        tested = bench.answered(bench.examples(task, "test"), task, features=True)
-        own.append(float(tested.right(head).float().mean()))
+    sizes = {t: (len(prepared.data[t].train), len(prepared.data[t].validation)) for t in targets}
+    own = [by_own_head(bench, t, pool_of(spec, t, *sizes[t])) for t in targets]
     return {
         "words": sum(right(t, "test") for t in targets) / len(targets),
         "own": sum(own) / len(own),

@@ -180,8 +180,8 @@ def forget(
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         held = [*learnt, *run.prepared.controls]
         there = [t for t in head["deltas"] if t != task]
-        helpers = sorted(t for t in run.arm.finished() if t not in (task, *there))
-        deltas = run.deltas(sorted({*there, task, *helpers}))
+        helpers = {t: d for t, d in sorted(run.arm.finished().items()) if t not in (task, *there)}
+        deltas = dict(sorted({**run.deltas([*there, task]), **helpers}.items()))
         way = run.way(deltas, run.how)
         blend, heads = run.in_head(there)
         before, _ = run.in_head([*there, task])
@@ -214,7 +214,7 @@ def forget(
         record = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})[way.name][0]
         told = {
             "task": task,
-            "helpers": helpers,
+            "helpers": list(helpers),
             "keep": keep,
             "chance": chance,
             "aim": aim,

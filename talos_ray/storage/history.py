@@ -444,11 +444,6 @@ def second_events(store: Store) -> list[tuple[str, str | None]]:
     return found
 
 
-def pointed(store: Store, events: list[dict]) -> list[str]:
-    """What is wrong with head.json."""
-    return _pointed(store, events)
-
-
 def point(store: Store, event: Mapping) -> None:
     """Have head.json name an event."""
     store.write("head.json", _pointer(event, digest_of(event)))
@@ -493,7 +488,7 @@ def _look(store: Store) -> list[str]:
                 problems.append(f"{name} cannot be read: {error}")
         elif stray := _stray(store, name):
             problems.append(stray)
-    return problems + _pointed(store, whole)
+    return problems + pointed(store, whole)
 
 
 def _stray(store: Store, name: str) -> str | None:
@@ -532,7 +527,7 @@ def _is_copy(store: Store, name: str) -> bool:
         return False
 
 
-def _pointed(store: Store, whole: list[dict]) -> list[str]:
+def pointed(store: Store, whole: list[dict]) -> list[str]:
     """What is wrong with head.json. It may name an event before the last (its writer was cut off), but one that exists."""
     if not whole:
         return ["history/ holds no event"]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from talos_ray.errors import CorruptError
 
-PART = 1 << 14  # values looked at together: so few start no threads of torch, which a process that forks later would miss
+AT_ONCE = 1 << 14  # values looked at together: so few start no threads of torch, which a process that forks later would miss
 Number = Annotated[FiniteFloat, Field(strict=True)]
 Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1)]
 Many = Annotated[int, Field(strict=True, ge=0)]
@@ -132,11 +132,11 @@ def finite(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue
-        for number, part in enumerate(tensor.flatten().split(PART)):
+        for number, part in enumerate(tensor.flatten().split(AT_ONCE)):
             if not bool(torch.isfinite(part).all()):
                 first = int((~torch.isfinite(part)).nonzero()[0])
                 raise CorruptError(
-                    f"{path}: value {number * PART + first} of tensor {name!r} is {float(part[first])}; wanted finite values; restore it from a copy"
+                    f"{path}: value {number * AT_ONCE + first} of tensor {name!r} is {float(part[first])}; wanted finite values; restore it from a copy"
                 )
 
 

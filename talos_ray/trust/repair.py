@@ -24,6 +24,7 @@ PAGE = re.compile(r"report/(?:(\d{4})\.(?:html|csv|impact\.csv|xlsx)|index\.html
 class Step:
     """Something that is to be put in order."""
 
+    names: tuple[str, ...]  # of the files that it mends
     words: str
     do: Callable[[], object]
 
@@ -47,16 +48,19 @@ def steps(folder: RunFolder, kept: Path) -> Iterator[Step]:
             raise TalosError(
                 f"{name} and another event have the same number, and neither the next event nor head.json says which one counts; look at both, keep a copy, and take one away"
             )
-        yield Step(f"{name} is a second event of its number, and {stays} is the one that counts: it is taken out", lambda n=name: take_out(n))
+        words = f"{name} is a second event of its number, and {stays} is the one that counts: it is taken out"
+        yield Step((name,), words, lambda n=name: take_out(n))
     events, _ = history.chain(store)
     if history.pointed(store, events):
-        yield Step("head.json names no event: it is written anew from the newest one", lambda: history.point(store, events[-1]))
+        words = "head.json names no event: it is written anew from the newest one"
+        yield Step(("head.json",), words, lambda: history.point(store, events[-1]))
     for name in history.strays(store):
         if not name.startswith(WORKERS_WRITE):  # a run that was cut off goes on from those
-            yield Step(f"{name} is in no event: it is taken out", lambda n=name: take_out(n))
+            yield Step((name,), f"{name} is in no event: it is taken out", lambda n=name: take_out(n))
     wrong = [name for name in history.changed(store) if PAGE.fullmatch(name)]
     if wrong:
-        yield Step(f"{', '.join(wrong)}: not as recorded, and made anew from what is", lambda: _pages_anew(folder, wrong))
+        words = f"{', '.join(wrong)}: not as recorded, and made anew from what is"
+        yield Step(tuple(wrong), words, lambda: _pages_anew(folder, wrong))
 
 
 def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list[str]]:
@@ -68,10 +72,11 @@ def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list
     """
     if yes and kept.exists():
         raise TalosError(f"folder {str(kept)!r} is there already; wanted a new one for what is taken out; choose another with --keep")
-    told = []
+    told, mended = [], []
     try:
         for step in steps(folder, kept):
             told.append(step.words)
+            mended += step.names
             if yes:
                 step.do()
     except CorruptError as error:  # without `yes` what comes before it is still there
@@ -80,7 +85,7 @@ def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list
         return told, ["what else there is can be seen once these are done"]
     left = history.verify(folder.store)
     if not yes:
-        left = [p for p in left if not any(p.startswith(words.split(" ")[0].rstrip(":,")) for words in told)]
+        left = [p for p in left if not any(p.startswith(f"{name} ") for name in mended)]
     return told, left
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def forked(work: Callable[[], None]) -> int:
         try:
             work()
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child
