@@ -1,18 +1,18 @@
 """How the orchestration scales: the numbers of docs/scaling.md.
 
-    python jobs/simulate.py             # 1,000 tasks over 200 simulated teams: queue, driver, history
-    python jobs/simulate.py --raylets   # Ray Train's own teams on 1, 2 and 4 raylets, whose work is to sleep
+    python jobs/simulate.py             # 1,000 tasks over 200 simulated workers: pool, driver, storage, history
+    python jobs/simulate.py --head      # what workers cost the driver's node, measured with the driver alone on its node
+    python jobs/simulate.py --raylets   # the training stage on 1, 2 and 4 raylets, whose work is to sleep
 
-The first uses the queue, the progress view and the run folder as a run does, in a Ray of this machine; only the
-teams are simulated, each a coroutine that sleeps where a worker would train. The second is the training stage as it
-is, with real teams; only what a worker does is replaced by sleeping.
+The first uses the pool, the progress view and the run folder as a run does, in a Ray of this machine; only the workers are
+simulated, many of them in one process that sleeps where they would train. The others are the training stage as it is, with
+real workers; only what a worker does is replaced by sleeping.
 """
 
 import argparse
 import asyncio
 import io
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,28 +27,33 @@ from rich.console import Console
 
 from talos_ray.config import Cluster, Task, Train
 from talos_ray.core.delta import make_delta
-from talos_ray.orchestrate.train import POLL_SECONDS, Job, Queue, train
+from talos_ray.orchestrate.jobs import Job
+from talos_ray.orchestrate.pool import Hired, Pool
+from talos_ray.orchestrate.train import train
 from talos_ray.progress import Progress
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
 
-TASKS, TEAMS = 1000, 200
+TASKS, WORKERS = 1000, 200
+CROWDS = 4  # processes that the simulated workers share
 SLEEPERS = 12  # tasks of the runs on raylets
 STEP = 0.05  # seconds that a simulated update takes
 VALUES = 100_000  # of a simulated delta
+MEASURED = (1, 2, 4, 8, 16, 32)  # workers whose cost on the head is measured
+PREDICTED = (64, 200, 1000)  # and those for which it is predicted
 HERE = Path(__file__).resolve()
 
 
 class Sleeper:
-    """A team's worker that sleeps its updates away, and tells the queue as a real one does."""
+    """What a worker does, slept away; it tells how far it is as a real one does."""
 
     def __init__(self, shared_ref, arms_ref) -> None: ...
 
-    def train(self, job: Job, rank: int, world: int, queue) -> tuple[float, float]:
+    def train(self, job: Job, rank: int, world: int, tell) -> tuple[float, float]:
         for step in range(1, job.settings.steps + 1):
             time.sleep(STEP)
             if step % round(0.5 / STEP) == 0:
-                queue.progress.remote(job.name, step, 1.0 / step, os.getpid())
+                tell(step, 1.0 / step)
         return job.settings.steps * STEP, 0.0
 
 
@@ -56,84 +61,110 @@ def jobs(n: int, steps: int) -> list[Job]:
     """Tasks of five sizes, from half to one and a half times `steps`."""
     return [
         Job(
-            Task(name=f"task-{i:04d}", data="demo:counts"),
-            "sparse",
-            Train(steps=steps * (2 + i % 5) // 4, batch_size=1, warmup_steps=0),
-            f"key-{i}",
-            "",
-            "mask",
+            task=Task(name=f"task-{i:04d}", data="demo:counts"),
+            arm="sparse",
+            settings=Train(steps=steps * (2 + i % 5) // 4, batch_size=1, warmup_steps=0),
+            key=f"key-{i}",
+            folder="",
+            mask="mask",
         )
         for i in range(n)
     ]
 
 
-def longest_first(durations: Sequence[float], teams: int) -> float:
-    """Seconds until the last of `teams` has finished, if each takes the longest task that waits."""
-    free = [0.0] * teams
+def longest_first(durations: Sequence[float], workers: int) -> float:
+    """Seconds until the last of `workers` has finished, if each takes the longest task that waits."""
+    free = [0.0] * workers
     for d in sorted(durations, reverse=True):
         i = free.index(min(free))
         free[i] += d
     return max(free)
 
 
-# ------------------------------------------------------------------------ 1,000 tasks over 200 simulated teams
+# ------------------------------------------------------------------------ 1,000 tasks over 200 simulated workers
 
 
-async def _team(queue, team: int, waits: list[float]) -> None:
-    await queue.begin.remote(team, None)
-    while True:
-        asked = time.perf_counter()
-        job = await queue.next.remote(team)
-        waits.append(time.perf_counter() - asked)
-        if job is None:
-            return
-        steps, every = job.settings.steps, round(0.5 / STEP)
-        for step in range(every, steps + 1, every):
+@ray.remote(num_cpus=0, max_concurrency=1000)
+class Crowd:
+    """Many simulated workers in one process."""
+
+    def __init__(self) -> None:
+        self.now: dict[int, tuple[int, float | None]] = {}
+
+    async def place(self, worker: int) -> tuple[str, str, int]:
+        return ray.get_runtime_context().get_node_id(), f"node-{worker}", os.getpid()
+
+    async def progress(self, worker: int) -> tuple[int, float | None]:
+        return self.now.get(worker, (0, None))
+
+    async def train(self, worker: int, job: Job) -> tuple[float, str | None]:
+        every = round(0.5 / STEP)
+        for step in range(every, job.settings.steps + 1, every):
             await asyncio.sleep(every * STEP)
-            queue.progress.remote(job.name, step, 1.0 / step, os.getpid())
-        await asyncio.sleep(steps % every * STEP)
-        await queue.done.remote(team)
+            self.now[worker] = (step, 1.0 / step)
+        await asyncio.sleep(job.settings.steps % every * STEP)
+        return 0.0, None
 
 
-async def _all_teams(queue, waits: list[float], polls: list[float]) -> None:
-    progress = Progress(Console(file=io.StringIO()))
-    progress.begin("train")
+class Method:
+    """A method of a crowd, for one of its workers."""
 
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            asked = time.perf_counter()
-            state, restarts, _ = await queue.status.remote()
-            progress.training(state, restarts)
-            polls.append(time.perf_counter() - asked)
+    def __init__(self, method, worker: int) -> None:
+        self.method = method
+        self.worker = worker
 
-    watching = asyncio.create_task(watch())
-    await asyncio.gather(*(_team(queue, i, waits) for i in range(TEAMS)))
-    watching.cancel()
+    def remote(self, *given):
+        return self.method.remote(self.worker, *given)
+
+
+class Simulated:
+    """A worker as the pool calls it, and who plays it."""
+
+    def __init__(self, crowd, worker: int) -> None:
+        self.place = Method(crowd.place, worker)
+        self.progress = Method(crowd.progress, worker)
+        self.train = Method(crowd.train, worker)
+
+
+class SimulatedPool(Pool):
+    """A pool whose workers are no processes, so that none is ended."""
+
+    def _dismiss(self, worker: Hired) -> None:
+        self.workers.remove(worker)
 
 
 def thousand() -> None:
     work = jobs(TASKS, steps=160)
     ray.init(address="local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    queue = Queue.remote(work, [ray.put(0)], [ray.put(0)])
-    waits: list[float] = []
-    polls: list[float] = []
-    before, started = psutil.Process().memory_info().rss, time.perf_counter()
-    asyncio.run(_all_teams(queue, waits, polls))
-    wall = time.perf_counter() - started
-    grown = psutil.Process().memory_info().rss - before
-    state, *_ = ray.get(queue.status.remote())
-    assert all(s["state"] == "done" for s in state.values())
-    ideal = longest_first([j.settings.steps * STEP for j in work], TEAMS)
-    waits.sort()
-    print(f"{TASKS} tasks over {TEAMS} simulated teams")
-    print(f"  {wall:.1f} s; longest task first, with nothing lost, would take {ideal:.1f} s")
-    print(
-        f"  a team waits {1000 * statistics.median(waits):.0f} ms for its next task (median), {1000 * waits[-1]:.0f} ms at most; "
-        f"the queue takes {2 * TEAMS} progress messages a second"
+    crowds = [Crowd.remote() for _ in range(CROWDS)]
+    hired: list[Simulated] = []
+
+    def start() -> Simulated:
+        hired.append(Simulated(crowds[len(hired) % CROWDS], len(hired)))
+        return hired[-1]
+
+    progress = Progress(Console(file=io.StringIO()))
+    progress.begin("train")
+    looks: list[float] = []
+
+    def on_status(state: dict, restarts: int) -> None:
+        started = time.perf_counter()
+        progress.training(state, restarts)
+        looks.append(time.perf_counter() - started)
+
+    pool = SimulatedPool(
+        jobs=work, settings=Cluster(address="auto", teams=WORKERS), start=start, on_loss=lambda loss: None
     )
-    print(f"  the driver's look at all tasks, twice a second: {1000 * statistics.median(polls):.0f} ms (median)")
-    print(f"  the driver grew by {grown / 1e6:.0f} MB")
+    here = psutil.Process()
+    before, busy, started = here.memory_info().rss, sum(here.cpu_times()[:2]), time.perf_counter()
+    pool.run(on_status)
+    wall = time.perf_counter() - started
+    grown, busy = here.memory_info().rss - before, sum(here.cpu_times()[:2]) - busy
+    assert all(s["state"] == "done" for s in pool.board.state.values())
+    ideal = longest_first([j.settings.steps * STEP for j in work], WORKERS)
+    print(f"{TASKS} tasks over {WORKERS} simulated workers")
+    print(f"  {wall:.1f} s; longest task first, with nothing lost, would take {ideal:.1f} s")
+    print(f"  the driver was busy for {busy:.1f} s of it, {sum(looks):.1f} s with the view of all tasks, and grew by {grown / 1e6:.0f} MB")
     ray.shutdown()
     with tempfile.TemporaryDirectory() as folder:
         _storage(RunFolder(folder))
@@ -164,60 +195,142 @@ def _storage(folder: RunFolder) -> None:
     print(f"  {TASKS} events of the history: written in {appended:.1f} s, read and checked in {checked:.2f} s")
 
 
-# ------------------------------------------------------------------------ real teams on raylets
+# ------------------------------------------------------------------------ real workers on raylets
 
 
-def on_raylets(nodes: int) -> None:
-    """In a process of its own: a cluster of some raylets of one CPU each, and one team a raylet."""
+def on_raylets(nodes: int, workers: int, seconds: float) -> None:
+    """In a process of its own: the training stage with sleeping workers, on raylets beside the driver's own, which has no place for a
+    worker. Prints its time, when the first step came, and what the driver's node took of memory (MB) and CPU seconds."""
     from ray.cluster_utils import Cluster as Raylets
 
-    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(nodes - 1):
-        raylets.add_node(num_cpus=1)
+    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    each = -(-workers // nodes)
+    for _ in range(nodes):
+        raylets.add_node(num_cpus=each)
     raylets.wait_for_nodes()
     ray.init(address=raylets.address, log_to_driver=False, logging_level="ERROR")
+    # Raylets of this machine are told apart by their children; GCS and the driver belong to the head.
+    head = {psutil.Process(), *_family(raylets.head_node)}
     first: list[float] = []
+    most = 0.0
     started = time.perf_counter()
+    used = _used(head)
 
-    def on_status(state: dict, restarts: dict) -> None:
+    def on_status(state: dict, restarts: int) -> None:
+        nonlocal most
+        most = max(most, _held(head | set(_family(raylets.head_node))))
         if not first and any(s["step"] for s in state.values()):
             first.append(time.perf_counter() - started)
 
+    before = _held(head)
+    steps = round(seconds / STEP)
+    work = jobs(SLEEPERS, steps=100) if not seconds else [
+        Job(task=Task(name=f"task-{i:04d}", data="demo:counts"), arm="sparse", settings=Train(steps=steps, batch_size=1, warmup_steps=0),
+            key=f"key-{i}", folder="", mask="mask")
+        for i in range(workers)
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        work = jobs(SLEEPERS, steps=100)
-        train(ray.put(0), {}, work, Cluster(), nodes, scratch, on_status, member=f"{HERE.stem}:{Sleeper.__name__}")
-    print("measured", f"{time.perf_counter() - started:.1f}", f"{first[0]:.1f}", flush=True)
+        train(
+            shared_ref=ray.put(0), arms={}, jobs=work, settings=Cluster(address=raylets.address, teams=workers), teams=workers,
+            scratch=scratch, on_status=on_status, trainer=f"{HERE.stem}:{Sleeper.__name__}",
+        )  # fmt: skip
+    wall = time.perf_counter() - started
+    busy = _used(head) - used
+    print("measured", f"{wall:.1f}", f"{first[0]:.1f}", f"{(most - before) / 1e6:.1f}", f"{busy:.2f}", flush=True)
     ray.shutdown()
     raylets.shutdown()
 
 
-def teams() -> None:
+def _family(node) -> list[psutil.Process]:
+    """Processes of a node: what Ray started for it, and the workers of its raylet."""
+    found = []
+    for processes in node.all_processes.values():
+        for info in processes:
+            process = psutil.Process(info.process.pid)
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _held(processes: set[psutil.Process]) -> float:
+    """Bytes that nobody else has, of all of them."""
+    found = 0
+    for process in processes:
+        try:
+            found += process.memory_full_info().uss
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def _used(processes: set[psutil.Process]) -> float:
+    """CPU seconds."""
+    found = 0.0
+    for process in processes:
+        try:
+            found += sum(process.cpu_times()[:2])
+        except psutil.Error:
+            continue
+    return found
+
+
+def measured(nodes: int, workers: int, seconds: float) -> list[float]:
+    done = subprocess.run(
+        [sys.executable, str(HERE), "--nodes", str(nodes), "--workers", str(workers), "--seconds", str(seconds)],
+        capture_output=True, text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])},
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("measured")]
+    if done.returncode or not lines:
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
+    return [float(word) for word in lines[0].split()[1:]]
+
+
+def raylets() -> None:
     durations = [j.settings.steps * STEP for j in jobs(SLEEPERS, steps=100)]
     print(
         f"{SLEEPERS} tasks, {sum(durations):.0f} s of sleep in all, on raylets of one CPU each ({os.cpu_count()} real ones)"
     )
     for nodes in (1, 2, 4):
-        done = subprocess.run(
-            [sys.executable, str(HERE), "--nodes", str(nodes)], capture_output=True, text=True, check=True,
-            env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
-        )  # fmt: skip
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("measured")]
-        wall, first = map(float, line.split()[1:])
+        wall, first, *_ = measured(nodes, nodes, 0)
         best = longest_first(durations, nodes)
         print(
             f"  {nodes} raylet(s): {wall:.1f} s; start-up {first:.1f} s + work {best:.1f} s = {first + best:.1f} s predicted"
         )
 
 
+def head(seconds: float = 40.0) -> None:
+    """What a worker costs the driver's node, measured, and by a straight line through the fewest and the most of the first half."""
+    found = {n: measured(1, n, seconds) for n in MEASURED}
+    few, many = MEASURED[0], MEASURED[len(MEASURED) // 2]
+    print(f"what the driver's node takes for workers that sleep {seconds:.0f} s each, beside what it takes without any")
+    lines = []
+    for column, unit in ((2, "MB"), (3, "CPU s")):
+        slope = (found[many][column] - found[few][column]) / (many - few)
+        start = found[few][column] - slope * few
+        lines.append((column, unit, start, slope))
+        print(f"  {unit}: {start:.2f} + {slope:.3f} a worker (from {few} and {many})")
+    for n in MEASURED:
+        told = [f"{found[n][c]:.1f} {unit}, line {a + b * n:.1f}" for c, unit, a, b in lines]
+        print(f"  {n:4d} workers: {'; '.join(told)}")
+    for n in PREDICTED:
+        told = [f"{a + b * n:.1f} {unit}" for _, unit, a, b in lines]
+        print(f"  {n:4d} workers, predicted: {'; '.join(told)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raylets", action="store_true", help="real teams on 1, 2 and 4 raylets instead")
+    parser.add_argument("--raylets", action="store_true", help="real workers on 1, 2 and 4 raylets instead")
+    parser.add_argument("--head", action="store_true", help="what workers cost the driver's node instead")
     parser.add_argument("--nodes", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.nodes:
-        on_raylets(args.nodes)
+        on_raylets(args.nodes, args.workers, args.seconds)
+    elif args.head:
+        head()
     else:
-        (teams if args.raylets else thousand)()
+        (raylets if args.raylets else thousand)()
 
 
 if __name__ == "__main__":

@@ -239,6 +239,51 @@ def status(
     show(open_run(run), as_json)
 
 
+@app.command(rich_help_panel=PROVE)
+def top(
+    run: Folder,
+    once: Annotated[bool, typer.Option("--once", help="Print it once and end, instead of following the run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """See how far the process is that works on a run, from any machine that sees its folder.
+
+    Example: talos top runs/demo
+    """
+    import time
+
+    from rich.console import Group
+    from rich.live import Live
+
+    from talos_ray.progress import duration, view
+    from talos_ray.storage.history import read_now
+    from talos_ray.storage.run_folder import RunFolder
+
+    store = RunFolder(run).store
+
+    def look() -> Group | None:
+        news = read_now(store)
+        if news is None:
+            return None
+        age = max(0.0, time.time() - news["time"])
+        said = [plain(line) for line in news["lines"][-5:]]
+        return Group(view(news), *said, f"told {duration(age)} ago; {news['restarts']} restart(s)")
+
+    if as_json:
+        _print(read_now(store))
+        return
+    found = look()
+    if found is None:
+        say(f"nobody works on {run}; `talos status {run}` shows what it holds")
+        return
+    if once:
+        Console(markup=False, emoji=False, highlight=False).print(found)
+        return
+    with Live(found, console=Console(markup=False, emoji=False, highlight=False), refresh_per_second=1) as live:
+        while (found := look()) is not None:
+            live.update(found)
+            time.sleep(2.0)
+
+
 @app.command("spec", rich_help_panel=DECIDE)
 def spec_(run: Folder) -> None:
     """Print what a run was asked for, as YAML, without what are defaults: to change it and edit again.

@@ -64,7 +64,7 @@ class Mask(_Settings):
         1.0,
         description="share of the layers, those nearest the output, that may change: backward ends where they begin; auto tries those of auto.layers",
     )
-    path: str | None = Field(None, description="reuse this mask.safetensors (of the same base) and skip calibration")
+    path: str | None = Field(None, description="reuse this mask.safetensors (of the same base; a path or a URI) and skip calibration")
 
     @property
     def open(self) -> bool:
@@ -322,7 +322,8 @@ class Gate(_Settings):
 
     control_keep: Share | None = Field(0.95, description="share of the base's score that every control task must keep")
     target_keep: Share | None = Field(
-        None, description="share of the base's score below which no target task may fall; 1 for 'none gets worse'"
+        1.0,
+        description="share of the base's score that every target task must be shown to exceed; 1: a task that was not learnt keeps the version aside",
     )
     target_gain: float | None = Field(None, description="least gain of the targets' mean accuracy over the base's")
     disentanglement: Share | None = Field(
@@ -338,8 +339,11 @@ class Cluster(_Settings):
     """Where it runs. Without an address Ray starts on this machine."""
 
     address: str | None = Field(None, description="Ray address, or 'auto' for the cluster this machine belongs to")
-    workers_per_task: Count = Field(1, description="Ray Train workers in one team")
-    teams: Count | None = Field(None, description="teams at once; as many as fit, if not given")
+    workers_per_task: Count = Field(1, description="workers that train one task together; several are a team of Ray Train")
+    teams: Count | None = Field(
+        None,
+        description="tasks trained at once; as many as fit, if not given. More than fit wait for the nodes that an autoscaler brings",
+    )
     calibration_workers: Count | None = Field(
         None, description="calibration shards at once; as many as fit, if not given"
     )
@@ -374,7 +378,12 @@ class Cluster(_Settings):
         0.0, description="how long to wait for nodes that an autoscaler may still bring; 0 refuses at once"
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
-        3, description="times a team, or a trial of the search, is started again before the run gives up"
+        3,
+        description="times a task's worker (a team, a trial of the search) is replaced before the run gives the task up; nodes that were taken away do not count",
+    )
+    stall_minutes: Annotated[float, Field(ge=0)] = Field(
+        30.0,
+        description="minutes without a step after which a task's worker is replaced, where a task has one; 0 waits for ever",
     )
 
 

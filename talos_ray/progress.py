@@ -1,8 +1,9 @@
-"""What a person sees while a run goes on: a live table in a terminal, a line a step in a log."""
+"""What a person sees while a run goes on: a live table in a terminal, a line a step in a log; and the same for who looks from elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +16,15 @@ from talos_ray.shown import plain, plain_lines
 QUIET_SECONDS = 10.0  # between two lines about the same stage in a plain log
 MOST_TASKS = 20  # in the live view
 MOST_NAMED = 4  # tasks in one line of a plain log
+LINES = 20  # of the log that who looks from elsewhere gets
+STARTING = "starting the workers"
+
+
+def duration(seconds: float) -> str:
+    """In words short enough for a line of progress."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -25,9 +35,12 @@ class Progress:
         self.started = time.monotonic()
         self.stages: dict[str, dict] = {}
         self.tasks: dict[str, dict] = {}
-        self.restarts: dict[int, int] = {}
+        self.restarts = 0  # workers (or teams) that had to be replaced
+        self.trained_from: tuple[float, int] | None = None  # when the first update was seen, and how many there were
         self.live: Live | None = None
         self.last_line = 0.0
+        self.lines: list[str] = []  # all that was told, with the seconds since the start
+        self.on_news: Callable[[dict], None] = lambda news: None  # called with `news()` at every change
         self.first_step: float | None = None  # seconds from the start to the first training step
 
     def __enter__(self) -> Progress:
@@ -61,13 +74,29 @@ class Progress:
         return {name: round(s["seconds"], 3) for name, s in self.stages.items() if "seconds" in s}
 
     def say(self, line: str) -> None:
+        self._keep(line)
         (self.live.console if self.live else self.console).print(plain_lines(line), highlight=False, markup=False)
 
-    def training(self, state: dict[str, dict], restarts: dict[int, int]) -> None:
-        """The queue's view of all jobs."""
+    def news(self) -> dict:
+        """How far everything is, as JSON holds it."""
+        now = time.monotonic()
+        stages = {
+            name: {**stage, "seconds": round(stage.get("seconds", now - stage["since"]), 1), "since": None}
+            for name, stage in self.stages.items()
+        }
+        return {
+            "seconds": round(now - self.started, 1),
+            "stages": stages,
+            "tasks": self.tasks,
+            "restarts": self.restarts,
+            "lines": self.lines[-LINES:],
+        }
+
+    def training(self, state: dict[str, dict], restarts: int) -> None:
+        """How far all jobs are, and how many workers had to be replaced."""
         for name, now in state.items():
             before = self.tasks.get(name, {}).get("state")
-            if now["state"] in ("done", "failed") and before not in ("done", "failed") and not self.live:
+            if now["state"] in ("done", "failed") and before not in ("done", "failed"):
                 self._line(
                     f"train: {name} {now['state']}" + (f", loss {now['loss']:.3f}" if now["loss"] is not None else "")
                 )
@@ -77,53 +106,69 @@ class Progress:
         finished = sum(s["state"] == "done" for s in state.values())
         if now and self.first_step is None:
             self.first_step = round(time.monotonic() - self.started, 1)
-        again = sum(restarts.values())
-        note = f"{finished} of {len(state)} tasks, step {now} of {steps}" + (
-            f", {again} team restarts" if again else ""
-        )
+        if now and self.trained_from is None:
+            self.trained_from = (time.monotonic(), now)
+        note = f"{finished} of {len(state)} tasks, step {now} of {steps}{self._pace(now, steps)}"
+        if restarts:
+            note += f", {restarts} restart(s)"
         if not self.live:  # where no table shows them
             at_work = [
-                f"team {s['team']} {n} {s['step']}/{s['steps']}" for n, s in state.items() if s["state"] == "training"
+                f"worker {s['worker']} {n} {s['step']}/{s['steps']}" for n, s in state.items() if s["state"] == "training"
             ]
             note += "".join(f"; {words}" for words in at_work[:MOST_NAMED])
-        self.update("train", now / max(1, steps), note if restarts else "starting teams of Ray Train workers")
+        begun = any(s["state"] != "waiting" for s in state.values())
+        self.update("train", now / max(1, steps), note if begun else STARTING)
+
+    def _pace(self, now: int, steps: int) -> str:
+        """Updates a second since the first one, and how long the rest will take at that."""
+        since, before = self.trained_from or (0.0, now)
+        if now <= before:
+            return ""
+        pace = (now - before) / (time.monotonic() - since)
+        return f", {pace:.1f} steps/s, about {duration((steps - now) / pace)} left"
 
     def _show(self, line: str, sparse: bool = False) -> None:
+        self.on_news(self.news())
         if self.live:
             self.live.update(self._view())
-        elif not sparse or time.monotonic() - self.last_line > QUIET_SECONDS:
+        if not sparse or time.monotonic() - self.last_line > QUIET_SECONDS:
             self._line(line)
 
+    def _keep(self, line: str) -> str:
+        found = plain(f"[{time.monotonic() - self.started:6.1f} s] {line}")
+        self.lines.append(found)
+        return found
+
     def _line(self, line: str) -> None:
+        """For a log; where a table stands in its place, it is only kept."""
         self.last_line = time.monotonic()
-        self.console.print(
-            plain(f"[{time.monotonic() - self.started:6.1f} s] {line}"), highlight=False, markup=False, soft_wrap=True
-        )
+        kept = self._keep(line)
+        if not self.live:
+            self.console.print(kept, highlight=False, markup=False, soft_wrap=True)
 
     def _view(self) -> Group:
-        stages = Table.grid(padding=(0, 2))
-        for name, s in self.stages.items():
-            mark = Text("done", style="green") if s["state"] == "done" else Text("…", style="yellow")
-            seconds = s.get("seconds", time.monotonic() - s["since"])
-            stages.add_row(
-                mark, name, ProgressBar(total=1.0, completed=s["share"], width=24), f"{seconds:5.1f} s", s["note"]
-            )
-        if not self.tasks or all(t["state"] == "done" for t in self.tasks.values()):
-            return Group(stages)
-        tasks = Table.grid(padding=(0, 2))
-        # All of a few; of many, those that somebody would look for.
-        few = len(self.tasks) <= MOST_TASKS
-        shown = {n: t for n, t in self.tasks.items() if few or t["state"] in ("training", "failed")}
-        for name, t in list(shown.items())[:MOST_TASKS]:
-            loss = "" if t["loss"] is None else f"loss {t['loss']:.3f}"
-            step = t["steps"] if t["state"] == "done" else t["step"]
-            tasks.add_row(
-                "   ",
-                name,
-                ProgressBar(total=t["steps"], completed=step, width=24),
-                f"{step}/{t['steps']}",
-                loss or t["state"],
-            )
-        if not few:
-            tasks.add_row("   ", f"and {len(self.tasks) - min(len(shown), MOST_TASKS)} more")
-        return Group(stages, tasks)
+        return view(self.news())
+
+
+def view(news: Mapping) -> Group:
+    """Stages and tasks of `Progress.news` as tables."""
+    stages = Table.grid(padding=(0, 2))
+    for name, stage in news["stages"].items():
+        mark = Text("done", style="green") if stage["state"] == "done" else Text("…", style="yellow")
+        bar = ProgressBar(total=1.0, completed=stage["share"], width=24)
+        stages.add_row(mark, plain(name), bar, f"{stage['seconds']:5.1f} s", plain(stage["note"]))
+    jobs = news["tasks"]
+    if not jobs or all(job["state"] == "done" for job in jobs.values()):
+        return Group(stages)
+    tasks = Table.grid(padding=(0, 2))
+    # All of a few; of many, those that somebody would look for.
+    few = len(jobs) <= MOST_TASKS
+    shown = {name: job for name, job in jobs.items() if few or job["state"] in ("training", "failed")}
+    for name, job in list(shown.items())[:MOST_TASKS]:
+        step = job["steps"] if job["state"] == "done" else job["step"]
+        bar = ProgressBar(total=job["steps"], completed=step, width=24)
+        loss = job["state"] if job["loss"] is None else f"loss {job['loss']:.3f}"
+        tasks.add_row("   ", plain(name), bar, f"{step}/{job['steps']}", loss)
+    if not few:
+        tasks.add_row("   ", f"and {len(jobs) - min(len(shown), MOST_TASKS)} more")
+    return Group(stages, tasks)

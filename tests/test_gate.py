@@ -51,7 +51,7 @@ def test_every_condition_can_fail_and_names_its_task():
 
 
 def test_what_is_null_asks_nothing():
-    found = judged(500, control=(0.9, 0.1), control_keep=None)
+    found = judged(500, control=(0.9, 0.1), control_keep=None, target_keep=None)
     assert found == {"result": gate.PASS, "checks": []}
 
 

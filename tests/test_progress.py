@@ -16,16 +16,16 @@ def view(n: int, training: int) -> str:
             "steps": 10,
             "loss": 0.5,
             "state": "training" if i < training else "waiting",
-            "team": i,
+            "worker": i,
         }
         for i in range(n)
     }
-    progress.training(state, {0: 0})
+    progress.training(state, 0)
     assert progress.first_step is not None
     progress.last_line = 0.0
-    progress.training(state, {0: 0})
-    assert progress.console.file.getvalue().count("team ") == min(training, MOST_NAMED)
-    assert "team 1 sparse/t1 3/10" in progress.console.file.getvalue()
+    progress.training(state, 0)
+    assert progress.console.file.getvalue().count("worker ") == min(training, MOST_NAMED)
+    assert "worker 1 sparse/t1 3/10" in progress.console.file.getvalue()
     progress.console.file.truncate(0)
     progress.console.print(progress._view())
     return progress.console.file.getvalue()

@@ -201,7 +201,7 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
 @ray.remote(**WARM)
 def short_run(shared, bits, task: str, settings: Train) -> Frozen | None:
     """The values of one task's delta after a short training; None if it diverged."""
-    from talos_ray.orchestrate.team import retrain
+    from talos_ray.orchestrate.task_training import retrain
 
     bench = workbench(shared)
     bench.reset()

@@ -14,7 +14,7 @@ from pathlib import Path
 from talos_ray.config import Cluster
 from talos_ray.errors import SpecError
 from talos_ray.orchestrate.machine import check_machine, temporary_folder
-from talos_ray.orchestrate.ray_internals import NODE_ID
+from talos_ray.orchestrate.ray_internals import LOCAL_CONFIG, memory_used, refuses_config, was_too_slow
 
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
@@ -33,18 +33,11 @@ SHARED = {"PL_DISABLE_FORK": "1", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 # For `ray.remote`. It adds nothing, but has to be named: Ray hands a process on only between tasks whose environments
 # are written alike, and a task of a Tune trial writes its own.
 WARM = {"runtime_env": {"env_vars": SHARED}}
-# Only for a Ray of our own on one machine: nothing preempts it, a process that is warm is worth keeping, and the
-# dozen helpers of two teams are no reason for a warning.
+# Only for a Ray of our own on one machine, which nothing preempts.
 LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-LOCAL_CONFIG = {
-    "idle_worker_killing_time_threshold_ms": 600_000,
-    "worker_maximum_startup_concurrency": 8,
-    "prestart_worker_first_driver": False,  # they would lack the environment of what runs here, and never be used
-    "task_oom_retries": 3,  # without end, if not said: the same shard would be killed for ever
-}
+NODE_ID = "ray.io/node-id"  # label that Ray gives every node
 SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # what makes a worker take less memory
 STARTS = 4  # times that a Ray of our own is started until one stands
-SLOW = re.compile(r"tim(ed|e) ?out|overloaded", re.IGNORECASE)  # in what Ray says when its processes were too slow
 FREE_SECONDS = 20  # to wait for GPUs whose idle processes are to be ended
 ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 SYSTEM = ("proc", "sys", "dev")
@@ -80,15 +73,34 @@ def options(settings: Cluster) -> dict[str, object]:
 
 
 def check_local(settings: Cluster) -> None:
-    """Raises SpecError if this machine can never give one team what it asks for, or Ray cannot start on it. Starts nothing."""
-    if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        check_machine(remote_address(settings))
+    """Raises SpecError if this machine (or the cluster that is connected already) can never give one team what it asks for, or Ray
+    cannot start on it. Starts nothing."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        check_connected(settings)
+        return
+    check_machine(remote_address(settings))
     if remote_address(settings) is None:
         import torch
 
         here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         known = settings.model_copy(update={"memory_gb_per_worker": None, "accelerator_type": None, "labels": {}})
         check_room(known, [(here, {})], "this machine")
+
+
+def check_connected(settings: Cluster) -> None:
+    """Raises SpecError if the spec names another cluster than the one that this process is connected to already."""
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    named = settings.address
+    by_client = ray.util.client.ray.is_connected()
+    fits = by_client if (named or "").startswith("ray://") else named in (None, "auto", here)
+    if not fits:
+        raise SpecError(
+            f"cluster.address is {named!r}, but this process is connected to the Ray at {here!r}; wanted one of the two; leave cluster.address out, or call ray.shutdown() first"
+        )
+    if not settings.wait_minutes:
+        check_room(settings, nodes(), "the connected cluster")
 
 
 def check_output(output: str, data: Sequence[str] = ()) -> None:
@@ -194,7 +206,10 @@ def _start(times: int, **how: object) -> None:
         except Exception as error:  # Ray raises plain ones for whatever its processes met
             ray.shutdown()
             why = " ".join(str(error).split())[:300] or type(error).__name__
-            if not more or not SLOW.search(why):
+            if "_system_config" in how and refuses_config(why):
+                del how["_system_config"]
+                continue
+            if not more or not was_too_slow(why):
                 raise SpecError(
                     f"Ray did not start on this machine: {why}; see the logs in {temporary_folder() / 'ray/session_latest/logs'}, free memory or CPUs, and run the same command again"
                 ) from None
@@ -298,9 +313,9 @@ def root_cause(error: BaseException) -> str:
     """The last line of the innermost cause: what a person needs of Ray's nested tracebacks."""
     cause = getattr(error, "cause", None) or error
     text = str(cause).strip()
-    if found := re.search(r"was ([\d.]+GB) used / ([\d.]+GB) limit", text):
+    if (memory := memory_used(text)) is not None:
         return (
-            f"a worker ran out of memory (its node used {found[1]} of {found[2]}), and Ray ended it; "
+            f"a worker ran out of memory (its node used {memory[0]} of {memory[1]}), and Ray ended it; "
             f"lower {SMALLER}, or set cluster.memory_gb_per_worker so that fewer workers share a node"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,11 +21,12 @@ from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.models.heads import head_key
 from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key, weights_of
-from talos_ray.orchestrate.ray_internals import gone
-from talos_ray.progress import Progress
-from talos_ray.storage.files import Store
-from talos_ray.storage.run_folder import RunFolder, load_mask
+from talos_ray.progress import STARTING, Progress
+from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.trust import versions
+
+if TYPE_CHECKING:
+    from talos_ray.orchestrate.pool import Loss
 
 
 def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = None) -> RunFolder:
@@ -78,8 +80,6 @@ def check(spec: Spec) -> None:
 
             spec = checkable(spec)
         prepare(spec, progress)
-        if lacks := gone():
-            progress.say(f"this Ray is another than the tested one and lacks: {'; '.join(lacks)}; its public ways are used, which start slower")
 
 
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
@@ -101,8 +101,7 @@ def _calibrate(session, known: Mask | None) -> Mask:
     if known is not None:
         mask = known
     elif spec.mask.path is not None:
-        where = Path(spec.mask.path)
-        mask = load_mask(Store(str(where.parent)), where.name, p.base)
+        mask = mask_at(spec.mask.path, p.base)
     else:
         workers = session.slots_of("calibrate", 1, spec.cluster.calibration_workers)
         mask = mask_of(
@@ -121,7 +120,8 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     from ray.exceptions import RayActorError
 
     from talos_ray.orchestrate.cluster import root_cause
-    from talos_ray.orchestrate.train import Job, train
+    from talos_ray.orchestrate.jobs import Job
+    from talos_ray.orchestrate.train import train
     from talos_ray.orchestrate.worker import Arm
 
     p, progress, spec = session.p, session.progress, session.spec
@@ -132,7 +132,17 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
             if task.name not in finished and task.checkpoint is None:
                 info = {"data": p.data[task.name].train.fingerprint()}
                 key, uri = arm.keys[task.name], arm.folder.store.uri
-                jobs.append(Job(task, arm.name, arm.settings[task.name], key, uri, arm.mask.fingerprint, info))
+                jobs.append(
+                    Job(
+                        task=task,
+                        arm=arm.name,
+                        settings=arm.settings[task.name],
+                        key=key,
+                        folder=uri,
+                        mask=arm.mask.fingerprint,
+                        info=info,
+                    )
+                )
             elif task.name not in finished:
                 brought.append(_import(p, arm, task))
     kept = sum(len(a.keys) for a in arms) - len(jobs) - len(brought)
@@ -142,17 +152,31 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         progress.say("; ".join(words for _, words in brought))
     if jobs:
 
-        def on_status(state: dict[str, dict], restarts: dict[int, int]) -> None:
+        def on_status(state: dict[str, dict], restarts: int) -> None:
             progress.training(state, restarts)
             session.watch.training(state, restarts)
 
-        progress.begin("train", "starting teams of Ray Train workers")
+        def on_loss(loss: Loss) -> None:
+            what = f"{loss.task} after step {loss.step}" if loss.task else "before it had a task"
+            progress.say(f"train: lost a worker on {loss.host or 'a node'}, {what}: {loss.reason}")
+            session.folder.record("worker lost", **asdict(loss))
+
+        progress.begin("train", STARTING)
         teams = session.slots_of("train", spec.cluster.workers_per_task, spec.cluster.teams)
         bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
         todo = jobs
         for more in reversed(range(spec.cluster.max_failures + 1)):
             try:
-                train(session.shared_ref, bits, todo, spec.cluster, teams, session.scratch, on_status)
+                train(
+                    shared_ref=session.shared_ref,
+                    arms=bits,
+                    jobs=todo,
+                    settings=spec.cluster,
+                    teams=teams,
+                    scratch=session.scratch,
+                    on_status=on_status,
+                    on_loss=on_loss,
+                )
                 break
             except RayActorError as error:
                 if not more:
@@ -161,12 +185,15 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
                 todo = [j for j in jobs if (j.arm, j.task.name) not in done]
                 session.folder.record("teams begun anew", reason=root_cause(error), tasks=[j.name for j in todo])
                 progress.say(f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew")
-        again = sum(progress.restarts.values())
-        if again:
+        again = progress.restarts
+        several = spec.cluster.workers_per_task > 1
+        if again and several:
             session.folder.record("teams restarted", restarts=again)
         notes = [f"{len(jobs)} trained"] + ([f"{kept} kept"] if kept else [])
-        told = f"{', '.join(notes)} by {min(teams, len(jobs))} team(s)"
-        progress.end("train", told + (f", {again} restart(s)" if again else ""))
+        notes.append(f"{min(teams, len(jobs))} {'team(s)' if several else 'worker(s)'} at once")
+        if again:
+            notes.append(f"{again} restart(s)")
+        progress.end("train", ", ".join(notes))
     deltas = {a.name: a.finished() for a in arms}
     for arm in arms:
         if missing := sorted(set(arm.keys) - set(deltas[arm.name])):
@@ -244,6 +271,6 @@ def publish(
     progress.begin("report", "tables and plots")
     if not folder.versions():
         versions.publish(folder, versions.base_version(version), base, base, "version")
-    number = versions.publish(folder, version, base, now, operation, at=at, **details)
+    number = versions.publish(folder, version, base, now, operation, at=at, log=progress.lines, **details)
     progress.end("report", versions.standing(folder, number))
     return number

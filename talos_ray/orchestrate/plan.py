@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ from talos_ray.models import Family, base_tensors, check_model, checkpoint_tenso
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
 from talos_ray.models.weights import compared
 from talos_ray.progress import Progress
-from talos_ray.storage.files import Store
-from talos_ray.storage.run_folder import RunFolder, is_in_force, load_mask
+from talos_ray.storage.run_folder import RunFolder, is_in_force, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
 
 DENSE, SPARSE = "dense", "sparse"
@@ -108,12 +106,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         )
     calibrated = _calibrated_on(folder, spec)
     if spec.mask.path is not None:
-        where = Path(spec.mask.path)
-        if not where.is_file():
-            raise TalosError(
-                f"mask.path {spec.mask.path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate"
-            )
-        mask_key = load_mask(Store(str(where.parent)), where.name, base).fingerprint
+        mask_key = mask_at(spec.mask.path, base).fingerprint
     elif not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
         mask_key = folder.info()["identity"]["calibration inputs"]
     else:

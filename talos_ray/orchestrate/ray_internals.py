@@ -1,79 +1,38 @@
-"""What talos_ray uses of Ray that Ray does not promise, item by item. Where a later Ray lacks one, its public way serves: as right, and
-slower to start."""
+"""What talos_ray uses of Ray that Ray does not promise, item by item, each with what serves where a later Ray lacks it.
+
+- `_system_config` of `ray.init`: processes of a Ray of our own stay warm between tasks. Without it Ray starts them anew, which is
+  slower and as right.
+- The wording of two kinds of messages: that Ray's own processes were too slow to start, and that its memory monitor ended a worker.
+  Where it changes, a start is not tried again, and the message is shown as Ray words it.
+"""
 
 from __future__ import annotations
 
-import inspect
-from importlib.metadata import version
+import re
 
-TESTED = "2.60."  # Ray that has all of it
-NODE_ID = "ray.io/node-id"  # label by which a task is sent to a node
-POLICY = "ray.train.v2: a scaling policy that asks no autoscaler"
-CALLBACKS = "ray.train.v2: the list of a trainer's default callbacks"
-PLAIN = "ray.train.v2: a trainer without a process group"
-
-
-def gone() -> list[str]:
-    """What the installed Ray lacks, in words; looked at in earnest only where it is not the one that was tested."""
-    return [] if version("ray").startswith(TESTED) else missing()
-
-
-def missing() -> list[str]:
-    """What of the items below cannot be used with the installed Ray."""
-    found = []
-    try:
-        from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-
-        names = ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request")
-        if not all(hasattr(FixedScalingPolicy, name) for name in names):
-            found.append(POLICY)
-    except ImportError:
-        found.append(POLICY)
-    try:
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        took = inspect.signature(DataParallelTrainer._initialize_and_run_controller).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in took.values()):
-            found.append(POLICY)
-        if not hasattr(DataParallelTrainer, "_create_default_callbacks"):
-            found.append(CALLBACKS)
-    except (ImportError, AttributeError):
-        found += [PLAIN, CALLBACKS]
-    return sorted(set(found))
+# Only for a Ray of our own on one machine: nothing preempts it, and a process that is warm is worth keeping.
+LOCAL_CONFIG = {
+    "idle_worker_killing_time_threshold_ms": 600_000,
+    "worker_maximum_startup_concurrency": 8,
+    "prestart_worker_first_driver": False,  # they would lack the environment of what runs here, and never be used
+    "task_oom_retries": 3,  # without end, if not said: the same shard would be killed for ever
+}
+SLOW = re.compile(r"tim(ed|e) ?out|overloaded", re.IGNORECASE)
+REFUSED = re.compile(r"_system_config|system.config|config.*(unknown|not found|invalid)", re.IGNORECASE)
+MEMORY = re.compile(r"was ([\d.]+GB) used / ([\d.]+GB) limit")
 
 
-def lean_trainer(*, several: bool, here: bool) -> type:
-    """Ray Train's trainer without what a team has no use for, each a process that takes seconds to start: a keeper of Ray Datasets, and
-    on a Ray of this machine one that asks an autoscaler for nodes and one that outlives it all to hand back places. Ray's own
-    `TorchTrainer` where it cannot be had.
+def was_too_slow(message: str) -> bool:
+    """Whether Ray did not start because its own processes took too long, so that another try may do."""
+    return SLOW.search(message) is not None
 
-    Args:
-        several: whether a team has several workers, which need a process group.
-        here: whether Ray is one of our own, on this machine.
-    """
-    lacks = missing()
-    if several or lacks:
-        from ray.train.torch import TorchTrainer as trainer
-    else:  # so Ray Train's controller, a process a team, need not import torch
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as trainer
-    if lacks:
-        return trainer
-    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-    unused = ["DatasetsCallback"] + (["PlacementGroupCleanerCallback"] if here else [])
+def refuses_config(message: str) -> bool:
+    """Whether Ray did not start because it does not know `LOCAL_CONFIG`."""
+    return REFUSED.search(message) is not None
 
-    class Unasked(FixedScalingPolicy):
-        def _send_resource_request(self) -> None:
-            pass
 
-        _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
-
-    class Team(trainer):
-        def _create_default_callbacks(self) -> list:
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
-
-        def _initialize_and_run_controller(self, **how):
-            policy = {"scaling_policy": Unasked(self.scaling_config)} if here else {}
-            return super()._initialize_and_run_controller(**{**how, **policy})
-
-    return Team
+def memory_used(message: str) -> tuple[str, str] | None:
+    """What a node had used, and the limit, where Ray's memory monitor ended a worker."""
+    found = MEMORY.search(message)
+    return (found[1], found[2]) if found else None

@@ -107,7 +107,7 @@ def disturbed(shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bo
 def inspect(shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict:
     """What a model still knows of a task, beyond its accuracy: how often it predicts each class on test data, what a
     linear probe on its features scores there, fitted to training data, and what it scores once it is trained `again` a little."""
-    from talos_ray.orchestrate.team import retrain
+    from talos_ray.orchestrate.task_training import retrain
 
     bench = workbench(shared)
     bench.compose(arm, blend)

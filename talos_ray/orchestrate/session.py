@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 
@@ -16,7 +17,11 @@ from talos_ray.orchestrate.plan import Prepared
 from talos_ray.orchestrate.watch import Tracker, Watch
 from talos_ray.orchestrate.worker import Shared, freeze, thaw
 from talos_ray.progress import Progress
+from talos_ray.storage.history import NOW
 from talos_ray.storage.run_folder import RunFolder
+
+TELL_SECONDS = 2.0  # between two writes of how far the run is
+TELL_FAR_SECONDS = 15.0  # the same where each is a request
 
 
 class Session:
@@ -65,6 +70,29 @@ def connected(settings: Cluster, verbose: bool, progress: Progress) -> Iterator[
 
 
 @contextmanager
+def _telling(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """While this lasts, a file in the run's folder says how far it is (`talos top`). A storage that refuses it costs nothing."""
+    every = TELL_SECONDS if folder.store.local else TELL_FAR_SECONDS
+    last = 0.0
+
+    def tell(news: dict) -> None:
+        nonlocal last
+        if time.monotonic() - last < every or not folder.store.exists("run.json"):
+            return
+        last = time.monotonic()
+        with suppress(TalosError, OSError):
+            folder.store.write_json(NOW, {**news, "time": time.time()}, patience=0)
+
+    progress.on_news = tell
+    try:
+        yield
+    finally:
+        progress.on_news = lambda news: None
+        with suppress(TalosError, OSError):
+            folder.store.delete(NOW)
+
+
+@contextmanager
 def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progress) -> Iterator[Session]:
     """A session on the cluster at hand, or on one of our own that ends with it.
 
@@ -75,7 +103,8 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
     try:
         with connected(spec.cluster, verbose, progress):
             params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
-            with Watch(Tracker(spec.tracker, spec.output, params, progress.say)) as watch:
+            tracker = Tracker(spec.tracker, spec.output, params, progress.say)
+            with Watch(tracker, spec.output) as watch, _telling(folder, progress):
                 yield Session(prepared, folder, progress, watch, scratch)
             cluster.free_gpus(spec.cluster)
     except ray.exceptions.RayError as error:

@@ -69,18 +69,26 @@ class Tracker:
 class Watch:
     """One run, watched. Use as a context manager, with Ray connected."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, run: str) -> None:
         from ray.util.metrics import Gauge
+
+        def gauge(name: str, what: str, *tags: str) -> Gauge:
+            """One of this run's; several runs of a cluster are told apart by `run`."""
+            made = Gauge(f"talos_ray_{name}", what, ("run", *tags))
+            made.set_default_tags({"run": run})
+            return made
 
         self.tracker = tracker
         self.peak = 0  # most bytes in the object stores of all nodes together
         self.told: dict[str, tuple] = {}
         self.over = threading.Event()
-        self.tasks = Gauge("talos_ray_tasks", "Tasks of the run by state", ("state",))
-        self.step = Gauge("talos_ray_step", "Updates of a task so far", ("task",))
-        self.loss = Gauge("talos_ray_loss", "Training loss of a task", ("task",))
-        self.restarts = Gauge("talos_ray_team_restarts", "Times a team was started again")
-        self.objective = Gauge("talos_ray_objective", "Best objective of the merge search", ("arm",))
+        self.tasks = gauge("tasks", "Tasks of the run by state", "state")
+        self.step = gauge("step", "Updates of a task so far", "task")
+        self.steps = gauge("steps", "Updates of all tasks so far")
+        self.wanted = gauge("steps_wanted", "Updates of all tasks in all")
+        self.loss = gauge("loss", "Training loss of a task", "task")
+        self.restarts = gauge("restarts", "Workers, or teams, of the training that had to be replaced")
+        self.objective = gauge("objective", "Best objective of the merge search", "arm")
 
     def __enter__(self) -> Watch:
         self.thread = threading.Thread(target=self._sample, daemon=True)
@@ -92,12 +100,14 @@ class Watch:
         self.thread.join()
         self.tracker.close()
 
-    def training(self, state: Mapping[str, dict], restarts: Mapping[int, int]) -> None:
-        """The queue's view of all jobs; what has not changed is not told again."""
+    def training(self, state: Mapping[str, dict], restarts: int) -> None:
+        """How far all jobs are; what has not changed is not told again."""
         states = [s["state"] for s in state.values()]
         for kind in ("waiting", "training", "done", "failed"):
             self.tasks.set(states.count(kind), {"state": kind})
-        self.restarts.set(sum(restarts.values()))
+        self.restarts.set(restarts)
+        self.steps.set(sum(s["steps"] if s["state"] == "done" else s["step"] for s in state.values()))
+        self.wanted.set(sum(s["steps"] for s in state.values()))
         for name, s in state.items():
             if s["loss"] is not None and self.told.get(name) != (s["step"], s["loss"]):
                 self.told[name] = (s["step"], s["loss"])

@@ -13,6 +13,7 @@ from talos_ray.storage.run_folder import RunFolder, coefficient_of, kind_of
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
 SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
+LEAST_GAIN = 0.01  # of an edit, for a share of it to mean something
 RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "result_open"}
 
 INTERVAL = "{value:.3f} <small>{low:.3f}-{high:.3f}</small>"
@@ -49,15 +50,21 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     notes, means, scores = [], version["summary"], version["scores"]
     if version["kind"] == "base":
         return "pass", w.plain("is_base")
+    # What went wrong is said first: a mean hides it.
+    flat = [t for t in version["targets"] if scores[t]["merged"]["value"] <= scores[t]["base"]["value"]]
+    if flat:
+        found = (w.plain("from_to", task=t, before=scores[t]["base"]["value"], after=scores[t]["merged"]["value"]) for t in flat)
+        notes.append(w.plain("not_learnt", tasks=", ".join(found)))
     if "merged" in means:
         before, after = means["zero_shot"], means["merged"]
         notes.append(w.plain("gain", before=before, after=after, change=after - before))
+    if gains := gain_kept(version):
+        least = min(gains, key=gains.__getitem__)
+        notes.append(w.plain("gain_kept", task=least, share=gains[least]))
     notes += [w.plain("control_kept", task=c, kept=k) for c, k in means["control_kept"].items()]
     for task in version.get("forgotten", ()):
         s = scores[task]
         notes.append(w.plain("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
-    if flat := [t for t in version["targets"] if scores[t]["merged"]["value"] <= scores[t]["base"]["value"]]:
-        notes.append(w.plain("not_learnt", tasks=", ".join(flat)))
     if enough := probe_would_do(version):
         notes.append(w.plain("probe_enough", tasks=", ".join(enough)))
     words, judged = w.plain("joint").join(notes) or w.plain("no_target"), version["gate"]
@@ -67,11 +74,28 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     if approved:
         return "pass", w.plain("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
     if judged["result"] == gate.PASS:
+        if flat:
+            return "open", w.plain("not_all", words=words)
         return "pass", w.plain("pass" if judged["checks"] else "no_gate", words=words)
     if judged["result"] == gate.FAIL:
         return "hold", w.plain("hold", why=why, words=words)
     told = w.plain("open", why=why, words=words)
     return ("hold", told) if judged["settings"].get("strict", True) else ("open", w.plain("at_risk", words=told))
+
+
+def gain_kept(version: Mapping) -> dict[str, float]:
+    """Target task -> which share of what its single edit gains over the base the merged model keeps; those whose edit gains nothing
+    worth a share (a hundredth) are left out."""
+    found = {}
+    for task in version["targets"]:
+        scores = version["scores"][task]
+        if "single" not in scores:
+            continue
+        base = scores["base"]["value"]
+        gain = scores["single"]["value"] - base
+        if gain >= LEAST_GAIN:
+            found[task] = (scores["merged"]["value"] - base) / gain
+    return found
 
 
 def probe_would_do(version: Mapping) -> list[str]:

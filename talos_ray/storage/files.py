@@ -153,11 +153,13 @@ class Store:
         names = (name for name, kind in self.tree() if kind == "file")
         return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
 
-    def tree(self) -> Iterator[tuple[str, str]]:
-        """(name, kind) of everything below the folder, whatever it is called. `kind`: "file", "empty folder", or, on this
+    def tree(self, under: str = "") -> Iterator[tuple[str, str]]:
+        """(name, kind) of everything below the folder (or `under` a folder in it), whatever it is called. `kind`: "file", "empty folder", or, on this
         machine, "link" (never followed), "pipe", "socket", "device", or "folder that cannot be read"."""
         if not self.local:
-            found = self.fs.get_file_info(pafs.FileSelector(self.root, recursive=True, allow_not_found=True))
+            found = self.fs.get_file_info(
+                pafs.FileSelector(self.path(under) if under else self.root, recursive=True, allow_not_found=True)
+            )
             names = {str(PurePosixPath(i.path).relative_to(self.root)): i.type for i in found}
             full = {str(parent) for n in names for parent in PurePosixPath(n).parents}
             for name, kind in names.items():
@@ -166,7 +168,7 @@ class Store:
                 elif name not in full:
                     yield name, "empty folder"
             return
-        waiting = [""]
+        waiting = [under]
         while waiting:  # no recursion: a tree may be deeper than Python's stack
             folder = waiting.pop()
             try:
@@ -406,10 +408,10 @@ class Store:
             f"run {self.uri!r} is being written to by {others}; nothing was changed; wait for it, or run the same command again"
         )
 
-    def sweep(self) -> list[str]:
+    def sweep(self, under: str = "") -> list[str]:
         """Delete what processes that are gone had begun to write under a temporary name. Returns the names."""
         gone = []
-        for name, kind in self.tree() if self.local else ():
+        for name, kind in self.tree(under) if self.local else ():
             found = PART.fullmatch(PurePosixPath(name).name)
             if found and kind == "file" and is_gone(mark_of(found), self.age(name)):
                 self.delete(name)

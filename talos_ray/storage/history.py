@@ -38,6 +38,7 @@ NAME = re.compile(r"(?P<number>\d{8})(?:-(?P<digest>[0-9a-f]{64}))?\.json")
 CHECKPOINT = re.compile(r"(?:baseline/)?checkpoints/[^/]+/step-\d{8}\.safetensors")
 SEGMENT = 64  # events that are also kept together in an object store, where each file costs a request
 TOGETHER = re.compile(r"(?P<first>\d{8})-(?P<last>\d{8})\.events\.json")
+NOW = "now.json"  # how far the process is that works on the run; it is there only meanwhile
 OURS = ("baseline", "baseline/checkpoints", "checkpoints", "history", PENDING, QUEUE)  # folders that may lie empty
 
 Build = Callable[[dict], tuple[Mapping[str, bytes], Mapping[str, object]]]
@@ -505,6 +506,8 @@ def _stray(store: Store, name: str) -> str | None:
         return f"{name} is of an operation of {who(mark)} that is going on, or was cut off; any command makes it whole"
     if found := PART.fullmatch(base):
         return f"{name} was left by {who(mark_of(found))}, which was cut off while it wrote; delete it, or run the run's command again"
+    if name == NOW:
+        return None if isinstance(read_now(store), dict) else f"{name} does not hold what a run tells of itself; delete it"
     if CHECKPOINT.fullmatch(name):
         try:
             store.read_tensors(name)
@@ -514,6 +517,17 @@ def _stray(store: Store, name: str) -> str | None:
     if folder == "history" and TOGETHER.fullmatch(base):
         return f"{name} does not hold the events that it names; it was changed; delete it: they are there one by one"
     return f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command again"
+
+
+def read_now(store: Store) -> dict | None:
+    """What the process that works on the run told last, as `Progress.news` has it and with its `time`; None where there is none, or
+    where something else lies there."""
+    try:
+        found = store.read_json(NOW)
+        fits = isinstance(found["stages"], dict) and isinstance(found["tasks"], dict) and isinstance(found["lines"], list)
+        return {**found, "time": float(found["time"])} if fits else None
+    except (FileNotFoundError, CorruptError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _is_copy(store: Store, name: str) -> bool:

@@ -440,6 +440,7 @@ class RunFolder:
             return
         for name in self._checkpoints(task):
             self.store.delete(f"checkpoints/{task}/{name}")
+        self.store.sweep(f"checkpoints/{task}")  # what a worker that was killed had begun
         folder = self.store.path(f"checkpoints/{task}")
         if self.store.exists(f"checkpoints/{task}") and not self.store.fs.get_file_info(pafs.FileSelector(folder)):
             self.store.delete_folder(f"checkpoints/{task}")
@@ -625,6 +626,23 @@ def coefficient_of(version: Mapping, task: str) -> str:
     """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has none."""
     own = coefficients_of(version["coefficients"], task)
     return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
+
+
+def mask_at(path: str, base: str) -> Mask:
+    """The mask in a file of its own: a local path or a URI.
+
+    Raises:
+        SpecError: there is no such file. MismatchError, CorruptError: as `load_mask`.
+    """
+    # What stands behind a URI's question mark says how its store is reached.
+    place, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    folder, _, name = place.rpartition("/")
+    store = Store(f"{folder or ('/' if path.startswith('/') else '.')}{mark}{query}")
+    if not name or name not in store.list():
+        raise SpecError(
+            f"mask.path {path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate"
+        )
+    return load_mask(store, name, base)
 
 
 def load_mask(store: Store, name: str, base: str) -> Mask:

@@ -25,12 +25,14 @@ FRONT = {
 
 
 def publish(
-    folder: RunFolder, version: dict, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
+    folder: RunFolder, version: dict, base: Answers, now: Answers, operation: str, *,
+    at: int | None = None, log: Sequence[str] = (), **details: object,
 ) -> int:  # fmt: skip
     """Judge a version and store it with its answers and its report; in force if the spec's gate holds. Returns its number.
 
     Args:
         at: head when the work on it began, if it was made from head.
+        log: lines that were told while it was made.
 
     Raises:
         ConflictError: head is another by now; nothing was changed.
@@ -57,7 +59,8 @@ def publish(
         # whoever drew anew each time would always be the last.
         name, content = answers_file(number, now)
         pages = render(folder, info, {"version": number, **version})
-        return version, {name: content, **_pages(number, pages), **(_front(pages) if in_force else {})}
+        log_file = {f"logs/{number:04d}.txt": "".join(f"{line}\n" for line in log).encode()} if log else {}
+        return version, {name: content, **log_file, **_pages(number, pages), **(_front(pages) if in_force else {})}
 
     return folder.add_version(operation, files, in_force=in_force, at=at, **details)
 

@@ -150,3 +150,15 @@ def test_every_file_names_the_ray_that_is_pinned():
             re.findall(r"(?:rayproject/ray:|rayVersion: \")(\d+\.\d+\.\d+)", (ROOT / "cluster" / name).read_text())
         )
         assert found == {pinned}
+
+
+def test_dashboard_and_alerts_read_metrics_that_a_run_has():
+    source = (ROOT / "talos_ray/orchestrate/watch.py").read_text()
+    told = {f"ray_talos_ray_{name}" for name in re.findall(r'gauge\("(\w+)"', source)}
+    board = json.loads((ROOT / "cluster/grafana-dashboard.json").read_text())
+    rules = yaml.safe_load((ROOT / "cluster/alerts.yaml").read_text())["groups"][0]["rules"]
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for rule in rules]
+    used = {name for expression in asked for name in re.findall(r"ray_talos_ray_\w+", expression)}
+    assert len(told) >= 7 and len(rules) == 3 and used <= told
+    assert all('run=~"$run"' in target["expr"] for panel in board["panels"] for target in panel["targets"])

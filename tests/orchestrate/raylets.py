@@ -48,7 +48,7 @@ def main(spec: dict, kill: str) -> None:
         started = time.monotonic()
         run = talos_ray.edit(**{**spec, "cluster": {"address": cluster.address}})
         told["seconds"] = round(time.monotonic() - started, 1)
-        told["restarts"] = [e["restarts"] for e in run.history() if e["operation"] == "teams restarted"]
+        told["restarts"] = [e["task"] for e in run.history() if e["operation"] == "worker lost"]
         ray.init(address=cluster.address, ignore_reinit_error=True, log_to_driver=False)
         told["nodes"] = sum(n["Alive"] for n in ray.nodes())
         ray.shutdown()

@@ -61,6 +61,9 @@ def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsy
     assert "counts" not in run.coefficients and run.model()
     with pytest.raises(SpecError, match="another run: its tasks is"):
         talos_ray.edit(**{**values, "tasks": values["tasks"][1:]})  # fewer are another run's; `merge` is for that
+    run.remove("sides").add("demo:counts")  # its delta is there; what was removed stays removed
+    assert set(run.coefficients) == {"pointers", "scanned_digits", "counts"}
+    assert [e["operation"] for e in run.history()].count("train") == 2  # nothing was trained for it
 
 
 def test_a_checkpoint_from_elsewhere_becomes_a_delta_and_what_it_loses_is_told(mine, tmp_path, capsys):

@@ -263,26 +263,25 @@ def test_calibration_ends_when_the_mask_is_known_whoever_scores_it(finished, tmp
 
 
 def jobs_of(s, folder, mask, **settings):
-    from talos_ray.orchestrate.train import Job
+    from talos_ray.orchestrate.jobs import Job
 
     task = s.spec.tasks[0]
     train = s.spec.train_for(task, 100).model_copy(update=settings)
-    return [Job(task, "sparse", train, "key", str(folder), mask.fingerprint)]
+    return [Job(task=task, arm="sparse", settings=train, key="key", folder=str(folder), mask=mask.fingerprint)]
 
 
 @pytest.mark.slow  # `test_faults` kills one in the middle of a whole run
 def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
-    """SIGKILL the training process after a checkpoint; Ray Train restarts the team, the task resumes."""
+    """SIGKILL the training process after a checkpoint; the task resumes in another."""
     from talos_ray.orchestrate.train import train
     from talos_ray.orchestrate.worker import Arm
 
     run, values = finished
     s = session({**copy.deepcopy(values), "output": str(tmp_path / "x")})
-    arms, killed, restarts = {"sparse": Arm("sparse", run.mask.bits)}, [], {}
+    arms, killed, losses = {"sparse": Arm("sparse", run.mask.bits)}, [], []
     settings = {"steps": 60, "checkpoint_every": 10}
 
     def kill_once(state, seen):
-        restarts.update(seen)
         now = state["sparse/pointers"]
         if not killed and now["step"] >= 20 and now.get("pid"):
             os.kill(now["pid"], signal.SIGKILL)
@@ -290,16 +289,17 @@ def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
 
     for name, on_status in (("calm", lambda *_: None), ("killed", kill_once)):
         train(
-            s.shared_ref,
-            arms,
-            jobs_of(s, tmp_path / name, run.mask, **settings),
-            s.spec.cluster,
-            1,
-            str(tmp_path / f"scratch-{name}"),
-            on_status,
+            shared_ref=s.shared_ref,
+            arms=arms,
+            jobs=jobs_of(s, tmp_path / name, run.mask, **settings),
+            settings=s.spec.cluster,
+            teams=1,
+            scratch=str(tmp_path / f"scratch-{name}"),
+            on_status=on_status,
+            on_loss=losses.append,
         )
     calm, resumed = (RunFolder(str(tmp_path / n)).load_delta("pointers") for n in ("calm", "killed"))
-    assert killed and restarts == {0: 1}
+    assert killed and [(loss.task, loss.preempted) for loss in losses] == [("sparse/pointers", False)]
     assert resumed.info["resumed_at"] >= 10 and calm.info["resumed_at"] == 0
     assert resumed.fingerprint == calm.fingerprint
     assert not (tmp_path / "killed" / "checkpoints" / "pointers").exists()
@@ -317,13 +317,12 @@ def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
         )
         jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-5)
         train(
-            s.shared_ref,
-            {"sparse": Arm("sparse", run.mask.bits)},
-            jobs,
-            s.spec.cluster,
-            1,
-            str(tmp_path / "scratch"),
-            lambda *_: None,
+            shared_ref=s.shared_ref,
+            arms={"sparse": Arm("sparse", run.mask.bits)},
+            jobs=jobs,
+            settings=s.spec.cluster,
+            teams=1,
+            scratch=str(tmp_path / "scratch"),
         )
         found.append(RunFolder(str(tmp_path / str(world))).load_delta("pointers").values)
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)

@@ -13,16 +13,17 @@ from pathlib import Path
 import ray
 from talos_ray.config import Cluster, Task, Train
 from talos_ray.orchestrate.cluster import LOCAL, QUIET, WARM, _worker_env
-from talos_ray.orchestrate.train import Job, train
+from talos_ray.orchestrate.jobs import Job
+from talos_ray.orchestrate.train import train
 
 HERE = Path(__file__).parent
 
 def alive():
     return [os.path.exists(f"/proc/{p}") for p in json.loads((HERE / "worked").read_text())]
 
-class Member:
+class Trainer:
     def __init__(self, shared_ref, arms_ref): ...
-    def train(self, job, rank, world, queue):
+    def train(self, job, rank, world, tell):
         Path(job.folder, "alive").write_text(json.dumps(alive()))
         return 0.0, 0.0
 
@@ -42,16 +43,16 @@ if __name__ == "__main__":
     (HERE / "worked").write_text(json.dumps(pids))
     told = {"before": alive()}
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [Job(Task(name="a", data="demo:counts"), "sparse", Train(), "", folder, "")]
-        train(ray.put(0), {}, jobs, Cluster(gpus_per_worker=1), 1, folder, lambda *a: None, member="processes:Member")
-        told["while_teams_work"] = json.loads(Path(folder, "alive").read_text())
+        jobs = [Job(task=Task(name="a", data="demo:counts"), arm="sparse", settings=Train(), key="", folder=folder, mask="")]
+        train(shared_ref=ray.put(0), arms={}, jobs=jobs, settings=Cluster(gpus_per_worker=1), teams=1, scratch=folder, trainer="processes:Trainer")
+        told["while_workers_train"] = json.loads(Path(folder, "alive").read_text())
     print(json.dumps(told))
     ray.shutdown()
 """
 
 
 @pytest.mark.slow
-def test_no_process_of_a_task_keeps_a_gpu_from_the_teams(tmp_path):
+def test_no_process_of_a_task_keeps_a_gpu_from_the_workers(tmp_path):
     (tmp_path / "processes.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "processes.py"],
@@ -61,4 +62,4 @@ def test_no_process_of_a_task_keeps_a_gpu_from_the_teams(tmp_path):
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["before"] == [True, True], "the processes were to be idle, and not over"
-    assert told["while_teams_work"] == [False, False]
+    assert told["while_workers_train"] == [False, False]

@@ -17,9 +17,9 @@ SCORES = {"a": {"base": {"value": 0.25}, "merged": {"value": 0.75}}}
 
 
 def told(tracker: Tracker) -> None:
-    watch = Watch(tracker)
-    watch.training(STATE, {0: 1})
-    watch.training(STATE, {0: 1})
+    watch = Watch(tracker, "runs/x")
+    watch.training(STATE, 1)
+    watch.training(STATE, 1)
     watch.candidate("sparse", 1, 0.625, 0.625)
     watch.version(SCORES, {"merged": 0.75, "control_kept": {}})
     tracker.close()
@@ -72,12 +72,12 @@ def test_a_tracker_that_is_not_installed_is_refused_at_once(monkeypatch):
 
 def test_rays_own_metrics_have_the_gauges(ray_here):
     """Where Prometheus, and so Ray's dashboard, reads them."""
-    with Watch(Tracker(None, "run", {}, print)) as watch:
-        watch.training(STATE, {0: 1})
+    with Watch(Tracker(None, "run", {}, print), "s3://bucket/run") as watch:
+        watch.training(STATE, 1)
         watch.candidate("sparse", 1, 0.625, 0.625)
         wanted = {
             'talos_ray_tasks{state="training"}': 1, 'talos_ray_tasks{state="waiting"}': 1, 'talos_ray_tasks{state="done"}': 0,
-            'talos_ray_step{task="sparse/a"}': 3, 'talos_ray_loss{task="sparse/a"}': 0.5, "talos_ray_team_restarts{}": 1,
+            'talos_ray_step{task="sparse/a"}': 3, "talos_ray_steps{}": 3, "talos_ray_steps_wanted{}": 18, 'talos_ray_loss{task="sparse/a"}': 0.5, "talos_ray_restarts{}": 1,
             'talos_ray_objective{arm="sparse"}': 0.625,
         }  # fmt: skip
         url = f"http://127.0.0.1:{ray_here.nodes()[0]['MetricsExportPort']}/metrics"
@@ -89,10 +89,10 @@ def test_rays_own_metrics_have_the_gauges(ray_here):
 
 
 def gauges(page: str) -> dict[str, float]:
-    """Our own lines of a page of metrics, by name and the label that is ours."""
+    """Our own lines of a page of metrics of the run, by name and the label that is ours beside the run's."""
     found = {}
     for line in page.splitlines():
-        if line.startswith("ray_talos_ray_"):
+        if line.startswith("ray_talos_ray_") and 'run="s3://bucket/run"' in line:
             name, _, rest = line.removeprefix("ray_").partition("{")
             labels, _, value = rest.rpartition("} ")
             ours = [x for x in labels.split(",") if x.partition("=")[0] in ("state", "task", "arm")]

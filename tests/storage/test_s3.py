@@ -12,12 +12,12 @@ import pytest
 import torch
 from writers import at_once
 
-from talos_ray import CorruptError, StorageError
+from talos_ray import CorruptError, MismatchError, SpecError, StorageError
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.storage import files, history
-from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.run_folder import RunFolder, mask_at
 
 LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
 MASK = mask_from_flags(LAYOUT, torch.arange(27) % 3 == 0, {"strategy": "random", "keep": 1 / 3})
@@ -70,6 +70,18 @@ def test_a_run_folder_in_a_bucket(bucket):
     again.store.delete("mask.safetensors")
     assert history.verify(again.store) == ["mask.safetensors is missing; restore it from a copy"]
     assert not RunFolder(bucket.format("team/second")).store.exists("run.json")
+
+
+def test_a_mask_is_taken_from_a_bucket(bucket):
+    layout = Layout(("w",), ((4, 3),))
+    mask = mask_from_flags(layout, torch.arange(12) % 3 == 0)
+    RunFolder(bucket.format("masks")).save_mask(mask, "b" * 64)
+    where = bucket.format("masks/mask.safetensors")
+    assert mask_at(where, "b" * 64).fingerprint == mask.fingerprint
+    with pytest.raises(SpecError, match="masks/other.safetensors.* does not exist; wanted a mask.safetensors"):
+        mask_at(bucket.format("masks/other.safetensors"), "b" * 64)
+    with pytest.raises(MismatchError, match="belongs to base bbbb"):
+        mask_at(where, "c" * 64)
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket):

@@ -1,10 +1,10 @@
-"""What a worker of a team does: train one job after the other on a warm model, and roll back in between."""
+"""What a worker does: train one job after the other on a warm model, and roll back in between."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import ray
 import torch
@@ -18,6 +18,7 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.models import shortened
+from talos_ray.orchestrate.jobs import Job
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task
@@ -73,7 +74,7 @@ def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
         optimizer.close()
 
 
-class Member:
+class TaskTrainer:
     """One worker, with the base and the masks of all arms."""
 
     def __init__(self, shared_ref, arms_ref) -> None:
@@ -82,8 +83,12 @@ class Member:
         self.bench = workbench(shared)
         self.masks = {name: Mask(shared.layout, arm.bits) for name, arm in arms.items()}
 
-    def train(self, job, rank: int, world: int, queue) -> tuple[float, float]:
-        """Train one job from the base or its checkpoint, store the delta, roll back. Returns (seconds, last loss)."""
+    def train(self, job: Job, rank: int, world: int, tell: Callable[[int, float], None]) -> tuple[float, float]:
+        """Train one job from the base or its checkpoint, store the delta, roll back. Returns (seconds, last loss).
+
+        Args:
+            tell: called with the updates done and the loss, now and then, by the worker of rank 0.
+        """
         started = time.perf_counter()
         bench, mask, folder, s = self.bench, self.masks[job.arm], RunFolder(job.folder), job.settings
         examples = bench.examples(job.task.name, "train")
@@ -91,10 +96,19 @@ class Member:
         base_values, optimizer, plan = begin(bench, mask, job.task.name, s)
         start = folder.load_checkpoint(job.task.name, job.key)
         curve: list[list[float]] = []
-        last, told = 0.0, None
+        last = 0.0
+        # A slow storage is written to beside the steps; the one write before must have ended, and what it met is raised.
+        writer = ThreadPoolExecutor(max_workers=1)
+        written: Future | None = None
+
+        def checkpoint(step: int) -> None:
+            nonlocal written
+            if written is not None:
+                written.result()
+            written = writer.submit(folder.save_checkpoint, job.task.name, job.key, step, optimizer.state())
 
         def on_step(step: int, loss: torch.Tensor) -> None:
-            nonlocal last, told
+            nonlocal last
             if rank != 0:
                 return
             if step % max(1, s.steps // 50) == 0:
@@ -103,12 +117,10 @@ class Member:
             if step == s.steps or step % max(1, s.steps // LINES) == 0:
                 print(f"{job.name}: step {step} of {s.steps}, loss {loss:.4f}", flush=True)
             if saved:
-                folder.save_checkpoint(job.task.name, job.key, step, optimizer.state())
+                checkpoint(step)
             if saved or time.monotonic() - last > REPORT_SECONDS:
                 last = time.monotonic()
-                if told is not None:
-                    ray.get(told)  # raises where the queue is gone: nobody wants the rest
-                told = queue.progress.remote(job.name, step, float(loss), os.getpid())
+                tell(step, float(loss))
 
         steps = range(start[0] if start else 0, s.steps)
         parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]
@@ -143,9 +155,12 @@ class Member:
                         info,
                     )
                 )
+                if written is not None:
+                    written.result()
                 folder.drop_checkpoints(job.task.name)
             return seconds, losses[-1] if losses else float("nan")
         finally:
+            writer.shutdown(wait=True)
             batches.close()
             optimizer.close()
             bench.reset()

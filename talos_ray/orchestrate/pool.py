@@ -1,0 +1,280 @@
+"""Training where a task needs one worker: a pool of actors, one process each, that the driver hands tasks to.
+
+A worker costs the driver's node a few messages a second, whereas every trainer of Ray Train keeps a controller and a synchronising
+actor there (docs/scaling.md has both measured). A worker that is lost costs its own task the steps since the last checkpoint, and
+the others nothing. Nodes that come late get workers, and a worker for which nothing waits goes at once.
+
+Nothing here imports torch: a worker loads it with what it does.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from talos_ray.config import Cluster
+from talos_ray.errors import TalosError
+from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room, root_cause
+from talos_ray.orchestrate.jobs import POLL_SECONDS, Board, Job
+
+LOOK_SECONDS = 5.0  # between two looks at which nodes there are
+
+
+@ray.remote(concurrency_groups={"beside": 1}, **WARM)
+class TrainingWorker:
+    """One process that trains one job after the other, and tells beside it how far it is."""
+
+    def __init__(self, trainer: str, shared_ref: list, arms_ref: list) -> None:
+        self.trainer_name = trainer
+        self.references = (shared_ref[0], arms_ref[0])
+        self.trainer = None
+        self.now: tuple[int, float | None] = (0, None)
+
+    @ray.method(concurrency_group="beside")
+    def place(self) -> tuple[str, str, int]:
+        """Id of the node, its name, and the process's id."""
+        return ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid()
+
+    @ray.method(concurrency_group="beside")
+    def progress(self) -> tuple[int, float | None]:
+        """Updates of the present job that are done, and the last loss."""
+        return self.now
+
+    def train(self, job: Job) -> tuple[float, str | None]:
+        """Train a job to its end. Returns its last loss, and what is wrong with its settings if they are at fault."""
+        self.now = (0, None)
+        if self.trainer is None:
+            self.trainer = pkgutil.resolve_name(self.trainer_name)(*self.references)
+        try:
+            _, loss = self.trainer.train(job, 0, 1, self._tell)
+        except (FloatingPointError, ValueError) as error:  # another worker would meet it again
+            return float("nan"), str(error)
+        return loss, None
+
+    def _tell(self, step: int, loss: float) -> None:
+        self.now = (step, loss)
+
+
+@dataclass
+class Hired:
+    """A worker as the driver knows it."""
+
+    number: int
+    actor: ActorHandle
+    awaited: ObjectRef  # that it is there or, once it has a job, that job's end
+    since: float  # when it was last seen to get on
+    job: Job | None = None
+    node: str = ""
+    host: str = ""
+    pid: int = 0
+    step: int = 0
+    asked: ObjectRef | None = None  # how far it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A worker that was lost, what it was at, and why."""
+
+    task: str | None
+    step: int
+    node: str
+    host: str
+    reason: str
+    preempted: bool
+
+
+class Pool:
+    """The driver's side: who is at work on what.
+
+    Args:
+        start: makes a worker.
+        on_loss: called for every worker that is lost.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: Sequence[Job],
+        settings: Cluster,
+        start: Callable[[], ActorHandle],
+        on_loss: Callable[[Loss], None],
+    ) -> None:
+        self.board = Board(jobs)
+        self.settings = settings
+        self.start = start
+        self.on_loss = on_loss
+        self.workers: list[Hired] = []
+        self.losses: list[Loss] = []
+        self.hired = 0
+        self.stillborn = 0  # workers that ended before they had a job, since one last had
+        self.places = 0
+        self.next_look = 0.0
+
+    def run(self, on_status: Callable[[dict[str, dict], int], None]) -> None:
+        """Until every job is finished or given up.
+
+        Raises:
+            TalosError: no worker can be started.
+        """
+        try:
+            while self.board.open:
+                self._hire()
+                self._hear()
+                self._ask()
+                on_status(self.board.state, len(self.losses))
+        finally:
+            for worker in list(self.workers):
+                self._dismiss(worker)
+
+    def _hire(self) -> None:
+        """As many workers as there is room and work for; who has no job yet and gets none any more goes."""
+        if time.monotonic() >= self.next_look:
+            self.places = places(self.settings)
+            self.next_look = time.monotonic() + LOOK_SECONDS
+        busy = sum(worker.job is not None for worker in self.workers)
+        wanted = max(busy, min(self.places, busy + len(self.board.waiting)))
+        while len(self.workers) < wanted:
+            actor = self.start()
+            self.workers.append(
+                Hired(number=self.hired, actor=actor, awaited=actor.place.remote(), since=time.monotonic())
+            )
+            self.hired += 1
+        surplus = len(self.workers) - wanted
+        for worker in [w for w in self.workers if w.job is None][:surplus]:
+            self._dismiss(worker)
+
+    def _hear(self) -> None:
+        """Wait a moment for workers that have come, or have finished their job."""
+        awaited = {worker.awaited: worker for worker in self.workers}
+        if not awaited:
+            time.sleep(POLL_SECONDS)
+            return
+        first, _ = ray.wait(list(awaited), timeout=POLL_SECONDS)
+        ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0) if first else ([], [])
+        for reference in ready:
+            self._answered(awaited[reference])
+
+    def _answered(self, worker: Hired) -> None:
+        try:
+            answer = ray.get(worker.awaited)
+        except RayError as error:
+            self._lose(worker, root_cause(error), preempted=getattr(error, "preempted", False))
+            return
+        if worker.job is None:
+            worker.node, worker.host, worker.pid = answer
+            self.stillborn = 0
+        else:
+            loss, error = answer
+            if error is None:
+                self.board.progress(worker.job.name, worker.job.settings.steps, loss, worker.pid)
+            self.board.done(worker.job, error)
+        worker.job = self.board.take(worker.number)
+        if worker.job is None:
+            self._dismiss(worker)
+            return
+        worker.awaited = worker.actor.train.remote(worker.job)
+        worker.asked = None
+        worker.step = 0
+        worker.since = time.monotonic()
+
+    def _ask(self) -> None:
+        """How far everybody is. Who does not answer is asked no second time; who does not get on is replaced."""
+        busy = [worker for worker in self.workers if worker.job is not None]
+        for worker in busy:
+            if worker.asked is None:
+                worker.asked = worker.actor.progress.remote()
+        asked = [worker.asked for worker in busy]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0) if asked else ([], [])
+        for worker in busy:
+            if worker.asked in answered:
+                self._note(worker)
+            patience = self.settings.stall_minutes
+            if patience and time.monotonic() - worker.since > patience * 60:
+                self._lose(worker, f"no step for {patience:g} minutes (cluster.stall_minutes)")
+        if not busy and self.workers and self.settings.stall_minutes:
+            waited = time.monotonic() - min(worker.since for worker in self.workers)
+            if waited > self.settings.stall_minutes * 60:
+                raise TalosError(
+                    f"no worker has started for {waited / 60:.0f} minutes; wanted a node with room for one; see `ray status`, or lower what cluster asks for a worker"
+                )
+
+    def _note(self, worker: Hired) -> None:
+        try:
+            step, loss = ray.get(worker.asked)
+        except RayError:  # it is lost, as what it is awaited for tells in a moment
+            return
+        worker.asked = None
+        if step != worker.step:
+            worker.step = step
+            worker.since = time.monotonic()
+            self.board.progress(worker.job.name, step, loss, worker.pid)
+
+    def _lose(self, worker: Hired, reason: str, *, preempted: bool = False) -> None:
+        """Its job goes to another one while attempts are left."""
+        job = worker.job
+        loss = Loss(
+            task=job.name if job else None,
+            step=worker.step,
+            node=worker.node,
+            host=worker.host,
+            reason=reason,
+            preempted=preempted,
+        )
+        self._dismiss(worker)
+        self.losses.append(loss)
+        self.on_loss(loss)
+        if job is None:
+            self.stillborn += 1
+            if self.stillborn > self.settings.max_failures:
+                raise TalosError(f"no worker can be started: {reason}")
+        elif self._failures(job) > self.settings.max_failures:
+            self.board.done(job, reason)
+        else:
+            self.board.give_back(job)
+
+    def _failures(self, job: Job) -> int:
+        """How often a job lost its worker for a reason of its own: not counted where a node was taken away."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return sum(loss.task == job.name and loss.node in alive and not loss.preempted for loss in self.losses)
+
+    def _dismiss(self, worker: Hired) -> None:
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+
+
+def places(settings: Cluster) -> int:
+    """How many workers are wanted at once: as many as `teams` says, on a cluster also those whose nodes an autoscaler has yet to
+    bring; as many as fit, if it is not said."""
+    fit = max(1, room(settings, nodes()))
+    if settings.teams is None:
+        return fit
+    return settings.teams if remote_address(settings) else min(settings.teams, fit)
+
+
+def train_in_pool(
+    *,
+    shared_ref: ObjectRef,
+    arms_ref: ObjectRef,
+    jobs: Sequence[Job],
+    settings: Cluster,
+    trainer: str,
+    on_status: Callable[[dict[str, dict], int], None],
+    on_loss: Callable[[Loss], None],
+) -> dict[str, dict]:
+    """Train all jobs, each by one worker. Returns how far each of them came."""
+
+    def start() -> ActorHandle:
+        return TrainingWorker.options(**options(settings)).remote(trainer, [shared_ref], [arms_ref])
+
+    pool = Pool(jobs=jobs, settings=settings, start=start, on_loss=on_loss)
+    pool.run(on_status)
+    return pool.board.state
