@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all test-newest-ray lint clean
+.PHONY: run quick test test-all test-newest-ray lint clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/python jobs/edit_all_tasks.py --output runs/demo
@@ -14,6 +14,11 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
+
+# Lint, and the tests that need neither Ray nor a long time.
+quick: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -q -m 'not slow' tests/core tests/report tests/test_config.py tests/test_gate.py tests/test_progress.py
 
 # With the newest Ray of the registry, which pyproject.toml does not allow yet: what would have to change?
 test-newest-ray:

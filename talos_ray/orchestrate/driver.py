@@ -159,7 +159,8 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         def on_loss(loss: Loss) -> None:
             what = f"{loss.task} after step {loss.step}" if loss.task else "before it had a task"
             progress.say(f"train: lost a worker on {loss.host or 'a node'}, {what}: {loss.reason}")
-            session.folder.record("worker lost", **asdict(loss))
+            told = {k: v for k, v in asdict(loss).items() if k not in ("time", "unanswered")}
+            session.folder.record("worker lost", **told)
 
         progress.begin("train", STARTING)
         teams = session.slots_of("train", spec.cluster.workers_per_task, spec.cluster.teams)

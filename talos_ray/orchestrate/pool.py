@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from talos_ray.config import Cluster
 from talos_ray.errors import TalosError
@@ -27,6 +27,8 @@ from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, 
 from talos_ray.orchestrate.jobs import POLL_SECONDS, Board, Job
 
 LOOK_SECONDS = 5.0  # between two looks at which nodes there are
+STILLBORN = 4  # workers in a row that may end before they start, as where a node goes away: more than max_failures
+NODE_SECONDS = 60.0  # until Ray knows at the latest that a node is gone whose workers do not answer
 
 
 @ray.remote(concurrency_groups={"beside": 1}, **WARM)
@@ -90,6 +92,8 @@ class Loss:
     host: str
     reason: str
     preempted: bool
+    unanswered: bool  # it may still run, or its node be gone without Ray's knowing yet
+    time: float  # seconds of this process's clock
 
 
 class Pool:
@@ -167,7 +171,9 @@ class Pool:
         try:
             answer = ray.get(worker.awaited)
         except RayError as error:
-            self._lose(worker, root_cause(error), preempted=getattr(error, "preempted", False))
+            preempted = getattr(error, "preempted", False)
+            unanswered = isinstance(error, ActorUnavailableError)
+            self._lose(worker, root_cause(error), preempted=preempted, unanswered=unanswered)
             return
         if worker.job is None:
             worker.node, worker.host, worker.pid = answer
@@ -218,7 +224,7 @@ class Pool:
             worker.since = time.monotonic()
             self.board.progress(worker.job.name, step, loss, worker.pid)
 
-    def _lose(self, worker: Hired, reason: str, *, preempted: bool = False) -> None:
+    def _lose(self, worker: Hired, reason: str, *, preempted: bool = False, unanswered: bool = False) -> None:
         """Its job goes to another one while attempts are left."""
         job = worker.job
         loss = Loss(
@@ -228,13 +234,15 @@ class Pool:
             host=worker.host,
             reason=reason,
             preempted=preempted,
+            unanswered=unanswered,
+            time=time.monotonic(),
         )
         self._dismiss(worker)
         self.losses.append(loss)
         self.on_loss(loss)
         if job is None:
             self.stillborn += 1
-            if self.stillborn > self.settings.max_failures:
+            if self.stillborn > self.settings.max_failures + STILLBORN:
                 raise TalosError(f"no worker can be started: {reason}")
         elif self._failures(job) > self.settings.max_failures:
             self.board.done(job, reason)
@@ -242,9 +250,11 @@ class Pool:
             self.board.give_back(job)
 
     def _failures(self, job: Job) -> int:
-        """How often a job lost its worker for a reason of its own: not counted where a node was taken away."""
+        """How often a job lost its worker for a reason of its own: not counted where a node was taken away, or may have been."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return sum(loss.task == job.name and loss.node in alive and not loss.preempted for loss in self.losses)
+        now = time.monotonic()
+        own = [loss for loss in self.losses if loss.task == job.name and loss.node in alive and not loss.preempted]
+        return sum(not loss.unanswered or now - loss.time > NODE_SECONDS for loss in own)
 
     def _dismiss(self, worker: Hired) -> None:
         self.workers.remove(worker)

@@ -288,6 +288,7 @@ def test_a_killed_worker_resumes_to_the_same_bits(finished, tmp_path):
             killed.append(now["step"])
 
     for name, on_status in (("calm", lambda *_: None), ("killed", kill_once)):
+        RunFolder(str(tmp_path / name)).begin({"seed": 0}, run.info["base"], {"base": run.info["base"]}, {}, {}, {})
         train(
             shared_ref=s.shared_ref,
             arms=arms,
