@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -20,10 +22,11 @@ from talos_ray.models import allow_code as allow_models
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, is_in_force
-from talos_ray.tasks import Split, load_rows, load_task
-from talos_ray.trust import compare, signatures, versions, watch
+from talos_ray.tasks import Split, load_inputs, load_rows, load_task
+from talos_ray.trust import compare, predict, signatures, versions, watch
 from talos_ray.trust.export import export
-from talos_ray.trust.recompose import edit_of
+from talos_ray.trust.predict import Pipeline, Predictions
+from talos_ray.trust.recompose import Composed, edit_of, exchanged
 
 
 def edit(
@@ -144,6 +147,7 @@ class Run:
         self.folder = RunFolder(path)
         self.folder.settle()
         self.info = self.folder.info()
+        self._holds: WeakKeyDictionary[torch.nn.Module, Composed] = WeakKeyDictionary()  # networks that were composed here
 
     def __repr__(self) -> str:
         return f"Run({self.folder.store.uri!r}, head={self.head})"
@@ -240,6 +244,98 @@ class Run:
         """
         return self._composed(self._version(version))[0]
 
+    def pipeline(self, task: str, version: int | None = None) -> Pipeline:
+        """A task at a version (head, if none is named) as a function that holds the model once: `pipe(["a text", …])` gives
+        `[{"label": …, "score": …}, …]`. `predict` says what it takes.
+
+        Raises:
+            TalosError: no such task or version. MismatchError: as in `model`.
+        """
+        settings, classes = self._asked(task)
+        return self._pipeline(self._version(version), settings, classes)
+
+    def predict(
+        self, inputs: str | Path | Sequence[Any], task: str, version: int | None = None, *, top_k: int = 1, input: str | None = None,
+        label: str | None = None,
+    ) -> Predictions:  # fmt: skip
+        """What a version (head, if none is named) answers for a task, a row an input, under the head that its scores were measured
+        with. Any target or control task of the run may be asked.
+
+        Args:
+            inputs: a file or folder of data, with labels or without; or a list: of texts (of mappings from columns to values, where
+                the task's inputs are made of several), of paths of image files and folders, or of images (PIL, or arrays).
+            top_k: how many classes of each input.
+            input: column that holds the inputs, if not the task's own.
+            label: column that holds labels; then the accuracy is told, too. In a folder of images a class: "label".
+
+        Raises:
+            SpecError: an input, by its place or file; a label that is none of the classes. TalosError: no such task or version.
+        """
+        settings, classes = self._asked(task, input, label)
+        predict.check_top(top_k, classes)
+        found = self._version(version)
+        split = load_inputs(settings, inputs, classes, labelled=label is not None)
+        return self._pipeline(found, settings, classes).answer(split, top_k, labelled=label is not None)
+
+    def _pipeline(self, version: Mapping, settings: Mapping, classes: Sequence[str]) -> Pipeline:
+        task = settings["name"]
+        return Pipeline(
+            model=self._composed(version)[0],
+            version=version["version"],
+            settings=settings,
+            classes=classes,
+            head=self.folder.heads_of(version)[task],
+            notes=predict.notes_on(self.folder, version, task),
+        )
+
+    def _asked(self, task: str | None, input: str | None = None, label: str | None = None) -> tuple[dict, list[str]]:
+        """Settings of a task that is asked about new data, whose columns may be called otherwise; and its classes.
+
+        Raises:
+            TalosError: no such task.
+        """
+        tasks, (_, classes) = self._tasks, self.folder.load_heads()
+        if task not in tasks or task not in classes:
+            raise TalosError(
+                f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', classes)}; it has: {', '.join(classes)}"
+            )
+        columns = {"input": input, "label": label}
+        return {**tasks[task], **{k: column for k, column in columns.items() if column is not None}}, classes[task]
+
+    @contextmanager
+    def only(self, *tasks: str, on: Family | Pipeline) -> Iterator[Family | Pipeline]:
+        """Within the block, a model of this run is the base and the edits of these tasks alone, each whole and as it was trained
+        (coefficient 1); without any task, it is the base. After it, also after an error, the model has its own bytes again.
+
+            pipe = run.pipeline("counts")
+            with run.only("counts", on=pipe):
+                alone = pipe(images)
+
+        Heads stay what they are: a pipeline's is the version's.
+
+        Args:
+            on: what `model` or `pipeline` of this run gave. It is changed in place.
+
+        Raises:
+            TalosError: a task without an edit, or a model that is not this run's.
+        """
+        if (holds := self._holds.pop(on.module, None)) is None:
+            raise TalosError(
+                f"only: this model was not made by run {self.path!r}, or is within another `only`; wanted what run.model() or run.pipeline() gave; name all tasks in one `only`"
+            )
+        try:
+            version = holds.version
+            known = {*version["deltas"], *(t["name"] for t in self.info["spec"]["tasks"])}
+            if unknown := [t for t in tasks if t not in known]:
+                raise TalosError(
+                    f"only: task {unknown[0]!r} has no edit in run {self.path!r}{nearest(unknown[0], known)}; it has those of: {', '.join(sorted(known))}"
+                )
+            deltas = self._deltas({t: version["deltas"].get(t) for t in tasks})
+            with exchanged(on.module, holds, self.mask, list(deltas.values()), self.info["base"]):
+                yield on
+        finally:
+            self._holds[on.module] = holds
+
     @property
     def _tasks(self) -> dict[str, dict]:
         """Settings of every target and control task that the run has had."""
@@ -271,8 +367,11 @@ class Run:
             raise MismatchError(
                 f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
             )
+        holds = Composed(version=version)
         if version["deltas"]:
-            edit_of(self.folder, version, self.mask, self._deltas(version["deltas"])).put(family, base)
+            edit = edit_of(self.folder, version, self.mask, self._deltas(version["deltas"]))
+            holds = Composed(version=version, mask=edit.mask, base=edit.put(family, base))
+        self._holds[family.module] = holds
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
             raise MismatchError(
@@ -342,27 +441,29 @@ class Run:
     def _answers(self, a: int, b: int) -> tuple[Answers, Answers]:
         return self.folder.load_answers(a), self.folder.load_answers(b)
 
-    def compare(self, a: int, b: int, task: str | None = None, data: str | None = None) -> tuple[dict, str]:
+    def compare(
+        self, a: int, b: int, task: str | None = None, data: str | None = None, *, input: str | None = None, label: str | None = None
+    ) -> tuple[dict, str]:  # fmt: skip
         """Two versions on the same inputs: `diff`, and a CSV of every input that they answer differently.
 
         Args:
             task, data: a task of the run and new data for it (all rows of a file or folder like its own); the run's test data,
                 if not given.
+            input, label: columns of the new data, if they are called otherwise than the task's own.
 
         Raises:
             SpecError: the data. TalosError: no such version or task.
         """
+        if data is None and (input or label):
+            raise SpecError("input and label name columns of new data, and none are given; wanted a file; name it in data")
         tasks, (_, classes), notes = self._tasks, self.folder.load_heads(), ()
         first, second = self.folder.load_version(a), self.folder.load_version(b)
         if data is None:
             answers = self._answers(a, b)
             splits = {t: self._test_inputs(tasks[t]) if t in tasks else None for t in answers[0].data}
         else:
-            if task not in tasks:
-                raise TalosError(
-                    f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', tasks)}; it has: {', '.join(tasks)}"
-                )
-            rows = load_rows(tasks[task], data, classes[task])
+            settings, names = self._asked(task, input, label)
+            rows = load_rows(settings, data, names)
             splits, notes = {task: rows}, rows.notes
             answers = tuple(
                 compare.ask(self._composed(v)[0], task, rows, self.folder.heads_of(v)[task]) for v in (first, second)
@@ -486,10 +587,13 @@ class Run:
 
         return operations.robustness(self.path, verbose=verbose)
 
-    def watch(self, folder: str | Path) -> list[dict]:
+    def watch(self, folder: str | Path, *, input: str | None = None, label: str | None = None) -> list[dict]:
         """Score base and head on what has arrived in a folder (files named after a task, like `street_numbers-march.csv`) and has
         not been scored yet. Each gets an event with its scores and what the gate says: `["gate"]` is "fail" where it does not hold
         any more.
+
+        Args:
+            input, label: columns of the new data, if they are called otherwise than the tasks' own.
 
         Raises:
             SpecError: no such folder, a name that belongs to no task, or the data.
@@ -498,12 +602,11 @@ class Run:
         found = list(watch.arrived(self.folder, tasks, Path(folder)))
         if not found:
             return []
-        _, classes = self.folder.load_heads()
         models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
         heads = {"base": self.folder.heads_of({}), "now": self.folder.heads_of(version)}
         return [
             watch.score(
-                self.folder, version, tasks[t], path, mark, classes[t], models, {m: h[t] for m, h in heads.items()}
+                self.folder, version, *self._asked(t, input, label), path, mark, models, {m: h[t] for m, h in heads.items()}
             )
             for t, path, mark in found
         ]

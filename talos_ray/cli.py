@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, Optional, TextIO
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from talos_ray.errors import TalosError
 from talos_ray.shown import plain
+
+if TYPE_CHECKING:
+    from talos_ray.trust.predict import Predictions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,19 +45,27 @@ def _options(
 
 
 HELD, DRIFTED = 3, 4
-BEFORE, MAKE, DECIDE, PROVE, TAKE = (
+BEFORE, MAKE, DECIDE, USE, PROVE, TAKE = (
     "Before anything runs",
     "Make and change",
     "Look and decide",
+    "Use",
     "Prove and watch",
     "Take away",
 )
+SHOWN = 40  # predictions that a terminal shows; a file has all
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
 Reason = Annotated[Optional[str], typer.Option(help="Why; kept in the history.")]
 Folder = Annotated[str, typer.Argument(help="A run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InputColumn = Annotated[
+    Optional[str], typer.Option("--input", metavar="COLUMN", help="Column of the new data that holds the inputs, if not the task's own.")
+]
+LabelColumn = Annotated[
+    Optional[str], typer.Option("--label", metavar="COLUMN", help="Column of the new data that holds the labels, if not the task's own.")
+]
 
 
 def _allow(modules: Optional[list[str]]) -> Optional[list[str]]:
@@ -487,6 +498,8 @@ def compare(
     b: Annotated[int, typer.Argument(help="Another.")],
     data: Annotated[Optional[str], typer.Option(help="New data; the run's test data, if not given.")] = None,
     task: Annotated[Optional[str], typer.Option(help="The task of the run that the new data belong to.")] = None,
+    input: InputColumn = None,
+    label: LabelColumn = None,
     out: Annotated[Optional[Path], typer.Option(help="CSV of every input that the two answer differently.")] = None,
     as_json: Json = False,
     allow_code: AllowCode = None,
@@ -497,10 +510,54 @@ def compare(
     """
     from talos_ray.api import open_run
 
-    found, changed = open_run(run).compare(a, b, task, data)
+    found, changed = open_run(run).compare(a, b, task, data, input=input, label=label)
     _show_change(found, as_json)
     if out:
         out.write_text(changed, encoding="utf-8")
+
+
+@app.command(rich_help_panel=USE)
+def predict(
+    run: Folder,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS…",
+            help="Image files and folders of images; or one table (CSV, TSV, JSON, Parquet); or -, for a line an input: a text, or an image file.",
+        ),
+    ],
+    task: Annotated[str, typer.Option(help="A target or control task of the run.")],
+    input: InputColumn = None,
+    label: Annotated[
+        Optional[str], typer.Option(metavar="COLUMN", help="Column that holds labels: also tell how many answers are right.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Classes that are told of each input, the likeliest first.")] = 1,
+    version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A .csv or .json file for all of it.")] = None,
+    as_json: Json = False,
+    allow_code: AllowCode = None,
+) -> None:
+    """Answer new inputs: the name of a class and its probability for each, in their order.
+
+    Example: talos predict runs/demo --task lamps photos/ --output answers.csv
+    """
+    from talos_ray.api import open_run
+    from talos_ray.trust.predict import check_output, inputs_of
+
+    if output:
+        check_output(output)
+    found = open_run(run).predict(inputs_of(inputs), task, version, top_k=top_k, input=input, label=label)
+    if output:
+        found.write(output)
+    if as_json:
+        return _print(found.as_dict())
+    if output:
+        say(f"{output}: {len(found)} inputs of task {task}, answered by version {found.version}")
+    else:
+        _show_predictions(found)
+    if score := found.accuracy:
+        say(f"accuracy {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.n} labelled inputs")
+    say(*found.notes)
 
 
 @app.command(rich_help_panel=PROVE)
@@ -634,6 +691,8 @@ def robustness(
 def watch(
     run: Folder,
     folder: Annotated[Path, typer.Argument(help="Where new data arrive, in files named after a task.")],
+    input: InputColumn = None,
+    label: LabelColumn = None,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
@@ -643,7 +702,7 @@ def watch(
     """
     from talos_ray.api import open_run
 
-    found = open_run(run).watch(folder)
+    found = open_run(run).watch(folder, input=input, label=label)
     if as_json:
         _print(found)
     elif not found:
@@ -687,6 +746,22 @@ def log_(
         )
     _show(table)
     say(f"newest: {opened.folder.last_event()[1]}")
+
+
+def _show_predictions(found: Predictions) -> None:
+    """Print the first ones as a table."""
+    ranks = range(found.best.shape[1])
+    names = [f"{name} {rank + 1}" if rank else name for rank in ranks for name in ("label", "score")]
+    given = [] if found.wanted is None else ["given"]
+    table = Table("input", *names, *given)
+    rows = found.rows()
+    for row in rows[:SHOWN]:
+        answers = row.get("top", [row])
+        cells = [cell for a in answers for cell in (a["label"], f"{a['score']:.3f}")]
+        _row(table, row["input"], *cells, *([row["given"] or ""] if given else []))
+    _show(table)
+    if len(rows) > SHOWN:
+        say(f"and {len(rows) - SHOWN} more; --output FILE.csv has all")
 
 
 def _show_change(found: dict, as_json: bool) -> None:

@@ -15,12 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from talos_ray.config import CHOICE, Task
+from talos_ray.config import CHOICE, HUB_NAME, Task, validated
 from talos_ray.data.folders import IMAGES, state_of
+from talos_ray.data.given import (
+    IMAGE_COLUMN,
+    NO_LABEL,
+    image_files,
+    pictures,
+    rows_of_columns,
+    rows_of_images,
+    rows_of_texts,
+    unlabelled,
+)
 from talos_ray.data.labels import class_names, counted, places, said
 from talos_ray.data.pixels import HEAD, head_and_tail, trouble_with
-from talos_ray.data.readers import columns_of, is_here, load_splits, state_of_data, told_template
+from talos_ray.data.readers import columns_of, holds_rows, is_here, load_splits, state_of_data, told_template
 from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing, marked
+from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError, nearest
 
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
@@ -118,20 +129,123 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     Raises:
         SpecError: as `load_task`.
     """
-    kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
-    task = Task.model_validate({**kept, "data": data, "classes": classes, "phrases": None})
-    splits, notes = load_splits(task)
-    name = "test" if "test" in splits else next(iter(splits))
-    _check_columns(task, splits[name], name)
-    raw = said(task, splits[name], name)
-    names = class_names(task, splits[name].features[task.label], [raw])
-    split, told = _split(task, splits[name], name, raw, names)
-    if others := [n for n in splits if n != name]:
-        notes.append(f"task {task.name!r}: of {data} the split {name!r} is read, and not {', '.join(others)}")
+    task = _of_new_data(settings, data, classes)
+    rows, name, notes = _new_rows(task)
+    _check_columns(task, rows, name)
+    raw = said(task, rows, name)
+    names = class_names(task, rows.features[task.label], [raw])
+    split, told = _split(task, rows, name, raw, names)
     counts = split.labels.bincount(minlength=len(names))
     if absent := [c for c, n in zip(names, counts.tolist(), strict=True) if n == 0]:
         notes.append(f"task {task.name!r}: {data} has no example of {', '.join(map(repr, absent))}")
     return replace(split, notes=(*notes, *told))
+
+
+def _of_new_data(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Task:
+    """The task that new data belong to: as it was described, with the classes it has had so far, and nothing of its own splits."""
+    kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
+    return validated(Task, {**kept, "data": data, "classes": tuple(classes), "phrases": None}, f"task {settings['name']}")
+
+
+def _new_rows(task: Task) -> tuple[Any, str, list[str]]:
+    """The rows of new data, the name of their split, and what somebody should know of them."""
+    splits, notes = load_splits(task)
+    name = "test" if "test" in splits else next(iter(splits))
+    if others := [n for n in splits if n != name]:
+        notes.append(f"task {task.name!r}: of {task.data} the split {name!r} is read, and not {', '.join(others)}")
+    return splits[name], name, notes
+
+
+def load_inputs(
+    settings: Mapping[str, Any], inputs: str | Path | Sequence[Any], classes: Sequence[str], *, labelled: bool = False
+) -> Split:
+    """Inputs that are to be answered for a task that is described by `settings`: every one of them, in their order.
+
+    Args:
+        inputs: a file or folder of data, with labels or without; or a list: of texts (of mappings from columns to values, where the
+            task's inputs are made of several), of paths of image files and folders, or of images (PIL, or arrays).
+        labelled: read the label column, too. Labels are found by name.
+
+    Returns:
+        A split whose labels are places among the classes, `NO_LABEL` where an input has none, or one that is no class.
+
+    Raises:
+        SpecError: an input that is missing or cannot be read; a label outside the classes, unless the task leaves such rows out.
+    """
+    task = _of_new_data(settings, str(inputs) if isinstance(inputs, str | Path) else LISTED, classes)
+    task = task.model_copy(update={"stream": None})  # which draws rows, and every one is to be answered
+    listed = _as_list(task, inputs, labelled)
+    if listed is None:
+        rows, name, notes = _new_rows(task)
+    elif labelled:
+        raise SpecError(f"task {task.name!r}: a list of inputs has no label column; wanted a table or a folder; name one")
+    elif not len(listed):
+        raise SpecError(f"task {task.name!r}: 0 inputs are given; wanted at least 1; name some")
+    elif task.kind == "image" and not isinstance(listed[0], str | Path):
+        return pictures(listed)
+    else:
+        rows, name, notes = _rows_of_list(task, listed), "inputs", []
+        task = task if task.kind == "text" else task.model_copy(update={"input": IMAGE_COLUMN})
+    _check_columns(task, rows, name, labelled)
+    _check_all_there(task, rows)
+    split = Split(*_as_inputs(task, rows, name), unlabelled(len(rows)), notes=tuple(notes))
+    if task.kind == "image" and (troubled := troubled_images(split)):
+        row, why = troubled[0]
+        raise SpecError(f"task {task.name!r}: input {split.words(row)!r} (row {row}): {why}")
+    return _with_labels(task, split, rows, name) if labelled else split
+
+
+LISTED = "the list of inputs"  # stands for a path where there is none
+
+
+def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
+    """The inputs as a list; None where they are rows of a table, or of a folder that holds tables or classes to be read."""
+    if not isinstance(inputs, str | Path):
+        return list(inputs)
+    path = Path(inputs).expanduser()
+    if task.kind == "image":
+        alone = path.is_file() and path.suffix.lower() not in KINDS
+        return [path] if alone or (path.is_dir() and not labelled and not holds_rows(path)) else None
+    if not is_here(task) and not HUB_NAME.match(str(inputs)):
+        raise SpecError(
+            f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; wanted one, or a list of texts: [text, …]"
+        )
+    return None
+
+
+def _rows_of_list(task: Task, listed: Sequence[Any]) -> Any:
+    if task.kind == "image":
+        if odd := [i for i, value in enumerate(listed) if not isinstance(value, str | Path)]:
+            raise SpecError(f"input {odd[0]} is {type(listed[odd[0]]).__name__}; wanted a path, as the first one")
+        return rows_of_images(image_files(listed))
+    if task.templated:
+        return rows_of_columns(listed, columns_of(task))
+    return rows_of_texts(listed, task.input)
+
+
+def _check_all_there(task: Task, rows: Any) -> None:
+    """Raises SpecError where an input is missing: every one is to be answered, so none can be left out."""
+    if len(rows) == 0:
+        raise SpecError(f"task {task.name!r}: {task.data} holds 0 inputs; wanted at least 1; check the data")
+    for column in dict.fromkeys(columns_of(task)):
+        if empty := _missing(rows, column, blank=not task.templated):
+            more = f" ({len(empty)} rows have none)" if len(empty) > 1 else ""
+            raise SpecError(
+                f"task {task.name!r}: row {empty[0]} of {task.data} has no {task.kind} in column {column!r}{more}; wanted one in every row, because each is answered; fill it, or take it out"
+            )
+
+
+def _with_labels(task: Task, split: Split, rows: Any, name: str) -> Split:
+    raw = said(task, rows, name)
+    labels, known, others = places(task, rows, name, raw, tuple(task.classes))
+    notes = list(split.notes)
+    if others:
+        notes.append(
+            f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows are of other classes and not counted: {counted(others)} (unknown_classes: drop)"
+        )
+    if lacking := sum(value is None for value in raw):
+        notes.append(f"task {task.name!r}: {lacking} of {len(raw)} rows have no label and are not counted")
+    return replace(split, labels=torch.where(known, labels, NO_LABEL), notes=tuple(notes))
 
 
 def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]) -> tuple[Split, list[str]]:
@@ -268,8 +382,8 @@ def _filled(task: Task, rows, split: str):
     return rows.map(fill, with_indices=True, remove_columns=columns_of(task), load_from_cache_file=False)
 
 
-def _check_columns(task: Task, rows, split: str) -> None:
-    for key, column in (*(("input", c) for c in columns_of(task)), ("label", task.label)):
+def _check_columns(task: Task, rows, split: str, labelled: bool = True) -> None:
+    for key, column in (*(("input", c) for c in columns_of(task)), *([("label", task.label)] if labelled else [])):
         if column not in rows.column_names:
             raise SpecError(
                 f"task {task.name!r}: column {column!r} is not in split {split!r} of {task.data}{nearest(column, rows.column_names)}; "

@@ -141,3 +141,12 @@ def gather(module: nn.Module, mask: Mask) -> torch.Tensor:
     params = dict(module.named_parameters())
     device = params[mask.layout.names[0]].device
     return torch.cat([b.gather(params[b.name].detach()) for b in blocks(mask, device)])
+
+
+@torch.no_grad()
+def scatter(module: nn.Module, mask: Mask, values: torch.Tensor) -> None:
+    """Write the masked weights of a module, [k] as `gather` gives them."""
+    params = dict(module.named_parameters())
+    device = params[mask.layout.names[0]].device
+    for block in blocks(mask, device):
+        block.scatter(params[block.name], values[block.place].to(device))

@@ -208,6 +208,20 @@ def read_images(root: Path, classes: Collection[str] = ()) -> Images:
     return Images(names, found, tuple(_empty(folder, names, split)))
 
 
+def images_below(root: Path) -> list[Path]:
+    """All images of a folder and those below, in the order of their paths, whatever the folders are called.
+
+    Raises:
+        SpecError: there are none, or a file that nobody can read.
+    """
+    files = list(files_below(root))
+    _check_readable(root, files)
+    images = [f for f in files if f.suffix.lower() in IMAGES]
+    if not images:
+        raise SpecError(f"{str(root)!r} holds 0 images; wanted at least 1; check the path")
+    return images
+
+
 def _unwrapped(root: Path) -> Path:
     """The folder itself, or the only one in it where that holds all classes, as archives unpack."""
     folder = root

@@ -142,6 +142,7 @@ def places(
     task: Task, rows: Any, split: str, raw: list, classes: tuple[str, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, Counter]:
     """Places among the classes of what `said` gave, int64 [n]; which rows have one, bool [n]; and how many have which other label.
+    A row without a label has no place, and counts as none of the others.
 
     Raises:
         SpecError: a label outside the classes, where the task does not leave such rows out.
@@ -149,12 +150,13 @@ def places(
     index = {name: i for i, name in enumerate(classes)}
     # Where the classes are numbers themselves (ratings from 1 to 5), a number is the name of one, and else its place.
     named = all(map(DIGITS.match, classes)) or not all(_whole(v) for v in raw if v is not None)
-    found = [v if not named and _whole(v) else index.get(str(v), -1) for v in raw]
+    found = [-1 if v is None else v if not named and _whole(v) else index.get(str(v), -1) for v in raw]
     labels = torch.tensor(found, dtype=torch.int64)
     known = (labels >= 0) & (labels < len(classes))
-    others = Counter(str(raw[i]) for i in torch.nonzero(~known).flatten().tolist())
+    outside = [i for i in torch.nonzero(~known).flatten().tolist() if raw[i] is not None]
+    others = Counter(str(raw[i]) for i in outside)
     if others and task.unknown_classes == "refuse":
-        row = int(torch.nonzero(~known)[0])
+        row = outside[0]
         shown = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''}"
         raise SpecError(
             f"task {task.name!r}: row {row} of split {split!r} has label {raw[row]!r}, which is outside its {len(classes)} classes "

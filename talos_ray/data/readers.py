@@ -112,6 +112,10 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
 
     if path.is_file():
         return _tables(task, {task.train_split: [path]}), []
+    if not holds_rows(path):
+        found = read_images(path, task.classes or ())
+        told = f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images"
+        return _images(found), [told] if found.empty else []
     if any((path / name).is_file() for name in SAVED):
         splits = datasets.load_from_disk(str(path))
         return (splits if isinstance(splits, dict) else {task.train_split: splits}), []
@@ -119,13 +123,13 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         if _describes_itself(path):
             return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), []
         return _tables(task, tables_in(path)), []
-    if any(f.name in METADATA for f in files_below(path)):
-        return _listed_images(task, path), []
-    found = read_images(path, task.classes or ())
-    told = (
-        [f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images"] if found.empty else []
-    )
-    return _images(found), told
+    return _listed_images(task, path), []
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a folder says itself what its rows are, by tables or as `datasets` saves them. Any other is images in folders."""
+    saved = any((path / name).is_file() for name in SAVED)
+    return saved or has_tables(path) or any(f.name in METADATA for f in files_below(path))
 
 
 def _tables(task: Task, files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from talos_ray.core.layout import key_of
-from talos_ray.core.probe import linear_head
+from talos_ray.core.probe import linear_head, scored
 from talos_ray.errors import SpecError
 from talos_ray.inputs import Examples
 from talos_ray.models import Family
@@ -83,8 +83,17 @@ def _unknown(family: Family, data: TaskData) -> list[int]:
 def scorer(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """inputs [n, ...] -> logits [n, classes] under a task's head of a kind ('words' or 'linear')."""
     if kind == "linear":
-        return lambda inputs: family.features(inputs) @ head[:, :-1].T + head[:, -1]
+        return lambda inputs: scored(family.features(inputs).float(), head)
     return lambda inputs: family.logits(inputs, head)
+
+
+def answering(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """inputs [n, ...] -> logits float32 [n, classes], by the very products that versions are scored with: words that are linear are
+    a linear head there, because one forward serves all heads of a task."""
+    linear = as_linear(family, kind, head)
+    if linear is not None:
+        return scorer(family, "linear", linear)
+    return lambda inputs: family.logits(inputs, head).float()
 
 
 def as_linear(family: Family, kind: str, head: torch.Tensor) -> torch.Tensor | None:

@@ -410,8 +410,9 @@ class RunFolder:
     def heads_of(self, version: Mapping) -> dict[str, tuple[str, torch.Tensor]]:
         """What each task of the run is scored with at a version: task -> (kind of head, head)."""
         frozen, _ = self.load_heads()
-        spec = self.info()["spec"]
-        kinds = {t["name"]: t.get("head", "words") for t in (*spec["tasks"], *spec["control"])}
+        info = self.info()
+        tasks = (*info.get("set_aside", ()), *info["spec"]["tasks"], *info["spec"]["control"])
+        kinds = {t["name"]: t.get("head", "words") for t in tasks}
         own = self.load_learned(version)[1]
         return {t: ("linear", own[t]) if t in own else (kinds[t], head) for t, head in frozen.items()}
 

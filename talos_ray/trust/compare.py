@@ -12,7 +12,7 @@ import torch
 from talos_ray.core.paired import Answers, change
 from talos_ray.inputs import Examples
 from talos_ray.models import Family
-from talos_ray.models.heads import scorer
+from talos_ray.models.heads import answering
 from talos_ray.shown import cell
 from talos_ray.tasks import Split
 
@@ -39,7 +39,7 @@ def _comparable(a: Answers, b: Answers) -> list[str]:
 @torch.no_grad()
 def ask(family: Family, name: str, split: Split, head: tuple[str, torch.Tensor], batch_size: int = 256) -> Answers:
     """What a model answers on a split of a task. `head`: its kind ('words' or 'linear'), and itself."""
-    logits = scorer(family, *head)
+    logits = answering(family, *head)
     examples = Examples(split, family.preprocess)
     index = torch.arange(len(split)).split(batch_size)
     predicted = torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index])

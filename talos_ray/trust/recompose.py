@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+from talos_ray.core.blocks import gather, scatter
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
@@ -28,10 +33,46 @@ class Edit:
     rows: Mapping[str, Delta]
     blend: Blend
 
-    def put(self, family: Family, base: str) -> None:
-        """Compose it into a family's module, which holds the base (its fingerprint)."""
+    def put(self, family: Family, base: str) -> torch.Tensor:
+        """Compose it into a family's module, which holds the base (its fingerprint). Returns the base's masked weights, [k]."""
         segments = self.blend.segments(self.mask)
-        Composer(family.module, self.mask, list(self.rows.values()), base, segments).compose(self.blend.values)
+        composer = Composer(family.module, self.mask, list(self.rows.values()), base, segments)
+        composer.compose(self.blend.values)
+        return composer.base
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Composed:
+    """What a module holds, and what it takes to have the base in it again.
+
+    Args:
+        version: that it was composed of.
+        mask: where its weights may differ from the base's; None where it is the base.
+        base: the base's weights there, [k].
+    """
+
+    version: Mapping
+    mask: Mask | None = None
+    base: torch.Tensor | None = None
+
+
+@contextmanager
+def exchanged(module: nn.Module, holds: Composed, mask: Mask, deltas: Sequence[Delta], base: str) -> Iterator[None]:
+    """A module with these deltas alone in it, each as it was trained (coefficient 1); afterwards, whatever happens in between, with
+    its own bytes again.
+
+    Args:
+        mask: of the deltas. base: fingerprint of what they belong to.
+    """
+    with ExitStack() as back:
+        if holds.mask is not None:
+            back.callback(scatter, module, holds.mask, gather(module, holds.mask))
+            scatter(module, holds.mask, holds.base)
+        if deltas:
+            composer = Composer(module, mask, deltas, base)
+            back.callback(composer.rollback)
+            composer.compose(dict.fromkeys(composer.deltas, 1.0))
+        yield
 
 
 def edit_of(folder: RunFolder, version: Mapping, mask: Mask, deltas: Mapping[str, Delta]) -> Edit:

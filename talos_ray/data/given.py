@@ -1,0 +1,144 @@
+"""Inputs that somebody hands over to be answered, without a spec around them: a list of texts, of image files, or of images in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from talos_ray.data.folders import images_below
+from talos_ray.data.pixels import as_rgb
+from talos_ray.data.split import Split
+from talos_ray.data.tables import KINDS
+from talos_ray.errors import SpecError
+
+IMAGE_COLUMN = "image"
+NO_LABEL = -1  # place among the classes of an input that has none
+
+
+def unlabelled(n: int) -> torch.Tensor:
+    """int64 [n]."""
+    return torch.full((n,), NO_LABEL, dtype=torch.int64)
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Rows of a split that are in memory already. `datasets` would encode each, or read again the file that it once came from."""
+
+    images: Sequence[Image.Image]
+
+    def __getitem__(self, index: Sequence[int]) -> dict[str, list[Image.Image]]:
+        return {IMAGE_COLUMN: [self.images[i] for i in index]}
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures(Split):
+    """Images in memory as a split."""
+
+    def words(self, i: int) -> str:
+        return f"input {i}"
+
+
+def pictures(values: Sequence[Any]) -> Pictures:
+    """PIL images, or arrays uint8 [h, w], [h, w, 3] or [h, w, 4] (or what else `PIL.Image.fromarray` takes), as a split.
+
+    Raises:
+        SpecError: one that is no image, or of which nobody can tell how light it is; named by its place.
+    """
+    images = [_picture(i, value) for i, value in enumerate(values)]
+    return Pictures(_Pictures(images), IMAGE_COLUMN, unlabelled(len(images)))
+
+
+def _picture(place: int, value: Any) -> Image.Image:
+    try:
+        image = Image.fromarray(value) if isinstance(value, np.ndarray) else value
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"input {place} is an array {value.dtype} {list(value.shape)}, which is no image ({error}); wanted uint8 [h, w, 3] or [h, w]; convert it"
+        ) from None
+    if not isinstance(image, Image.Image):
+        raise SpecError(
+            f"input {place} is {type(value).__name__}; wanted a PIL image or an array, as the others, or a list of files alone; convert it"
+        )
+    if image.mode.startswith(("I", "F")):  # deep ones are scaled by a rule that refuses some
+        try:
+            as_rgb(image)
+        except SpecError as error:
+            raise SpecError(f"input {place}: {error}") from None
+    return image
+
+
+def image_files(values: Sequence[str | Path]) -> list[str]:
+    """Paths as they were given; of a folder, all images in it and below, in the order of their paths.
+
+    Raises:
+        SpecError: one does not exist, or is a table.
+    """
+    found: list[str] = []
+    for i, value in enumerate(values):
+        if not str(value).strip():
+            raise SpecError(f"input {i} is empty; wanted an image file or a folder; take it out")
+        path = Path(value).expanduser()
+        if path.is_dir():
+            found += map(str, images_below(path))
+        elif not path.is_file():
+            raise SpecError(f"input {str(value)!r} does not exist; wanted an image file or a folder; check the path")
+        elif path.suffix.lower() in KINDS:
+            raise SpecError(f"input {str(value)!r} is a table among others; wanted one table alone, or image files")
+        else:
+            found.append(str(path))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def rows_of_images(files: Sequence[str]) -> Any:
+    """A `datasets.Dataset` of image files, decoded when they are asked for."""
+    import datasets
+
+    features = datasets.Features({IMAGE_COLUMN: datasets.Image()})
+    return datasets.Dataset.from_dict({IMAGE_COLUMN: list(files)}, features=features)
+
+
+def rows_of_texts(values: Sequence[Any], column: str) -> Any:
+    """A `datasets.Dataset` of texts.
+
+    Raises:
+        SpecError: one is no text; named by its place.
+    """
+    import datasets
+
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise SpecError(f"input {i} is {type(value).__name__}; wanted a text; a file of texts is named alone")
+    return datasets.Dataset(pa.table({column: pa.array(values, pa.string())}))
+
+
+def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
+    """A `datasets.Dataset` of mappings from columns to values, which a template makes inputs of.
+
+    Raises:
+        SpecError: one is no mapping or lacks a column; named by its place.
+    """
+    import datasets
+
+    for i, value in enumerate(values):
+        lacks = [c for c in columns if not isinstance(value, Mapping) or value.get(c) is None]
+        if lacks:
+            raise SpecError(
+                f"input {i} has no value for {lacks[0]!r}; wanted a mapping with {', '.join(map(repr, columns))}, because the task's inputs are made of several columns"
+            )
+    try:
+        return datasets.Dataset(pa.table({c: pa.array([value[c] for value in values]) for c in columns}))
+    except (pa.ArrowException, TypeError) as error:
+        raise SpecError(f"the inputs' values differ in kind: {error}; write all of a column alike") from None
