@@ -423,8 +423,7 @@ def _as_inputs(task: Task, rows, split: str):
                 raise SpecError(
                     f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a path relative to the file's folder"
                 )
-        rows = rows.remove_columns(task.input).add_column(task.input, paths)
-        return rows.cast_column(task.input, Image()), task.input
+        return rows_of_images(paths, task.input), task.input
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
         return rows.cast_column(task.input, Image()), task.input
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:

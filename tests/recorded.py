@@ -24,8 +24,9 @@ from talos_ray.tasks import load_task
 
 
 def recorded_run(
-    where: Path, model: str, tasks: Sequence[dict], control: Sequence[dict] = (), own: Sequence[str] = (), method: str = "linear"
-) -> talos_ray.Run:
+    where: Path, model: str, tasks: Sequence[dict], control: Sequence[dict] = (), *, own: Sequence[str] = (), method: str = "linear",
+    granularity: str = "row",
+) -> talos_ray.Run:  # fmt: skip
     """Version 0 is the base, version 1 all edits with a coefficient an output row, and heads of their own for the tasks `own`."""
     spec = make_spec({"model": model, "tasks": list(tasks), "control": list(control), "output": str(where)})
     everything = (*spec.tasks, *spec.control)
@@ -34,7 +35,7 @@ def recorded_run(
     tensors = {n: t.clone() for n, t in base_tensors(family).items()}
     base, layout = fingerprint(tensors), layout_of(family)
     frozen = {name: make_head(family, d, spec.seed) for name, d in data.items()}
-    mask = mask_from_flags(layout, select(layout, "random", 0.3, granularity="row"))
+    mask = mask_from_flags(layout, select(layout, "random", 0.3, granularity=granularity))
     dice = torch.Generator().manual_seed(0)
     deltas = {}
     for t in spec.tasks:

@@ -102,12 +102,12 @@ def image_files(values: Sequence[str | Path]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ rows
 
 
-def rows_of_images(files: Sequence[str]) -> Any:
+def rows_of_images(files: Sequence[str], column: str = IMAGE_COLUMN) -> Any:
     """A `datasets.Dataset` of image files, decoded when they are asked for."""
     import datasets
 
-    features = datasets.Features({IMAGE_COLUMN: datasets.Image()})
-    return datasets.Dataset.from_dict({IMAGE_COLUMN: list(files)}, features=features)
+    features = datasets.Features({column: datasets.Image()})
+    return datasets.Dataset.from_dict({column: list(files)}, features=features)
 
 
 def rows_of_texts(values: Sequence[Any], column: str) -> Any:

@@ -118,6 +118,19 @@ def test_two_versions_are_compared_input_by_input(mine):
     assert all(Path(r["input"]).is_file() for r in rows if r["task"] == "sides")
 
 
+def test_predictions_are_what_workers_recorded_and_one_edit_alone_scores_as_single(mine):
+    for task, score in mine.scores.items():
+        split = load_task(talos_ray.Task.model_validate(mine._tasks[task]), 0).test
+        for version in (0, 1):
+            found = mine.predict(list(split.rows[:][split.column]), task, version)
+            assert found.best[:, 0].tolist() == mine.folder.load_answers(version).predicted[task].tolist()
+        if task in mine.version["targets"]:
+            pipe = mine.pipeline(task, version=0)  # under the words' head
+            with mine.only(task, on=pipe):
+                alone = pipe.answer(split, labelled=True).accuracy
+            assert alone.as_dict() == score.get("single_words", score["single"])
+
+
 def test_two_versions_are_asked_about_new_data(mine, sides, tmp_path):
     rows = list(csv.DictReader(Path(sides["data"]).read_text().splitlines()))[:30]
     folder = Path(sides["data"]).parent
