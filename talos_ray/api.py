@@ -15,6 +15,7 @@ from talos_ray.config import Spec, Task
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
+from talos_ray.core.metrics import ClassScores, class_scores
 from talos_ray.core.paired import Answers
 from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
 from talos_ray.models import Family, base_tensors, load_model, runs_code
@@ -193,6 +194,27 @@ class Run:
         """Test scores at head: task -> {"base" | "single" | "merged": {value, n, low, high}}."""
         return self.version["scores"]
 
+    def class_scores(self, task: str, version: int | None = None) -> ClassScores:
+        """What stands behind a task's test score at a version (head, if none is named): confusion matrix, precision and recall of
+        every class in label order, balanced accuracy, macro F1 and the expected calibration error, from the answers that were recorded.
+
+        Raises:
+            TalosError: no such version, or it answered no such task.
+        """
+        number = self._version(version)["version"]
+        answers, classes = self.folder.load_answers(number), self.classes
+        if task not in answers.predicted:
+            raise TalosError(
+                f"version {number} has no answers on task {task!r}{nearest(task, answers.predicted)}; it has those on: {', '.join(answers.predicted)}"
+            )
+        pair = (answers.predicted[task], answers.labels[task])
+        return class_scores(*pair, len(classes[task]), answers.probability.get(task))
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Task -> names of its classes, in label order."""
+        return self.folder.load_heads()[1]
+
     @property
     def coefficients(self) -> dict[str, float]:
         """Scaling coefficient of every task at head, the mean over the weights where it has several; empty at the base."""
@@ -294,7 +316,7 @@ class Run:
         Raises:
             TalosError: no such task.
         """
-        tasks, (_, classes) = self._tasks, self.folder.load_heads()
+        tasks, classes = self._tasks, self.classes
         if task not in tasks or task not in classes:
             raise TalosError(
                 f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', classes)}; it has: {', '.join(classes)}"
@@ -456,7 +478,7 @@ class Run:
         """
         if data is None and (input or label):
             raise SpecError("input and label name columns of new data, and none are given; wanted a file; name it in data")
-        tasks, (_, classes), notes = self._tasks, self.folder.load_heads(), ()
+        tasks, classes, notes = self._tasks, self.classes, ()
         first, second = self.folder.load_version(a), self.folder.load_version(b)
         if data is None:
             answers = self._answers(a, b)

@@ -54,6 +54,7 @@ BEFORE, MAKE, DECIDE, USE, PROVE, TAKE = (
     "Take away",
 )
 SHOWN = 40  # predictions that a terminal shows; a file has all
+MATRIX = 10  # classes whose confusion matrix a terminal has room for; --json has it of all
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own messages too.")]
@@ -239,15 +240,20 @@ def plan(
 @app.command(rich_help_panel=DECIDE)
 def status(
     run: Folder,
+    task: Annotated[Optional[str], typer.Option(help="Show what stands behind this task's score, class by class.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a run's head: coefficients, target and control scores.
+    """Show a run's head: coefficients, target and control scores; or one task of it, class by class.
 
     Example: talos status runs/demo
     """
     from talos_ray.api import open_run
 
-    show(open_run(run), as_json)
+    opened = open_run(run)
+    if task is None:
+        show(opened, as_json)
+    else:
+        _show_class_scores(opened, task, as_json)
 
 
 @app.command(rich_help_panel=PROVE)
@@ -837,6 +843,30 @@ def show(run, as_json: bool = False) -> None:
             file=sys.stderr if as_json else sys.stdout,
         )
         sys.exit(HELD)
+
+
+def _show_class_scores(run, task: str, as_json: bool) -> None:
+    from talos_ray.core.metrics import BINS, mostly_taken_for
+
+    found, classes = run.class_scores(task), run.classes[task]
+    if as_json:
+        return _print({"task": task, "version": run.head, "classes": classes, **found.as_dict()})
+    title = plain(f"{run.path}, version {run.head}: {task} on test data")
+    table = Table("class", "inputs", "recall", "precision", "mostly taken for", title=title, title_justify="left")
+    parts = zip(classes, found.confusion, found.recall, found.precision, strict=True)
+    for place, (name, row, *shares) in enumerate(parts):
+        told = ["" if share is None else f"{share:.3f}" for share in shares]
+        _row(table, name, str(sum(row)), *told, mostly_taken_for(row, place, classes))
+    _show(table)
+    say(f"balanced accuracy (mean recall) {found.balanced_accuracy:.3f}, macro F1 {found.macro_f1:.3f}")
+    if found.calibration_error is not None:
+        say(f"expected calibration error {found.calibration_error:.3f}, in {BINS} bins of equal width")
+    if len(classes) <= MATRIX:
+        say("", "answered (columns) of each class (rows):")
+        matrix = Table("", *map(plain, classes))
+        for name, row in zip(classes, found.confusion, strict=True):
+            _row(matrix, name, *map(str, row))
+        _show(matrix)
 
 
 def _show_scores(run) -> None:

@@ -66,8 +66,10 @@ def recorded_run(
 
     def answers() -> Answers:
         kinds = {name: bench.predicted(name, used.get(name)) for name in data}
-        now = {name: torch.from_numpy(k.get("own", k["words"]).copy()) for name, k in kinds.items()}
-        return Answers(now, labels, marks)
+        head = {name: "own" if name in used else "words" for name in kinds}
+        now = {name: torch.from_numpy(k[head[name]].copy()) for name, k in kinds.items()}
+        sure = {name: torch.from_numpy(k[f"{head[name]}_probability"].copy()) for name, k in kinds.items()}
+        return Answers(now, labels, marks, sure)
 
     about = {
         "created": "2026-01-01T00:00:00+00:00",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import torch
+
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+BINS = 15  # of the expected calibration error, of equal width
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,68 @@ def accuracy(correct: int, n: int) -> Score:
     middle = (p + Z95**2 / (2 * n)) / scale
     half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / scale
     return Score(p, n, max(0.0, middle - half), min(1.0, middle + half))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """What accuracy does not say of answers on some inputs.
+
+    Args:
+        confusion: [classes][classes], how many inputs of a class (row) were answered as which (column).
+        precision: a class -> share of its answers that are right; None where it was never answered.
+        recall: a class -> share of its inputs that are answered right; None where it has none.
+        balanced_accuracy: mean recall of the classes that have inputs.
+        macro_f1: mean F1 of the classes that have inputs or were answered.
+        calibration_error: see `calibration_error`; None where probabilities were not recorded.
+    """
+
+    confusion: list[list[int]]
+    precision: list[float | None]
+    recall: list[float | None]
+    balanced_accuracy: float
+    macro_f1: float
+    calibration_error: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def class_scores(
+    predicted: torch.Tensor, labels: torch.Tensor, classes: int, probability: torch.Tensor | None = None
+) -> ClassScores:
+    """From class numbers, int [n] each, and the probabilities of the answers, float32 [n], by scikit-learn's definitions."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # loads slowly
+
+    pair = (labels.numpy(), predicted.numpy())
+    every = list(range(classes))
+    # What cannot be told is NaN there, and no class that is absent counts in a mean.
+    precision, recall, f1, _ = precision_recall_fscore_support(*pair, labels=every, zero_division=np.nan)
+    return ClassScores(
+        confusion=confusion_matrix(*pair, labels=every).tolist(),
+        precision=[None if np.isnan(p) else float(p) for p in precision],
+        recall=[None if np.isnan(r) else float(r) for r in recall],
+        balanced_accuracy=float(np.nanmean(recall)),
+        macro_f1=float(np.nanmean(f1)),
+        calibration_error=None if probability is None else calibration_error(probability, predicted == labels),
+    )
+
+
+def mostly_taken_for(row: Sequence[int], place: int, classes: Sequence[str]) -> str:
+    """'dusk (12)': the other class that inputs of a class are answered as most often; nothing, where none are."""
+    most, other = max((n, -i) for i, n in enumerate(row) if i != place)
+    return f"{classes[-other]} ({most})" if most else ""
+
+
+def calibration_error(probability: torch.Tensor, right: torch.Tensor) -> float:
+    """Expected calibration error (Guo et al., 2017): how far the probability of answers is from the share of them that is right,
+    in each of `BINS` bins of equal width, (0, 1/15] to (14/15, 1], and on average over the answers.
+
+    Args:
+        probability, right: of the answer to each input, float [n] and bool [n].
+    """
+    bins = (probability.double() * BINS).ceil().clamp(1, BINS).long() - 1
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, probability.double() - right.double())
+    return float(gaps.abs().sum()) / len(right)
 
 
 def absolute_accuracy(merged: Mapping[str, float]) -> float:

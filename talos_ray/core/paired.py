@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ MOST_KEPT = 1000.0  # end of an interval that has none: a score of almost nothin
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What a model predicts on some inputs, and what is right: task -> class numbers int32 [n]; `data`: task -> fingerprint of
-    the inputs, in their order."""
+    the inputs, in their order; `probability`: task -> that of each answer, float32 [n], where it was recorded (releases before did not)."""
 
     predicted: Mapping[str, torch.Tensor]
     labels: Mapping[str, torch.Tensor]
     data: Mapping[str, str]
+    probability: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def right(self, task: str) -> torch.Tensor:
         """bool [n]."""

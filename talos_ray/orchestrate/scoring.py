@@ -78,8 +78,8 @@ def look(shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torc
 def evaluate(
     shared, arm: Arm, blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What a model answers on the test data of some tasks: task -> class numbers, int32 [n], by its frozen head (`words`), and by
-    its own (`own`) if it has one in `heads`."""
+    """What a model answers on the test data of some tasks: task -> what `Workbench.predicted` gives of its frozen head, and of its own
+    if it has one in `heads`."""
     bench = workbench(shared)
     bench.compose(arm, blend)
     return {t: bench.predicted(t, heads.get(t), corruption) for t in tasks}
@@ -277,15 +277,17 @@ def score_version(session, prepared, arms, deltas: Mapping[str, Mapping[str, Del
     marks = {t: p.data[t].test.fingerprint() for t in everything}
     answered = iter(waited(session, refs, "verify", "test scores"))
     seen = next(answered)
-    base = answers(p, _by(seen, "words"), marks)
+    base = answers(p, _by(seen, "words"), marks, _by(seen, "words_probability"))
     probe = answers(p, _by(seen, "own"), marks)
     result, merged_answers = {}, {}
     for plan in arms:
         mine = chosen[plan.name]
         together = next(answered)
-        now = {t: kinds["own" if t in mine.heads else "words"] for t, kinds in together.items()}
+        used = {t: "own" if t in mine.heads else "words" for t in together}
+        now = {t: kinds[used[t]] for t, kinds in together.items()}
+        sure = {t: kinds[f"{used[t]}_probability"] for t, kinds in together.items()}
         single = {t: next(answered)[t] for t in p.targets}
-        merged_answers[plan.name] = answers(p, now, marks)
+        merged_answers[plan.name] = answers(p, now, marks, sure)
         result[plan.name] = _arm_result(p, mine, deltas[plan.name], base, probe, together, single, others)
     sparse, now = result[arms[0].name], merged_answers[arms[0].name]
     mine = chosen[arms[0].name]
@@ -360,12 +362,15 @@ def _by(seen: Mapping[str, Mapping[str, np.ndarray]], kind: str) -> dict[str, np
     return {t: kinds[kind] for t, kinds in seen.items() if kind in kinds}
 
 
-def answers(p, found: Mapping[str, np.ndarray], marks: Mapping[str, str]) -> Answers:
-    """What models answered, with the labels; `marks`: task -> fingerprint of its test data."""
+def answers(
+    p, found: Mapping[str, np.ndarray], marks: Mapping[str, str], sure: Mapping[str, np.ndarray] | None = None
+) -> Answers:
+    """What models answered, with the labels; `marks`: task -> fingerprint of its test data; `sure`: task -> probabilities."""
     return Answers(
         {t: torch.from_numpy(a.copy()) for t, a in found.items()},
         {t: p.data[t].test.labels for t in found},
         {t: marks[t] for t in found if t in marks},
+        {t: torch.from_numpy(s.copy()) for t, s in (sure or {}).items()},
     )
 
 

@@ -256,11 +256,12 @@ class Workbench:
         self, task: str, head: torch.Tensor | None = None, corruption: str | None = None
     ) -> dict[str, np.ndarray]:
         """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head (`words`), and by
-        another one (`own`), if it is given."""
+        another one (`own`), if it is given; and their probabilities, float32 [n] (`words_probability`, `own_probability`)."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
         seen = self.answered(examples, task, features=head is not None)
-        found = {"words": seen.logits} | ({} if head is None else {"own": seen.under(head)})
-        return {name: out.argmax(-1).int().numpy() for name, out in found.items()}
+        logits = {"words": seen.logits} | ({} if head is None else {"own": seen.under(head)})
+        found = {name: out.argmax(-1).int().numpy() for name, out in logits.items()}
+        return found | {f"{name}_probability": out.softmax(-1).amax(-1).numpy() for name, out in logits.items()}
 
     def outputs(self, task: str, split: str, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""

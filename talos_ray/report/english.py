@@ -44,6 +44,13 @@ TEXTS = {
     "control": "control",
     "forgotten_kind": "forgotten",
     "other": "other",
+    "by_class": "By class",
+    "by_class_how": "Behind each accuracy, task by task: of a class's inputs, how many are answered right (recall); of the answers that name it, how many are right (precision); and the class that it is mostly taken for.",
+    "by_class_means": "Balanced accuracy (mean recall) {balanced:.3f}, macro F1 {f1:.3f}.",
+    "by_class_calibration": "Expected calibration error {error:.3f}, in {bins} bins of equal width: how far the probability of an answer is from how often it is right.",
+    "recall": "recall",
+    "precision": "precision",
+    "taken_for": "mostly taken for",
     "accuracy_test": "accuracy on test data",
     "scores_plot": "Accuracy of base, merged model and single edits by task",
     # the gate

@@ -44,6 +44,13 @@ TEXTS = {
     "control": "対照",
     "forgotten_kind": "忘却",
     "other": "その他",
+    "by_class": "クラスごと",
+    "by_class_how": "各タスクの正解率の内訳：そのクラスの入力のうち正しく答えた割合（再現率）、そのクラスと答えたもののうち正しい割合（適合率）、そして最も多く取り違えられたクラス。",
+    "by_class_means": "均衡正解率（再現率の平均）{balanced:.3f}、マクロ F1 {f1:.3f}。",
+    "by_class_calibration": "期待較正誤差 {error:.3f}（等幅の {bins} 区間）：答えの確率が、実際に正しい割合とどれだけずれているか。",
+    "recall": "再現率",
+    "precision": "適合率",
+    "taken_for": "最も多い取り違え",
     "accuracy_test": "テストデータでの正解率",
     "scores_plot": "タスクごとの正解率：ベース、統合モデル、単独の編集",
     # 判定条件

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from talos_ray import gate
+from talos_ray.core.metrics import BINS, class_scores, mostly_taken_for
+from talos_ray.core.paired import Answers
 from talos_ray.errors import SpecError, nearest
 from talos_ray.report import english, japanese, plots, tables
 from talos_ray.report.words import Words
@@ -128,11 +130,13 @@ def render(
     *,
     language: str = "en",
     watched: Sequence[Mapping] = (),
+    answers: Answers | None = None,
 ) -> dict[str, bytes]:
     """The report on one version: {"html": the page, "csv": its scores, "impact.csv": how far every tensor changed, "xlsx": all tables}. Numbers are the version's, to the digits shown.
 
     Args:
         watched: `watch` events on it.
+        answers: what it answered on test data, where that is known.
     """
     w = words_of(language)
     standing, sentence = decision(version, approved, w)
@@ -144,6 +148,7 @@ def render(
         f'<p class="decision {standing}">{escaped(sentence)}</p>',
         f"<p>{_next(standing, version, w)}</p>",
         *_scores(version, w),
+        *_by_class(folder, version, answers, w),
         *_gate(version, w),
         *_watched(watched, w),
         *_negation(version, w),
@@ -233,6 +238,29 @@ def _scores(version: Mapping, w: Words) -> list[str]:
         _table([*head, "n"], rows, _means(version, more, w)),
         _plot(plots.scores({t: scores[t] for t in shown}, w.plain)),
     ]
+
+
+def _by_class(folder: RunFolder, version: Mapping, answers: Answers | None, w: Words) -> list[str]:
+    """What stands behind each task's accuracy, folded away: it is looked up rather than read."""
+    if answers is None:
+        return []
+    names, parts = folder.load_heads()[1], []
+    for task in [t for t in version["scores"] if t in answers.predicted and t in names]:
+        classes = names[task]
+        pair = (answers.predicted[task], answers.labels[task])
+        found = class_scores(*pair, len(classes), answers.probability.get(task))
+        told = w("by_class_means", balanced=found.balanced_accuracy, f1=found.macro_f1)
+        if found.calibration_error is not None:
+            told = joined(" ", [told, w("by_class_calibration", error=found.calibration_error, bins=BINS)])
+        head = [w(k) for k in ("class", "inputs", "recall", "precision", "taken_for")]
+        rows = [
+            [name, str(sum(row)), _percent(recall), _percent(precision), mostly_taken_for(row, place, classes)]
+            for place, (name, row, recall, precision) in enumerate(
+                zip(classes, found.confusion, found.recall, found.precision, strict=True)
+            )
+        ]
+        parts.append(f"<details><summary>{escaped(task)}</summary>{_how(told)}{_table(head, rows)}</details>")
+    return [f"<h3>{w('by_class')}</h3>", _how(w("by_class_how")), *parts] if parts else []
 
 
 def _looked(score: Mapping, look: int, w: Words) -> Html:

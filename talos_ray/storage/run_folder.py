@@ -565,10 +565,11 @@ class RunFolder:
 
     def load_answers(self, number: int) -> Answers:
         """What a version answered on test data when it was made; only those of tasks that the run had then."""
-        self.check(name := f"predictions/{number:04d}.safetensors")
+        self.check(name := answers_name(number))
         tensors, info = self.store.read_tensors(name)
         parts = {kind: {t: tensors[f"{t}/{kind}"] for t in info["data"]} for kind in ("predicted", "label")}
-        return Answers(parts["predicted"], parts["label"], info["data"])
+        sure = {t: tensors[f"{t}/probability"] for t in info["data"] if f"{t}/probability" in tensors}
+        return Answers(parts["predicted"], parts["label"], info["data"], sure)
 
     @property
     def head(self) -> int | None:
@@ -599,11 +600,16 @@ def robustness_name(number: int) -> str:
     return f"robustness/{number:04d}.json"
 
 
+def answers_name(number: int) -> str:
+    return f"predictions/{number:04d}.safetensors"
+
+
 def answers_file(number: int, answers: Answers) -> tuple[str, bytes]:
     """Name and content of what a version answered, as `RunFolder.load_answers` reads it."""
     tensors = {f"{t}/predicted": p.int() for t, p in answers.predicted.items()}
     tensors |= {f"{t}/label": labels.int() for t, labels in answers.labels.items()}
-    return f"predictions/{number:04d}.safetensors", as_tensors(tensors, {"data": dict(answers.data)})
+    tensors |= {f"{t}/probability": p.float() for t, p in answers.probability.items()}
+    return answers_name(number), as_tensors(tensors, {"data": dict(answers.data)})
 
 
 def _facts(version: Mapping) -> dict[str, object]:

@@ -14,7 +14,7 @@ from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.storage import history
 from talos_ray.storage.files import as_json
-from talos_ray.storage.run_folder import RunFolder, answers_file, robustness_name
+from talos_ray.storage.run_folder import RunFolder, answers_file, answers_name, robustness_name
 
 FRONT = {
     "html": "index.html",
@@ -58,7 +58,7 @@ def publish(
         # Kept by number: a writer who came first leaves it as it is, unless it made a version too. Drawing takes seconds, and
         # whoever drew anew each time would always be the last.
         name, content = answers_file(number, now)
-        pages = render(folder, info, {"version": number, **version})
+        pages = render(folder, info, {"version": number, **version}, answers=now)
         log_file = {f"logs/{number:04d}.txt": "".join(f"{line}\n" for line in log).encode()} if log else {}
         return version, {name: content, **log_file, **_pages(number, pages), **(_front(pages) if in_force else {})}
 
@@ -132,7 +132,8 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
             f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use `talos rollback` to put it in force"
         )
     check_sources(folder, version)
-    pages = render(folder, folder.info(), version, {"by": by, "reason": reason}, folder.load_robustness(number))
+    signed = {"by": by, "reason": reason}
+    pages = render(folder, folder.info(), version, signed, folder.load_robustness(number), answers=answers_of(folder, number))
     files = {**_pages(number, pages), **_front(pages)}
     folder.set_head(
         number, "approve", files, at=head, asked=asked, was=head, by=by, reason=reason, gate=version["gate"]["result"]
@@ -151,7 +152,8 @@ def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
     """Keep what a version scores on corrupted test data beside it, and show it in its report."""
     from talos_ray.report.page import render
 
-    pages = render(folder, folder.info(), folder.load_version(number), folder.approval(number), found)
+    version, answers = folder.load_version(number), answers_of(folder, number)
+    pages = render(folder, folder.info(), version, folder.approval(number), found, answers=answers)
     front = _front(pages) if folder.head == number else {}
     writes = {robustness_name(number): as_json(found), **_pages(number, pages), **front}
     folder.record("robustness", writes=writes, version=number)
@@ -165,7 +167,8 @@ def add_pages(folder: RunFolder, numbers: Sequence[int], operation: str) -> None
     for number in numbers:
         version = folder.load_version(number)
         check_sources(folder, version)
-        pages = render(folder, folder.info(), version, folder.approval(number), folder.load_robustness(number))
+        approved, robustness = folder.approval(number), folder.load_robustness(number)
+        pages = render(folder, folder.info(), version, approved, robustness, answers=answers_of(folder, number))
         writes |= _pages(number, pages)
         if number == folder.head:
             writes |= _front(pages)
@@ -184,7 +187,15 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     check_sources(folder, folder.load_version(number))
     watched = [e for e in history.events(folder.store) if e["operation"] == "watch" and e["version"] == number]
     version, approved, robustness = folder.load_version(number), folder.approval(number), folder.load_robustness(number)
-    return render(folder, folder.info(), version, approved, robustness, language=language, watched=watched)["html"]
+    answers = answers_of(folder, number)
+    return render(
+        folder, folder.info(), version, approved, robustness, language=language, watched=watched, answers=answers
+    )["html"]
+
+
+def answers_of(folder: RunFolder, number: int) -> Answers | None:
+    """What a version answered on test data; None where that was not recorded."""
+    return folder.load_answers(number) if answers_name(number) in history.recorded(folder.store) else None
 
 
 def is_held(folder: RunFolder, version: Mapping) -> bool:

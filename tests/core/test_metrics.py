@@ -1,11 +1,17 @@
 """Scores and their intervals."""
 
 import pytest
+import sklearn.metrics
+import torch
 
 from talos_ray.core.metrics import (
+    BINS,
     MergeObjective,
     absolute_accuracy,
     accuracy,
+    calibration_error,
+    class_scores,
+    mostly_taken_for,
     normalized_accuracy,
     standard_error,
     worst_kept,
@@ -46,3 +52,43 @@ def test_forgetting_is_worth_nothing_where_another_task_falls():
     assert objective({"t": 0.1, "held": 0.44, "other": 0.9}) == pytest.approx(0.88 - 0.9 - 1)
     assert worst_kept({"held": 0.44, "other": 0.9}, objective.control) == (pytest.approx(0.88), "held")
     assert MergeObjective({"t": 0.8}, {}, 0.9, frozenset({"t"}))({"t": 0.3}) == pytest.approx(0.7)
+
+
+def test_scores_by_class_against_the_counts_by_hand():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    predicted = torch.tensor([0, 0, 1, 4, 1, 1, 0, 4], dtype=torch.int32)  # 3 has no input and no answer, 4 only answers
+    found = class_scores(predicted, labels, 5)
+    assert found.confusion == [[2, 1, 0, 0, 1], [0, 2, 0, 0, 0], [1, 0, 0, 0, 1], [0] * 5, [0] * 5]
+    assert found.recall == [0.5, 1.0, 0.0, None, None]
+    assert found.precision == [pytest.approx(2 / 3), pytest.approx(2 / 3), None, None, 0.0]
+    assert found.balanced_accuracy == pytest.approx(0.5)
+    assert found.macro_f1 == pytest.approx((2 * 2 / 7 + 2 * 2 / 5 + 0 + 0) / 4)
+    assert found.calibration_error is None
+    names = ["cat", "dog", "emu", "fox", "gnu"]
+    assert [mostly_taken_for(row, i, names) for i, row in enumerate(found.confusion)] == ["dog (1)", "", "cat (1)", "", ""]
+
+
+def test_scores_by_class_are_those_of_scikit_learn():
+    dice = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (500,), generator=dice)
+    predicted = torch.where(torch.rand(500, generator=dice) < 0.6, labels, torch.randint(0, 6, (500,), generator=dice))
+    found = class_scores(predicted.int(), labels, 6)
+    assert found.balanced_accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+    assert found.macro_f1 == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+    assert sum(map(sum, found.confusion)) == 500 and sum(found.confusion[i][i] for i in range(6)) == int((labels == predicted).sum())
+
+
+def test_calibration_error_bin_by_bin():
+    dice = torch.Generator().manual_seed(0)
+    probability = torch.rand(2000, generator=dice)
+    probability[:4] = torch.tensor([0.0, 1 / 15, 1.0, 14 / 15])
+    right = torch.rand(2000, generator=dice) < probability**2
+    wanted = 0.0
+    for low in range(BINS):
+        inside = (probability * 15 > low) & (probability * 15 <= low + 1) if low else probability * 15 <= 1
+        if inside.any():
+            wanted += float(inside.double().mean() * (probability[inside].double().mean() - right[inside].double().mean()).abs())
+    assert calibration_error(probability, right) == pytest.approx(wanted, abs=1e-6) and wanted > 0.1
+    sure = torch.full((10,), 0.75)
+    assert calibration_error(sure, torch.tensor([True] * 6 + [False] * 4)) == pytest.approx(0.15)
+    assert calibration_error(torch.ones(5), torch.ones(5, dtype=torch.bool)) == 0

@@ -394,3 +394,19 @@ def test_cells_of_a_csv_are_what_the_rows_are(bert):
     found = bert.predict(["by us", "@hammer"], "places")
     rows = list(csv.reader(io.StringIO(found.as_csv())))
     assert rows[0] == ["number", "input", "label", "score"] and rows[2][1] == "'@hammer" and len(rows) == 3
+
+
+def test_what_stands_behind_a_score_is_shown_class_by_class(bert):
+    recorded = bert.folder.load_answers(1)
+    assert torch.equal(recorded.probability["animals"], bert.predict(test_inputs(bert, "animals")[0], "animals").scores[:, 0])
+    found = bert.class_scores("animals")
+    right, n = recorded.counts("animals")
+    assert found.confusion[0][0] + found.confusion[1][1] == right and sum(map(sum, found.confusion)) == n
+    assert 0 < found.calibration_error < 1
+    done = CliRunner().invoke(cli.app, ["status", bert.path, "--task", "animals", "--json"])
+    assert json.loads(done.output) == {"task": "animals", "version": 1, "classes": ["yes", "no"], **found.as_dict()}
+    done = CliRunner().invoke(cli.app, ["status", bert.path, "--task", "animals"])
+    told = f"balanced accuracy (mean recall) {found.balanced_accuracy:.3f}, macro F1 {found.macro_f1:.3f}"
+    assert told in done.output and f"calibration error {found.calibration_error:.3f}, in 15 bins" in done.output
+    with pytest.raises(TalosError, match="no answers on task 'animal'.*did you mean 'animals'"):
+        bert.class_scores("animal")

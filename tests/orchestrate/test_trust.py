@@ -131,6 +131,15 @@ def test_predictions_are_what_workers_recorded_and_one_edit_alone_scores_as_sing
             assert alone.as_dict() == score.get("single_words", score["single"])
 
 
+def test_the_report_folds_away_what_stands_behind_each_score(mine):
+    page = Path(mine.path, "report/0001.html").read_text()
+    for task, score in mine.scores.items():
+        found, part = mine.class_scores(task), page.partition(f"<details><summary>{task}</summary>")[2].partition("</details>")[0]
+        right = sum(row[i] for i, row in enumerate(found.confusion))
+        assert right / score["merged"]["n"] == score["merged"]["value"] and part.count("<tr>") == 1 + len(mine.classes[task])
+        assert f"macro F1 {found.macro_f1:.3f}" in part and f"calibration error {found.calibration_error:.3f}, in 15 bins" in part
+
+
 def test_two_versions_are_asked_about_new_data(mine, sides, tmp_path):
     rows = list(csv.DictReader(Path(sides["data"]).read_text().splitlines()))[:30]
     folder = Path(sides["data"]).parent
