@@ -203,14 +203,13 @@ def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     if not isinstance(inputs, str | Path):
         return list(inputs)
     path = Path(inputs).expanduser()
-    if task.kind == "image":
-        alone = path.is_file() and path.suffix.lower() not in KINDS
-        return [path] if alone or (path.is_dir() and not labelled and not holds_rows(path)) else None
-    if not is_here(task) and not HUB_NAME.match(str(inputs)):
+    if not is_here(task) and (path.suffix.lower() in IMAGES or not HUB_NAME.match(str(inputs))):
         raise SpecError(
-            f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; wanted one, or a list of texts: [text, …]"
+            f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; wanted one, or a list of {task.kind}s; check the path"
         )
-    return None
+    alone = path.is_file() and path.suffix.lower() not in KINDS
+    pictures_alone = path.is_dir() and not labelled and not holds_rows(path)
+    return [path] if task.kind == "image" and (alone or pictures_alone) else None
 
 
 def _rows_of_list(task: Task, listed: Sequence[Any]) -> Any:

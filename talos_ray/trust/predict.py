@@ -183,7 +183,8 @@ class Pipeline:
         Raises:
             SpecError: an input, by its place; or `top_k`.
         """
-        found = self.answer(load_inputs(self.settings, inputs, self.classes), top_k or 1)
+        most = 1 if top_k is None else top_k
+        found = self.answer(load_inputs(self.settings, inputs, self.classes), most)
         answers = [found.answers(i) for i in range(len(found))]
         return [best for (best,) in answers] if top_k is None else answers
 

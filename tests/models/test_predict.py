@@ -110,6 +110,8 @@ def test_a_pipeline_answers_by_name_with_probabilities(bert):
     for bad, said in ((0, "wanted 1 to 2"), (3, "top_k is 3; wanted 1 to 2")):
         with pytest.raises(SpecError, match=said):
             bert.predict(texts, "animals", top_k=bad)
+        with pytest.raises(SpecError, match=said):
+            pipe(texts, top_k=bad)
 
 
 def test_a_version_is_used_that_is_in_force_or_was_named(bert):
@@ -287,6 +289,7 @@ def test_bad_inputs_are_named_before_a_model_is_loaded(bert, demo, tmp_path, mon
         (bert, "animals", ["a", " "], "row 1 of the list of inputs has no text"),
         (bert, "animals", ["a", "b\x1fc"], r"U\+001F"),
         (bert, "animals", "how was it, then?", "is no file, no folder and no name of the Hub; wanted one, or a list of texts"),
+        (demo, "sides", "nowhere.png", "'nowhere.png' is no file, no folder and no name of the Hub; wanted one, or a list of images"),
         (bert, "animals", tmp_path / "no.csv", "column 'text' is not in split 'train'"),
         (bert, "animals", tmp_path / "gap.csv", "row 1 of .*gap.csv has no text in column 'text'"),
         (bert, "animals", tmp_path / "none.csv", "holds 0 inputs"),
