@@ -148,7 +148,8 @@ class Run:
         self.folder = RunFolder(path)
         self.folder.settle()
         self.info = self.folder.info()
-        self._holds: WeakKeyDictionary[torch.nn.Module, Composed] = WeakKeyDictionary()  # networks that were composed here
+        # What each network holds that was composed here, for as long as somebody uses it.
+        self._holds: WeakKeyDictionary[torch.nn.Module, Composed] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Run({self.folder.store.uri!r}, head={self.head})"
@@ -195,8 +196,9 @@ class Run:
         return self.version["scores"]
 
     def class_scores(self, task: str, version: int | None = None) -> ClassScores:
-        """What stands behind a task's test score at a version (head, if none is named): confusion matrix, precision and recall of
-        every class in label order, balanced accuracy, macro F1 and the expected calibration error, from the answers that were recorded.
+        """What stands behind a task's test score at a version (head, if none is named): confusion matrix, precision and
+        recall of every class in label order, balanced accuracy, macro F1 and the expected calibration error, from the
+        answers that were recorded.
 
         Raises:
             TalosError: no such version, or it answered no such task.
@@ -205,7 +207,8 @@ class Run:
         answers, classes = self.folder.load_answers(number), self.classes
         if task not in answers.predicted:
             raise TalosError(
-                f"version {number} has no answers on task {task!r}{nearest(task, answers.predicted)}; it has those on: {', '.join(answers.predicted)}"
+                f"version {number} has no answers on task {task!r}{nearest(task, answers.predicted)}; "
+                f"it has those on: {', '.join(answers.predicted)}"
             )
         pair = (answers.predicted[task], answers.labels[task])
         return class_scores(*pair, len(classes[task]), answers.probability.get(task))
@@ -267,8 +270,8 @@ class Run:
         return self._composed(self._version(version))[0]
 
     def pipeline(self, task: str, version: int | None = None) -> Pipeline:
-        """A task at a version (head, if none is named) as a function that holds the model once: `pipe(["a text", …])` gives
-        `[{"label": …, "score": …}, …]`. `predict` says what it takes.
+        """A task at a version (head, if none is named) as a function that holds the model once: `pipe(["a text", …])`
+        gives `[{"label": …, "score": …}, …]`. `predict` says what it takes.
 
         Raises:
             TalosError: no such task or version. MismatchError: as in `model`.
@@ -277,21 +280,28 @@ class Run:
         return self._pipeline(self._version(version), settings, classes)
 
     def predict(
-        self, inputs: str | Path | Sequence[Any], task: str, version: int | None = None, *, top_k: int = 1, input: str | None = None,
+        self,
+        inputs: str | Path | Sequence[Any],
+        task: str,
+        version: int | None = None,
+        *,
+        top_k: int = 1,
+        input: str | None = None,
         label: str | None = None,
-    ) -> Predictions:  # fmt: skip
-        """What a version (head, if none is named) answers for a task, a row an input, under the head that its scores were measured
-        with. Any target or control task of the run may be asked.
+    ) -> Predictions:
+        """What a version (head, if none is named) answers for a task, a row an input, under the head that its scores
+        were measured with. Any target or control task of the run may be asked.
 
         Args:
-            inputs: a file or folder of data, with labels or without; or a list: of texts (of mappings from columns to values, where
-                the task's inputs are made of several), of paths of image files and folders, or of images (PIL, or arrays).
+            inputs: a file or folder of data, with labels or without; or a list: of texts (of mappings from columns to
+                values, where the task's inputs are made of several), of paths of image files and folders, or of images
+                (PIL, or arrays).
             top_k: how many classes of each input.
             input: column that holds the inputs, if not the task's own.
             label: column that holds labels; then the accuracy is told, too. In a folder of images a class: "label".
 
         Raises:
-            SpecError: an input, by its place or file; a label that is none of the classes. TalosError: no such task or version.
+            SpecError: an input, by its place or file; a label that is no class. TalosError: no such task or version.
         """
         settings, classes = self._asked(task, input, label)
         predict.check_top(top_k, classes)
@@ -319,15 +329,17 @@ class Run:
         tasks, classes = self._tasks, self.classes
         if task not in tasks or task not in classes:
             raise TalosError(
-                f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', classes)}; it has: {', '.join(classes)}"
+                f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', classes)}; "
+                f"it has: {', '.join(classes)}"
             )
         columns = {"input": input, "label": label}
         return {**tasks[task], **{k: column for k, column in columns.items() if column is not None}}, classes[task]
 
     @contextmanager
     def only(self, *tasks: str, on: Family | Pipeline) -> Iterator[Family | Pipeline]:
-        """Within the block, a model of this run is the base and the edits of these tasks alone, each whole and as it was trained
-        (coefficient 1); without any task, it is the base. After it, also after an error, the model has its own bytes again.
+        """Within the block, a model of this run is the base and the edits of these tasks alone, each whole and as it
+        was trained (coefficient 1); without any task, it is the base. After it, also after an error, the model has its
+        own bytes again.
 
             pipe = run.pipeline("counts")
             with run.only("counts", on=pipe):
@@ -343,14 +355,16 @@ class Run:
         """
         if (holds := self._holds.pop(on.module, None)) is None:
             raise TalosError(
-                f"only: this model was not made by run {self.path!r}, or is within another `only`; wanted what run.model() or run.pipeline() gave; name all tasks in one `only`"
+                f"only: this model was not made by run {self.path!r}, or is within another `only`; "
+                "wanted what run.model() or run.pipeline() gave; name all tasks in one `only`"
             )
         try:
             version = holds.version
             known = {*version["deltas"], *(t["name"] for t in self.info["spec"]["tasks"])}
             if unknown := [t for t in tasks if t not in known]:
                 raise TalosError(
-                    f"only: task {unknown[0]!r} has no edit in run {self.path!r}{nearest(unknown[0], known)}; it has those of: {', '.join(sorted(known))}"
+                    f"only: task {unknown[0]!r} has no edit in run {self.path!r}{nearest(unknown[0], known)}; "
+                    f"it has those of: {', '.join(sorted(known))}"
                 )
             deltas = self._deltas({t: version["deltas"].get(t) for t in tasks})
             with exchanged(on.module, holds, self.mask, list(deltas.values()), self.info["base"]):
@@ -464,8 +478,15 @@ class Run:
         return self.folder.load_answers(a), self.folder.load_answers(b)
 
     def compare(
-        self, a: int, b: int, task: str | None = None, data: str | None = None, *, input: str | None = None, label: str | None = None
-    ) -> tuple[dict, str]:  # fmt: skip
+        self,
+        a: int,
+        b: int,
+        task: str | None = None,
+        data: str | None = None,
+        *,
+        input: str | None = None,
+        label: str | None = None,
+    ) -> tuple[dict, str]:
         """Two versions on the same inputs: `diff`, and a CSV of every input that they answer differently.
 
         Args:
@@ -477,7 +498,7 @@ class Run:
             SpecError: the data. TalosError: no such version or task.
         """
         if data is None and (input or label):
-            raise SpecError("input and label name columns of new data, and none are given; wanted a file; name it in data")
+            raise SpecError("input and label name columns of new data, and there are none; wanted a file in data")
         tasks, classes, notes = self._tasks, self.classes, ()
         first, second = self.folder.load_version(a), self.folder.load_version(b)
         if data is None:
@@ -626,12 +647,11 @@ class Run:
             return []
         models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
         heads = {"base": self.folder.heads_of({}), "now": self.folder.heads_of(version)}
-        return [
-            watch.score(
-                self.folder, version, *self._asked(t, input, label), path, mark, models, {m: h[t] for m, h in heads.items()}
-            )
-            for t, path, mark in found
-        ]
+        events = []
+        for t, path, mark in found:
+            own = {m: h[t] for m, h in heads.items()}
+            events.append(watch.score(self.folder, version, *self._asked(t, input, label), path, mark, models, own))
+        return events
 
     def history(self) -> list[dict]:
         """Every event, oldest first; raises CorruptError if one was changed, removed or reordered."""

@@ -62,10 +62,12 @@ Reason = Annotated[Optional[str], typer.Option(help="Why; kept in the history.")
 Folder = Annotated[str, typer.Argument(help="A run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 InputColumn = Annotated[
-    Optional[str], typer.Option("--input", metavar="COLUMN", help="Column of the new data that holds the inputs, if not the task's own.")
+    Optional[str],
+    typer.Option("--input", metavar="COLUMN", help="Column of new data that holds the inputs, if not the task's own."),
 ]
 LabelColumn = Annotated[
-    Optional[str], typer.Option("--label", metavar="COLUMN", help="Column of the new data that holds the labels, if not the task's own.")
+    Optional[str],
+    typer.Option("--label", metavar="COLUMN", help="Column of new data that holds the labels, if not the task's own."),
 ]
 
 
@@ -240,7 +242,7 @@ def plan(
 @app.command(rich_help_panel=DECIDE)
 def status(
     run: Folder,
-    task: Annotated[Optional[str], typer.Option(help="Show what stands behind this task's score, class by class.")] = None,
+    task: Annotated[Optional[str], typer.Option(help="Show what stands behind a task's score, class by class.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a run's head: coefficients, target and control scores; or one task of it, class by class.
@@ -528,18 +530,20 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUTS…",
-            help="Image files and folders of images; or one table (CSV, TSV, JSON, Parquet); or -, for a line an input: a text, or an image file.",
+            metavar="INPUTS",
+            help="Image files and folders of images; or one table (CSV, TSV, JSON, Parquet); "
+            "or -, for a line an input: a text, or an image file.",
         ),
     ],
     task: Annotated[str, typer.Option(help="A target or control task of the run.")],
     input: InputColumn = None,
     label: Annotated[
-        Optional[str], typer.Option(metavar="COLUMN", help="Column that holds labels: also tell how many answers are right.")
+        Optional[str],
+        typer.Option(metavar="COLUMN", help="Column that holds labels: also tell how many answers are right."),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Classes that are told of each input, the likeliest first.")] = 1,
     version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A .csv or .json file for all of it.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A .csv or .json file for all.")] = None,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:

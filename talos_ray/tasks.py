@@ -142,9 +142,10 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
 
 
 def _of_new_data(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Task:
-    """The task that new data belong to: as it was described, with the classes it has had so far, and nothing of its own splits."""
+    """The task that new data belong to: as it was described, with its classes so far, and nothing of its own splits."""
     kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
-    return validated(Task, {**kept, "data": data, "classes": tuple(classes), "phrases": None}, f"task {settings['name']}")
+    known = {"data": data, "classes": tuple(classes), "phrases": None}
+    return validated(Task, {**kept, **known}, f"task {settings['name']}")
 
 
 def _new_rows(task: Task) -> tuple[Any, str, list[str]]:
@@ -162,15 +163,16 @@ def load_inputs(
     """Inputs that are to be answered for a task that is described by `settings`: every one of them, in their order.
 
     Args:
-        inputs: a file or folder of data, with labels or without; or a list: of texts (of mappings from columns to values, where the
-            task's inputs are made of several), of paths of image files and folders, or of images (PIL, or arrays).
+        inputs: a file or folder of data, with labels or without; or a list: of texts (of mappings from columns to
+            values, where the task's inputs are made of several), of paths of image files and folders, or of images
+            (PIL, or arrays).
         labelled: read the label column, too. Labels are found by name.
 
     Returns:
         A split whose labels are places among the classes, `NO_LABEL` where an input has none, or one that is no class.
 
     Raises:
-        SpecError: an input that is missing or cannot be read; a label outside the classes, unless the task leaves such rows out.
+        SpecError: an input that is missing or cannot be read; a label outside the classes, unless the task drops these.
     """
     task = _of_new_data(settings, str(inputs) if isinstance(inputs, str | Path) else LISTED, classes)
     task = task.model_copy(update={"stream": None})  # which draws rows, and every one is to be answered
@@ -178,7 +180,9 @@ def load_inputs(
     if listed is None:
         rows, name, notes = _new_rows(task)
     elif labelled:
-        raise SpecError(f"task {task.name!r}: a list of inputs has no label column; wanted a table or a folder; name one")
+        raise SpecError(
+            f"task {task.name!r}: a list of inputs has no label column; wanted a table or a folder; name one"
+        )
     elif not len(listed):
         raise SpecError(f"task {task.name!r}: 0 inputs are given; wanted at least 1; name some")
     elif task.kind == "image" and not isinstance(listed[0], str | Path):
@@ -199,13 +203,14 @@ LISTED = "the list of inputs"  # stands for a path where there is none
 
 
 def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
-    """The inputs as a list; None where they are rows of a table, or of a folder that holds tables or classes to be read."""
+    """The inputs as a list; None where they are rows of a table, or of a folder of tables, or of one of classes."""
     if not isinstance(inputs, str | Path):
         return list(inputs)
     path = Path(inputs).expanduser()
     if not is_here(task) and (path.suffix.lower() in IMAGES or not HUB_NAME.match(str(inputs))):
         raise SpecError(
-            f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; wanted one, or a list of {task.kind}s; check the path"
+            f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; "
+            f"wanted one, or a list of {task.kind}s; check the path"
         )
     alone = path.is_file() and path.suffix.lower() not in KINDS
     pictures_alone = path.is_dir() and not labelled and not holds_rows(path)
@@ -230,7 +235,8 @@ def _check_all_there(task: Task, rows: Any) -> None:
         if empty := _missing(rows, column, blank=not task.templated):
             more = f" ({len(empty)} rows have none)" if len(empty) > 1 else ""
             raise SpecError(
-                f"task {task.name!r}: row {empty[0]} of {task.data} has no {task.kind} in column {column!r}{more}; wanted one in every row, because each is answered; fill it, or take it out"
+                f"task {task.name!r}: row {empty[0]} of {task.data} has no {task.kind} in column {column!r}{more}; "
+                "wanted one in every row, because each is answered; fill it, or take it out"
             )
 
 
@@ -240,7 +246,8 @@ def _with_labels(task: Task, split: Split, rows: Any, name: str) -> Split:
     notes = list(split.notes)
     if others:
         notes.append(
-            f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows are of other classes and not counted: {counted(others)} (unknown_classes: drop)"
+            f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows are of other classes and not counted: "
+            f"{counted(others)} (unknown_classes: drop)"
         )
     if lacking := sum(value is None for value in raw):
         notes.append(f"task {task.name!r}: {lacking} of {len(raw)} rows have no label and are not counted")

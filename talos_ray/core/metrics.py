@@ -68,7 +68,7 @@ class ClassScores:
 def class_scores(
     predicted: torch.Tensor, labels: torch.Tensor, classes: int, probability: torch.Tensor | None = None
 ) -> ClassScores:
-    """From class numbers, int [n] each, and the probabilities of the answers, float32 [n], by scikit-learn's definitions."""
+    """From class numbers, int [n] each, and probabilities of the answers, float32 [n], as scikit-learn defines them."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # loads slowly
 
     pair = (labels.numpy(), predicted.numpy())
@@ -92,8 +92,8 @@ def mostly_taken_for(row: Sequence[int], place: int, classes: Sequence[str]) -> 
 
 
 def calibration_error(probability: torch.Tensor, right: torch.Tensor) -> float:
-    """Expected calibration error (Guo et al., 2017): how far the probability of answers is from the share of them that is right,
-    in each of `BINS` bins of equal width, (0, 1/15] to (14/15, 1], and on average over the answers.
+    """Expected calibration error (Guo et al., 2017): how far the probability of answers is from the share of them that
+    is right, in each of `BINS` bins of equal width, (0, 1/15] to (14/15, 1], and on average over the answers.
 
     Args:
         probability, right: of the answer to each input, float [n] and bool [n].

@@ -24,7 +24,7 @@ MOST_KEPT = 1000.0  # end of an interval that has none: a score of almost nothin
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What a model predicts on some inputs, and what is right: task -> class numbers int32 [n]; `data`: task -> fingerprint of
-    the inputs, in their order; `probability`: task -> that of each answer, float32 [n], where it was recorded (releases before did not)."""
+    the inputs, in their order; `probability`: task -> that of each answer, float32 [n] (none from earlier releases)."""
 
     predicted: Mapping[str, torch.Tensor]
     labels: Mapping[str, torch.Tensor]

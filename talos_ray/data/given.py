@@ -1,4 +1,5 @@
-"""Inputs that somebody hands over to be answered, without a spec around them: a list of texts, of image files, or of images in memory."""
+"""Inputs that somebody hands over to be answered, without a spec around them: a list of texts, of image files, or of
+images in memory."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def unlabelled(n: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Rows of a split that are in memory already. `datasets` would encode each, or read again the file that it once came from."""
+    """Rows of a split that are in memory: `datasets` would encode each, or read again the file that it came from."""
 
     images: Sequence[Image.Image]
 
@@ -49,7 +50,7 @@ class Pictures(Split):
 
 
 def pictures(values: Sequence[Any]) -> Pictures:
-    """PIL images, or arrays uint8 [h, w], [h, w, 3] or [h, w, 4] (or what else `PIL.Image.fromarray` takes), as a split.
+    """PIL images, or arrays uint8 [h, w], [h, w, 3] or [h, w, 4] (or what else `Image.fromarray` takes), as a split.
 
     Raises:
         SpecError: one that is no image, or of which nobody can tell how light it is; named by its place.
@@ -63,11 +64,13 @@ def _picture(place: int, value: Any) -> Image.Image:
         image = Image.fromarray(value) if isinstance(value, np.ndarray) else value
     except (TypeError, ValueError) as error:
         raise SpecError(
-            f"input {place} is an array {value.dtype} {list(value.shape)}, which is no image ({error}); wanted uint8 [h, w, 3] or [h, w]; convert it"
+            f"input {place} is an array {value.dtype} {list(value.shape)}, which is no image ({error}); "
+            "wanted uint8 [h, w, 3] or [h, w]; convert it"
         ) from None
     if not isinstance(image, Image.Image):
         raise SpecError(
-            f"input {place} is {type(value).__name__}; wanted a PIL image or an array, as the others, or a list of files alone; convert it"
+            f"input {place} is {type(value).__name__}; wanted a PIL image or an array, as the others, or a list of "
+            "files alone; convert it"
         )
     if image.mode.startswith(("I", "F")):  # deep ones are scaled by a rule that refuses some
         try:
@@ -136,7 +139,8 @@ def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
         lacks = [c for c in columns if not isinstance(value, Mapping) or value.get(c) is None]
         if lacks:
             raise SpecError(
-                f"input {i} has no value for {lacks[0]!r}; wanted a mapping with {', '.join(map(repr, columns))}, because the task's inputs are made of several columns"
+                f"input {i} has no value for {lacks[0]!r}; wanted a mapping with {', '.join(map(repr, columns))}, "
+                "because the task's inputs are made of several columns"
             )
     try:
         return datasets.Dataset(pa.table({c: pa.array([value[c] for value in values]) for c in columns}))

@@ -127,7 +127,7 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def holds_rows(path: Path) -> bool:
-    """Whether a folder says itself what its rows are, by tables or as `datasets` saves them. Any other is images in folders."""
+    """Whether a folder says itself what its rows are, by tables or as `datasets` saves them; else it is images."""
     saved = any((path / name).is_file() for name in SAVED)
     return saved or has_tables(path) or any(f.name in METADATA for f in files_below(path))
 

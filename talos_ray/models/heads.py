@@ -88,8 +88,8 @@ def scorer(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Ten
 
 
 def answering(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """inputs [n, ...] -> logits float32 [n, classes], by the very products that versions are scored with: words that are linear are
-    a linear head there, because one forward serves all heads of a task."""
+    """inputs [n, ...] -> logits float32 [n, classes], by the very products that versions are scored with: words that
+    are linear are a linear head there, because one forward serves all heads of a task."""
     linear = as_linear(family, kind, head)
     if linear is not None:
         return scorer(family, "linear", linear)

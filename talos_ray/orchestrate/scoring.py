@@ -78,8 +78,8 @@ def look(shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torc
 def evaluate(
     shared, arm: Arm, blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What a model answers on the test data of some tasks: task -> what `Workbench.predicted` gives of its frozen head, and of its own
-    if it has one in `heads`."""
+    """What a model answers on the test data of some tasks: task -> what `Workbench.predicted` gives of its frozen head,
+    and of its own if it has one in `heads`."""
     bench = workbench(shared)
     bench.compose(arm, blend)
     return {t: bench.predicted(t, heads.get(t), corruption) for t in tasks}
@@ -365,7 +365,7 @@ def _by(seen: Mapping[str, Mapping[str, np.ndarray]], kind: str) -> dict[str, np
 def answers(
     p, found: Mapping[str, np.ndarray], marks: Mapping[str, str], sure: Mapping[str, np.ndarray] | None = None
 ) -> Answers:
-    """What models answered, with the labels; `marks`: task -> fingerprint of its test data; `sure`: task -> probabilities."""
+    """What models answered, with the labels. `marks`: fingerprints of the test data; `sure`: probabilities, by task."""
     return Answers(
         {t: torch.from_numpy(a.copy()) for t, a in found.items()},
         {t: p.data[t].test.labels for t in found},

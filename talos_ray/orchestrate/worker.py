@@ -256,7 +256,8 @@ class Workbench:
         self, task: str, head: torch.Tensor | None = None, corruption: str | None = None
     ) -> dict[str, np.ndarray]:
         """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head (`words`), and by
-        another one (`own`), if it is given; and their probabilities, float32 [n] (`words_probability`, `own_probability`)."""
+        another one (`own`), if it is given; and their probabilities, float32 [n] (`words_probability`,
+        `own_probability`)."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
         seen = self.answered(examples, task, features=head is not None)
         logits = {"words": seen.logits} | ({} if head is None else {"own": seen.under(head)})

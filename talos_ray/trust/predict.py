@@ -1,4 +1,4 @@
-"""What a version answers on inputs that it has not seen: the names of classes and their probabilities, in the inputs' order."""
+"""What a version answers on new inputs: names of classes and their probabilities, in the inputs' order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Predictions:
         inputs: each so that a person finds it: its text, its file, or its number.
         best: places among the classes, int64 [n, k], the likeliest first.
         scores: their probabilities, float32 [n, k]: the softmax over the task's classes.
-        wanted: places of the labels that were given, int64 [n], `NO_LABEL` where an input has none; None where none were read.
+        wanted: places of the labels that were given, int64 [n], `NO_LABEL` where an input has none; None where none
+            were read.
         notes: what somebody should know.
     """
 
@@ -77,8 +78,8 @@ class Predictions:
         return [{"label": self.classes[p], "score": round(s, DIGITS)} for p, s in zip(places, scores, strict=True)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A mapping an input: `number`, `input`, `label`, `score`; `top` (as `answers`), where more than one class was asked for;
-        `given` (the label that came with it, or None) and `right`, where labels were read."""
+        """A mapping an input: `number`, `input`, `label`, `score`; `top` (as `answers`), where more than one class was
+        asked for; `given` (the label that came with it, or None) and `right`, where labels were read."""
         found = []
         for i, words in enumerate(self.inputs):
             top = self.answers(i)
@@ -100,7 +101,7 @@ class Predictions:
         return {**told, "predictions": self.rows()}
 
     def as_csv(self) -> str:
-        """A line an input: number, input, label, score, then label_2, score_2 and so on, then given and right (or wrong)."""
+        """A line an input: number, input, label, score, then label_2, score_2 and so on, then given and right."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         more = [f"{name}_{rank}" for rank in range(2, self.best.shape[1] + 1) for name in ("label", "score")]
@@ -126,7 +127,7 @@ class Predictions:
 
 
 def check_output(path: str | Path) -> None:
-    """Raises SpecError unless predictions can be written to a file of this name: asked before an hour is spent on them."""
+    """Raises SpecError unless predictions can be written to a file of this name: asked before an hour is spent."""
     if Path(path).suffix.lower() not in FILES:
         raise SpecError(f"output {str(path)!r} is neither {' nor '.join(FILES)}; wanted one of them; rename it")
     if not Path(path).absolute().parent.is_dir():
@@ -160,11 +161,21 @@ class Pipeline:
     """
 
     def __init__(
-        self, *, model: Family, version: int, settings: Mapping[str, Any], classes: Sequence[str], head: tuple[str, torch.Tensor],
+        self,
+        *,
+        model: Family,
+        version: int,
+        settings: Mapping[str, Any],
+        classes: Sequence[str],
+        head: tuple[str, torch.Tensor],
         notes: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self.model, self.version, self.settings, self.classes, self.notes = model, version, settings, classes, notes
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.settings = settings
+        self.classes = classes
         self.kind, self.head = head
+        self.notes = notes
 
     def __repr__(self) -> str:
         return f"Pipeline(task={self.settings['name']!r}, version={self.version}, classes={len(self.classes)})"
@@ -175,7 +186,7 @@ class Pipeline:
         return self.model.module
 
     def __call__(self, inputs: str | Path | Sequence[Any], top_k: int | None = None) -> list:
-        """A class's `label` and its `score` for each input; with `top_k`, a list of so many for each, the likeliest first.
+        """A class's `label` and its `score` for each input; with `top_k`, a list of so many, the likeliest first.
 
         Args:
             inputs: as `Run.predict` takes them.
@@ -201,9 +212,10 @@ class Pipeline:
             found = logits(examples.fresh(part.tolist()).to(device)).cpu()
             if (bad := found.isnan().any(1)).any():
                 raise TalosError(
-                    f"version {self.version} answers input {split.words(int(part[bad][0]))!r} with values that are no numbers; wanted finite ones; use another version"
+                    f"version {self.version} answers input {split.words(int(part[bad][0]))!r} with values that are no "
+                    "numbers; wanted finite ones; use another version"
                 )
-            # By logits and not by probabilities, two of which may round to the same; the first of equals, as argmax has it.
+            # By logits and not by probabilities, two of which may round to the same; of equals the first, as argmax.
             order = found.argsort(dim=1, descending=True, stable=True)[:, :top_k]
             best.append(order)
             scores.append(found.softmax(1).gather(1, order))

@@ -34,7 +34,7 @@ class Edit:
     blend: Blend
 
     def put(self, family: Family, base: str) -> torch.Tensor:
-        """Compose it into a family's module, which holds the base (its fingerprint). Returns the base's masked weights, [k]."""
+        """Compose it into a family's module, which holds the base (its fingerprint). Returns the base's values, [k]."""
         segments = self.blend.segments(self.mask)
         composer = Composer(family.module, self.mask, list(self.rows.values()), base, segments)
         composer.compose(self.blend.values)
@@ -58,8 +58,8 @@ class Composed:
 
 @contextmanager
 def exchanged(module: nn.Module, holds: Composed, mask: Mask, deltas: Sequence[Delta], base: str) -> Iterator[None]:
-    """A module with these deltas alone in it, each as it was trained (coefficient 1); afterwards, whatever happens in between, with
-    its own bytes again.
+    """A module with these deltas alone in it, each as it was trained (coefficient 1); afterwards, whatever happens in
+    between, with its own bytes again.
 
     Args:
         mask: of the deltas. base: fingerprint of what they belong to.

@@ -132,8 +132,8 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
             f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use `talos rollback` to put it in force"
         )
     check_sources(folder, version)
-    signed = {"by": by, "reason": reason}
-    pages = render(folder, folder.info(), version, signed, folder.load_robustness(number), answers=answers_of(folder, number))
+    approved, robustness = {"by": by, "reason": reason}, folder.load_robustness(number)
+    pages = render(folder, folder.info(), version, approved, robustness, answers=answers_of(folder, number))
     files = {**_pages(number, pages), **_front(pages)}
     folder.set_head(
         number, "approve", files, at=head, asked=asked, was=head, by=by, reason=reason, gate=version["gate"]["result"]

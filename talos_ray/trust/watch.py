@@ -39,9 +39,15 @@ def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Ite
 
 
 def score(
-    folder: RunFolder, version: Mapping, task: Mapping, classes: list[str], path: Path, mark: str, models: Mapping[str, Family],
+    folder: RunFolder,
+    version: Mapping,
+    task: Mapping,
+    classes: list[str],
+    path: Path,
+    mark: str,
+    models: Mapping[str, Family],
     heads: Mapping[str, tuple[str, torch.Tensor]],
-) -> dict:  # fmt: skip
+) -> dict:
     """Score base and head on one file, judge it by the spec's gate, and write it down. Returns the event.
 
     Args:

@@ -56,7 +56,7 @@ def test_forgetting_is_worth_nothing_where_another_task_falls():
 
 def test_scores_by_class_against_the_counts_by_hand():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
-    predicted = torch.tensor([0, 0, 1, 4, 1, 1, 0, 4], dtype=torch.int32)  # 3 has no input and no answer, 4 only answers
+    predicted = torch.tensor([0, 0, 1, 4, 1, 1, 0, 4], dtype=torch.int32)  # 3 occurs nowhere, 4 in answers only
     found = class_scores(predicted, labels, 5)
     assert found.confusion == [[2, 1, 0, 0, 1], [0, 2, 0, 0, 0], [1, 0, 0, 0, 1], [0] * 5, [0] * 5]
     assert found.recall == [0.5, 1.0, 0.0, None, None]
@@ -65,7 +65,8 @@ def test_scores_by_class_against_the_counts_by_hand():
     assert found.macro_f1 == pytest.approx((2 * 2 / 7 + 2 * 2 / 5 + 0 + 0) / 4)
     assert found.calibration_error is None
     names = ["cat", "dog", "emu", "fox", "gnu"]
-    assert [mostly_taken_for(row, i, names) for i, row in enumerate(found.confusion)] == ["dog (1)", "", "cat (1)", "", ""]
+    taken = [mostly_taken_for(row, i, names) for i, row in enumerate(found.confusion)]
+    assert taken == ["dog (1)", "", "cat (1)", "", ""]
 
 
 def test_scores_by_class_are_those_of_scikit_learn():
@@ -75,7 +76,8 @@ def test_scores_by_class_are_those_of_scikit_learn():
     found = class_scores(predicted.int(), labels, 6)
     assert found.balanced_accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
     assert found.macro_f1 == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
-    assert sum(map(sum, found.confusion)) == 500 and sum(found.confusion[i][i] for i in range(6)) == int((labels == predicted).sum())
+    assert sum(map(sum, found.confusion)) == 500
+    assert sum(found.confusion[i][i] for i in range(6)) == int((labels == predicted).sum())
 
 
 def test_calibration_error_bin_by_bin():
@@ -87,7 +89,8 @@ def test_calibration_error_bin_by_bin():
     for low in range(BINS):
         inside = (probability * 15 > low) & (probability * 15 <= low + 1) if low else probability * 15 <= 1
         if inside.any():
-            wanted += float(inside.double().mean() * (probability[inside].double().mean() - right[inside].double().mean()).abs())
+            gap = probability[inside].double().mean() - right[inside].double().mean()
+            wanted += float(inside.double().mean() * gap.abs())
     assert calibration_error(probability, right) == pytest.approx(wanted, abs=1e-6) and wanted > 0.1
     sure = torch.full((10,), 0.75)
     assert calibration_error(sure, torch.tensor([True] * 6 + [False] * 4)) == pytest.approx(0.15)

@@ -1,4 +1,5 @@
-"""What a version answers on new inputs: as it was recorded, by name, in order; with one edit alone; or nothing but a line that says why."""
+"""What a version answers on new inputs: as it was recorded, by name, in order; with one edit alone; or nothing but a
+line that says why."""
 
 import csv
 import io
@@ -39,12 +40,17 @@ def made(folder, kind: str, n: int = 40, **how) -> talos_ray.Run:
     """A run of a family, with two targets, of which the first has a head of its own, and a control task."""
     kind, _, half = kind.partition(" ")
     if kind in IMAGES:
-        model = "demo" if kind == "demo" else tiny_model(kind, ["a", "photo", "of", ".", "left", "right"], folder / "model")
+        model = (
+            "demo" if kind == "demo" else tiny_model(kind, ["a", "photo", "of", ".", "left", "right"], folder / "model")
+        )
         first = {"name": "sides", "data": write_images(folder / "sides", n), "input": "file", "label": "side"}
         second = {**first, "name": "again", "data": write_images(folder / "again", n, seed=1)}
     else:
         model = "python:test_families:Bag" if kind == "python" else save_model(folder / "model", kind)
-        first, second = ({**write_texts(folder, name, n), "kind": "text", "input": "text", "prompts": ["{}"]} for name in ("animals", "places"))
+        first, second = (
+            {**write_texts(folder, name, n), "kind": "text", "input": "text", "prompts": ["{}"]}
+            for name in ("animals", "places")
+        )
         if kind == "classifier":
             first, second = ({**t, "phrases": ["No", "Yes"]} for t in (first, second))
     model = model.replace("hf:", "hf-bf16:") if half else model
@@ -71,8 +77,12 @@ def test_answers_are_those_that_were_recorded(kind, tmp_path):
             found = run.predict(inputs, task, version, top_k=2)
             assert torch.equal(found.best[:, 0].int(), recorded.predicted[task])
             assert torch.equal(found.best[:, 0] == labels, recorded.right(task))
-            assert torch.allclose(found.scores.sum(1), torch.ones(len(inputs))) and (found.scores.diff(dim=1) <= 0).all()
-    changed = [(run.folder.load_answers(0).predicted[t] != run.folder.load_answers(1).predicted[t]).any() for t in run._tasks]
+            assert (
+                torch.allclose(found.scores.sum(1), torch.ones(len(inputs))) and (found.scores.diff(dim=1) <= 0).all()
+            )
+    changed = [
+        (run.folder.load_answers(0).predicted[t] != run.folder.load_answers(1).predicted[t]).any() for t in run._tasks
+    ]
     assert any(changed)  # the edit is one
 
 
@@ -126,6 +136,21 @@ def test_a_version_is_used_that_is_in_force_or_was_named(bert):
         bert.predict(texts, "places", version=7)
 
 
+def test_a_task_that_was_set_aside_answers_as_before(tmp_path):
+    run = made(tmp_path, "bert")
+    inputs, _ = test_inputs(run, "places")
+    frozen, classes = run.folder.load_heads()
+    kept = ("animals", "held")
+    spec = {**run.info["spec"], "tasks": [t for t in run.info["spec"]["tasks"] if t["name"] in kept]}
+    run.folder.begin(
+        spec, run.info["base"], run.info["identity"], {t: frozen[t] for t in kept}, {t: classes[t] for t in kept}
+    )
+    again = talos_ray.open_run(run.path)
+    assert [t["name"] for t in again.info["spec"]["tasks"]] == ["animals"]
+    found = again.predict(inputs, "places")
+    assert torch.equal(found.best[:, 0].int(), run.folder.load_answers(1).predicted["places"])
+
+
 # ------------------------------------------------------------------------------------- one edit alone
 
 
@@ -143,7 +168,9 @@ def with_edits(run: talos_ray.Run, *tasks: str) -> str:
     return fingerprint(tensors)
 
 
-@pytest.mark.parametrize("kind, how", [("classifier bfloat16", {}), ("classifier", {"method": "tsv", "granularity": "element"})])
+@pytest.mark.parametrize(
+    "kind, how", [("classifier bfloat16", {}), ("classifier", {"method": "tsv", "granularity": "element"})]
+)
 def test_an_edit_is_switched_on_alone_and_off_again_bit_by_bit(kind, how, tmp_path):
     run = made(tmp_path, kind, **how)
     first, second = run.version["targets"]
@@ -176,9 +203,16 @@ def test_what_cannot_be_switched_on_leaves_the_model_as_it_is(bert):
     for task, said in (("plcaes", "did you mean 'places'"), ("held", "'held' has no edit in run")):
         with pytest.raises(TalosError, match=said), bert.only(task, on=pipe):
             pass
-    with pytest.raises(TalosError, match="name all tasks in one"), bert.only("places", on=pipe), bert.only("animals", on=pipe):
+    with (
+        pytest.raises(TalosError, match="name all tasks in one"),
+        bert.only("places", on=pipe),
+        bert.only("animals", on=pipe),
+    ):
         pass
-    with pytest.raises(TalosError, match="was not made by run"), bert.only("places", on=load_model(bert.info["spec"]["model"])):
+    with (
+        pytest.raises(TalosError, match="was not made by run"),
+        bert.only("places", on=load_model(bert.info["spec"]["model"])),
+    ):
         pass
     assert fingerprint(base_tensors(pipe.model)) == bert.version["model"]
 
@@ -202,7 +236,10 @@ def test_images_come_as_files_folders_arrays_or_pictures(demo, tmp_path):
     ):  # fmt: skip
         found = demo.predict(given, "sides", **how)
         assert torch.equal(found.best, wanted.best) and torch.equal(found.scores, wanted.scores)
-        assert found.inputs == [f"input {i}" if isinstance(given, list) and isinstance(given[0], np.ndarray) else str(f) for i, f in enumerate(files)]
+        assert found.inputs == [
+            f"input {i}" if isinstance(given, list) and isinstance(given[0], np.ndarray) else str(f)
+            for i, f in enumerate(files)
+        ]
     assert demo.predict(files[3], "sides").inputs == [str(files[3])]
 
 
@@ -251,7 +288,14 @@ def test_inputs_of_several_columns_and_answers_of_their_own(tmp_path):
     rows = [("who runs", "the old horse", "a wrench", "one"), ("what turns", "it", "wrench", "two")] * 20
     with (tmp_path / "x.csv").open("w", newline="") as out:
         csv.writer(out).writerows([("question", "a", "b", "label"), *rows])
-    task = {"name": "x", "data": str(tmp_path / "x.csv"), "kind": "text", "input": "{question} ?", "choices": ["{a}", "{b}"], "prompts": ["{}"]}
+    task = {
+        "name": "x",
+        "data": str(tmp_path / "x.csv"),
+        "kind": "text",
+        "input": "{question} ?",
+        "choices": ["{a}", "{b}"],
+        "prompts": ["{}"],
+    }
     run = recorded_run(tmp_path / "run", save_model(tmp_path / "model", "t5"), [task])
     listed = [{"question": q, "a": a, "b": b} for q, a, b, _ in rows]
     found = run.predict(listed, "x")
@@ -279,7 +323,7 @@ def test_bad_inputs_are_named_before_a_model_is_loaded(bert, demo, tmp_path, mon
     write_images(tmp_path / "cut", 4)
     cut = tmp_path / "cut" / "2.png"
     cut.write_bytes(cut.read_bytes()[:60])
-    for name, text in (("no.csv", "word\na\n"), ("gap.csv", "text\na\n\"\"\nb\n"), ("none.csv", "text\n")):
+    for name, text in (("no.csv", "word\na\n"), ("gap.csv", 'text\na\n""\nb\n'), ("none.csv", "text\n")):
         (tmp_path / name).write_text(text)
     (tmp_path / "empty").mkdir()
     images = [Image.new("RGB", (8, 8))]
@@ -288,8 +332,8 @@ def test_bad_inputs_are_named_before_a_model_is_loaded(bert, demo, tmp_path, mon
         (bert, "animals", ["a", 7], "input 1 is int; wanted a text"),
         (bert, "animals", ["a", " "], "row 1 of the list of inputs has no text"),
         (bert, "animals", ["a", "b\x1fc"], r"U\+001F"),
-        (bert, "animals", "how was it, then?", "is no file, no folder and no name of the Hub; wanted one, or a list of texts"),
-        (demo, "sides", "nowhere.png", "'nowhere.png' is no file, no folder and no name of the Hub; wanted one, or a list of images"),
+        (bert, "animals", "how was it?", "is no file, no folder and no name of the Hub; .* a list of texts"),
+        (demo, "sides", "nowhere.png", "'nowhere.png' is no file, .* of the Hub; wanted one, or a list of images"),
         (bert, "animals", tmp_path / "no.csv", "column 'text' is not in split 'train'"),
         (bert, "animals", tmp_path / "gap.csv", "row 1 of .*gap.csv has no text in column 'text'"),
         (bert, "animals", tmp_path / "none.csv", "holds 0 inputs"),
@@ -315,7 +359,7 @@ def talos(*words: object, stdin: str | None = None):
 
 
 def test_the_command_writes_csv_and_json_and_shows_a_table(bert, tmp_path):
-    texts = ["the old horse was seen", "=1+1 hammer", "it, is \"not\" far"]
+    texts = ["the old horse was seen", "=1+1 hammer", 'it, is "not" far']
     new = tmp_path / "new.csv"
     with new.open("w", newline="") as out:
         csv.writer(out).writerows([("words", "kind"), *zip(texts, ["yes", "no", "no"], strict=True)])
@@ -401,7 +445,9 @@ def test_cells_of_a_csv_are_what_the_rows_are(bert):
 
 def test_what_stands_behind_a_score_is_shown_class_by_class(bert):
     recorded = bert.folder.load_answers(1)
-    assert torch.equal(recorded.probability["animals"], bert.predict(test_inputs(bert, "animals")[0], "animals").scores[:, 0])
+    assert torch.equal(
+        recorded.probability["animals"], bert.predict(test_inputs(bert, "animals")[0], "animals").scores[:, 0]
+    )
     found = bert.class_scores("animals")
     right, n = recorded.counts("animals")
     assert found.confusion[0][0] + found.confusion[1][1] == right and sum(map(sum, found.confusion)) == n
