@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
@@ -204,6 +204,8 @@ LISTED = "the list of inputs"  # stands for a path where there is none
 
 def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     """The inputs as a list; None where they are rows of a table, or of a folder of tables, or of one of classes."""
+    if not isinstance(inputs, str | Path | Iterable):
+        raise SpecError(f"task {task.name!r}: the inputs are {type(inputs).__name__}; wanted a list, also of one: […]")
     if not isinstance(inputs, str | Path):
         return list(inputs)
     path = Path(inputs).expanduser()

@@ -330,6 +330,7 @@ def test_bad_inputs_are_named_before_a_model_is_loaded(bert, demo, tmp_path, mon
     for run, task, given, said in (
         (bert, "animals", [], "0 inputs are given"),
         (bert, "animals", ["a", 7], "input 1 is int; wanted a text"),
+        (demo, "sides", images[0], "the inputs are Image; wanted a list, also of one"),
         (bert, "animals", ["a", " "], "row 1 of the list of inputs has no text"),
         (bert, "animals", ["a", "b\x1fc"], r"U\+001F"),
         (bert, "animals", "how was it?", "is no file, no folder and no name of the Hub; .* a list of texts"),
