@@ -217,6 +217,19 @@ def test_what_cannot_be_switched_on_leaves_the_model_as_it_is(bert):
     assert fingerprint(base_tensors(pipe.model)) == bert.version["model"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_that_was_moved_to_a_gpu_answers_there_and_gets_its_bytes_back(bert):
+    texts = ["the old horse was seen", "a hammer and a saw"]
+    pipe = bert.pipeline("animals")
+    before = [answer["score"] for answer in pipe(texts)]
+    pipe.module.to("cuda")
+    assert [answer["score"] for answer in pipe(texts)] == pytest.approx(before, abs=1e-3)
+    with bert.only("places", on=pipe):
+        inside = {n: t.cpu() for n, t in base_tensors(pipe.model).items()}
+    assert fingerprint(inside) == with_edits(bert, "places")
+    assert fingerprint({n: t.cpu() for n, t in base_tensors(pipe.model).items()}) == bert.version["model"]
+
+
 # ------------------------------------------------------------------------------- what inputs come as
 
 

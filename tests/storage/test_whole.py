@@ -22,6 +22,10 @@ from talos_ray.trust import versions
 def test_a_run_of_the_first_release_opens_verifies_and_goes_on(tmp_path):
     run = talos_ray.open_run(str(old_run(tmp_path)))
     assert (run.head, run.verify(), len(run.history()), run.held(2)) == (1, [], 9, True)
+    for task in run.scores:  # it recorded no probabilities
+        found = run.class_scores(task)
+        right = sum(row[i] for i, row in enumerate(found.confusion))
+        assert right == run.folder.load_answers(1).counts(task)[0] and found.calibration_error is None
     run.approve(2, by="J. Doe", reason="a try").rollback()
     assert run.head == 1 and run.verify() == []
     names = sorted(p.name for p in Path(run.path, "history").iterdir())
