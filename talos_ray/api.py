@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from talos_ray.config import Spec, Task
+from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import Mask
@@ -25,9 +29,12 @@ from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, is_in_force
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, predict, signatures, versions, watch
-from talos_ray.trust.export import export
+from talos_ray.trust.export import check_empty, export, save_adapter
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.recompose import Composed, edit_of, exchanged
+
+if TYPE_CHECKING:
+    from talos_ray.integrations.torch import MaskedAdamW
 
 
 def edit(
@@ -531,17 +538,82 @@ class Run:
         Path(to).write_bytes(page)
         return Path(to)
 
-    def export(self, to: str | Path, version: int | None = None, *, delta_only: bool = False) -> list[str]:
+    def export(
+        self, to: str | Path, version: int | None = None, *, delta_only: bool = False, peft: bool = False, task: str | None = None
+    ) -> list[str]:
         """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own library loads
         it (open_clip: `local-dir:FOLDER`; transformers: `from_pretrained(FOLDER)`), or the changed weights alone; and the frozen
         heads of all tasks. Returns the names of the files.
 
+        Args:
+            delta_only: the changed weights alone.
+            peft: the same as an adapter for peft (SHiRA), where only weights of linear layers changed; peft must be installed.
+            task: with `peft`, the edit of this task alone, whole, instead of the version that it is in; no card and no heads.
+
         Raises:
-            SpecError: the folder is not empty. MismatchError: as in `model`.
+            SpecError: the folder is not empty, or the edit cannot be an adapter: with the tensors for which it cannot. MismatchError: as in
+                `model`. TalosError: the version has no edit of the task.
         """
         found = self._version(version)
+        if task is not None:
+            if not peft:
+                raise SpecError(f"export of task {task!r} alone is as an adapter; wanted peft=True (--peft); add it, or leave the task out")
+            return self._export_task(task, found, Path(to))
+        if peft and delta_only:
+            raise SpecError("export was asked for an adapter and for the changed weights; wanted one of them; leave out peft or delta_only (--peft or --delta)")
+        form = "peft" if peft else "delta" if delta_only else "whole"
         edited, base = self._composed(found)
-        return export(self.folder, found, edited, base, Path(to), delta_only=delta_only)
+        return export(self.folder, found, edited, base, Path(to), form)
+
+    def _export_task(self, task: str, version: Mapping, to: Path) -> list[str]:
+        """The edit of one task of a version, by itself and whole, as an adapter."""
+        if task not in version["deltas"]:
+            raise TalosError(
+                f"version {version['version']} of run {self.path!r} holds no edit of task {task!r}{nearest(task, version['deltas'])}; it holds: {', '.join(version['deltas']) or 'none'}"
+            )
+        check_empty(to)
+        deltas = self._deltas({task: version["deltas"][task]})
+        family, base = self._composed(self.folder.load_version(0))
+        Composer(family.module, self.mask, list(deltas.values()), self.info["base"]).compose({task: 1.0})
+        save_adapter(self.folder, base, base_tensors(family), to)
+        return sorted(p.name for p in to.iterdir())
+
+    def optimizer(self, module: nn.Module, *, lr: float, **settings: Any) -> MaskedAdamW:
+        """AdamW that keeps a training of your own to the run's mask: a `torch.optim.Optimizer` for transformers' Trainer, Lightning,
+        accelerate or a plain loop. `add_trained` then brings the result in.
+
+        Args:
+            module: the network that the run was made from, at the base and on the device that it trains on (`run.model(0).module`, or your
+                own copy). Its other weights ask for no gradient from here on.
+            lr, settings: `weight_decay`, `betas`, `eps`, `clip_norm` as in `integrations.torch.MaskedAdamW`.
+
+        Raises:
+            MismatchError: the module is not the run's base.
+        """
+        from talos_ray.integrations.torch import MaskedAdamW, check_fits
+
+        check_fits(module, self.mask)
+        found = fingerprint({n: t.detach() for n, t in module.state_dict().items()})
+        if found != self.info["base"]:
+            raise MismatchError(
+                f"the weights of module {type(module).__name__} are {found[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; "
+                f"give the untouched base in the same dtype, like run.model(0).module"
+            )
+        return MaskedAdamW(module, self.mask, lr, **settings)
+
+    def add_trained(
+        self, task: Task | str | dict, trained: nn.Module | Mapping[str, torch.Tensor], *, verbose: bool = False
+    ) -> Run:
+        """Add a task that you trained yourself: as `import_`, with a module or its state dict instead of a file.
+
+        Raises:
+            SpecError: the task or the weights, before any work.
+        """
+        tensors = trained.state_dict() if isinstance(trained, nn.Module) else trained
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "trained.safetensors"
+            save_file({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, path)
+            return self.import_(task, str(path), verbose=verbose)
 
     def add(self, task: Task | str | dict, *, relearn: str | None = None, verbose: bool = False) -> Run:
         """Train one more task on the run's mask, and learn how much of it goes into the merged model. The others keep their deltas,
@@ -572,7 +644,7 @@ class Run:
         of that goes into the merged model is learned, as by `add`. How much of the change lies off the mask, and is lost, is told and kept.
 
         Args:
-            checkpoint: as `Task.checkpoint`.
+            checkpoint: as `Task.checkpoint`: a file or folder of weights, an adapter's folder, or a model.
 
         Raises:
             SpecError: the task or the checkpoint, before any work.

@@ -384,7 +384,7 @@ def import_(
     task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
     checkpoint: Annotated[
         str,
-        typer.Argument(help="A safetensors file, a folder of them, or a model like hf:FOLDER, fine-tuned on the task."),
+        typer.Argument(help="A safetensors file, a folder of them, a PEFT adapter's folder, or a model like hf:FOLDER, fine-tuned on the task."),
     ],
     as_json: Json = False,
     verbose: Verbose = False,
@@ -660,6 +660,10 @@ def export(
     to: Annotated[Path, typer.Argument(help="A new folder.")],
     version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
     delta: Annotated[bool, typer.Option("--delta", help="Only the weights that changed.")] = False,
+    peft: Annotated[
+        bool, typer.Option("--peft", help="As an adapter for peft (SHiRA), where only linear layers' weights changed.")
+    ] = False,
+    task: Annotated[Optional[str], typer.Option(help="With --peft: this task's edit alone.")] = None,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
@@ -669,7 +673,7 @@ def export(
     """
     from talos_ray.api import open_run
 
-    names = open_run(run).export(to, version, delta_only=delta)
+    names = open_run(run).export(to, version, delta_only=delta, peft=peft, task=task)
     _print(names) if as_json else say(f"{to}: {', '.join(names)}")
 
 

@@ -470,7 +470,7 @@ class Task(_Settings):
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
     checkpoint: str | None = Field(
         None,
-        description="weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, or a model as `model` names one; what they changed on the mask is the task's delta",
+        description="weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, the folder of a PEFT adapter, or a model as `model` names one; what they changed on the mask is the task's delta",
     )
 
     @property

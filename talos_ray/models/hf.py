@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError
-from talos_ray.models.weights import ADAPTER, check_folder
+from talos_ray.models.weights import check_folder, is_adapter
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
@@ -29,7 +29,7 @@ def check(name: str) -> None:
     """Raises SpecError unless `name` is a folder with a model, or could be one of the Hugging Face Hub."""
     path = Path(name).expanduser()
     if name and path.is_dir():
-        if not (path / "config.json").is_file() and not (path / ADAPTER[0]).is_file():
+        if not (path / "config.json").is_file() and not is_adapter(path):
             raise SpecError(
                 f"model 'hf:{name}': folder {name!r} has no config.json; wanted what save_pretrained writes; check the path"
             )

@@ -14,7 +14,7 @@ from talos_ray.errors import SpecError
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OPEN_CLIP = "open_clip_model.safetensors"  # the same, as open_clip names it
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 POINTER = b"version https://git-lfs"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HEADER = 8  # bytes that say how long a safetensors header is
@@ -58,8 +58,11 @@ def check_folder(folder: Path, what: str) -> None:
     Raises:
         SpecError: an adapter, a quantised model, a shard that is missing, a file that is broken.
     """
-    if any((folder / name).is_file() for name in ADAPTER[:1]) and not (folder / "config.json").is_file():
-        raise SpecError(_adapter(what))
+    if is_adapter(folder) and not (folder / "config.json").is_file():
+        raise SpecError(
+            f"{what} is an adapter, which changes a model and is none; wanted whole weights; "
+            f"name the model that it was made for, and bring the adapter in with `talos import RUN TASK FOLDER`"
+        )
     for path in sorted(
         p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model")
     ):
@@ -81,11 +84,9 @@ def _json(path: Path, what: str) -> dict:
         raise SpecError(f"{what}: {path.name} is no JSON: {error}; download or write it again") from None
 
 
-def _adapter(what: str) -> str:
-    return (
-        f"{what} holds a LoRA adapter, which is a change to a model and no model; wanted whole weights; "
-        f"merge it first (peft: `model.merge_and_unload().save_pretrained(FOLDER)`)"
-    )
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is what peft saves: a change to a model."""
+    return (folder / ADAPTER).is_file()
 
 
 def shards_of(folder: Path, what: str) -> list[Path]:
@@ -106,7 +107,7 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
     """Weights by name of a safetensors file, or of the model in a folder: what its index names, or model.safetensors, and nothing else.
 
     Raises:
-        SpecError: several files and no word on which are the model, an adapter, a file that is broken.
+        SpecError: several files and no word on which are the model, an adapter's weights alone, a file that is broken.
     """
     files = _files_of(path, what) if path.is_dir() else [path]
     found: dict[str, torch.Tensor] = {}
@@ -116,7 +117,9 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
             with safe_open(file, "pt") as opened:
                 names = list(opened.keys())
             if any("lora_" in n for n in names):
-                raise SpecError(_adapter(what))
+                raise SpecError(
+                    f"{what} is the weights of an adapter alone; wanted its folder, with {ADAPTER} in it; name the folder"
+                )
             found |= load_file(file)
         except SafetensorError as error:
             raise SpecError(f"{what}: {file.name} is no safetensors: {error}; write it again") from None
@@ -124,8 +127,6 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def _files_of(folder: Path, what: str) -> list[Path]:
-    if any((folder / name).is_file() for name in ADAPTER):
-        raise SpecError(_adapter(what))
     if (folder / INDEX).is_file():
         return shards_of(folder, what)
     for name in (WHOLE, OPEN_CLIP):

@@ -215,7 +215,7 @@ def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
         TalosError: a value of the checkpoint is not finite.
     """
     started = time.perf_counter()
-    after, before, lost = imported(weights_of(task, p.layout), p.tensors, arm.mask)
+    after, before, lost = imported(weights_of(task, p.layout, p.spec.model, p.tensors), p.tensors, arm.mask)
     info = {
         "key": arm.keys[task.name], "imported": task.checkpoint, "checkpoint": p.checkpoints[task.name], "lost": lost,
         "seconds": round(time.perf_counter() - started, 3), "state_bytes": 0,

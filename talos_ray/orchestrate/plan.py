@@ -17,9 +17,10 @@ from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
 from talos_ray.data.readers import is_here
 from talos_ray.errors import Problems, SpecError, TalosError
-from talos_ray.models import Family, base_tensors, check_model, checkpoint_tensors, layout_of, load_model
+from talos_ray.integrations import peft
+from talos_ray.models import Family, base_tensors, build_model, check_model, checkpoint_tensors, layout_of, load_model
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
-from talos_ray.models.weights import compared
+from talos_ray.models.weights import compared, is_adapter
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder, is_in_force, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
@@ -118,7 +119,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         if task.checkpoint is not None:
             progress.update("check", 1.0, f"checkpoint of {task.name}")
             with problems:
-                checkpoints[task.name] = _checkpoint(folder, task, layout, tensors, progress)
+                checkpoints[task.name] = _checkpoint(folder, spec.model, task, layout, tensors, progress)
     problems.tell()
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
@@ -236,12 +237,12 @@ def _check_stored(folder: RunFolder, p: Prepared) -> None:
 
 
 def _checkpoint(
-    folder: RunFolder, task: Task, layout: Layout, base: Mapping[str, torch.Tensor], progress: Progress
+    folder: RunFolder, model: str, task: Task, layout: Layout, base: Mapping[str, torch.Tensor], progress: Progress
 ) -> str:
     """Fingerprint of a task's checkpoint; what its delta says, where the checkpoint is gone and the delta is here."""
     delta = folder.load_delta(task.name)
     try:
-        tuned = weights_of(task, layout)
+        tuned = weights_of(task, layout, model, base)
     except SpecError:
         if delta is None or delta.info.get("imported") != task.checkpoint:
             raise
@@ -253,13 +254,21 @@ def _checkpoint(
     return fingerprint({n: tuned[n] for n in layout.names})
 
 
-def weights_of(task: Task, layout: Layout) -> dict[str, torch.Tensor]:
+def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All weights of a task's checkpoint.
 
+    Args:
+        model, base: name and tensors of the run's model, into which an adapter is merged.
+
     Raises:
-        SpecError: it cannot be read, or misses a tensor of the base that may change.
+        SpecError: it cannot be read or merged, or misses a tensor of the base that may change.
     """
-    tuned = checkpoint_tensors(task.checkpoint)
+    place = Path(task.checkpoint).expanduser()
+    if is_adapter(place):
+        copy = build_model(model, base, private=list(base))  # merging writes into it
+        tuned = peft.merged(place, copy.module, f"checkpoint {task.checkpoint!r} of task {task.name!r}")
+    else:
+        tuned = checkpoint_tensors(task.checkpoint)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = tuple(tuned[name].shape) if name in tuned else "none"
         if found != tuple(shape):

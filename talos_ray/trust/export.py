@@ -8,25 +8,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import nn
 
 from talos_ray import gate
 from talos_ray.config import HUGGING_FACE
 from talos_ray.errors import SpecError
-from talos_ray.models import Family, base_tensors
+from talos_ray.integrations import peft
+from talos_ray.models import Family, base_tensors, build_model
 from talos_ray.models.heads import LINEAR_WORDS
 from talos_ray.shown import markdown
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, kind_of
 
 DELTA = "delta.safetensors"
+Form = Literal["whole", "delta", "peft"]
+FILES: dict[Form, str] = {  # what a card says of them
+    "whole": "The whole model, in its own library's layout; it needs no talos_ray.",
+    "delta": f"`{DELTA}`: for every tensor that changed `NAME/index` (row-major positions) and `NAME/value`; "
+    "`tensor.view(-1)[index] = value` on the base's weights makes this model, bit by bit.",
+    "peft": "`adapter_config.json` and `adapter_model.safetensors`: a SHiRA adapter; `PeftModel.from_pretrained(base, FOLDER).merge_and_unload()` "
+    "makes this model, bit by bit, of the base in the dtype that it was edited in. It needs peft and no talos_ray.",
+}
 
 
 def export(
-    folder: RunFolder, version: Mapping, edited: Family, base: Mapping[str, torch.Tensor], to: Path, *, delta_only: bool
+    folder: RunFolder, version: Mapping, edited: Family, base: Mapping[str, torch.Tensor], to: Path, form: Form
 ) -> list[str]:
     """Write a version into a new folder. Returns the names of its files.
 
@@ -34,26 +45,48 @@ def export(
         edited: the model at that version. base: its tensors before any edit.
 
     Raises:
-        SpecError: `to` holds something already.
+        SpecError: `to` holds something already, or the version cannot be an adapter.
     """
-    if to.exists() and any(to.iterdir()):
-        raise SpecError(f"export folder {str(to)!r} is not empty; wanted a new or empty folder; choose another")
+    check_empty(to)
+    if form == "peft":  # first, because it may be refused
+        save_adapter(folder, base, base_tensors(edited), to)
     to.mkdir(parents=True, exist_ok=True)
-    if delta_only:
+    if form == "delta":
         save_file(
             changed_weights(base, base_tensors(edited)),
             to / DELTA,
             {"base": version["base"], "model": version["model"]},
         )
-    else:
+    elif form == "whole":
         edited.save(to)
     _, classes = folder.load_heads()
     heads = folder.heads_of(version)
     kinds = {f"{t}/kind": kind for t, (kind, _) in heads.items()}
     tensors = {t: head.contiguous() for t, (_, head) in heads.items()}
     save_file(tensors, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()} | kinds)
-    (to / "README.md").write_text(card(folder, version, edited.head_words, delta_only=delta_only))
+    (to / "README.md").write_text(card(folder, version, edited.head_words, FILES[form]))
     return sorted(p.name for p in to.iterdir())
+
+
+def check_empty(to: Path) -> None:
+    """Raises SpecError if a folder holds something already."""
+    if to.exists() and any(to.iterdir()):
+        raise SpecError(f"export folder {str(to)!r} is not empty; wanted a new or empty folder; choose another")
+
+
+def save_adapter(folder: RunFolder, base: Mapping[str, torch.Tensor], edited: Mapping[str, torch.Tensor], to: Path) -> None:
+    """Write what makes `edited` of `base`, tensors by name, as a SHiRA adapter.
+
+    Raises:
+        SpecError: as `integrations.peft.save_shira`.
+    """
+    model = folder.info()["spec"]["model"]
+    kind, _, name = model.partition(":")
+
+    def copy() -> nn.Module:
+        return build_model(model, base, private=list(base)).module
+
+    peft.save_shira(copy, base, edited, to, name if kind in HUGGING_FACE else None)
 
 
 def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -67,8 +100,8 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     return found
 
 
-def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bool) -> str:
-    """A model card: base, tasks, data, scores with intervals, intended use, limits, and what proves where it comes from."""
+def card(folder: RunFolder, version: Mapping, head_words: str, files: str) -> str:
+    """A model card, with what it says of the files beside it: base, tasks, data, scores with intervals, intended use, limits, and what proves where it comes from."""
     info, number = folder.info(), version["version"]
     spec, model = info["spec"], info["spec"]["model"]
     named = model.partition(":")[2] or model
@@ -90,18 +123,12 @@ def card(folder: RunFolder, version: Mapping, head_words: str, *, delta_only: bo
     )
     judged = version.get("gate")
     standing = "none" if not judged else f"{judged['result']}{''.join(f'; {s}' for s in gate.told(judged))}"
-    where = (
-        f"`{DELTA}`: for every tensor that changed `NAME/index` (row-major positions) and `NAME/value`; "
-        "`tensor.view(-1)[index] = value` on the base's weights makes this model, bit by bit."
-        if delta_only
-        else "The whole model, in its own library's layout; it needs no talos_ray."
-    )
     return "\n".join(
         [
             "---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---",
             f"# {markdown(named)}, edited: version {number} of {markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
             f"{markdown(model)}, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
-            "", "## Files", where,
+            "", "## Files", files,
             f"`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A head is {head_words}{linear_words}.",
             "", "## Tasks and scores",
             f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",

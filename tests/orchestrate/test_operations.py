@@ -2,17 +2,23 @@
 
 import copy
 import csv
+import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from images import write_images
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import talos_ray
 from talos_ray import SpecError, TalosError
+from talos_ray.cli import app
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.segments import layer_groups
+from talos_ray.inputs import Examples
 from talos_ray.models import base_tensors, load_model
 from talos_ray.spec import make_spec, resolve_task
 from talos_ray.tasks import load_task
@@ -99,6 +105,63 @@ def test_a_checkpoint_from_elsewhere_becomes_a_delta_and_what_it_loses_is_told(m
     assert (
         capsys.readouterr().out.count("Nothing to do") == 2
     )  # the delta is here: its checkpoint is not needed any more
+
+
+def test_an_adapter_comes_in_goes_out_and_a_training_of_ones_own_comes_in(mine, tmp_path, monkeypatch, capsys):
+    import peft
+
+    run, _ = mine
+    monkeypatch.chdir(tmp_path)
+    family = load_model("demo")
+    base = {n: t.clone() for n, t in base_tensors(family).items()}
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=4, target_modules=r"visual\..*\.(c_fc|c_proj)", init_lora_weights=False)
+    adapted = peft.get_peft_model(family.module, lora)
+    adapted.save_pretrained("lora")
+    tuned = adapted.merge_and_unload().state_dict()
+
+    run.rollback(0)
+    capsys.readouterr()
+    given = resolve_task("demo:counts").model_copy(update={"name": "dots"})
+    run.import_(given, "lora")
+    said = capsys.readouterr().out
+    delta, flags = run.deltas["dots"], run.mask.layout.split(run.mask.flags)
+    assert f"sparse/dots from lora: {delta.info['lost']:.1%} of its change (squared length) lies off the mask" in said
+    moved = torch.cat([(tuned[n] - base[n]).flatten()[f] for n, f in flags.items()])
+    assert torch.equal(delta.values, moved.bfloat16()) and 0.7 < delta.info["lost"] < 0.9
+
+    def loaded(folder: str) -> dict[str, torch.Tensor]:
+        return peft.PeftModel.from_pretrained(load_model("demo").module, folder).merge_and_unload().state_dict()
+
+    done = CliRunner().invoke(app, ["export", run.path, "out", "--peft", "--json"])
+    assert json.loads(done.stdout) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "heads.safetensors"]
+    assert fingerprint(loaded("out")) == run.version["model"] and "a SHiRA adapter" in Path("out/README.md").read_text()
+    run.export("alone", peft=True, task="dots")
+    whole = loaded("alone")
+    assert torch.equal(torch.cat([whole[n].flatten()[f] for n, f in flags.items()]), torch.cat([base[n].flatten()[f] for n, f in flags.items()]) + delta.values.float())  # fmt: skip
+    assert all(torch.equal(whole[n].flatten()[~f], base[n].flatten()[~f]) for n, f in flags.items())
+
+    task = load_task(resolve_task("demo:pointers"), 0)
+    family = load_model("demo")
+    model, head = family.module, family.head(task.phrases, task.task.prompts)
+    optimizer = run.optimizer(model, lr=1e-3)
+    inputs, labels = Examples(task.train, family.preprocess).batch(torch.arange(16))
+    torch.nn.functional.cross_entropy(family.logits(inputs, head), labels).backward()
+    optimizer.step()
+    write_images(tmp_path, 60)
+    rows = Path("rows.csv").read_text().replace("file,side", "image,label").replace("left", "yes").replace("right", "no")
+    Path("places.csv").write_text(rows)
+    page = (Path(__file__).parents[2] / "docs/integrations.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "add_trained" in b]
+    exec(block, {"run": run, "model": model})
+    delta = run.deltas["places"]
+    moved = torch.cat([(base_tensors(family)[n] - base[n]).flatten()[f] for n, f in flags.items()])
+    assert torch.equal(delta.values, moved.bfloat16()) and delta.info["lost"] == 0 and moved.any()
+    assert set(run.newest["coefficients"]) == {"dots", "places"} and run.verify() == []
+    for more, match in (({}, "other tensors changed: visual\\."), ({"task": "dot"}, "no edit of task 'dot' .did you mean 'dots'"), ({"delta_only": True}, "wanted one of them")):  # fmt: skip
+        with pytest.raises(TalosError, match=match):
+            run.export("refused", run.newest["version"], peft=True, **more)
+    assert not Path("refused").exists()
 
 
 def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):

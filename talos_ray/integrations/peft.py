@@ -1,0 +1,262 @@
+"""Adapters of Hugging Face's PEFT, in and out. PEFT itself reads, merges and writes them; it is loaded when it is first needed.
+
+In: whatever PEFT can merge into a base is weights like any other checkpoint's. Out: what an edit changed in linear layers, as a SHiRA
+adapter (Bhardwaj et al., 2024), whose form is a delta's: positions and float32 values, which are added to the base.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from talos_ray.errors import SpecError, TalosError
+from talos_ray.models.weights import ADAPTER_WEIGHTS, check_file
+
+ENTRY = 12  # bytes of one weight in a SHiRA adapter: two int32 positions and a float32
+INSIDE = "base_model.model."  # stands before every name of the model in an adapter
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+FAILED = (AttributeError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)  # what peft raises
+
+
+def library(what: str) -> ModuleType:
+    """The library. Raises SpecError, with what it is needed for, where it is not installed."""
+    try:
+        return import_module("peft")
+    except ImportError as error:
+        raise SpecError(f"{what} needs the library peft ({error}); wanted it installed; pip install 'talos_ray[peft]'") from None
+
+
+@contextmanager
+def _quiet():
+    """Without peft's warnings, and with the random numbers of the caller: layers that it makes draw some."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------ in
+
+
+def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor]:
+    """Weights by name of a model into which an adapter has been merged, as `merge_and_unload` does it.
+
+    Args:
+        folder: as `PeftModel.save_pretrained` writes it.
+        module: a copy of the base, for this alone: it is written to.
+        what: what the adapter is called in an error.
+
+    Raises:
+        SpecError: peft is not installed, the adapter cannot be read or merged, or belongs to another model.
+    """
+    peft = library(what)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise SpecError(
+            f"{what} is an adapter without {ADAPTER_WEIGHTS}; wanted weights as safetensors; save it again with "
+            f"`model.save_pretrained(FOLDER, safe_serialization=True)`"
+        )
+    check_file(folder / ADAPTER_WEIGHTS, what)
+    with _quiet():
+        try:
+            config = peft.PeftConfig.from_pretrained(str(folder))
+        except FAILED as error:
+            raise SpecError(f"{what}: its adapter_config.json cannot be read by peft {peft.__version__}: {_first(error)}") from None
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if config.is_prompt_learning:
+            raise _unmerged(what, kind, "it adds to what the model reads and changes none of its weights")
+        config.task_type = None  # the classes of a task want a head that the base may not have
+        try:
+            adapted = peft.PeftModel(module, config)
+            loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")
+        except FAILED as error:
+            raise SpecError(f"{what}, of type {kind}, does not fit the model: {_first(error)}; give one of this base") from None
+        if not isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
+            raise _unmerged(what, kind, "it adds layers and changes no weights")
+        _check_loaded(loaded, adapted, what)
+        try:
+            whole = adapted.merge_and_unload()
+        except FAILED as error:
+            raise _unmerged(what, kind, _first(error)) from None
+    return {name: tensor.detach() for name, tensor in whole.state_dict().items()}
+
+
+def _unmerged(what: str, kind: str, why: str) -> SpecError:
+    return SpecError(
+        f"{what} is of type {kind}, which cannot be merged into a model: {why}; wanted an adapter that can be merged "
+        f"(LoRA, DoRA, IA3, SHiRA, …); train one of these"
+    )
+
+
+def _check_loaded(loaded, adapted: nn.Module, what: str) -> None:
+    """Raises SpecError where a tensor of the adapter found no place, or a place no tensor. A head that only the adapter has does not count."""
+    own = adapted.base_model.prefix
+    lost = [n for n in loaded.unexpected_keys if own in n]
+    empty = [n for n in loaded.missing_keys if own in n]
+    if lost or empty:
+        name, found = (lost[0], "no place in the model") if lost else (empty[0], "no value in the adapter")
+        raise SpecError(
+            f"{what}: tensor {name.removeprefix(INSIDE)!r} has {found} ({len(lost)} and {len(empty)} such); wanted an adapter "
+            f"of this very network; if it was trained with a head around it, merge it there (`merge_and_unload`) and import the whole"
+        )
+
+
+# ----------------------------------------------------------------------------------------------- out
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """What has to be added to one matrix, in this order.
+
+    Args:
+        index: int64 [n], row-major. A position may come twice.
+        values: float32 [n].
+    """
+
+    index: torch.Tensor
+    values: torch.Tensor
+
+
+def entries(before: torch.Tensor, after: torch.Tensor) -> Entries:
+    """What makes `after` of `before` bit by bit, added in float32 and rounded to the matrix's dtype, as peft adds it.
+
+    Their difference, rounded, mostly does. Where it does not, a neighbour may; and where a weight has become so small that no float32
+    leads to it, two entries do: the first takes the old value away, the second puts the new one there.
+    """
+    index = (_bits(before) != _bits(after)).flatten().nonzero().flatten()
+    old = before.flatten()[index]
+    new = after.flatten()[index]
+    values = new.float() - old.float()
+
+    def exact(values: torch.Tensor) -> torch.Tensor:
+        return _bits((old.float() + values).to(old.dtype)) == _bits(new)
+
+    for side in (float("inf"), float("-inf")):
+        near = values.nextafter(torch.tensor(side))
+        values = torch.where(~exact(values) & exact(near), near, values)
+    twice = (~exact(values)).nonzero().flatten()
+    values[twice] = -old[twice].float()
+    return Entries(torch.cat([index, index[twice]]), torch.cat([values, new[twice].float()]))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The same as integers, which tell 0.0 from -0.0."""
+    return tensor.contiguous().view(BITS[tensor.element_size()])
+
+
+def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not bitwise the same."""
+    return [n for n, t in before.items() if not torch.equal(_bits(t), _bits(after[n]))]
+
+
+def save_shira(
+    copy: Callable[[], nn.Module],
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    to: Path,
+    base_name: str | None,
+) -> None:
+    """Write an edit as a SHiRA adapter that makes `after` of the base bit by bit, and prove it by loading it again.
+
+    Args:
+        copy: a new copy of the base's network at each call.
+        before, after: tensors by name, of the base and of the edited model.
+        to: folder.
+        base_name: what transformers loads the base by, if it does.
+
+    Raises:
+        SpecError: something else than weights of nn.Linear changed, too much of them, or nothing; before anything is written.
+    """
+    peft = library("an export as an adapter")
+    module = copy()
+    layers = {n: m for n, m in module.named_modules() if type(m) is nn.Linear}
+    wanted = _linear_changes(layers, before, after)
+    rank, whole = _rank({n: (layers[n], len(e.index)) for n, e in wanted.items()})
+    sparse = {n: e for n, e in wanted.items() if n not in whole}
+    config = peft.ShiraConfig(
+        r=rank,
+        target_modules=f"({'|'.join(map(re.escape, sparse))})",  # a list would also match longer names that end alike
+        modules_to_save=whole or None,
+        base_model_name_or_path=base_name,
+    )
+    with _quiet():
+        adapted = peft.PeftModel(module, config)
+        for name, needed in sparse.items():
+            _fill(adapted.get_submodule(f"{INSIDE}{name}"), needed)
+        for name in whole:
+            adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"].weight.data.copy_(after[f"{name}.weight"])
+        adapted.save_pretrained(str(to), save_embedding_layers=False)
+        again = peft.PeftModel.from_pretrained(copy(), str(to)).merge_and_unload().state_dict()
+    if wrong := changed(after, again):
+        raise TalosError(
+            f"the adapter in {str(to)!r} does not make tensor {wrong[0]!r} bit by bit with peft {peft.__version__}; "
+            f"do not use it; export with --delta, and report this"
+        )
+
+
+def _linear_changes(layers: Mapping[str, nn.Linear], before: Mapping, after: Mapping) -> dict[str, Entries]:
+    """What changed, by layer. Raises SpecError if that is not only weights of linear layers."""
+    names = changed(before, after)
+    weights = {f"{n}.weight": n for n in layers}
+    if others := [n for n in names if n not in weights]:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise SpecError(
+            f"a SHiRA adapter holds weights of linear layers, and {len(others)} other tensors changed: {', '.join(others[:3])}{more}; "
+            f"wanted none; export with --delta, which holds any tensor, or the whole model"
+        )
+    if not names:
+        raise SpecError("no weight differs from the base; wanted an edit; name a version or task that changes something")
+    return {weights[n]: entries(before[n], after[n]) for n in names}
+
+
+def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
+    """SHiRA's r, and the layers that are saved whole beside it.
+
+    Every layer of an adapter has r * (inputs + outputs) entries, with one r for all, and no more than it has weights. So r is what the
+    fullest layer needs. Where another layer cannot have as many, it is the r with the fewest bytes in all, and the layers that do not fit
+    are saved whole (`modules_to_save`).
+    """
+    least = {n: -(-count // (m.in_features + m.out_features)) for n, (m, count) in layers.items()}
+    most = {n: m.weight.numel() // (m.in_features + m.out_features) for n, (m, _) in layers.items()}
+
+    def left_out(r: int) -> list[str]:
+        return [n for n in layers if not least[n] <= r <= most[n]]
+
+    def size(r: int) -> int:
+        whole = left_out(r)
+        rest = sum(r * ENTRY * (m.in_features + m.out_features) for n, (m, _) in layers.items() if n not in whole)
+        return rest + sum(layers[n][0].weight.nbytes for n in whole)
+
+    fullest = max(least.values())
+    if not left_out(fullest):
+        return fullest, []
+    possible = sorted(r for r in set(least.values()) if len(left_out(r)) < len(layers))
+    if not possible:
+        name, (layer, count) = next(iter(layers.items()))
+        raise SpecError(
+            f"no layer that changed fits into a SHiRA adapter: {name!r} needs {count:,} entries for its {layer.weight.numel():,} weights; "
+            f"wanted a sparse edit; export the whole model"
+        )
+    best = min(possible, key=size)
+    return best, left_out(best)
+
+
+def _fill(layer: nn.Module, needed: Entries) -> None:
+    """Put entries into a SHiRA layer, and -0.0 into the places that are left: of all numbers, adding it changes no bit."""
+    values = layer.shira_weight["default"]
+    free = values.numel() - len(needed.index)
+    index = torch.cat([needed.index, needed.index[:1].expand(free)])
+    width = layer.in_features
+    layer.shira_indices["default"] = torch.stack([index // width, index % width]).int()
+    values.data = torch.cat([needed.values, torch.full((free,), -0.0)])

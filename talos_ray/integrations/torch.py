@@ -1,0 +1,106 @@
+"""Training in somebody else's loop, kept to a run's mask.
+
+transformers' Trainer, Lightning and accelerate take any `torch.optim.Optimizer`. `MaskedAdamW` is our own sparse AdamW as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from talos_ray.core.mask import Mask
+from talos_ray.core.optimizer import SparseAdamW
+from talos_ray.errors import MismatchError, TalosError
+
+
+class MaskedAdamW(torch.optim.Optimizer):
+    """`core.optimizer.SparseAdamW` for loops that want a torch.optim.Optimizer: schedulers set its learning rate, checkpoints hold its
+    state, closures and gradient scalers work. What is off the mask stays bitwise what it was.
+
+    Its one parameter is the flat buffer of the k masked values (float32 [k]). The module's own parameters keep no gradient, so a loop
+    that clips their norm clips nothing: `clip_norm` is what clips. One process trains: under DistributedDataParallel and its like the
+    module's gradients would be waited for, and there are none.
+
+    Args:
+        module: holds the base, on the device that it will train on.
+        mask: which weights; every parameter of its layout is one of the module's.
+        lr, weight_decay, betas, eps, clip_norm: as in `SparseAdamW`.
+
+    Raises:
+        MismatchError: the module lacks a parameter of the mask's layout, or has it in another shape.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mask: Mask,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        clip_norm: float | None = 1.0,
+    ) -> None:
+        check_fits(module, mask)
+        self.sparse = SparseAdamW(module, mask, lr, weight_decay, betas, eps, clip_norm)
+        super().__init__([self.sparse.values], self.sparse.adam.defaults)
+        self._share()
+        self.look = module.register_forward_pre_hook(self._check_device)
+
+    def _share(self) -> None:
+        """Groups and moments are the inner AdamW's own objects, so that what a scheduler sets is what it steps with."""
+        self.param_groups = self.sparse.adam.param_groups
+        self.state = self.sparse.adam.state
+
+    def _check_device(self, module: nn.Module, inputs: object) -> None:
+        where, values = next(module.parameters()).device, self.sparse.values.device
+        if where != values:
+            raise TalosError(
+                f"the module is on {where}, but its optimizer was made when it was on {values}; wanted both on one device; "
+                f"move the module first, then make the optimizer"
+            )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update of the masked weights with the gradient that has been gathered. Returns what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.sparse.step(self.param_groups[0]["lr"])
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gathered gradient. The buffer stays in either case: the module's hooks add to it."""
+        self.sparse.values.grad.zero_()
+
+    def state_dict(self) -> dict:
+        """AdamW's state, and `values` (float32 [k]): a module in 16 bits holds them rounded only."""
+        return {**self.sparse.adam.state_dict(), "values": self.sparse.values.detach().clone()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go back to a `state_dict()`, bitwise, and write its values into the module."""
+        self.sparse.adam.load_state_dict({part: state_dict[part] for part in ("state", "param_groups")})
+        self._share()
+        self.sparse.values.copy_(state_dict["values"])
+        self.sparse.values.grad.zero_()
+        self.sparse.push()
+
+    def close(self) -> None:
+        """Take all hooks off the module and give its layers their own forward back."""
+        self.look.remove()
+        self.sparse.close()
+
+
+def check_fits(module: nn.Module, mask: Mask) -> None:
+    """Raises MismatchError, naming the first, unless the module has every parameter of a mask's layout in its shape."""
+    params = dict(module.named_parameters())
+    for name, shape in zip(mask.layout.names, mask.layout.shapes, strict=True):
+        found = tuple(params[name].shape) if name in params else "none"
+        if found != tuple(shape):
+            raise MismatchError(
+                f"module {type(module).__name__}: parameter {name!r} has shape {found}; wanted {tuple(shape)}, the mask's; "
+                f"give the network that the run was made from, or the part of yours that is it (like model.bert)"
+            )
