@@ -151,6 +151,17 @@ def init(
 
 
 @app.command(rich_help_panel=BEFORE)
+def schema() -> None:
+    """Print the JSON Schema of a spec: editors complete and check keys by it.
+
+    Example: talos schema > talos.schema.json
+    """
+    from talos_ray.spec import schema as found
+
+    _print(found())
+
+
+@app.command(rich_help_panel=BEFORE)
 def check(
     spec: Annotated[Path, typer.Argument(help="A YAML spec; see examples/.")],
     as_json: Json = False,

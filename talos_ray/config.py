@@ -43,12 +43,17 @@ def _share_or_auto(value: Any) -> float | str:
     raise PydanticCustomError("share_or_auto", "wanted a number in (0, 1], or 'auto'")
 
 
+ShareOrAuto = Annotated[
+    float | str, PlainValidator(_share_or_auto, json_schema_input_type=Share | Literal["auto"])
+]
+
+
 class Mask(_Settings):
     """Which weights may change."""
 
     later: ClassVar[frozenset[str]] = frozenset({"layers"})
 
-    keep: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
+    keep: ShareOrAuto = Field(
         0.2,
         description="share of the eligible weights that may change, in (0, 1]; the paper has 0.1; auto tries those of auto.keeps",
     )
@@ -60,7 +65,7 @@ class Mask(_Settings):
         "row",
         description="whole rows of a matrix, which are faster to train and to compose, or single weights (element, the paper); auto tries both",
     )
-    layers: Annotated[float | str, PlainValidator(_share_or_auto)] = Field(
+    layers: ShareOrAuto = Field(
         1.0,
         description="share of the layers, those nearest the output, that may change: backward ends where they begin; auto tries those of auto.layers",
     )

@@ -143,6 +143,32 @@ def _reads_text(model: str) -> bool:
     return "clip" not in told.lower() and "siglip" not in told.lower()
 
 
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a spec as users write it: what `Spec` says of every key, and what `load_spec` reads beside it: recipes,
+    presets, `extends`, one task where a list is wanted. Conditions between keys are not in it: `talos check` knows them."""
+    whole = Spec.model_json_schema()
+    task = whole["$defs"]["Task"]
+    recipe = {"enum": sorted(RECIPES), "description": "a task of the embedded demo to start from"}
+    prompt = {"type": "string", "description": "one template"}
+    task["properties"] |= {
+        "recipe": recipe,
+        "train": {"$ref": "#/$defs/Train", "description": task["properties"]["train"]["description"]},
+        "prompts": {"anyOf": [task["properties"]["prompts"], prompt]},
+    }
+    task["anyOf"] = [{"required": task.pop("required")}, {"required": ["recipe"]}]
+    one = {"anyOf": [{"$ref": "#/$defs/Task"}, recipe]}
+    tasks, control = (whole["properties"][group] | {"items": one} for group in ("tasks", "control"))
+    keys = {
+        "tasks": {"anyOf": [tasks, one]},
+        "control": {"anyOf": [control, one, {"type": "null"}]},
+        "preset": {"enum": sorted(PRESETS), "description": "a protocol by name; what the spec says itself wins over it"},
+        "extends": {"type": "string", "description": "another spec, whose keys hold where this one has none"},
+    }
+    whole["properties"] |= keys
+    whole["anyOf"] = [{"required": whole.pop("required")}, {"required": ["extends"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "title": "talos_ray spec"}
+
+
 def load_task_file(path: str | Path) -> dict[str, Any]:
     """What a YAML file says of one task. A relative data path is relative to the file's folder.
 

@@ -1,7 +1,8 @@
-"""Adapters of Hugging Face's PEFT, in and out. PEFT itself reads, merges and writes them; it is loaded when it is first needed.
+"""Adapters of Hugging Face's PEFT, in and out. PEFT itself reads, merges and writes them, and is loaded for that only.
 
-In: whatever PEFT can merge into a base is weights like any other checkpoint's. Out: what an edit changed in linear layers, as a SHiRA
-adapter (Bhardwaj et al., 2024), whose form is a delta's: positions and float32 values, which are added to the base.
+In: whatever PEFT can merge into a base is weights like any other checkpoint's. Out: what an edit changed in linear
+layers, as a SHiRA adapter (Bhardwaj et al., 2024), whose form is a delta's: positions, and float32 values that are
+added to the base.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from talos_ray.models.weights import ADAPTER_WEIGHTS, check_file
 ENTRY = 12  # bytes of one weight in a SHiRA adapter: two int32 positions and a float32
 INSIDE = "base_model.model."  # stands before every name of the model in an adapter
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
-FAILED = (AttributeError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)  # what peft raises
+FAILED = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)  # what peft raises
 
 
 def library(what: str) -> ModuleType:
@@ -32,7 +33,9 @@ def library(what: str) -> ModuleType:
     try:
         return import_module("peft")
     except ImportError as error:
-        raise SpecError(f"{what} needs the library peft ({error}); wanted it installed; pip install 'talos_ray[peft]'") from None
+        raise SpecError(
+            f"{what} needs the library peft ({error}); wanted it installed; pip install 'talos_ray[peft]'"
+        ) from None
 
 
 @contextmanager
@@ -72,7 +75,9 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
         try:
             config = peft.PeftConfig.from_pretrained(str(folder))
         except FAILED as error:
-            raise SpecError(f"{what}: its adapter_config.json cannot be read by peft {peft.__version__}: {_first(error)}") from None
+            raise SpecError(
+                f"{what}: its adapter_config.json cannot be read by peft {peft.__version__}: {_first(error)}"
+            ) from None
         kind = getattr(config.peft_type, "value", config.peft_type)
         if config.is_prompt_learning:
             raise _unmerged(what, kind, "it adds to what the model reads and changes none of its weights")
@@ -81,7 +86,9 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
             adapted = peft.PeftModel(module, config)
             loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")
         except FAILED as error:
-            raise SpecError(f"{what}, of type {kind}, does not fit the model: {_first(error)}; give one of this base") from None
+            raise SpecError(
+                f"{what}, of type {kind}, does not fit the model: {_first(error)}; give one of this base"
+            ) from None
         if not isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
             raise _unmerged(what, kind, "it adds layers and changes no weights")
         _check_loaded(loaded, adapted, what)
@@ -100,15 +107,17 @@ def _unmerged(what: str, kind: str, why: str) -> SpecError:
 
 
 def _check_loaded(loaded, adapted: nn.Module, what: str) -> None:
-    """Raises SpecError where a tensor of the adapter found no place, or a place no tensor. A head that only the adapter has does not count."""
+    """Raises SpecError where a tensor of the adapter found no place, or a place no tensor. A head that only the adapter
+    has does not count."""
     own = adapted.base_model.prefix
     lost = [n for n in loaded.unexpected_keys if own in n]
     empty = [n for n in loaded.missing_keys if own in n]
     if lost or empty:
         name, found = (lost[0], "no place in the model") if lost else (empty[0], "no value in the adapter")
         raise SpecError(
-            f"{what}: tensor {name.removeprefix(INSIDE)!r} has {found} ({len(lost)} and {len(empty)} such); wanted an adapter "
-            f"of this very network; if it was trained with a head around it, merge it there (`merge_and_unload`) and import the whole"
+            f"{what}: tensor {name.removeprefix(INSIDE)!r} has {found} ({len(lost)} and {len(empty)} such); "
+            f"wanted an adapter of this very network; if it was trained with a head around it, merge it there "
+            f"(`merge_and_unload`) and import the whole"
         )
 
 
@@ -131,8 +140,8 @@ class Entries:
 def entries(before: torch.Tensor, after: torch.Tensor) -> Entries:
     """What makes `after` of `before` bit by bit, added in float32 and rounded to the matrix's dtype, as peft adds it.
 
-    Their difference, rounded, mostly does. Where it does not, a neighbour may; and where a weight has become so small that no float32
-    leads to it, two entries do: the first takes the old value away, the second puts the new one there.
+    Their difference, rounded, mostly does. Where it does not, a neighbour may; and where a weight has become so small
+    that no float32 leads to it, two entries do: the first takes the old value away, the second brings the new one.
     """
     index = (_bits(before) != _bits(after)).flatten().nonzero().flatten()
     old = before.flatten()[index]
@@ -176,7 +185,7 @@ def save_shira(
         base_name: what transformers loads the base by, if it does.
 
     Raises:
-        SpecError: something else than weights of nn.Linear changed, too much of them, or nothing; before anything is written.
+        SpecError: something else than weights of nn.Linear changed, too much of them, or nothing; then none is written.
     """
     peft = library("an export as an adapter")
     module = copy()
@@ -195,7 +204,9 @@ def save_shira(
         for name, needed in sparse.items():
             _fill(adapted.get_submodule(f"{INSIDE}{name}"), needed)
         for name in whole:
-            adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"].weight.data.copy_(after[f"{name}.weight"])
+            adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"].weight.data.copy_(
+                after[f"{name}.weight"]
+            )
         adapted.save_pretrained(str(to), save_embedding_layers=False)
         again = peft.PeftModel.from_pretrained(copy(), str(to)).merge_and_unload().state_dict()
     if wrong := changed(after, again):
@@ -212,20 +223,22 @@ def _linear_changes(layers: Mapping[str, nn.Linear], before: Mapping, after: Map
     if others := [n for n in names if n not in weights]:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise SpecError(
-            f"a SHiRA adapter holds weights of linear layers, and {len(others)} other tensors changed: {', '.join(others[:3])}{more}; "
-            f"wanted none; export with --delta, which holds any tensor, or the whole model"
+            f"a SHiRA adapter holds weights of linear layers, and {len(others)} other tensors changed: "
+            f"{', '.join(others[:3])}{more}; wanted none; export with --delta, which holds any tensor"
         )
     if not names:
-        raise SpecError("no weight differs from the base; wanted an edit; name a version or task that changes something")
+        raise SpecError(
+            "no weight differs from the base; wanted an edit; name a version or task that changes something"
+        )
     return {weights[n]: entries(before[n], after[n]) for n in names}
 
 
 def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
     """SHiRA's r, and the layers that are saved whole beside it.
 
-    Every layer of an adapter has r * (inputs + outputs) entries, with one r for all, and no more than it has weights. So r is what the
-    fullest layer needs. Where another layer cannot have as many, it is the r with the fewest bytes in all, and the layers that do not fit
-    are saved whole (`modules_to_save`).
+    Every layer of an adapter has r * (inputs + outputs) entries, with one r for all, and no more than it has weights.
+    So r is what the fullest layer needs. Where another layer cannot have as many, it is the r with the fewest bytes
+    in all, and the layers that do not fit are saved whole (`modules_to_save`).
     """
     least = {n: -(-count // (m.in_features + m.out_features)) for n, (m, count) in layers.items()}
     most = {n: m.weight.numel() // (m.in_features + m.out_features) for n, (m, _) in layers.items()}
@@ -245,15 +258,15 @@ def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
     if not possible:
         name, (layer, count) = next(iter(layers.items()))
         raise SpecError(
-            f"no layer that changed fits into a SHiRA adapter: {name!r} needs {count:,} entries for its {layer.weight.numel():,} weights; "
-            f"wanted a sparse edit; export the whole model"
+            f"no layer that changed fits into a SHiRA adapter: {name!r} needs {count:,} entries for its "
+            f"{layer.weight.numel():,} weights; wanted a sparse edit; export the whole model"
         )
     best = min(possible, key=size)
     return best, left_out(best)
 
 
 def _fill(layer: nn.Module, needed: Entries) -> None:
-    """Put entries into a SHiRA layer, and -0.0 into the places that are left: of all numbers, adding it changes no bit."""
+    """Put entries into a SHiRA layer, and -0.0 into the places that are left: adding it changes no number's bits."""
     values = layer.shira_weight["default"]
     free = values.numel() - len(needed.index)
     index = torch.cat([needed.index, needed.index[:1].expand(free)])

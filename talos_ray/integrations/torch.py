@@ -1,6 +1,6 @@
 """Training in somebody else's loop, kept to a run's mask.
 
-transformers' Trainer, Lightning and accelerate take any `torch.optim.Optimizer`. `MaskedAdamW` is our own sparse AdamW as one.
+transformers' Trainer, Lightning and accelerate take any `torch.optim.Optimizer`: `MaskedAdamW` is ours as one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from talos_ray.errors import MismatchError, TalosError
 
 
 class MaskedAdamW(torch.optim.Optimizer):
-    """`core.optimizer.SparseAdamW` for loops that want a torch.optim.Optimizer: schedulers set its learning rate, checkpoints hold its
-    state, closures and gradient scalers work. What is off the mask stays bitwise what it was.
+    """`core.optimizer.SparseAdamW` for loops that want a torch.optim.Optimizer: schedulers set its learning rate,
+    checkpoints hold its state, closures and gradient scalers work. What is off the mask stays bitwise what it was.
 
-    Its one parameter is the flat buffer of the k masked values (float32 [k]). The module's own parameters keep no gradient, so a loop
-    that clips their norm clips nothing: `clip_norm` is what clips. One process trains: under DistributedDataParallel and its like the
-    module's gradients would be waited for, and there are none.
+    Its one parameter is the flat buffer of the k masked values (float32 [k]). The module's own parameters keep no
+    gradient, so a loop that clips their norm clips nothing: `clip_norm` is what clips. One process trains:
+    DistributedDataParallel and its like would wait for the module's gradients, and there are none.
 
     Args:
         module: holds the base, on the device that it will train on.
@@ -57,13 +57,13 @@ class MaskedAdamW(torch.optim.Optimizer):
         where, values = next(module.parameters()).device, self.sparse.values.device
         if where != values:
             raise TalosError(
-                f"the module is on {where}, but its optimizer was made when it was on {values}; wanted both on one device; "
-                f"move the module first, then make the optimizer"
+                f"the module is on {where}, but its optimizer was made when it was on {values}; wanted both on one "
+                f"device; move the module first, then make the optimizer"
             )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
-        """One update of the masked weights with the gradient that has been gathered. Returns what the closure returns."""
+        """One update of the masked weights with the gradient gathered so far. Returns what the closure returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -101,6 +101,6 @@ def check_fits(module: nn.Module, mask: Mask) -> None:
         found = tuple(params[name].shape) if name in params else "none"
         if found != tuple(shape):
             raise MismatchError(
-                f"module {type(module).__name__}: parameter {name!r} has shape {found}; wanted {tuple(shape)}, the mask's; "
-                f"give the network that the run was made from, or the part of yours that is it (like model.bert)"
+                f"module {type(module).__name__}: parameter {name!r} has shape {found}; wanted {tuple(shape)}, the "
+                f"mask's; give the network that the run was made from, or the part of yours that is it, like model.bert"
             )

@@ -1,4 +1,4 @@
-"""docs/integrations.md, block by block, on a small run: training in other libraries' loops against a loop of our own, bit by bit."""
+"""docs/integrations.md, block by block: training in other libraries' loops against a loop of our own, bit by bit."""
 
 import re
 from pathlib import Path
@@ -49,7 +49,7 @@ def at_home(tmp_path_factory):
 
 
 def trained_by(loop: str) -> tuple[dict, list]:
-    """What the page's block with this word leaves, and every forward that it made: (state of the random numbers, inputs)."""
+    """What the page's block with this word leaves, and every forward of it: (state of the random numbers, inputs)."""
     names, forwards = {"__name__": "page"}, []
     exec(block("open_run"), names)
 
@@ -145,7 +145,9 @@ def test_a_gradient_that_is_dropped_leaves_no_trace_and_closing_gives_the_module
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
     assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
     module.to("meta")
-    with pytest.raises(TalosError, match="is on meta, but its optimizer was made when it was on cpu; wanted both on one"):
+    with pytest.raises(
+        TalosError, match="is on meta, but its optimizer was made when it was on cpu; wanted both on one"
+    ):
         module(X)
     optimizer.close()
     assert not any("forward" in vars(m) or m._forward_pre_hooks for m in module.modules())

@@ -24,10 +24,14 @@ from talos_ray.orchestrate.plan import weights_of
 SOME = ["q_proj", "k_proj", "up_proj"]
 ADAPTERS = {
     "LoRA": peft.LoraConfig(r=4, target_modules=SOME, init_lora_weights=False),
-    "LoRA of everything": peft.LoraConfig(r=2, target_modules="all-linear", bias="all", modules_to_save=["lm_head", "score"]),
+    "LoRA of everything": peft.LoraConfig(
+        r=2, target_modules="all-linear", bias="all", modules_to_save=["lm_head", "score"]
+    ),
     "DoRA": peft.LoraConfig(r=4, target_modules=SOME, use_dora=True, init_lora_weights=False),
     "SHiRA": peft.ShiraConfig(r=3, target_modules=SOME, init_weights=False),
-    "IA3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+    "IA3": peft.IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False
+    ),
     "LoHa": peft.LoHaConfig(r=2, target_modules=SOME, init_weights=False),
     "LoKr": peft.LoKrConfig(r=2, target_modules=SOME, init_weights=False),
     "OFT": peft.OFTConfig(oft_block_size=4, target_modules=SOME, init_weights=False),
@@ -64,7 +68,11 @@ def saved(family: Family, config, folder) -> dict[str, torch.Tensor]:
             if p.requires_grad:
                 p += 0.03 * torch.randn(p.shape)
     model.save_pretrained(folder, save_embedding_layers=False)
-    return {} if config.is_prompt_learning or config.peft_type == "ADAPTION_PROMPT" else model.merge_and_unload().state_dict()
+    return (
+        {}
+        if config.is_prompt_learning or config.peft_type == "ADAPTION_PROMPT"
+        else model.merge_and_unload().state_dict()
+    )
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -90,7 +98,9 @@ def test_what_lies_off_the_mask_is_counted(llama, tmp_path):
     name, family = llama
     wanted, base, layout = saved(family, ADAPTERS["LoRA"], tmp_path), base_tensors(family), layout_of(family)
     mask = mask_from_flags(layout, select(layout, "random", 0.2))
-    after, _, lost = imported(weights_of(Task(name="t", data="x", checkpoint=str(tmp_path)), layout, name, base), base, mask)
+    after, _, lost = imported(
+        weights_of(Task(name="t", data="x", checkpoint=str(tmp_path)), layout, name, base), base, mask
+    )
     flags = layout.split(mask.flags)
     moved = {n: (wanted[n].double() - base[n].double()).flatten().square() for n in layout.names}
     kept = sum(float(m[flags[n]].sum()) for n, m in moved.items()) / sum(float(m.sum()) for m in moved.values())
@@ -101,7 +111,10 @@ def test_what_lies_off_the_mask_is_counted(llama, tmp_path):
 @pytest.mark.parametrize("kind", UNMERGED)
 def test_what_cannot_be_merged_is_refused_by_name(llama, kind, tmp_path):
     saved(llama[1], UNMERGED[kind], tmp_path)
-    refused(lambda: merged(tmp_path, copy.deepcopy(llama[1].module), "checkpoint 'x'"), f"checkpoint 'x' is of type {kind}, which cannot be merged .*wanted an adapter that can be merged")
+    refused(
+        lambda: merged(tmp_path, copy.deepcopy(llama[1].module), "checkpoint 'x'"),
+        f"checkpoint 'x' is of type {kind}, which cannot be merged .*wanted an adapter that can be merged",
+    )
 
 
 def test_an_adapter_that_is_another_models_or_not_whole_is_refused(llama, tmp_path, monkeypatch):
@@ -140,7 +153,8 @@ def test_an_adapter_that_is_another_models_or_not_whole_is_refused(llama, tmp_pa
 
 
 def edited(family: Family, names: list[str], share: float) -> dict[str, torch.Tensor]:
-    """The base with some weights of some tensors changed: most a little, some to nearly nothing, zero, or the other sign."""
+    """The base with some weights of some tensors changed: most a little, some to nearly nothing, zero, or turned
+    round."""
     draw, tensors = torch.Generator().manual_seed(3), {n: t.clone() for n, t in base_tensors(family).items()}
     for name in names:
         flat = tensors[name].view(-1)
@@ -158,11 +172,15 @@ def test_an_edit_of_linear_layers_goes_out_and_comes_back_bit_by_bit(llama, dtyp
     name = llama[0].replace("hf:", "hf-bf16:") if dtype == torch.bfloat16 else llama[0]
     family = load_model(name)
     base = base_tensors(family)
-    after = edited(family, [n for n in base if n.endswith(("q_proj.weight", "k_proj.weight", "down_proj.weight"))], share)
+    after = edited(
+        family, [n for n in base if n.endswith(("q_proj.weight", "k_proj.weight", "down_proj.weight"))], share
+    )
     save_shira(lambda: load_model(name).module, base, after, tmp_path, "me/mine")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "SHIRA" and config["base_model_name_or_path"] == "me/mine"
-    assert bool(config["modules_to_save"]) == (share == 0.7)  # more than half of a square layer has no room beside others
+    assert bool(config["modules_to_save"]) == (
+        share == 0.7
+    )  # more than half of a square layer has no room beside others
 
     def theirs() -> peft.PeftModel:
         plain = AutoModelForCausalLM.from_pretrained(llama[0].removeprefix("hf:"), dtype=dtype)
@@ -190,7 +208,9 @@ def test_entries_are_exact_whatever_the_bits():
         before[::11], after[::13] = -0.0, 0.0
         made = entries(before, after)
         total = before.clone().view(1, -1)
-        total += torch.sparse_coo_tensor(torch.stack([made.index * 0, made.index]), made.values, total.shape)  # as peft does
+        total += torch.sparse_coo_tensor(
+            torch.stack([made.index * 0, made.index]), made.values, total.shape
+        )  # as peft does
         assert changed({"": after}, {"": total.view(-1)}) == [] and len(made.index) > 0.8 * len(before)
 
 
@@ -202,8 +222,14 @@ def test_an_edit_that_is_no_adapter_is_refused_by_name_and_writes_nothing(llama,
         after = edited(family, [n for n in base if n.endswith(ends)], share) if ends else base
         save_shira(lambda: copy.deepcopy(family.module), base, after, to, None)
 
-    refused(lambda: save("q_proj.weight", "norm.weight"), r"and 5 other tensors changed: model\.layers\.0\.input_layernorm\.weight, .* and 2 more; .*--delta")
+    refused(
+        lambda: save("q_proj.weight", "norm.weight"),
+        r"and 5 other tensors changed: model\.layers\.0\.input_layernorm\.weight, .* and 2 more; .*--delta",
+    )
     refused(lambda: save("embed_tokens.weight"), "1 other tensors changed: model.embed_tokens.weight; wanted none")
     refused(save, "no weight differs from the base")
-    refused(lambda: save("up_proj.weight", share=1.0), "no layer .* fits .*: 'model.layers.0.mlp.up_proj' needs .* for its 2,048 weights")
+    refused(
+        lambda: save("up_proj.weight", share=1.0),
+        "no layer .* fits .*: 'model.layers.0.mlp.up_proj' needs .* for its 2,048 weights",
+    )
     assert not to.exists() and isinstance(family.module.get_submodule("model.layers.0.mlp.up_proj"), nn.Linear)
