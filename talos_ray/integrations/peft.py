@@ -7,6 +7,7 @@ added to the base.
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from talos_ray.errors import SpecError, TalosError
-from talos_ray.models.weights import ADAPTER_WEIGHTS, check_file
+from talos_ray.models.weights import ADAPTER, ADAPTER_WEIGHTS, check_file
 
 ENTRY = 12  # bytes of one weight in a SHiRA adapter: two int32 positions and a float32
 INSIDE = "base_model.model."  # stands before every name of the model in an adapter
@@ -51,6 +52,17 @@ def _first(error: Exception) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ in
+
+
+def other_base(folder: Path, model: str) -> str | None:
+    """What an adapter says of its base, where that is called otherwise than a run's model (as a spec names it): shapes may
+    fit all the same, and then nothing else would tell."""
+    try:
+        told = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):  # whoever loads it names what is wrong
+        return None
+    own = model.partition(":")[2] or model
+    return told if isinstance(told, str) and Path(told).name != Path(own).name else None
 
 
 def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor]:

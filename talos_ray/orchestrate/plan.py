@@ -241,15 +241,16 @@ def _checkpoint(
 ) -> str:
     """Fingerprint of a task's checkpoint; what its delta says, where the checkpoint is gone and the delta is here."""
     delta = folder.load_delta(task.name)
+    what = f"checkpoint {task.checkpoint!r} of task {task.name!r}"
     try:
         tuned = weights_of(task, layout, model, base)
     except SpecError:
         if delta is None or delta.info.get("imported") != task.checkpoint:
             raise
         return delta.info["checkpoint"]
-    if told := compared(
-        tuned, {n: base[n] for n in layout.names}, f"checkpoint {task.checkpoint!r} of task {task.name!r}"
-    ):
+    if other := peft.other_base(Path(task.checkpoint).expanduser(), model):
+        progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: make sure that they are one")
+    if told := compared(tuned, {n: base[n] for n in layout.names}, what):
         progress.say(told)
     return fingerprint({n: tuned[n] for n in layout.names})
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from texts import save_model, write_texts
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 import talos_ray
 from talos_ray import MismatchError, TalosError
@@ -84,6 +85,22 @@ def test_a_loop_of_another_library_trains_the_bits_of_our_own(at_home, loop):
     assert moved > 0.9 * run.mask.k
     outside = set(before) - set(run.mask.layout.names)
     assert outside and all(torch.equal(now[n], before[n]) for n in outside)
+
+
+def test_trainer_goes_on_from_its_own_checkpoint_on_the_same_bits(at_home):
+    ends = []
+    for resume in (None, "cut/checkpoint-4"):
+        names: dict = {}
+        exec(block("open_run"), names)
+        how = TrainingArguments(
+            "cut", num_train_epochs=1, per_device_train_batch_size=8, report_to="none", save_steps=4
+        )
+        optimizers = (names["run"].optimizer(names["model"], lr=LR), None)
+        trainer = Trainer(names["model"], how, train_dataset=names["rows"], optimizers=optimizers)
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == 6
+        ends.append(names["model"].state_dict())
+    assert all(torch.equal(ends[1][n], t) for n, t in ends[0].items())
 
 
 def test_an_optimizer_is_for_the_runs_own_base(at_home):

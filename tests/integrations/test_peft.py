@@ -17,7 +17,7 @@ from talos_ray.config import Task
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import imported, make_delta
 from talos_ray.core.mask import mask_from_flags, select
-from talos_ray.integrations.peft import changed, entries, merged, save_shira
+from talos_ray.integrations.peft import changed, entries, merged, other_base, save_shira
 from talos_ray.models import Family, base_fingerprint, base_tensors, check_model, layout_of, load_model
 from talos_ray.orchestrate.plan import weights_of
 
@@ -124,7 +124,9 @@ def test_an_adapter_that_is_another_models_or_not_whole_is_refused(llama, tmp_pa
     def read() -> None:
         merged(tmp_path, copy.deepcopy(family.module), "checkpoint 'x'")
 
+    assert other_base(tmp_path, "hf:me/mine") is None
     saved(family, ADAPTERS["LoRA"], tmp_path)
+    assert other_base(tmp_path, llama[0]) is None and other_base(tmp_path, "hf:me/mine") in llama[0]
     whole, told = load_file(weights), config.read_text()
     renamed = {n.replace("base_model.model.", "base_model.model.wrapped."): t for n, t in whole.items()}
     save_file(renamed, weights)
