@@ -539,7 +539,13 @@ class Run:
         return Path(to)
 
     def export(
-        self, to: str | Path, version: int | None = None, *, delta_only: bool = False, peft: bool = False, task: str | None = None
+        self,
+        to: str | Path,
+        version: int | None = None,
+        *,
+        delta_only: bool = False,
+        peft: bool = False,
+        task: str | None = None,
     ) -> list[str]:
         """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own library loads
         it (open_clip: `local-dir:FOLDER`; transformers: `from_pretrained(FOLDER)`), or the changed weights alone; and the frozen
@@ -547,20 +553,25 @@ class Run:
 
         Args:
             delta_only: the changed weights alone.
-            peft: the same as an adapter for peft (SHiRA), where only weights of linear layers changed; peft must be installed.
-            task: with `peft`, the edit of this task alone, whole, instead of the version that it is in; no card and no heads.
+            peft: the same as an adapter for peft (SHiRA), where only weights of linear layers changed. Needs peft.
+            task: with `peft`, the edit of this task alone, whole, instead of the version that it is in; no heads.
 
         Raises:
-            SpecError: the folder is not empty, or the edit cannot be an adapter: with the tensors for which it cannot. MismatchError: as in
-                `model`. TalosError: the version has no edit of the task.
+            SpecError: the folder is not empty, or the edit cannot be an adapter; names the tensors for which it cannot.
+            MismatchError: as in `model`. TalosError: the version has no edit of the task.
         """
         found = self._version(version)
         if task is not None:
             if not peft:
-                raise SpecError(f"export of task {task!r} alone is as an adapter; wanted peft=True (--peft); add it, or leave the task out")
+                raise SpecError(
+                    f"export of task {task!r} alone is as an adapter; wanted peft=True (--peft); add it, or leave task out"
+                )
             return self._export_task(task, found, Path(to))
         if peft and delta_only:
-            raise SpecError("export was asked for an adapter and for the changed weights; wanted one of them; leave out peft or delta_only (--peft or --delta)")
+            raise SpecError(
+                "export was asked for an adapter and for the changed weights; wanted one of them; "
+                "leave out peft or delta_only (--peft or --delta)"
+            )
         form = "peft" if peft else "delta" if delta_only else "whole"
         edited, base = self._composed(found)
         return export(self.folder, found, edited, base, Path(to), form)
@@ -568,8 +579,10 @@ class Run:
     def _export_task(self, task: str, version: Mapping, to: Path) -> list[str]:
         """The edit of one task of a version, by itself and whole, as an adapter."""
         if task not in version["deltas"]:
+            held = version["deltas"]
             raise TalosError(
-                f"version {version['version']} of run {self.path!r} holds no edit of task {task!r}{nearest(task, version['deltas'])}; it holds: {', '.join(version['deltas']) or 'none'}"
+                f"version {version['version']} of {self.path!r} holds no edit of task {task!r}{nearest(task, held)}; "
+                f"it holds: {', '.join(held) or 'none'}"
             )
         check_empty(to)
         deltas = self._deltas({task: version["deltas"][task]})
@@ -579,12 +592,12 @@ class Run:
         return sorted(p.name for p in to.iterdir())
 
     def optimizer(self, module: nn.Module, *, lr: float, **settings: Any) -> MaskedAdamW:
-        """AdamW that keeps a training of your own to the run's mask: a `torch.optim.Optimizer` for transformers' Trainer, Lightning,
-        accelerate or a plain loop. `add_trained` then brings the result in.
+        """AdamW that keeps a training of your own to the run's mask: a `torch.optim.Optimizer` for transformers'
+        Trainer, Lightning, accelerate or a plain loop. `add_trained` then brings the result in.
 
         Args:
-            module: the network that the run was made from, at the base and on the device that it trains on (`run.model(0).module`, or your
-                own copy). Its other weights ask for no gradient from here on.
+            module: the network that the run was made from, at the base and on the device that it trains on: your own,
+                or `run.model(0).module`. Its other weights ask for no gradient from here on.
             lr, settings: `weight_decay`, `betas`, `eps`, `clip_norm` as in `integrations.torch.MaskedAdamW`.
 
         Raises:
@@ -596,8 +609,8 @@ class Run:
         found = fingerprint({n: t.detach() for n, t in module.state_dict().items()})
         if found != self.info["base"]:
             raise MismatchError(
-                f"the weights of module {type(module).__name__} are {found[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; "
-                f"give the untouched base in the same dtype, like run.model(0).module"
+                f"the weights of module {type(module).__name__} are {found[:12]}, but run {self.path!r} was made from "
+                f"{self.info['base'][:12]}; give the untouched base in the same dtype, like run.model(0).module"
             )
         return MaskedAdamW(module, self.mask, lr, **settings)
 

@@ -135,15 +135,24 @@ def init(
     model: Annotated[
         Optional[str], typer.Option(help="The model; a usual one for images or texts, if not given.")
     ] = None,
+    from_mergekit: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Make it of this mergekit configuration instead.")
+    ] = None,
 ) -> None:
     """Write FOLDER/spec.yaml, a commented spec of what lies there. Never overwrites.
 
     Example: talos init my_data
     """
     from talos_ray.errors import SpecError
+    from talos_ray.integrations.mergekit import spec_of
     from talos_ray.scaffold import scaffold
 
-    spec, text = folder / "spec.yaml", scaffold(folder, model)
+    if from_mergekit and model:
+        raise SpecError(
+            "init was given a mergekit file and a model; wanted one of them: the file names its base; leave --model out"
+        )
+    spec = folder / "spec.yaml"
+    text = spec_of(from_mergekit) if from_mergekit else scaffold(folder, model)
     if spec.exists():
         raise SpecError(f"{str(spec)!r} is there already; wanted none; move it, or edit it")
     spec.write_text(text, encoding="utf-8")
@@ -395,7 +404,10 @@ def import_(
     task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
     checkpoint: Annotated[
         str,
-        typer.Argument(help="A safetensors file, a folder of them, a PEFT adapter's folder, or a model like hf:FOLDER, fine-tuned on the task."),
+        typer.Argument(
+            help="A safetensors file, a folder of them, a PEFT adapter's folder, or a model like hf:FOLDER, "
+            "fine-tuned on the task."
+        ),
     ],
     as_json: Json = False,
     verbose: Verbose = False,
@@ -678,7 +690,7 @@ def export(
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Write a version with its model card: a whole model that its own library loads, or only the weights that changed.
+    """Write a version with its card: a whole model that its own library loads, or only what changed, also for peft.
 
     Example: talos export runs/demo exported
     """

@@ -59,11 +59,11 @@ def scaffold(folder: Path, model: str | None = None) -> str:
     return "\n".join(
         [
             "# Made by `talos init`. What is guessed is marked; `talos check` tells all that is wrong before anything runs.",
-            f"model: {_scalar(model or MODELS[kind])}",
+            f"model: {scalar(model or MODELS[kind])}",
             "tasks:",
             *(line for g in found if g.kind == kind for line in _lines(g)),
-            *(f"# left out, because it holds {g.kind}s: {_comment(g.data)}" for g in found if g.kind != kind),
-            *(f"# left out: {_comment(why)}" for why in left),
+            *(f"# left out, because it holds {g.kind}s: {comment(g.data)}" for g in found if g.kind != kind),
+            *(f"# left out: {comment(why)}" for why in left),
             "# control:                    # what must hold: tasks that are looked at and never trained. Move one here, or name another",
             f"output: {output}             # a local path, or s3://bucket/folder",
             "# preset: auto                # also try masks and learning rates, in short runs",
@@ -79,23 +79,23 @@ def _lines(g: Guess) -> list[str]:
     shown = ", ".join(g.classes[:SHOWN]) + (", …" if len(g.classes) > SHOWN else "")
     unlabelled = f"    # missing: drop            # {g.unlabelled} rows have no label; fill them, or leave them out so"
     return [
-        f"  - name: {_scalar(g.name)}",
-        f"    data: {_scalar(g.data)}",
-        *(f"    {key}: {_scalar(column)}                # guessed" for key, column in g.columns.items()),
-        f"    # {len(g.classes)} classes: {_comment(shown)}",
+        f"  - name: {scalar(g.name)}",
+        f"    data: {scalar(g.data)}",
+        *(f"    {key}: {scalar(column)}                # guessed" for key, column in g.columns.items()),
+        f"    # {len(g.classes)} classes: {comment(shown)}",
         *([unlabelled] if g.unlabelled else []),
         f'    prompts: ["{PROMPTS[g.kind]}"]   # {{}} stands for the class; say what it is in your own words',
     ]
 
 
-def _scalar(text: str) -> str:
+def scalar(text: str) -> str:
     """A text as YAML reads it back: bare where that is safe, else in quotation marks."""
     if PLAIN.match(text) and yaml.safe_load(text) == text:
         return text
     return yaml.dump(text, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
 
 
-def _comment(text: str) -> str:
+def comment(text: str) -> str:
     """A text on one line, without what YAML does not take even there."""
     return "".join(c if c.isprintable() else " " for c in text)
 

@@ -144,8 +144,8 @@ def _reads_text(model: str) -> bool:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a spec as users write it: what `Spec` says of every key, and what `load_spec` reads beside it: recipes,
-    presets, `extends`, one task where a list is wanted. Conditions between keys are not in it: `talos check` knows them."""
+    """JSON Schema (2020-12) of a spec as users write it: what `Spec` says of every key, and what `load_spec` reads
+    beside it: recipes, presets, `extends`, one task where a list is wanted. Conditions between keys are not in it."""
     whole = Spec.model_json_schema()
     task = whole["$defs"]["Task"]
     recipe = {"enum": sorted(RECIPES), "description": "a task of the embedded demo to start from"}
@@ -161,7 +161,7 @@ def schema() -> dict[str, Any]:
     keys = {
         "tasks": {"anyOf": [tasks, one]},
         "control": {"anyOf": [control, one, {"type": "null"}]},
-        "preset": {"enum": sorted(PRESETS), "description": "a protocol by name; what the spec says itself wins over it"},
+        "preset": {"enum": sorted(PRESETS), "description": "a protocol by name; what the spec itself says wins"},
         "extends": {"type": "string", "description": "another spec, whose keys hold where this one has none"},
     }
     whole["properties"] |= keys

@@ -55,8 +55,8 @@ def _first(error: Exception) -> str:
 
 
 def other_base(folder: Path, model: str) -> str | None:
-    """What an adapter says of its base, where that is called otherwise than a run's model (as a spec names it): shapes may
-    fit all the same, and then nothing else would tell."""
+    """What an adapter says of its base, where that is called otherwise than a run's model (as a spec names it):
+    shapes may fit all the same, and then nothing else would tell."""
     try:
         told = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):  # whoever loads it names what is wrong

@@ -118,7 +118,7 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
                 names = list(opened.keys())
             if any("lora_" in n for n in names):
                 raise SpecError(
-                    f"{what} is the weights of an adapter alone; wanted its folder, with {ADAPTER} in it; name the folder"
+                    f"{what} is the weights of an adapter alone; wanted its folder, with {ADAPTER}; name the folder"
                 )
             found |= load_file(file)
         except SafetensorError as error:

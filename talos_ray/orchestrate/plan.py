@@ -249,7 +249,7 @@ def _checkpoint(
             raise
         return delta.info["checkpoint"]
     if other := peft.other_base(Path(task.checkpoint).expanduser(), model):
-        progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: make sure that they are one")
+        progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: are they the same?")
     if told := compared(tuned, {n: base[n] for n in layout.names}, what):
         progress.say(told)
     return fingerprint({n: tuned[n] for n in layout.names})

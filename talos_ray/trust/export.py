@@ -31,8 +31,9 @@ FILES: dict[Form, str] = {  # what a card says of them
     "whole": "The whole model, in its own library's layout; it needs no talos_ray.",
     "delta": f"`{DELTA}`: for every tensor that changed `NAME/index` (row-major positions) and `NAME/value`; "
     "`tensor.view(-1)[index] = value` on the base's weights makes this model, bit by bit.",
-    "peft": "`adapter_config.json` and `adapter_model.safetensors`: a SHiRA adapter; `PeftModel.from_pretrained(base, FOLDER).merge_and_unload()` "
-    "makes this model, bit by bit, of the base in the dtype that it was edited in. It needs peft and no talos_ray.",
+    "peft": "`adapter_config.json` and `adapter_model.safetensors`: a SHiRA adapter; "
+    "`PeftModel.from_pretrained(base, FOLDER).merge_and_unload()` makes this model, bit by bit, of the base in the "
+    "dtype that it was edited in. It needs peft and no talos_ray.",
 }
 
 
@@ -74,7 +75,9 @@ def check_empty(to: Path) -> None:
         raise SpecError(f"export folder {str(to)!r} is not empty; wanted a new or empty folder; choose another")
 
 
-def save_adapter(folder: RunFolder, base: Mapping[str, torch.Tensor], edited: Mapping[str, torch.Tensor], to: Path) -> None:
+def save_adapter(
+    folder: RunFolder, base: Mapping[str, torch.Tensor], edited: Mapping[str, torch.Tensor], to: Path
+) -> None:
     """Write what makes `edited` of `base`, tensors by name, as a SHiRA adapter.
 
     Raises:
@@ -101,7 +104,8 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
 
 
 def card(folder: RunFolder, version: Mapping, head_words: str, files: str) -> str:
-    """A model card, with what it says of the files beside it: base, tasks, data, scores with intervals, intended use, limits, and what proves where it comes from."""
+    """A model card: base, tasks, data, scores with intervals, intended use, limits, and what proves where it comes
+    from. `files` is what it says of the files beside it."""
     info, number = folder.info(), version["version"]
     spec, model = info["spec"], info["spec"]["model"]
     named = model.partition(":")[2] or model

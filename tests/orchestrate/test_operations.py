@@ -107,7 +107,7 @@ def test_a_checkpoint_from_elsewhere_becomes_a_delta_and_what_it_loses_is_told(m
     )  # the delta is here: its checkpoint is not needed any more
 
 
-def test_an_adapter_comes_in_goes_out_and_a_training_of_ones_own_comes_in(mine, tmp_path, monkeypatch, capsys):
+def test_an_adapter_comes_in_and_goes_out(mine, tmp_path, monkeypatch, capsys):
     import peft
 
     run, _ = mine
@@ -134,34 +134,51 @@ def test_an_adapter_comes_in_goes_out_and_a_training_of_ones_own_comes_in(mine, 
         return peft.PeftModel.from_pretrained(load_model("demo").module, folder).merge_and_unload().state_dict()
 
     done = CliRunner().invoke(app, ["export", run.path, "out", "--peft", "--json"])
-    assert json.loads(done.stdout) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "heads.safetensors"]
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert json.loads(done.stdout) == [*files, "heads.safetensors"]
     assert fingerprint(loaded("out")) == run.version["model"] and "a SHiRA adapter" in Path("out/README.md").read_text()
-    run.export("alone", peft=True, task="dots")
-    whole = loaded("alone")
-    assert torch.equal(torch.cat([whole[n].flatten()[f] for n, f in flags.items()]), torch.cat([base[n].flatten()[f] for n, f in flags.items()]) + delta.values.float())  # fmt: skip
-    assert all(torch.equal(whole[n].flatten()[~f], base[n].flatten()[~f]) for n, f in flags.items())
+    assert run.export("alone", peft=True, task="dots") == files
+    alone = loaded("alone")
+    before, after = (torch.cat([t[n].flatten()[f] for n, f in flags.items()]) for t in (base, alone))
+    assert torch.equal(after, before + delta.values.float())
+    assert all(torch.equal(alone[n].flatten()[~f], base[n].flatten()[~f]) for n, f in flags.items())
 
+
+def test_a_training_of_ones_own_comes_in(mine, tmp_path, monkeypatch):
+    run, _ = mine
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TalosError, match="45 other tensors changed: visual.*wanted none"):
+        run.export("refused", peft=True)
+    with pytest.raises(TalosError, match="holds no edit of task 'side' .did you mean 'sides'"):
+        run.export("refused", peft=True, task="side")
+    with pytest.raises(SpecError, match="wanted one of them; leave out peft or delta_only"):
+        run.export("refused", peft=True, delta_only=True)
+    with pytest.raises(SpecError, match="export of task 'sides' alone is as an adapter; wanted peft=True"):
+        run.export("refused", task="sides")
+    assert not Path("refused").exists()
+
+    run.rollback(0)
     task = load_task(resolve_task("demo:pointers"), 0)
     family = load_model("demo")
-    model, head = family.module, family.head(task.phrases, task.task.prompts)
-    optimizer = run.optimizer(model, lr=1e-3)
+    base = {n: t.clone() for n, t in base_tensors(family).items()}
+    head = family.head(task.phrases, task.task.prompts)
+    optimizer = run.optimizer(family.module, lr=1e-3)
     inputs, labels = Examples(task.train, family.preprocess).batch(torch.arange(16))
     torch.nn.functional.cross_entropy(family.logits(inputs, head), labels).backward()
     optimizer.step()
+
     write_images(tmp_path, 60)
-    rows = Path("rows.csv").read_text().replace("file,side", "image,label").replace("left", "yes").replace("right", "no")
-    Path("places.csv").write_text(rows)
+    rows = Path("rows.csv").read_text().replace("file,side", "image,label")
+    Path("places.csv").write_text(rows.replace("left", "yes").replace("right", "no"))
     page = (Path(__file__).parents[2] / "docs/integrations.md").read_text()
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "add_trained" in b]
-    exec(block, {"run": run, "model": model})
-    delta = run.deltas["places"]
+    exec(block, {"run": run, "model": family.module})
+
+    flags = run.mask.layout.split(run.mask.flags)
     moved = torch.cat([(base_tensors(family)[n] - base[n]).flatten()[f] for n, f in flags.items()])
+    delta = run.folder.load_delta("places")
     assert torch.equal(delta.values, moved.bfloat16()) and delta.info["lost"] == 0 and moved.any()
-    assert set(run.newest["coefficients"]) == {"dots", "places"} and run.verify() == []
-    for more, match in (({}, "other tensors changed: visual\\."), ({"task": "dot"}, "no edit of task 'dot' .did you mean 'dots'"), ({"delta_only": True}, "wanted one of them")):  # fmt: skip
-        with pytest.raises(TalosError, match=match):
-            run.export("refused", run.newest["version"], peft=True, **more)
-    assert not Path("refused").exists()
+    assert run.newest["version"] == 2 and set(run.newest["coefficients"]) == {"places"} and run.verify() == []
 
 
 def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):

@@ -1,0 +1,130 @@
+"""A first spec from a mergekit configuration: its base, its models as tasks that were trained elsewhere, its method.
+
+mergekit merges with the weights that it is told; here coefficients are learned on data, and what comes out is scored.
+So what a configuration cannot say is left to fill in: every task's data. mergekit itself is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from talos_ray.errors import SpecError, nearest
+from talos_ray.scaffold import comment, scalar
+from talos_ray.yaml_file import read_yaml
+
+METHODS = {  # of mergekit -> here, and what is not the same
+    "linear": ("linear", "an average of models; here changes from the base are added, as task_arithmetic does"),
+    "task_arithmetic": ("linear", ""),
+    "ties": ("ties", ""),
+    "dare_linear": ("dare", ""),
+    "dare_ties": ("dare", "it also elects signs, which dare here does not; ties does"),
+}
+NAMELESS = "task"
+
+
+def spec_of(file: Path) -> str:
+    """A commented YAML spec of what a mergekit configuration merges.
+
+    Raises:
+        SpecError: no such file, a method or a form that has no counterpart here, or no base.
+    """
+    told = read_yaml(file, "mergekit")
+    base, method = told.get("base_model"), told.get("merge_method")
+    if not isinstance(method, str) or method not in METHODS:
+        hint = nearest(str(method), METHODS)
+        raise SpecError(
+            f"mergekit file {str(file)!r}: merge_method is {method!r}{hint}; wanted one of {', '.join(METHODS)}"
+        )
+    if not isinstance(told.get("models"), list) or not told["models"]:
+        raise SpecError(
+            f"mergekit file {str(file)!r} has no list of models; wanted `models:`, each with all of its layers; "
+            f"slices have no counterpart here"
+        )
+    if not isinstance(base, str):
+        raise SpecError(
+            f"mergekit file {str(file)!r}: base_model is {base!r}; wanted the model that the others were fine-tuned "
+            f"from: edits are changes from it; add it"
+        )
+    models = [m for m in told["models"] if _named(m, file) != base]
+    if not models:
+        raise SpecError(f"mergekit file {str(file)!r} names no model but its base; wanted one a task; add one")
+    own, differs = METHODS[method]
+    density, guessed = _density(models, told)
+    return "\n".join(
+        [
+            f"# Made by `talos init --from-mergekit {comment(file.name)}`. CHANGE what is marked; `talos check` tells "
+            "all that is wrong before anything runs.",
+            f"model: {scalar(_model(base, file))}",
+            "tasks:",
+            *(line for name, m in _unique(models, file) for line in _task(name, m, base, file)),
+            "# control:                    # what must hold: tasks that are looked at and never trained",
+            "output: runs/merged",
+            "mask: {strategy: all}         # as in mergekit, every weight that a task changed counts",
+            *([f"# mergekit's {method}: {differs}"] if differs else []),
+            f"search: {{merge: {{method: {own}{'' if density is None else f', density: {density:g}'}}}}}" + guessed,
+            "",
+        ]
+    )
+
+
+def _named(model: Any, file: Path) -> str:
+    """What a model is called. Raises SpecError if it is no name."""
+    name = model.get("model") if isinstance(model, Mapping) else model
+    if not isinstance(name, str):
+        raise SpecError(
+            f"mergekit file {str(file)!r}: a model is {str(name)[:80]!r}; wanted a name or a path; write it as one"
+        )
+    return name
+
+
+def _parameters(model: Any, told: Mapping) -> dict[str, Any]:
+    """A model's own, on top of those of the whole."""
+    own = model.get("parameters") if isinstance(model, Mapping) else None
+    return {**(told.get("parameters") or {}), **(own or {})}
+
+
+def _density(models: list, told: Mapping) -> tuple[float | None, str]:
+    """The share of a change that is kept, the mean where models differ, and what is said of it."""
+    found = [_parameters(m, told).get("density") for m in models]
+    given = [d for d in found if d is not None]
+    numbers = [float(d) for d in given if isinstance(d, int | float) and 0 < d <= 1]
+    if not given:
+        return None, ""
+    if len(numbers) < len(given):
+        return None, "  # mergekit's densities go by layer; here one holds for all: CHANGE density, if need be"
+    return sum(numbers) / len(numbers), "  # the mean of mergekit's" if len(set(numbers)) > 1 else ""
+
+
+def _model(name: str, file: Path) -> str:
+    """A model as `model:` and `checkpoint:` name one; whole, where it lies here."""
+    here = file.parent / Path(name).expanduser()
+    return f"hf:{here.resolve() if here.is_dir() else name}"
+
+
+def _unique(models: list, file: Path) -> list[tuple[str, Any]]:
+    names: list[str] = []
+    for model in models:
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(_named(model, file)).name).lstrip("_.-")[:90] or NAMELESS
+        names.append(next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(models) + 2))) if n not in names))
+    return list(zip(names, models, strict=True))
+
+
+def _task(name: str, model: Any, base: str, file: Path) -> list[str]:
+    whole, plus, adapter = _named(model, file).partition("+")  # mergekit's MODEL+ADAPTER
+    if plus and whole != base:
+        raise SpecError(
+            f"mergekit file {str(file)!r}: model {whole + plus + adapter!r} is an adapter on another model than the "
+            f"base {base!r}; wanted one on the base; merge it first"
+        )
+    place = (file.parent / Path(adapter).expanduser()).resolve() if plus else None
+    weight = _parameters(model, {}).get("weight")
+    learned = f"    # mergekit's weight was {comment(str(weight))}; here coefficients are learned"
+    return [
+        f"  - name: {scalar(name)}",
+        f"    checkpoint: {scalar(str(place) if plus else _model(whole, file))}",
+        *([] if weight is None else [learned]),
+        "    data: CHANGE.csv            # rows with columns text and label, to learn coefficients on and to score",
+    ]
