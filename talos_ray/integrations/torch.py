@@ -46,20 +46,12 @@ class MaskedAdamW(torch.optim.Optimizer):
         self.sparse = SparseAdamW(module, mask, lr, weight_decay, betas, eps, clip_norm)
         super().__init__([self.sparse.values], self.sparse.adam.defaults)
         self._share()
-        self.look = module.register_forward_pre_hook(self._check_device)
+        self.look = module.register_forward_pre_hook(_device_check(self.sparse.values))
 
     def _share(self) -> None:
         """Groups and moments are the inner AdamW's own objects, so that what a scheduler sets is what it steps with."""
         self.param_groups = self.sparse.adam.param_groups
         self.state = self.sparse.adam.state
-
-    def _check_device(self, module: nn.Module, inputs: object) -> None:
-        where, values = next(module.parameters()).device, self.sparse.values.device
-        if where != values:
-            raise TalosError(
-                f"the module is on {where}, but its optimizer was made when it was on {values}; wanted both on one "
-                f"device; move the module first, then make the optimizer"
-            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
@@ -92,6 +84,21 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Take all hooks off the module and give its layers their own forward back."""
         self.look.remove()
         self.sparse.close()
+
+
+def _device_check(values: torch.Tensor) -> Callable[[nn.Module, object], None]:
+    """A hook that refuses a forward on another device than the values'. A function, so that a copy of the module copies
+    no optimizer."""
+
+    def check(module: nn.Module, inputs: object) -> None:
+        where = next(module.parameters()).device
+        if where != values.device:
+            raise TalosError(
+                f"the module is on {where}, but its optimizer was made when it was on {values.device}; wanted both on "
+                f"one device; move the module first, then make the optimizer"
+            )
+
+    return check
 
 
 def check_fits(module: nn.Module, mask: Mask) -> None:

@@ -163,7 +163,7 @@ def test_a_gradient_that_is_dropped_leaves_no_trace_and_closing_gives_the_module
     assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
     module.to("meta")
     with pytest.raises(
-        TalosError, match="is on meta, but its optimizer was made when it was on cpu; wanted both on one"
+        TalosError, match="is on meta, but its optimizer was made when it was on cpu; wanted both on "
     ):
         module(X)
     optimizer.close()
