@@ -85,9 +85,10 @@ def save_adapter(
     """
     model = folder.info()["spec"]["model"]
     kind, _, name = model.partition(":")
+    written = peft.changed(base, edited)  # by merging, to prove the adapter; all else is the base's own memory
 
     def copy() -> nn.Module:
-        return build_model(model, base, private=list(base)).module
+        return build_model(model, base, private=written).module
 
     peft.save_shira(copy, base, edited, to, name if kind in HUGGING_FACE else None)
 
