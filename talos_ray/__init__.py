@@ -14,10 +14,20 @@ if TYPE_CHECKING:
     from talos_ray.spec import load_spec
 
 _HOME = {
-    "check": "api", "edit": "api", "open_run": "api", "Run": "api", "Spec": "config", "Task": "config", "load_spec": "spec",
-    "TalosError": "errors", "SpecError": "errors", "MismatchError": "errors", "CorruptError": "errors", "StorageError": "errors",
+    "check": "api",
+    "edit": "api",
+    "open_run": "api",
+    "Run": "api",
+    "Spec": "config",
+    "Task": "config",
+    "load_spec": "spec",
+    "TalosError": "errors",
+    "SpecError": "errors",
+    "MismatchError": "errors",
+    "CorruptError": "errors",
+    "StorageError": "errors",
     "ConflictError": "errors",
-}  # fmt: skip
+}
 __all__ = [  # __version__ beside them
     "ConflictError",
     "CorruptError",

@@ -38,16 +38,23 @@ if TYPE_CHECKING:
 
 
 def edit(
-    tasks: Sequence[Task | str | dict] | str | Path | None = None, *, model: str = "demo", control: Sequence[Task | str | dict] = (),
-    output: str = "runs/run", spec: Spec | str | Path | None = None, verbose: bool = False, allow_code: str | Sequence[str] = (),
+    tasks: Sequence[Task | str | dict] | str | Path | None = None,
+    *,
+    model: str = "demo",
+    control: Sequence[Task | str | dict] = (),
+    output: str = "runs/run",
+    spec: Spec | str | Path | None = None,
+    verbose: bool = False,
+    allow_code: str | Sequence[str] = (),
     **settings: Any,
-) -> Run:  # fmt: skip
+) -> Run:
     """Calibrate, train, merge and verify, on the Ray cluster at hand or on this machine.
 
     Args:
-        tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings; or the path of a YAML spec.
-        model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, `"hf:NAME"` (a text encoder, a T5-like model or a causal LM), or
-            `"python:MODULE:FUNCTION"`.
+        tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings; or the path of a YAML
+            spec.
+        model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, `"hf:NAME"` (a text encoder, a T5-like model or a
+            causal LM), or `"python:MODULE:FUNCTION"`.
         control: tasks that must hold.
         output: the run's folder, local or a URI.
         spec: a `Spec` or the path of a YAML spec, instead of all that a spec says.
@@ -71,7 +78,8 @@ def edit(
     beside = [name for name, (value, default) in given.items() if value != default]
     if spec is not None and (beside or settings):
         raise SpecError(
-            f"edit was given a spec and beside it {', '.join([*beside, *settings])}; wanted one or the other; write it into the spec, or change the spec with load_spec(path, output=…)"
+            f"edit was given a spec and beside it {', '.join([*beside, *settings])}; wanted one or the other; write "
+            "it into the spec, or change the spec with load_spec(path, output=…)"
         )
     if spec is None:
         spec = make_spec({"tasks": tasks or (), "model": model, "control": control, "output": output, **settings})
@@ -82,7 +90,8 @@ def edit(
 
 
 def check(spec: Spec | str | Path, *, allow_code: str | Sequence[str] = ()) -> None:
-    """All that `edit` checks of a spec, its data, its model and its resources before it starts anything, and nothing else.
+    """All that `edit` checks of a spec, its data, its model and its resources before it starts anything, and nothing
+    else.
 
     Args:
         allow_code: modules whose `python:` models may run.
@@ -112,7 +121,8 @@ def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_b
     """As `Run.verify`, also of a folder that is too damaged to be opened. Runs nobody's code.
 
     Args:
-        expect: hash of an event, or how it begins (16 digits or more), that was kept elsewhere: it must be part of the history.
+        expect: hash of an event, or how it begins (16 digits or more), that was kept elsewhere: it must be part of the
+            history.
         signed_by: public Ed25519 key, as a line 'ssh-ed25519 …' or a file, that must have signed all of the history.
 
     Raises:
@@ -136,7 +146,8 @@ def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_b
     run = Run(path)
     if runs_code(model := run.info["spec"]["model"]):
         return [
-            f"no version was composed: model {model!r} is code, and verify runs none; `talos export {path} FOLDER --allow-code MODULE` "
+            f"no version was composed: model {model!r} is code, and verify runs none; `talos export {path} FOLDER "
+            "--allow-code MODULE` "
             f"composes one and compares its fingerprint"
         ]
     for version in run.versions:
@@ -227,7 +238,8 @@ class Run:
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """Scaling coefficient of every task at head, the mean over the weights where it has several; empty at the base."""
+        """Scaling coefficient of every task at head, the mean over the weights where it has several; empty at the
+        base."""
         return self.version["coefficients"]
 
     def heads(self, version: int | None = None) -> dict[str, torch.Tensor]:
@@ -261,7 +273,8 @@ class Run:
             delta = self.folder.load_delta(task, mark)
             if delta is None:
                 raise TalosError(
-                    f"run {self.path!r} misses the delta {(mark or '')[:12]} of task {task!r}; restore deltas/ from a copy"
+                    f"run {self.path!r} misses the delta {(mark or '')[:12]} of task {task!r}; restore deltas/ from a "
+                    "copy"
                 )
             delta.check(self.info["base"], self.mask.fingerprint)
             found[task] = delta
@@ -272,7 +285,8 @@ class Run:
         version's fingerprint.
 
         Raises:
-            MismatchError: the model named in the spec is not the base that this run was made from. TalosError: no such version.
+            MismatchError: the model named in the spec is not the base that this run was made from. TalosError: no such
+                version.
         """
         return self._composed(self._version(version))[0]
 
@@ -386,16 +400,12 @@ class Run:
         return {t["name"]: t for t in (*self.info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
 
     def _in_force(self) -> list[dict]:
-        """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet. Deltas that only
-        help to forget another task make no task of theirs."""
+        """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet.
+        Deltas that only help to forget another task make no task of theirs."""
         if self.folder.head is None:
             return list(self.info["spec"]["tasks"])
         version = self.version
-        return [
-            task
-            for name, task in self._tasks.items()
-            if is_in_force(version, name)
-        ]
+        return [task for name, task in self._tasks.items() if is_in_force(version, name)]
 
     def _version(self, number: int | None) -> dict:
         return self.folder.load_version(self.head if number is None else number)
@@ -408,7 +418,8 @@ class Run:
         base = fingerprint(tensors)
         if base != self.info["base"]:
             raise MismatchError(
-                f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from {self.info['base'][:12]}; restore the original weights"
+                f"model {self.info['spec']['model']!r} is now {base[:12]}, but run {self.path!r} was made from "
+                f"{self.info['base'][:12]}; restore the original weights"
             )
         holds = Composed(version=version)
         if version["deltas"]:
@@ -418,7 +429,8 @@ class Run:
         found = fingerprint(base_tensors(family))
         if found != version["model"]:
             raise MismatchError(
-                f"version {version['version']} composes to {found[:12]}, but was recorded as {version['model'][:12]}; mask or deltas were changed"
+                f"version {version['version']} composes to {found[:12]}, but was recorded as {version['model'][:12]}; "
+                "mask or deltas were changed"
             )
         return family, tensors
 
@@ -464,17 +476,18 @@ class Run:
         return versions.is_held(self.folder, self.newest if version is None else self._version(version))
 
     def verify(self, deep: bool = False) -> list[str]:
-        """What is not as the history says: every file of the run that was changed, removed or added, and every broken link of
-        the history. Empty if all is well.
+        """What is not as the history says: every file of the run that was changed, removed or added, and every broken
+        link of the history. Empty if all is well.
 
         Args:
-            deep: also compose every version and compare its fingerprint. Not with a `python:` model, which is code; that is said.
+            deep: also compose every version and compare its fingerprint. Not with a `python:` model, which is code;
+                that is said.
         """
         return verify(self.path, deep=deep)
 
     def diff(self, a: int, b: int) -> dict:
-        """How version b differs from version a: coefficients, summaries, and for every task that both answered on the same test
-        data how many inputs became right and wrong, with McNemar's exact p-value.
+        """How version b differs from version a: coefficients, summaries, and for every task that both answered on the
+        same test data how many inputs became right and wrong, with McNemar's exact p-value.
 
         Raises:
             TalosError: no such version.
@@ -497,8 +510,8 @@ class Run:
         """Two versions on the same inputs: `diff`, and a CSV of every input that they answer differently.
 
         Args:
-            task, data: a task of the run and new data for it (all rows of a file or folder like its own); the run's test data,
-                if not given.
+            task, data: a task of the run and new data for it (all rows of a file or folder like its own); the run's
+                test data, if not given.
             input, label: columns of the new data, if they are called otherwise than the task's own.
 
         Raises:
@@ -528,7 +541,8 @@ class Run:
             return None
 
     def report(self, to: str | Path, version: int | None = None, *, language: str = "en") -> Path:
-        """Write the report on a version (head, if none is named) as one page, in English ("en") or Japanese ("ja"), with what
+        """Write the report on a version (head, if none is named) as one page, in English ("en") or Japanese ("ja"),
+        with what
         `watch` has found since. The run's own `report/` holds the page as it was when the version was made.
 
         Raises:
@@ -547,9 +561,9 @@ class Run:
         peft: bool = False,
         task: str | None = None,
     ) -> list[str]:
-        """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own library loads
-        it (open_clip: `local-dir:FOLDER`; transformers: `from_pretrained(FOLDER)`), or the changed weights alone; and the frozen
-        heads of all tasks. Returns the names of the files.
+        """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own
+        library loads it (open_clip: `local-dir:FOLDER`; transformers: `from_pretrained(FOLDER)`), or the changed
+        weights alone; and the frozen heads of all tasks. Returns the names of the files.
 
         Args:
             delta_only: the changed weights alone.
@@ -564,7 +578,8 @@ class Run:
         if task is not None:
             if not peft:
                 raise SpecError(
-                    f"export of task {task!r} alone is as an adapter; wanted peft=True (--peft); add it, or leave task out"
+                    f"export of task {task!r} alone is as an adapter; wanted peft=True (--peft); add it, or leave "
+                    "task out"
                 )
             return self._export_task(task, found, Path(to))
         if peft and delta_only:
@@ -629,12 +644,14 @@ class Run:
             return self.import_(task, str(path), verbose=verbose)
 
     def add(self, task: Task | str | dict, *, relearn: str | None = None, verbose: bool = False) -> Run:
-        """Train one more task on the run's mask, and learn how much of it goes into the merged model. The others keep their deltas,
-        coefficients and heads. A task that was removed or forgotten, or that a rollback took back, is merged in again when it is
+        """Train one more task on the run's mask, and learn how much of it goes into the merged model. The others keep
+        their deltas, coefficients and heads. A task that was removed or forgotten, or that a rollback took back, is
+        merged in again when it is
         named: its name alone will do.
 
         Args:
-            relearn: `all` finds the coefficients and heads of all tasks anew; as the spec's `search.relearn`, if not given.
+            relearn: `all` finds the coefficients and heads of all tasks anew; as the spec's `search.relearn`, if not
+                given.
 
         Raises:
             SpecError: the task, before any work; or head holds it already.
@@ -645,16 +662,21 @@ class Run:
         added = make_spec({**spec, "tasks": [given]}).tasks[0]
         if added.name in (t["name"] for t in in_force):
             raise SpecError(
-                f"task {added.name!r} is in head of run {self.path!r} already; wanted another; `talos merge` merges tasks of the run again, `talos remove` takes one out"
+                f"task {added.name!r} is in head of run {self.path!r} already; wanted another; `talos merge` merges "
+                "tasks of the run again, `talos remove` takes one out"
             )
         search = {**spec["search"], "relearn": relearn or spec["search"].get("relearn", "new")}
-        edit(spec=make_spec({**spec, "output": self.path, "tasks": [*in_force, added], "search": search}), verbose=verbose)
+        edit(
+            spec=make_spec({**spec, "output": self.path, "tasks": [*in_force, added], "search": search}),
+            verbose=verbose,
+        )
         self.info = self.folder.info()
         return self
 
     def import_(self, task: Task | str | dict, checkpoint: str, *, verbose: bool = False) -> Run:
-        """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes its delta, and how much
-        of that goes into the merged model is learned, as by `add`. How much of the change lies off the mask, and is lost, is told and kept.
+        """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes
+        its delta, and how much of that goes into the merged model is learned, as by `add`. How much of the change lies
+        off the mask, and is lost, is told and kept.
 
         Args:
             checkpoint: as `Task.checkpoint`: a file or folder of weights, an adapter's folder, or a model.
@@ -688,10 +710,16 @@ class Run:
         return self
 
     def forget(
-        self, task: str, keep: float = 0.95, *, at_most: float | None = None, reason: str | None = None, verbose: bool = False
-    ) -> Run:  # fmt: skip
-        """A version that has forgotten one task, while all control tasks and all that head has learnt keep `keep` of their scores:
-        the coefficients of its delta are learned so that its answers come to be as good as chance.
+        self,
+        task: str,
+        keep: float = 0.95,
+        *,
+        at_most: float | None = None,
+        reason: str | None = None,
+        verbose: bool = False,
+    ) -> Run:
+        """A version that has forgotten one task, while all control tasks and all that head has learnt keep `keep` of
+        their scores: the coefficients of its delta are learned so that its answers come to be as good as chance.
 
         Args:
             at_most: validation accuracy that counts as forgotten; by default 0.05 above chance.
@@ -705,8 +733,9 @@ class Run:
         return self
 
     def robustness(self, *, verbose: bool = False) -> dict:
-        """Test accuracy of base and head on spoilt inputs (images: noise, blur, contrast, occlusion; texts: typos, case, deletion):
-        task -> corruption -> {"base" | "merged": score}. Kept beside the version and shown in its report.
+        """Test accuracy of base and head on spoilt inputs (images: noise, blur, contrast, occlusion; texts: typos,
+        case, deletion): task -> corruption -> {"base" | "merged": score}. Kept beside the version and shown in its
+        report.
 
         Raises:
             TalosError: a stage could not be finished.
@@ -716,9 +745,9 @@ class Run:
         return operations.robustness(self.path, verbose=verbose)
 
     def watch(self, folder: str | Path, *, input: str | None = None, label: str | None = None) -> list[dict]:
-        """Score base and head on what has arrived in a folder (files named after a task, like `street_numbers-march.csv`) and has
-        not been scored yet. Each gets an event with its scores and what the gate says: `["gate"]` is "fail" where it does not hold
-        any more.
+        """Score base and head on what has arrived in a folder (files named after a task, like
+        `street_numbers-march.csv`) and has not been scored yet. Each gets an event with its scores and what the gate
+        says: `["gate"]` is "fail" where it does not hold any more.
 
         Args:
             input, label: columns of the new data, if they are called otherwise than the tasks' own.

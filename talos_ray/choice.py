@@ -39,8 +39,9 @@ def first_round(spec: Spec) -> list[Setting]:
 
 
 def second_round(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
-    """The best of the first with every other share of weights, with every other share of layers that closes some and leaves
-    room, and with every other learning rate. Fewer layers learn less in as many steps, so they are tried with the higher ones, too."""
+    """The best of the first with every other share of weights, with every other share of layers that closes some and
+    leaves room, and with every other learning rate. Fewer layers learn less in as many steps, so they are tried with
+    the higher ones, too."""
     mask, auto = spec.mask, spec.auto
     keeps = [k for k in auto.keeps if mask.keep == "auto" and k != best.keep]
     layers = [s for s in auto.layers if mask.layers == "auto" and layout.closed(s) and best.keep <= layout.room(s)]

@@ -25,7 +25,10 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Learn, merge and undo many tasks in one pretrained model.",
-    epilog="Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the newest version is kept aside by its gate; 4 `watch` found that the gate no longer holds; 130 interrupted.",
+    epilog=(
+        "Exit codes: 0 done; 1 `verify` found something; 2 wrong input, or a stage that could not be finished; 3 the "
+        "newest version is kept aside by its gate; 4 `watch` found that the gate no longer holds; 130 interrupted."
+    ),
 )
 
 
@@ -39,7 +42,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Learn, merge and undo many tasks in one pretrained model."""
 
@@ -233,9 +238,11 @@ def plan(
     _row(table, "", "eligible", f"{found.eligible / 1e6:,.1f} M")
     _row(table, "", "that may change", f"{found.masked / 1e6:,.1f} M")
     for what, parts in (
-        (f"a training worker, {found.batch.samples} samples a backward", found.worker), ("a learning run of the merge, beside its batch", found.merging),
-        ("Ray's object store", found.object_store), ("storage", found.storage),
-    ):  # fmt: skip
+        (f"a training worker, {found.batch.samples} samples a backward", found.worker),
+        ("a learning run of the merge, beside its batch", found.merging),
+        ("Ray's object store", found.object_store),
+        ("storage", found.storage),
+    ):
         if not parts:
             continue
         table.add_section()
@@ -248,10 +255,12 @@ def plan(
     _show(table)
     if asked.mask.strategy not in DATA_FREE:
         say(
-            "scores: for one calibration worker, and once more for each other; Ray spills to disk what its object store cannot hold"
+            "scores: for one calibration worker, and once more for each other; Ray spills to disk what its object "
+            "store cannot hold"
         )
     say(
-        f"hours: at {rate / 1e12:.2f} TFLOP/s a worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
+        f"hours: at {rate / 1e12:.2f} TFLOP/s a "
+        f"worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
     )
     if asked.train.precision == "bf16" and asked.cluster.gpus_per_worker:
         say("what is kept for the backward is counted in float32; bf16 on a GPU keeps a little more than half of it")
@@ -372,7 +381,8 @@ def rollback(
     if as_json:
         return _print(found.version)
     say(
-        f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint {found.version['model'][:12]} was checked bitwise"
+        f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint "
+        f"{found.version['model'][:12]} was checked bitwise"
     )
 
 
@@ -381,7 +391,8 @@ def add(
     run: Folder,
     task: Annotated[str, typer.Argument(help="A YAML file that describes one task, or the name of a recipe.")],
     relearn: Annotated[
-        str | None, typer.Option(help="`all`: find the coefficients and heads of all tasks anew, not of the new one alone.")
+        str | None,
+        typer.Option(help="`all`: find the coefficients and heads of all tasks anew, not of the new one alone."),
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -413,7 +424,8 @@ def import_(
     verbose: Verbose = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Add a task from weights that were fine-tuned elsewhere: what they changed on the run's mask. Says how much of it is lost.
+    """Add a task from weights that were fine-tuned elsewhere: what they changed on the run's mask. Says how much of it
+    is lost.
 
     Example: talos import runs/demo invoices.yaml tuned.safetensors
     """
@@ -641,7 +653,8 @@ def repair(
     keep: Annotated[Path, typer.Option(help="New folder for what is taken out of the run.")] = Path("talos-repair"),
     as_json: Json = False,
 ) -> None:
-    """Put in order what earlier releases could leave behind: second events, unwritten pages, strays. Never a delta, mask or version.
+    """Put in order what earlier releases could leave behind: second events, unwritten pages, strays. Never a delta,
+    mask or version.
 
     Example: talos repair runs/demo
     """
@@ -667,7 +680,8 @@ def sign(
     key: Annotated[str, typer.Argument(help="File of a private Ed25519 key, as `ssh-keygen -t ed25519` writes it.")],
     as_json: Json = False,
 ) -> None:
-    """Sign the history as it stands: `talos verify --signed-by` proves later who did, and that nothing was changed since.
+    """Sign the history as it stands: `talos verify --signed-by` proves later who did, and that nothing was changed
+    since.
 
     Example: talos sign runs/demo ~/.ssh/id_ed25519
     """
@@ -733,7 +747,8 @@ def watch(
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Score head on data that has arrived since the last time, and keep the scores. Exit code 4: the gate no longer holds. For cron.
+    """Score head on data that has arrived since the last time, and keep the scores. Exit code 4: the gate no longer
+    holds. For cron.
 
     Example: talos watch runs/demo incoming
     """
@@ -747,7 +762,8 @@ def watch(
     for e in found if not as_json else ():
         base, now = (e["scores"][m] for m in ("base", "now"))
         say(
-            f"{e['data']}: {e['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base {base['value']:.3f}, n {now['n']}: {e['gate']}"
+            f"{e['data']}: {e['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base "
+            f"{base['value']:.3f}, n {now['n']}: {e['gate']}"
         )
         for why in (*e["why"], *e.get("notes", ())):
             say(f"  {why}")
@@ -862,7 +878,8 @@ def _print(found: object) -> None:
 
 
 def show(run, as_json: bool = False) -> None:
-    """Print a run's head as the table of target and control scores, or as JSON; exit code 3 if a newer version is kept aside."""
+    """Print a run's head as the table of target and control scores, or as JSON; exit code 3 if a newer version is kept
+    aside."""
     _print(run.version) if as_json else _show_scores(run)
     if run.held():
         from talos_ray.trust.versions import standing
@@ -932,13 +949,15 @@ def _show_scores(run) -> None:
     if dense:
         a, b = version["cost"], dense["cost"]
         say(
-            f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas {a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
+            f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas "
+            f"{a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
         )
     say(f"report: {run.folder.store.path('report/index.html')}")
 
 
 def guard(program: str, work: Callable[[], object]) -> int:
-    """Exit code of `work()`: a TalosError is printed as it is, without a traceback, and gives 2; an interrupt gives 130."""
+    """Exit code of `work()`: a TalosError is printed as it is, without a traceback, and gives 2; an interrupt gives
+    130."""
     try:
         work()
     except TalosError as error:

@@ -43,9 +43,7 @@ def _share_or_auto(value: Any) -> float | str:
     raise PydanticCustomError("share_or_auto", "wanted a number in (0, 1], or 'auto'")
 
 
-ShareOrAuto = Annotated[
-    float | str, PlainValidator(_share_or_auto, json_schema_input_type=Share | Literal["auto"])
-]
+ShareOrAuto = Annotated[float | str, PlainValidator(_share_or_auto, json_schema_input_type=Share | Literal["auto"])]
 
 
 class Mask(_Settings):
@@ -55,21 +53,35 @@ class Mask(_Settings):
 
     keep: ShareOrAuto = Field(
         0.2,
-        description="share of the eligible weights that may change, in (0, 1]; the paper has 0.1; auto tries those of auto.keeps",
+        description=(
+            "share of the eligible weights that may change, in (0, 1]; the paper has 0.1; auto tries those of "
+            "auto.keeps"
+        ),
     )
     strategy: Literal[Strategy, "auto"] = Field(
         "least_sensitive_per_tensor",
-        description="how they are chosen: the least sensitive of each tensor, or of the whole model (least_sensitive, the paper); auto tries those of auto.strategies",
+        description=(
+            "how they are chosen: the least sensitive of each tensor, or of the whole model (least_sensitive, the "
+            "paper); auto tries those of auto.strategies"
+        ),
     )
     granularity: Literal[Granularity, "auto"] = Field(
         "row",
-        description="whole rows of a matrix, which are faster to train and to compose, or single weights (element, the paper); auto tries both",
+        description=(
+            "whole rows of a matrix, which are faster to train and to compose, or single weights (element, the paper);"
+            " auto tries both"
+        ),
     )
     layers: ShareOrAuto = Field(
         1.0,
-        description="share of the layers, those nearest the output, that may change: backward ends where they begin; auto tries those of auto.layers",
+        description=(
+            "share of the layers, those nearest the output, that may change: backward ends where they begin; auto "
+            "tries those of auto.layers"
+        ),
     )
-    path: str | None = Field(None, description="reuse this mask.safetensors (of the same base; a path or a URI) and skip calibration")
+    path: str | None = Field(
+        None, description="reuse this mask.safetensors (of the same base; a path or a URI) and skip calibration"
+    )
 
     @property
     def open(self) -> bool:
@@ -78,7 +90,8 @@ class Mask(_Settings):
 
 
 class Auto(_Settings):
-    """What is tried in short runs where `mask` says auto, and how long; the best by merged validation accuracy is trained in full."""
+    """What is tried in short runs where `mask` says auto, and how long; the best by merged validation accuracy is
+    trained in full."""
 
     strategies: tuple[Strategy, ...] = Field(
         ("least_sensitive", "least_sensitive_per_tensor", "random"), min_length=1, description="mask strategies"
@@ -100,7 +113,10 @@ class Auto(_Settings):
     )
     tolerance: Annotated[float, Field(ge=0)] = Field(
         2.0,
-        description="standard errors below the best score within which the cheapest to train is taken; 0 takes the best score. Two equally good settings are further than 1.4 apart in a third of all cases",
+        description=(
+            "standard errors below the best score within which the cheapest to train is taken; 0 takes the best "
+            "score. Two equally good settings are further than 1.4 apart in a third of all cases"
+        ),
     )
 
     @property
@@ -120,7 +136,9 @@ class Calibration(_Settings):
     )
     stable: Share | None = Field(
         0.97,
-        description="overlap of two successive estimates of the mask at which a round ends early; null scores every sample",
+        description=(
+            "overlap of two successive estimates of the mask at which a round ends early; null scores every sample"
+        ),
     )
     rounds: Count = Field(4, description="rounds R; round r keeps keep^(r/R) of the weights")
     damping: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -131,7 +149,10 @@ class Calibration(_Settings):
     )
     labels: Literal["classes", "tokens"] = Field(
         "classes",
-        description="labels are sampled among a task's classes; or, from a model that writes text, whole answers are, token by token",
+        description=(
+            "labels are sampled among a task's classes; or, from a model that writes text, whole answers are, token "
+            "by token"
+        ),
     )
     batch_size: Count = Field(64, description="samples in one backward, if memory_gb allows it")
     memory_gb: Annotated[float, Field(gt=0)] = Field(
@@ -147,7 +168,8 @@ class Calibration(_Settings):
     def _one_score(self) -> Calibration:
         if self.labels == "tokens" and self.score == "logit":
             raise ValueError(
-                "calibration.score is 'logit' with calibration.labels 'tokens'; wanted 'log_prob', because an answer has no logit"
+                "calibration.score is 'logit' with calibration.labels 'tokens'; wanted 'log_prob', because an answer "
+                "has no logit"
             )
         return self
 
@@ -163,7 +185,10 @@ class Train(_Settings):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="keep the inputs of a block only and run its forward again in the backward: less memory for about a third more time",
+        description=(
+            "keep the inputs of a block only and run its forward again in the backward: less memory for about a third "
+            "more time"
+        ),
     )
     lr: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay, on masked weights")
@@ -178,7 +203,10 @@ class Train(_Settings):
     )
     loss: Literal["choice", "completion"] = Field(
         "choice",
-        description="cross-entropy over a task's classes; or, for a model that writes text, that of the right answer's tokens alone: the loss of a language model, on completions",
+        description=(
+            "cross-entropy over a task's classes; or, for a model that writes text, that of the right answer's tokens "
+            "alone: the loss of a language model, on completions"
+        ),
     )
     precision: Literal["float32", "bf16"] = Field("bf16", description="forward precision on a GPU; CPUs use float32")
     checkpoint_every: Count = Field(100, description="updates between two checkpoints")
@@ -190,7 +218,8 @@ class Train(_Settings):
     def _labels_of_choices(self) -> Train:
         if self.loss == "completion" and (self.label_noise or self.label_smoothing):
             raise ValueError(
-                "train.loss is 'completion' with label_noise or label_smoothing; wanted 'choice', because both are about classes"
+                "train.loss is 'completion' with label_noise or label_smoothing; wanted 'choice', because both are "
+                "about classes"
             )
         return self
 
@@ -209,7 +238,11 @@ class Merge(_Settings):
         "auto", "linear", "ties", "dare", "breadcrumbs", "consensus", "normalized", "tsv", "iso_c", "iso_cts"
     ] = Field(
         "linear",
-        description="task arithmetic as it is (linear, the paper), or one that resolves conflicts between tasks; tsv, iso_c and iso_cts work on singular vectors and may leave the mask; auto searches linear and consensus and takes the better on validation data. Those that thin out may need search.high above 1",
+        description=(
+            "task arithmetic as it is (linear, the paper), or one that resolves conflicts between tasks; tsv, iso_c "
+            "and iso_cts work on singular vectors and may leave the mask; auto searches linear and consensus and "
+            "takes the better on validation data. Those that thin out may need search.high above 1"
+        ),
     )
     density: Share = Field(0.2, description="share of a task vector that is kept (ties, dare, breadcrumbs)")
     outliers: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -225,7 +258,10 @@ class Merge(_Settings):
     seed: int = Field(0, description="of what is dropped at random (dare)")
     groups: Annotated[int, Field(ge=2)] | dict[str, str] | None = Field(
         None,
-        description="layers that get coefficients of their own: so many groups by depth, or name: pattern (a regular expression of tensor names; what no pattern finds is 'rest'). One coefficient a task, if not given",
+        description=(
+            "layers that get coefficients of their own: so many groups by depth, or name: pattern (a regular "
+            "expression of tensor names; what no pattern finds is 'rest'). One coefficient a task, if not given"
+        ),
     )
 
     @field_validator("groups")
@@ -236,7 +272,8 @@ class Merge(_Settings):
                 re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(
-                    f"pattern {pattern!r} of group {name!r} is no regular expression: {error}; wanted one, like 'blocks\\.[0-3]\\.'"
+                    f"pattern {pattern!r} of group {name!r} is no regular expression: {error}; wanted one, like "
+                    "'blocks\\.[0-3]\\.'"
                 ) from None
         return groups
 
@@ -256,23 +293,38 @@ class Search(_Settings):
 
     method: Literal["learned", "grid"] = Field(
         "learned",
-        description="coefficients learned by gradient, or the grid of one coefficient shared by all tasks (the paper's protocol)",
+        description=(
+            "coefficients learned by gradient, or the grid of one coefficient shared by all tasks (the paper's "
+            "protocol)"
+        ),
     )
     granularity: MergeGranularity | tuple[MergeGranularity, ...] = Field(
         "row",
-        description="what has a coefficient of its own: a task, a task and group of layers (merge.groups, or 4 by depth), a task and tensor, or a task and output row; of several, the best on validation data",
+        description=(
+            "what has a coefficient of its own: a task, a task and group of layers (merge.groups, or 4 by depth), a "
+            "task and tensor, or a task and output row; of several, the best on validation data"
+        ),
     )
     relearn: Literal["new", "all"] = Field(
         "new",
-        description="what is learned when tasks are added to a version in force: coefficients and heads of the new ones alone, so that the others keep what was approved, or all of them",
+        description=(
+            "what is learned when tasks are added to a version in force: coefficients and heads of the new ones "
+            "alone, so that the others keep what was approved, or all of them"
+        ),
     )
     teacher: Literal["edits", "labels", "both"] = Field(
         "both",
-        description="what the merged model learns from on a task's training inputs: the answers of its single edit (no label is read), their labels, or both",
+        description=(
+            "what the merged model learns from on a task's training inputs: the answers of its single edit (no label "
+            "is read), their labels, or both"
+        ),
     )
     heads: Literal["words", "own", "auto"] = Field(
         "auto",
-        description="what scores a target's classes in the merged model: its frozen head (words), a linear head of its own that is fitted to the merged features, or the own one where validation data say that it is better",
+        description=(
+            "what scores a target's classes in the merged model: its frozen head (words), a linear head of its own "
+            "that is fitted to the merged features, or the own one where validation data say that it is better"
+        ),
     )
     steps: Count = Field(240, description="updates of the coefficients")
     lr: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -283,12 +335,18 @@ class Search(_Settings):
     )
     words_weight: Annotated[float, Field(ge=0)] = Field(
         0.3,
-        description="weight of a target's frozen head in the loss where it has a learned one beside it; more helps those who classify by words, less the control tasks",
+        description=(
+            "weight of a target's frozen head in the loss where it has a learned one beside it; more helps those who "
+            "classify by words, less the control tasks"
+        ),
     )
     start: float = Field(0.3, description="every coefficient at first")
     pressure: Annotated[float, Field(ge=0)] | tuple[Annotated[float, Field(ge=0)], ...] | Literal["auto"] = Field(
         "auto",
-        description="weight of the control tasks' answers in the loss, or several to try; auto raises it until they hold on validation data, with control_margin",
+        description=(
+            "weight of the control tasks' answers in the loss, or several to try; auto raises it until they hold on "
+            "validation data, with control_margin"
+        ),
     )
     inputs: Count = Field(2000, description="most training inputs of each task that are learned from")
     batch_size: Count = Field(12, description="inputs of each target task an update")
@@ -323,12 +381,16 @@ class Search(_Settings):
 
 
 class Gate(_Settings):
-    """What must be shown on test data before a version becomes head. Judged with 95 % intervals on paired answers; null asks nothing."""
+    """What must be shown on test data before a version becomes head. Judged with 95 % intervals on paired answers;
+    null asks nothing."""
 
     control_keep: Share | None = Field(0.95, description="share of the base's score that every control task must keep")
     target_keep: Share | None = Field(
         1.0,
-        description="share of the base's score that every target task must be shown to exceed; 1: a task that was not learnt keeps the version aside",
+        description=(
+            "share of the base's score that every target task must be shown to exceed; 1: a task that was not learnt "
+            "keeps the version aside"
+        ),
     )
     target_gain: float | None = Field(None, description="least gain of the targets' mean accuracy over the base's")
     disentanglement: Share | None = Field(
@@ -336,7 +398,11 @@ class Gate(_Settings):
     )
     strict: bool = Field(
         True,
-        description="keep aside, too, what there is not enough test data to tell of. false takes a risk: it puts in force whatever is not shown to fail, so that of 100 versions whose control truly keeps 92 % where 95 % is asked, judged on 100 inputs, about 90 are in force",
+        description=(
+            "keep aside, too, what there is not enough test data to tell of. false takes a risk: it puts in force "
+            "whatever is not shown to fail, so that of 100 versions whose control truly keeps 92 % where 95 % is "
+            "asked, judged on 100 inputs, about 90 are in force"
+        ),
     )
 
 
@@ -344,10 +410,15 @@ class Cluster(_Settings):
     """Where it runs. Without an address Ray starts on this machine."""
 
     address: str | None = Field(None, description="Ray address, or 'auto' for the cluster this machine belongs to")
-    workers_per_task: Count = Field(1, description="workers that train one task together; several are a team of Ray Train")
+    workers_per_task: Count = Field(
+        1, description="workers that train one task together; several are a team of Ray Train"
+    )
     teams: Count | None = Field(
         None,
-        description="tasks trained at once; as many as fit, if not given. More than fit wait for the nodes that an autoscaler brings",
+        description=(
+            "tasks trained at once; as many as fit, if not given. More than fit wait for the nodes that an autoscaler "
+            "brings"
+        ),
     )
     calibration_workers: Count | None = Field(
         None, description="calibration shards at once; as many as fit, if not given"
@@ -361,11 +432,17 @@ class Cluster(_Settings):
     )
     loaders_per_worker: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="processes that decode and preprocess ahead for every worker, until a split's inputs are kept; 4 with a GPU and none without, if not given",
+        description=(
+            "processes that decode and preprocess ahead for every worker, until a split's inputs are kept; 4 with a "
+            "GPU and none without, if not given"
+        ),
     )
     input_cache_gb: Annotated[float, Field(ge=0)] = Field(
         20.0,
-        description="GB on each node's disk ($TALOS_CACHE, or ~/.cache/talos_ray) for decoded inputs, which its processes share, and at most a quarter of what is free; 0 keeps none",
+        description=(
+            "GB on each node's disk ($TALOS_CACHE, or ~/.cache/talos_ray) for decoded inputs, which its processes "
+            "share, and at most a quarter of what is free; 0 keeps none"
+        ),
     )
     memory_gb_per_worker: Annotated[float, Field(gt=0)] | None = Field(
         None, description="GB of memory that Ray reserves for every worker, if given"
@@ -377,18 +454,26 @@ class Cluster(_Settings):
     )
     base: Literal["object_store", "storage"] = Field(
         "object_store",
-        description="how the base reaches the workers: through Ray's object store or, if it is tens of GB, as a file in `output` that every node reads once",
+        description=(
+            "how the base reaches the workers: through Ray's object store or, if it is tens of GB, as a file in "
+            "`output` that every node reads once"
+        ),
     )
     wait_minutes: Annotated[float, Field(ge=0)] = Field(
         0.0, description="how long to wait for nodes that an autoscaler may still bring; 0 refuses at once"
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3,
-        description="times a task's worker (a team, a trial of the search) is replaced before the run gives the task up; nodes that were taken away do not count",
+        description=(
+            "times a task's worker (a team, a trial of the search) is replaced before the run gives the task up; "
+            "nodes that were taken away do not count"
+        ),
     )
     stall_minutes: Annotated[float, Field(ge=0)] = Field(
         30.0,
-        description="minutes without a step after which a task's worker is replaced, where a task has one; 0 waits for ever",
+        description=(
+            "minutes without a step after which a task's worker is replaced, where a task has one; 0 waits for ever"
+        ),
     )
 
 
@@ -403,12 +488,18 @@ class Task(_Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="unique; names the task's files"
     )
     data: str = Field(
-        description="a CSV, TSV, Parquet, JSON or JSON Lines file, a folder of images (a folder a class) or of a data set (as on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, or demo:NAME"
+        description=(
+            "a CSV, TSV, Parquet, JSON or JSON Lines file, a folder of images (a folder a class) or of a data set (as "
+            "on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, or demo:NAME"
+        )
     )
     config: str | None = Field(None, description="configuration of a Hugging Face dataset")
     stream: Count | None = Field(
         None,
-        description="rows of each split that are read, drawn by seed, where the whole data set is too large to download; they are kept in $TALOS_CACHE, or ~/.cache/talos_ray",
+        description=(
+            "rows of each split that are read, drawn by seed, where the whole data set is too large to download; they "
+            "are kept in $TALOS_CACHE, or ~/.cache/talos_ray"
+        ),
     )
     train_split: str = "train"
     validation_split: str | None = Field(None, description="'validation', if there is one; otherwise cut from train")
@@ -418,53 +509,83 @@ class Task(_Settings):
     )
     input: str = Field(
         "image",
-        description="column that holds the inputs; 'text' for a model that reads text, or a template of several columns: '{question} {choices[text][0]}'",
+        description=(
+            "column that holds the inputs; 'text' for a model that reads text, or a template of several columns: "
+            "'{question} {choices[text][0]}'"
+        ),
     )
     choices: tuple[str, ...] | None = Field(
         None,
-        description="where answers differ from row to row, for a model that writes text: a template of columns for each class, in label order",
+        description=(
+            "where answers differ from row to row, for a model that writes text: a template of columns for each "
+            "class, in label order"
+        ),
     )
     label: str = Field(
         "label",
-        description="column that holds the labels: classes' names, or numbers from 0; other numbers, like ratings from 1 to 5, are names",
+        description=(
+            "column that holds the labels: classes' names, or numbers from 0; other numbers, like ratings from 1 to "
+            "5, are names"
+        ),
     )
     classes: tuple[str, ...] | None = Field(
         None,
-        description="class names; from the data, if not given. Labels that are names are found by name, numbers are places in this list",
+        description=(
+            "class names; from the data, if not given. Labels that are names are found by name, numbers are places in "
+            "this list"
+        ),
     )
     prompts: tuple[str, ...] = Field(
         ("a photo of a {}.",),
-        description="templates for the zero-shot head; {} is the class name, other braces are as they stand. Just '{}' for a model that reads text",
+        description=(
+            "templates for the zero-shot head; {} is the class name, other braces are as they stand. Just '{}' for a "
+            "model that reads text"
+        ),
     )
     phrases: tuple[str, ...] | None = Field(
         None, description="what stands for each class in a prompt, where its name is not the right word"
     )
     head: Literal["words", "linear"] = Field(
         "words",
-        description="what scores the classes: their words, without training (zero-shot), or a linear layer on the base's features, fitted to training data before anything is edited. Frozen either way",
+        description=(
+            "what scores the classes: their words, without training (zero-shot), or a linear layer on the base's "
+            "features, fitted to training data before anything is edited. Frozen either way"
+        ),
     )
     missing: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="rows without a label, a text or an image: named, or left out and counted. An empty cell of a CSV or TSV file is missing, and so is an empty text",
+        description=(
+            "rows without a label, a text or an image: named, or left out and counted. An empty cell of a CSV or TSV "
+            "file is missing, and so is an empty text"
+        ),
     )
     missing_words: tuple[str, ...] = Field(
         (), description="words that stand for a missing value in a table, like N/A; none do by themselves"
     )
     quotes: Literal["csv", "none"] | None = Field(
         None,
-        description="quotation marks in CSV and TSV files: around cells, which may then hold commas and several lines (csv), or a part of the texts (none); if not given, as csv, and whatever else they could mean is refused",
+        description=(
+            "quotation marks in CSV and TSV files: around cells, which may then hold commas and several lines (csv), "
+            "or a part of the texts (none); if not given, as csv, and whatever else they could mean is refused"
+        ),
     )
     unknown_classes: Literal["refuse", "drop"] = Field(
         "refuse", description="rows whose label is none of `classes`: refused, or left out and counted"
     )
     duplicates: Literal["refuse", "warn", "drop"] = Field(
         "warn",
-        description="inputs that stand in two splits: refused, counted and told, or left out of the training data (of validation, where test has them)",
+        description=(
+            "inputs that stand in two splits: refused, counted and told, or left out of the training data (of "
+            "validation, where test has them)"
+        ),
     )
     stratified: bool = Field(False, description="splits that are cut from train keep the classes' shares")
     split_by: Literal["position", "content"] = Field(
         "position",
-        description="what splits are cut by, with the seed: the rows' places, or what they hold, so that their order in the file does not matter",
+        description=(
+            "what splits are cut by, with the seed: the rows' places, or what they hold, so that their order in the "
+            "file does not matter"
+        ),
     )
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of train that becomes validation data, where there are none"
@@ -475,7 +596,11 @@ class Task(_Settings):
     train: dict[str, Any] = Field(default_factory=dict, description="settings of `train` that differ for this task")
     checkpoint: str | None = Field(
         None,
-        description="weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, the folder of a PEFT adapter, or a model as `model` names one; what they changed on the mask is the task's delta",
+        description=(
+            "weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, the "
+            "folder of a PEFT adapter, or a model as `model` names one; what they changed on the mask is the task's "
+            "delta"
+        ),
     )
 
     @property
@@ -525,7 +650,8 @@ class Task(_Settings):
     def _shares(self) -> Task:
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
-                f"validation_share {self.validation_share:g} and test_share {self.test_share:g} leave nothing to train on; wanted less than 1 together; lower them"
+                f"validation_share {self.validation_share:g} and test_share {self.test_share:g} leave nothing to "
+                "train on; wanted less than 1 together; lower them"
             )
         return self
 
@@ -556,7 +682,12 @@ class Spec(_Settings):
     """A whole job. `talos edit spec.yaml` reads it; `run.json` holds it as resolved."""
 
     model: str = Field(
-        description="'demo', 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint; or 'open_clip:local-dir:FOLDER', 'open_clip:hf-hub:OWNER/NAME'), 'hf:NAME' (a text encoder, T5-like model or causal LM of the Hub, or a folder), 'hf-bf16:NAME' (the same with weights in bfloat16, for GPUs), or 'python:MODULE:FUNCTION' (any module: talos_ray/models/python.py)"
+        description=(
+            "'demo', 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint; or "
+            "'open_clip:local-dir:FOLDER', 'open_clip:hf-hub:OWNER/NAME'), 'hf:NAME' (a text encoder, T5-like model "
+            "or causal LM of the Hub, or a folder), 'hf-bf16:NAME' (the same with weights in bfloat16, for GPUs), or "
+            "'python:MODULE:FUNCTION' (any module: talos_ray/models/python.py)"
+        )
     )
     tasks: tuple[Task, ...] = Field(min_length=1, description="target tasks")
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
@@ -688,7 +819,10 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     if kind == "value_error":
         return plain(f"{path}: {wanted}" if path else wanted)
     if kind == "string_type" and isinstance(found, bool | int | float | date):
-        return f"spec key {path!r} is {found!r}; wanted a text: YAML reads yes, no, numbers and dates as such; put it into quotation marks, like {_quoted(found)}"
+        return (
+            f"spec key {path!r} is {found!r}; wanted a text: YAML reads yes, no, numbers and dates as such; put it "
+            f"into quotation marks, like {_quoted(found)}"
+        )
     for said, meant in SAID.items():
         wanted = wanted.replace(said, meant)
     wanted = wanted.replace("greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0")

@@ -1,6 +1,8 @@
-"""Inputs made worse, the same way each time: does an edit make a model more fragile? (After Hendrycks & Dietterich, 2019.)
+"""Inputs made worse, the same way each time: does an edit make a model more fragile? (After Hendrycks & Dietterich,
+2019.)
 
-One moderate severity each. What is random is drawn from a seed and the input itself, so an input is always spoilt alike.
+One moderate severity each. What is random is drawn from a seed and the input itself, so an input is always spoilt
+alike.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ CORRUPTIONS: dict[str, dict[str, Callable]] = {
 
 
 def corrupted(kind: str, name: str, examples: list, seed: int) -> list:
-    """Examples of a kind ('image' or 'text') under one corruption. Answers that a text brings along stay as they are."""
+    """Examples of a kind ('image' or 'text') under one corruption. Answers that a text brings along stay as they
+    are."""
 
     def spoilt(example):
         mark = zlib.crc32(example.encode() if kind == "text" else example.tobytes())

@@ -1,7 +1,9 @@
-"""What a spec will need, before anything is downloaded or started: memory a worker, the object store, storage, and work.
+"""What a spec will need, before anything is downloaded or started: memory a worker, the object store, storage, and
+work.
 
-The model is built on torch's meta device, where tensors have shapes and no data, and one training batch is sent through it: so what
-the forward pass keeps for the backward is counted and not guessed, for a model of any size, in seconds.
+The model is built on torch's meta device, where tensors have shapes and no data, and one training batch is sent
+through it: so what the forward pass keeps for the backward is counted and not guessed, for a model of any size, in
+    seconds.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ WORD = "the "  # makes a text as long as the model reads
 
 @dataclass(frozen=True)
 class Batch:
-    """One backward of a worker: what its forward keeps, what its backward holds at most beside that, both in bytes, and the floating-point
-    operations of one sample's forward."""
+    """One backward of a worker: what its forward keeps, what its backward holds at most beside that, both in bytes,
+    and the floating-point operations of one sample's forward."""
 
     samples: int
     kept: int
@@ -49,7 +51,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and floating-point operations. `worker`, of training, and `merging`, of a learning run: by part; `work`: by stage, over all
+    """Bytes and floating-point operations. `worker`, of training, and `merging`, of a learning run: by part; `work`:
+    by stage, over all
     tasks."""
 
     parameters: int
@@ -88,10 +91,11 @@ def estimate(spec: Spec) -> Estimate:
     trained = layout.total if spec.baseline.enabled else masked
     worker = {
         "weights": weights,
-        "values, gradient, moments": trained * FLOAT * (1 + MOMENTS) + (0 if rows or trained > masked else masked * INDEX),
+        "values, gradient, moments": trained * FLOAT * (1 + MOMENTS)
+        + (0 if rows or trained > masked else masked * INDEX),
         "kept for the backward": batch.kept,
         "passing in the backward": batch.passing + (0 if rows else largest * FLOAT),
-    }  # fmt: skip
+    }
     # The deltas are those of the larger arm; on a CPU its workers share them in the object store.
     merging = {
         "weights": weights,
@@ -107,19 +111,30 @@ def estimate(spec: Spec) -> Estimate:
     kept |= {"dense deltas": tasks * layout.total * FLOAT} if spec.baseline.enabled else {}
     calibrated = spec.mask.path is None and spec.mask.strategy not in DATA_FREE
     return Estimate(
-        total, layout.total, masked, batch, worker, merging if spec.search.method == "learned" else {},
-        {"base": weights, "scores while calibrating": (tasks + UNDER_WAY) * layout.total * FLOAT if calibrated else 0, **kept},
+        total,
+        layout.total,
+        masked,
+        batch,
+        worker,
+        merging if spec.search.method == "learned" else {},
+        {
+            "base": weights,
+            "scores while calibrating": (tasks + UNDER_WAY) * layout.total * FLOAT if calibrated else 0,
+            **kept,
+        },
         {**kept, **({"base": weights} if spec.cluster.base == "storage" else {})},
-        _work(spec, layout, batch.forward, forwards, keep if rows else 1.0), tuple(unknown),
-    )  # fmt: skip
+        _work(spec, layout, batch.forward, forwards, keep if rows else 1.0),
+        tuple(unknown),
+    )
 
 
 def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients: float) -> dict[str, float]:
-    """Operations by stage. A step is a forward, as much again for the gradients of inputs, and for those of weights what the mask
-    needs of it.
+    """Operations by stage. A step is a forward, as much again for the gradients of inputs, and for those of weights
+    what the mask needs of it.
 
     Args:
-        forward: of one sample. forwards: of the whole training. gradients: share of the weights' gradients that the mask needs.
+        forward: of one sample. forwards: of the whole training. gradients: share of the weights' gradients that the
+            mask needs.
     """
     again = spec.train.gradient_checkpointing
     mask = 4 * forward * spec.calibration.rounds * spec.calibration.samples_per_task * len(spec.tasks)
@@ -147,7 +162,8 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
 
 
 def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
-    """Training examples of the tasks whose data lie here, or of which the Hub says how many there are. Downloads none."""
+    """Training examples of the tasks whose data lie here, or of which the Hub says how many there are. Downloads
+    none."""
     import datasets
 
     found, reached = {}, True
@@ -169,8 +185,8 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
 def batch_of(
     family: Family, task: Task, layout: Layout, samples: int, again: bool = False, completion: bool = False
 ) -> Batch:
-    """One training batch of a family whose module is on the meta device, every input as long as the model reads; `again`: with
-    gradient checkpointing; `completion`: of the right answers alone."""
+    """One training batch of a family whose module is on the meta device, every input as long as the model reads;
+    `again`: with gradient checkpointing; `completion`: of the right answers alone."""
     inputs = family.preprocess([_longest(task)] * 2)[:1].to("meta")
     inputs = inputs.expand(samples, *inputs.shape[1:])
     params = dict(family.module.named_parameters())
@@ -206,7 +222,8 @@ def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention by a kernel that keeps no probabilities, as it runs on CPUs and GPUs; tensors without data would go the long way."""
+    """Attention by a kernel that keeps no probabilities, as it runs on CPUs and GPUs; tensors without data would go
+    the long way."""
     if enable_gqa:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     run = torch.ops.aten._scaled_dot_product_efficient_attention
@@ -257,7 +274,8 @@ def _head(family: Family, task: Task, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def product_rate(seconds: float = 1.0) -> float:
-    """Floating-point operations a second of a matrix product, on this machine's GPU (bfloat16) or CPU (float32): what no model exceeds."""
+    """Floating-point operations a second of a matrix product, on this machine's GPU (bfloat16) or CPU (float32): what
+    no model exceeds."""
     gpu = torch.cuda.is_available()
     n = 4096 if gpu else 1024
     a = torch.randn(n, n, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)

@@ -1,8 +1,9 @@
 """The gate: what must hold on test data before a version becomes head, judged with intervals and not on point values.
 
-A version passes if everything that is asked is *shown*: each condition by its own 95 % interval, so that one that does not hold is
-passed at most 1 time in 40, however many conditions there are. It fails if something is shown not to hold; where several tasks are
-asked the same, by Holm's rule, so that of many tasks none fails by chance alone more often than a single one would.
+A version passes if everything that is asked is *shown*: each condition by its own 95 % interval, so that one that does
+not hold is passed at most 1 time in 40, however many conditions there are. It fails if something is shown not to hold;
+where several tasks are asked the same, by Holm's rule, so that of many tasks none fails by chance alone more often
+than a single one would.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ LEVEL = 0.025  # of each side of a 95 % interval
 
 @dataclass(frozen=True)
 class Check:
-    """One condition. `kind`: the gate's setting that asks for it. `value`, `low`, `high`: what was found, with its 95 % interval, in the unit of `wanted`; `more`
-    and `most`: from how many to how many test inputs are missing to tell, where it cannot be told and more would help; no `most` where
-    there is no end; `together`: tasks that are asked the same, and judged by Holm's rule."""
+    """One condition. `kind`: the gate's setting that asks for it. `value`, `low`, `high`: what was found, with its 95
+    % interval, in the unit of `wanted`; `more` and `most`: from how many to how many test inputs are missing to tell,
+    where it cannot be told and more would help; no `most` where there is no end; `together`: tasks that are asked the
+    same, and judged by Holm's rule."""
 
     kind: str
     what: str

@@ -1,4 +1,5 @@
-"""A split's inputs, decoded and preprocessed once a node: the first process that needs one leaves it in a file that all of them map."""
+"""A split's inputs, decoded and preprocessed once a node: the first process that needs one leaves it in a file that
+all of them map."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")  # what was not flushed before a 
 
 @dataclass(frozen=True)
 class Node:
-    """Where this node's processes keep inputs together: a folder, its largest size in bytes, and what preprocesses (a model's name)."""
+    """Where this node's processes keep inputs together: a folder, its largest size in bytes, and what preprocesses (a
+    model's name)."""
 
     folder: Path
     most: int
@@ -43,8 +45,12 @@ class Examples:
     on_gpu = 0  # bytes that all splits of this process keep there
 
     def __init__(
-        self, split: Split, preprocess: Callable[[list], torch.Tensor], device: torch.device | str = "cpu", node: Node | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        split: Split,
+        preprocess: Callable[[list], torch.Tensor],
+        device: torch.device | str = "cpu",
+        node: Node | None = None,
+    ) -> None:
         self.split, self.preprocess, self.device, self.node = split, preprocess, torch.device(device), node
 
     def __len__(self) -> int:
@@ -57,7 +63,8 @@ class Examples:
 
     @functools.cached_property
     def kept(self) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
-        """Room for all inputs, which of them are there (uint8 [n]), and whether other processes see it; None if there is none."""
+        """Room for all inputs, which of them are there (uint8 [n]), and whether other processes see it; None if there
+        is none."""
         one = self._first
         if self.node and (found := self._on_this_node(self.node, one)):
             return found
@@ -138,8 +145,9 @@ class Examples:
             return False
 
     def _on_this_node(self, node: Node, one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
-        """A file with all inputs and a byte for each that is there. What is in it is a function of its name: the inputs, who reads
-        them, and what that makes of the first and the last. Two processes that write one input write the same bytes."""
+        """A file with all inputs and a byte for each that is there. What is in it is a function of its name: the
+        inputs, who reads them, and what that makes of the first and the last. Two processes that write one input write
+        the same bytes."""
         n, size = len(self), one.nbytes * len(self)
         if size + n > node.most or not BOOT.exists():
             return None
@@ -163,7 +171,8 @@ class Examples:
 
 
 def _allocate(path: Path, size: int) -> None:
-    """A file of zeros, whole when it appears. Its blocks are reserved now: a page that finds no room later would end the process."""
+    """A file of zeros, whole when it appears. Its blocks are reserved now: a page that finds no room later would end
+    the process."""
     number, draft = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         os.posix_fallocate(number, 0, size)
@@ -175,8 +184,8 @@ def _allocate(path: Path, size: int) -> None:
 
 
 def _make_room(folder: Path, most: int, boot: str) -> None:
-    """Remove what an earlier boot left, and then what was not asked for the longest, until at most so many bytes are left. Who has a
-    file mapped keeps it."""
+    """Remove what an earlier boot left, and then what was not asked for the longest, until at most so many bytes are
+    left. Who has a file mapped keeps it."""
     files = [(p, p.stat()) for p in folder.iterdir() if MADE.match(p.name)]  # others are drafts, or no inputs of ours
     files.sort(key=lambda f: (f[0].name.startswith(boot), f[1].st_mtime))
     total = sum(s.st_size for _, s in files)

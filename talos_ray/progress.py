@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a live table in a terminal, a line a step in a log; and the same for who looks from elsewhere."""
+"""What a person sees while a run goes on: a live table in a terminal, a line a step in a log; and the same for who
+looks from elsewhere."""
 
 from __future__ import annotations
 
@@ -113,7 +114,9 @@ class Progress:
             note += f", {restarts} restart(s)"
         if not self.live:  # where no table shows them
             at_work = [
-                f"worker {s['worker']} {n} {s['step']}/{s['steps']}" for n, s in state.items() if s["state"] == "training"
+                f"worker {s['worker']} {n} {s['step']}/{s['steps']}"
+                for n, s in state.items()
+                if s["state"] == "training"
             ]
             note += "".join(f"; {words}" for words in at_work[:MOST_NAMED])
         begun = any(s["state"] != "waiting" for s in state.values())

@@ -1,5 +1,5 @@
-"""A first spec from a folder of data: every file or image folder in it becomes a task, with its columns guessed. What `check` reads is
-read here by the same readers."""
+"""A first spec from a folder of data: every file or image folder in it becomes a task, with its columns guessed. What
+`check` reads is read here by the same readers."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def scaffold(folder: Path, model: str | None = None) -> str:
     found, left = _tasks_in(folder)
     if not found:
         raise SpecError(
-            f"folder {str(folder)!r} holds no {', '.join(KINDS)} with a label column, and no folder of images a class; wanted one a task"
-            + (f"; {left[0]}" if left else "")
+            f"folder {str(folder)!r} holds no {', '.join(KINDS)} with a label column, and no folder of images a class;"
+            " wanted one a task" + (f"; {left[0]}" if left else "")
         )
     kinds = [g.kind for g in found]
     kind = max(dict.fromkeys(kinds), key=kinds.count)
@@ -58,13 +58,15 @@ def scaffold(folder: Path, model: str | None = None) -> str:
     output = "../runs/mine" if inside else "runs/mine"  # never among the data
     return "\n".join(
         [
-            "# Made by `talos init`. What is guessed is marked; `talos check` tells all that is wrong before anything runs.",
+            "# Made by `talos init`. What is guessed is marked; `talos check` tells all that is wrong before anything "
+            "runs.",
             f"model: {scalar(model or MODELS[kind])}",
             "tasks:",
             *(line for g in found if g.kind == kind for line in _lines(g)),
             *(f"# left out, because it holds {g.kind}s: {comment(g.data)}" for g in found if g.kind != kind),
             *(f"# left out: {comment(why)}" for why in left),
-            "# control:                    # what must hold: tasks that are looked at and never trained. Move one here, or name another",
+            "# control:                    # what must hold: tasks that are looked at and never trained. Move one "
+            "here, or name another",
             f"output: {output}             # a local path, or s3://bucket/folder",
             "# preset: auto                # also try masks and learning rates, in short runs",
             "# gate: {control_keep: 0.95}  # a version that does not meet it is kept aside",
@@ -135,7 +137,8 @@ def _utf8(name: str) -> bool:
 
 
 def _whole(folder: Path) -> Guess | None:
-    """The folder as one task: its folders are the classes, or the splits, of images; or its tables are the splits of one set."""
+    """The folder as one task: its folders are the classes, or the splits, of images; or its tables are the splits of
+    one set."""
     try:
         files = [f.relative_to(folder) for f in files_below(folder)]
         tables = [f for f in files if f.suffix.lower() in KINDS]

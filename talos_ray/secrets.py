@@ -12,7 +12,9 @@ KEYWORDS = "access[_-]?key|secret|token|passw(?:or)?d|api[_-]?key|credential|(?<
 # Every part has a length, so that no text makes them slow.
 _IN_URI = re.compile(r"(?P<start>[A-Za-z][\w+.-]{0,30}://)[^/\s@'\"]*@")
 _NAMED = re.compile(  # NAME=value, as in a URI or in front of a command, and --name value
-    rf"(?P<name>--[\w-]{{0,40}}(?:{KEYWORDS})[\w-]{{0,40}}[\s=]+|[\w.-]{{0,40}}(?:{KEYWORDS})[\w.-]{{0,40}}[=:]\s*)[^\s&;,'\"]+",
+    rf"(?P<name>--[\w-]{{0,40}}(?:{KEYWORDS})[\w-]{{0,40}}[\s=]+"
+    rf"|[\w.-]{{0,40}}(?:{KEYWORDS})[\w.-]{{0,40}}[=:]\s*)"
+    r"[^\s&;,'\"]+",
     re.IGNORECASE,
 )
 _KNOWN = re.compile(
@@ -41,7 +43,8 @@ def refuse_secrets(uri: str, what: str) -> None:
     if has_key or named:
         how = HOW.get(parts.scheme, "give it in the environment")
         raise SpecError(
-            f"{what} {blotted(uri)!r} has a key in it, which would stay in the record for ever; wanted a URI without; {how}"
+            f"{what} {blotted(uri)!r} has a key in it, which would stay in the record for ever; wanted a URI without; "
+            f"{how}"
         )
 
 

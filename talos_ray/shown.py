@@ -1,6 +1,7 @@
 """What was written by others, on its way to a reader: one place for every kind of page.
 
-A file's name, a task of somebody's spec or the metadata of a mask may hold anything. It is shown as what it is, and does nothing.
+A file's name, a task of somebody's spec or the metadata of a mask may hold anything. It is shown as what it is, and
+does nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def _code(found: re.Match) -> str:
 
 
 def cell(value: object) -> object:
-    """For CSV and spreadsheets: a text that would be computed gets an apostrophe in front, as spreadsheets themselves write it."""
+    """For CSV and spreadsheets: a text that would be computed gets an apostrophe in front, as spreadsheets themselves
+    write it."""
     if not isinstance(value, str):
         return value
     value = plain_lines(value)

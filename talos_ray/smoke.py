@@ -1,4 +1,5 @@
-"""A spec made small: the same path through the code in a minute, on a tiny model of the same class and a few made-up rows.
+"""A spec made small: the same path through the code in a minute, on a tiny model of the same class and a few made-up
+rows.
 
 For trying a spec, a cluster or a recipe before its models and data are there. Scores mean nothing.
 """
@@ -15,15 +16,54 @@ import numpy as np
 
 from talos_ray.config import HUGGING_FACE, Spec, Task, Train
 
-FILLERS = ["the", "old", "one", "near", "here", "was", "seen", "again", "by", "us", "and", "it", "is", "not", "far", "from"]  # fmt: skip
+FILLERS = [
+    "the",
+    "old",
+    "one",
+    "near",
+    "here",
+    "was",
+    "seen",
+    "again",
+    "by",
+    "us",
+    "and",
+    "it",
+    "is",
+    "not",
+    "far",
+    "from",
+]
 MADE_UP = ("amber", "basalt", "cedar")  # classes where the spec names none: its data do
 ROWS = {"train": 48, "validation": 24, "test": 24}
 SIDE = 32  # pixels
 LISTED = 8  # entries of a column that is a list
 KINDS = {  # part of a model's name -> what stands for it; BERT for all others
-    "siglip": "siglip", "clip": "clip", "t5": "t5", "bart": "t5", "pegasus": "t5", "gpt": "gpt2", "qwen": "qwen3",
-    **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "phi-", "opt-", "pythia", "bloom", "falcon", "smollm", "olmo", "granite"), "llama"),
-}  # fmt: skip
+    "siglip": "siglip",
+    "clip": "clip",
+    "t5": "t5",
+    "bart": "t5",
+    "pegasus": "t5",
+    "gpt": "gpt2",
+    "qwen": "qwen3",
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "mixtral",
+            "gemma",
+            "phi-",
+            "opt-",
+            "pythia",
+            "bloom",
+            "falcon",
+            "smollm",
+            "olmo",
+            "granite",
+        ),
+        "llama",
+    ),
+}
 
 
 def shrunk(spec: Spec, folder: Path) -> Spec:
@@ -40,18 +80,30 @@ def shrunk(spec: Spec, folder: Path) -> Spec:
         "tasks": tuple(_worded(_task(t, folder / "data"), t, spec.model) for t in spec.tasks),
         "control": tuple(_worded(_task(t, folder / "data"), t, spec.model) for t in spec.control),
         "output": str(folder / "run"),
-        "calibration": spec.calibration.model_copy(update={"samples_per_task": 8, "shards_per_task": 2, "batch_size": 4}),
+        "calibration": spec.calibration.model_copy(
+            update={"samples_per_task": 8, "shards_per_task": 2, "batch_size": 4}
+        ),
         "train": _few(spec.train),
-        "search": spec.search.model_copy(update={"shared_points": 3, "trials": 0, "steps": 3, "inputs": 8, "batch_size": 2, "control_batch_size": 4}),
+        "search": spec.search.model_copy(
+            update={"shared_points": 3, "trials": 0, "steps": 3, "inputs": 8, "batch_size": 2, "control_batch_size": 4}
+        ),
         "gate": spec.gate.model_copy(update={"strict": False}),  # a few rows show nothing
-        "cluster": spec.cluster.model_copy(update={"gpus_per_worker": 0.0, "workers_per_task": 1, "accelerator_type": None, "memory_gb_per_worker": None, "labels": {}}),
-    }  # fmt: skip
+        "cluster": spec.cluster.model_copy(
+            update={
+                "gpus_per_worker": 0.0,
+                "workers_per_task": 1,
+                "accelerator_type": None,
+                "memory_gb_per_worker": None,
+                "labels": {},
+            }
+        ),
+    }
     return spec.model_copy(update=small)
 
 
 def _worded(task: Task, asked: Task, model: str) -> Task:
-    """Short words for the classes where the demo's CLIP stands in for a large one: it reads twenty tokens, and long prompts would end
-    before they come to what tells two classes apart."""
+    """Short words for the classes where the demo's CLIP stands in for a large one: it reads twenty tokens, and long
+    prompts would end before they come to what tells two classes apart."""
     if not model.startswith("open_clip:"):
         return task
     count = len(asked.phrases or classes_of(asked))
@@ -81,7 +133,11 @@ def _task(task: Task, folder: Path) -> Task:
 
     classes = list(classes_of(task))
     label = datasets.ClassLabel(names=classes)
-    for kind, name in (("train", task.train_split), ("validation", task.validation_split or "validation"), ("test", task.test_split or "test")):  # fmt: skip
+    for kind, name in (
+        ("train", task.train_split),
+        ("validation", task.validation_split or "validation"),
+        ("test", task.test_split or "test"),
+    ):
         draw = random.Random(f"{task.name} {kind}")
         labels = [i % len(classes) for i in range(max(ROWS[kind], 2 * len(classes)))]
         if task.kind == "image":
@@ -101,7 +157,15 @@ def _task(task: Task, folder: Path) -> Task:
         for k, v in task.train.items()
         if k not in ("steps", "epochs", "batch_size", "micro_batch_size", "warmup_steps")
     }
-    return task.model_copy(update={"data": str((folder / task.name).resolve()), "config": None, "classes": None, "train": own, "checkpoint": None})  # fmt: skip
+    return task.model_copy(
+        update={
+            "data": str((folder / task.name).resolve()),
+            "config": None,
+            "classes": None,
+            "train": own,
+            "checkpoint": None,
+        }
+    )
 
 
 def _picture(label: int, draw: random.Random):
@@ -140,11 +204,13 @@ def _model(name: str, folder: Path, words: Iterable[str]) -> str:
 
 
 def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> str:
-    """A model of two small blocks with random weights, and a tokenizer of some words, as `save_pretrained` writes them. Decoders but
-    GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it with the embedding.
+    """A model of two small blocks with random weights, and a tokenizer of some words, as `save_pretrained` writes
+    them. Decoders but GPT-2 have grouped-query attention; `llama` has an output layer of its own, the others share it
+    with the embedding.
 
     Args:
-        kind: 'bert', 'classifier' (a BERT that sorts into `labels`), 't5', 'clip', 'siglip', or a causal LM as transformers names its configuration.
+        kind: 'bert', 'classifier' (a BERT that sorts into `labels`), 't5', 'clip', 'siglip', or a causal LM as
+            transformers names its configuration.
 
     Returns:
         What `model:` in a spec calls it.

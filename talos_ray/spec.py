@@ -21,10 +21,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {  # Iurada et al., 2025: one coefficient for all tasks on a 21-point grid, plain task arithmetic
         "mask": {"keep": 0.1, "strategy": "least_sensitive", "granularity": "element"},
         "calibration": {"rounds": 4, "score": "log_prob", "stable": None},
-        "search": {"method": "grid", "shared_points": 21, "low": 0.0, "high": 1.0, "heads": "words", "merge": {"method": "linear"}},
+        "search": {
+            "method": "grid",
+            "shared_points": 21,
+            "low": 0.0,
+            "high": 1.0,
+            "heads": "words",
+            "merge": {"method": "linear"},
+        },
     },
     "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto", "layers": "auto"}},
-}  # fmt: skip
+}
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
@@ -58,12 +65,14 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
         values = dict(item)
     else:
         raise SpecError(
-            f"a task of the spec is {shortly(item)}; wanted the name of a recipe, like 'demo:street_numbers', or keys and values; correct it"
+            f"a task of the spec is {shortly(item)}; wanted the name of a recipe, like 'demo:street_numbers', or keys "
+            "and values; correct it"
         )
     if (recipe := values.pop("recipe", None)) is not None:
         if not isinstance(recipe, str) or recipe not in RECIPES:
             raise SpecError(
-                f"task recipe {shortly(recipe)} does not exist{nearest(str(recipe), RECIPES)}; known: {', '.join(RECIPES)}"
+                f"task recipe {shortly(recipe)} does not exist{nearest(str(recipe), RECIPES)}; known: "
+                f"{', '.join(RECIPES)}"
             )
         values = {**RECIPES[recipe], **values}
     task = validated(Task, {**(TEXT if text else {}), **values}, f"task {plain(str(values.get('name', '?'))[:100])}")
@@ -73,8 +82,8 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
 
 
 def make_spec(values: dict[str, Any]) -> Spec:
-    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`, and the
-    whole from a `preset`: with `preset: paper`, mask, calibration and search are as published.
+    """Validate a mapping. Tasks may be names of recipes, mappings or `Task`s; a mapping may start from a `recipe`, and
+    the whole from a `preset`: with `preset: paper`, mask, calibration and search are as published.
 
     Raises:
         SpecError: one line for each problem found.
@@ -104,7 +113,8 @@ def make_spec(values: dict[str, Any]) -> Spec:
 
 
 def _placed(model: str) -> str:
-    """A model's name; where it has a path to what is here, a whole one: workers, and later commands, have other working folders."""
+    """A model's name; where it has a path to what is here, a whole one: workers, and later commands, have other
+    working folders."""
     folder = next((start for start in FOLDERS if model.startswith(start)), None)
     start = folder or "".join(model.partition("/")[:2])  # open_clip:ARCHITECTURE/
     if not is_there(model.removeprefix(start)):
@@ -123,7 +133,8 @@ def is_there(path: str) -> bool:
 
 
 def _reads_text(model: str) -> bool:
-    """What a task's inputs are where it does not say: by the model's configuration if it lies here, else by its name."""
+    """What a task's inputs are where it does not say: by the model's configuration if it lies here, else by its
+    name."""
     kind, _, named = model.partition(":")
     if kind not in HUGGING_FACE:
         return False
@@ -179,8 +190,8 @@ def load_task_file(path: str | Path) -> dict[str, Any]:
 
 
 def load_spec(path: str | Path, **overrides: Any) -> Spec:
-    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder. A spec may start
-    from another, `extends: other.yaml`, and replace its top-level keys.
+    """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder. A
+    spec may start from another, `extends: other.yaml`, and replace its top-level keys.
 
     Raises:
         SpecError: no such file, not YAML, or not a valid spec.

@@ -59,10 +59,12 @@ class TaskData:
 
 
 def load_task(task: Task, seed: int) -> TaskData:
-    """Load and check a task, once a process as long as its files stay what they are. `seed` decides how missing splits are cut.
+    """Load and check a task, once a process as long as its files stay what they are. `seed` decides how missing splits
+    are cut.
 
     Raises:
-        SpecError: missing file, dataset or column, a label outside the classes, an empty split, rows that cannot be read for sure.
+        SpecError: missing file, dataset or column, a label outside the classes, an empty split, rows that cannot be
+            read for sure.
     """
     return _load_task(task.model_dump_json(exclude={"train", "checkpoint"}), seed, state_of_data(task))
 
@@ -97,7 +99,8 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
     notes += [note for _, told in made.values() for note in told]
     if len(classes) < 2 and task.choices is None:
         raise SpecError(
-            f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class ({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
+            f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class "
+            f"({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
         )
     apart_ones = len(set(names.values())) == len(names)  # a split that is named twice is meant to be the same
     whole = [split for split, _ in made.values()]
@@ -115,7 +118,8 @@ def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
     for kind, given in (("train", task.train_split), ("validation", task.validation_split), ("test", task.test_split)):
         if given is not None and given not in splits:
             raise SpecError(
-                f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set {kind}_split to one of them"
+                f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set "
+                f"{kind}_split to one of them"
             )
         if name := given or (kind if kind in splits else None):
             found[kind] = name
@@ -123,8 +127,8 @@ def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
 
 
 def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Split:
-    """All rows of new data for a task that is described by `settings`, with the classes it has had so far; nothing is cut. Classes
-    are found by name; its notes tell of those that do not occur, and of rows that are left out.
+    """All rows of new data for a task that is described by `settings`, with the classes it has had so far; nothing is
+    cut. Classes are found by name; its notes tell of those that do not occur, and of rows that are left out.
 
     Raises:
         SpecError: as `load_task`.
@@ -266,7 +270,8 @@ def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]
         index = torch.nonzero(known).flatten()
         rows, labels = rows.select(index.tolist()), labels[index]
         notes.append(
-            f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows of {name} are of other classes and left out: {counted(others)} (unknown_classes: drop)"
+            f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows of {name} are of other classes and left "
+            f"out: {counted(others)} (unknown_classes: drop)"
         )
     if not len(labels):
         raise SpecError(
@@ -296,15 +301,20 @@ def _whole_rows(task: Task, rows: Any, split: str, raw: list) -> tuple[list[int]
     if task.missing == "refuse":
         total = f" ({len(gone)} rows lack something)" if len(gone) > 1 else ""
         raise SpecError(
-            f"task {task.name!r}: row {gone[0]} of split {split!r} has {lacks}{total}; fill it, or set missing: drop to leave such rows out"
+            f"task {task.name!r}: row {gone[0]} of split {split!r} has {lacks}{total}; fill it, or set missing: drop "
+            "to leave such rows out"
         )
     left = set(gone)
-    told = f"task {task.name!r}: {len(gone)} of {len(raw)} rows of {split} are left out (missing: drop), the first is row {gone[0]}, which has {lacks}"
+    told = (
+        f"task {task.name!r}: {len(gone)} of {len(raw)} rows of {split} are left out (missing: drop), the first is "
+        f"row {gone[0]}, which has {lacks}"
+    )
     return [i for i in range(len(raw)) if i not in left], [told]
 
 
 def _missing(rows: Any, column: str, blank: bool) -> list[int]:
-    """Rows whose value is null; with `blank`, also those of an empty text; of images, those of neither bytes nor a path."""
+    """Rows whose value is null; with `blank`, also those of an empty text; of images, those of neither bytes nor a
+    path."""
     values = rows.with_format("arrow")[:].column(column)
     kind = values.type
     empty = pc.is_null(values)
@@ -319,8 +329,8 @@ def _missing(rows: Any, column: str, blank: bool) -> list[int]:
 
 
 def troubled_images(split: Split) -> list[tuple[int, str]]:
-    """Rows whose image cannot be read as it is, and why: cut off, too large, of a depth that nobody can tell. Headers and the last
-    bytes say most of it, so it is cheap to ask."""
+    """Rows whose image cannot be read as it is, and why: cut off, too large, of a depth that nobody can tell. Headers
+    and the last bytes say most of it, so it is cheap to ask."""
     found, table = [], split.rows.with_format("arrow")
     for start in range(0, len(split), ROWS):
         values = table[start : start + ROWS].column(split.column).combine_chunks()
@@ -349,14 +359,16 @@ def told_of(data: TaskData) -> str | None:
         named = ", ".join(f"{data.classes[i]!r} {int(counts[i])}" for i in rare[:4])
         more = f" and {len(rare) - 4} more" if len(rare) > 4 else ""
         told.append(
-            f"rare classes in its {len(data.train)} training examples: {named}{more}; the largest has {int(counts.max())}; accuracy counts every input alike"
+            f"rare classes in its {len(data.train)} training examples: {named}{more}; the largest has "
+            f"{int(counts.max())}; accuracy counts every input alike"
         )
     for kind in ("validation", "test"):
         there = getattr(data, kind).labels.bincount(minlength=len(data.classes))
         if absent := [data.classes[i] for i in range(len(data.classes)) if counts[i] and not there[i]]:
             named = ", ".join(map(repr, absent[:4])) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
             told.append(
-                f"its {kind} split has no example of {named}, so nothing is known of these; stratified: true would share them out"
+                f"its {kind} split has no example of {named}, so nothing is known of these; stratified: true would "
+                "share them out"
             )
     return f"task {data.task.name!r}: {'; '.join(told)}" if told else None
 
@@ -384,7 +396,8 @@ def _filled(task: Task, rows, split: str):
             return {"input": text}
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError(
-                f"task {task.name!r}: row {number} of split {split!r} does not fit the template {told_template(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
+                f"task {task.name!r}: row {number} of split {split!r} does not fit the template "
+                f"{told_template(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
             ) from None
 
     return rows.map(fill, with_indices=True, remove_columns=columns_of(task), load_from_cache_file=False)
@@ -394,14 +407,15 @@ def _check_columns(task: Task, rows, split: str, labelled: bool = True) -> None:
     for key, column in (*(("input", c) for c in columns_of(task)), *([("label", task.label)] if labelled else [])):
         if column not in rows.column_names:
             raise SpecError(
-                f"task {task.name!r}: column {column!r} is not in split {split!r} of {task.data}{nearest(column, rows.column_names)}; "
+                f"task {task.name!r}: column {column!r} is not in split {split!r} of "
+                f"{task.data}{nearest(column, rows.column_names)}; "
                 f"it has: {', '.join(rows.column_names)}; set {key} to one of them"
             )
 
 
 def _as_inputs(task: Task, rows, split: str):
-    """The rows, and their input column. Texts stay as they are; paths and bytes become images; paths are relative to the file that
-    names them."""
+    """The rows, and their input column. Texts stay as they are; paths and bytes become images; paths are relative to
+    the file that names them."""
     import datasets
     from datasets import Image, Value
 
@@ -411,7 +425,8 @@ def _as_inputs(task: Task, rows, split: str):
     if task.kind == "text":
         if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
             raise SpecError(
-                f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted texts; set input to such a column"
+                f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted texts; set input "
+                "to such a column"
             )
         values = rows.with_format("arrow")[:].column(task.input)
         if pc.any(pc.match_substring(values, CHOICE)).as_py():
@@ -420,7 +435,8 @@ def _as_inputs(task: Task, rows, split: str):
         first = values[:LOOKED].to_pylist()
         if all(v.lower().endswith(tuple(IMAGES)) and "\0" not in v and (folder / v).is_file() for v in first):
             raise SpecError(
-                f"task {task.name!r}: column {task.input!r} of {task.data} holds names of image files, like {first[0]!r}; wanted texts; set kind: image, or input to another column"
+                f"task {task.name!r}: column {task.input!r} of {task.data} holds names of image files, like "
+                f"{first[0]!r}; wanted texts; set kind: image, or input to another column"
             )
         return rows, task.input
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
@@ -429,7 +445,8 @@ def _as_inputs(task: Task, rows, split: str):
         for row, p in enumerate(paths):
             if not Path(p).is_file():
                 raise SpecError(
-                    f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a path relative to the file's folder"
+                    f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a "
+                    "path relative to the file's folder"
                 )
         return rows_of_images(paths, task.input), task.input
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
@@ -438,7 +455,8 @@ def _as_inputs(task: Task, rows, split: str):
         return rows.cast_column(task.input, datasets.Image()), task.input
     if not isinstance(feature, Image):
         raise SpecError(
-            f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or image paths; set input to such a column"
+            f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or "
+            "image paths; set input to such a column"
         )
     return rows, task.input
 

@@ -1,4 +1,5 @@
-"""A YAML file that somebody wrote, read with limits: whatever is in it ends, soon, in values or in a line that names the place."""
+"""A YAML file that somebody wrote, read with limits: whatever is in it ends, soon, in values or in a line that names
+the place."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise SpecError(
-            f"{shown}, line {line}: byte {data[error.start]:#04x} is not UTF-8; wanted UTF-8; save it with that encoding"
+            f"{shown}, line {line}: byte {data[error.start]:#04x} is not UTF-8; wanted UTF-8; save it with that "
+            "encoding"
         ) from None
     try:
         _check(text)

@@ -20,14 +20,21 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
 def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
     """A forward for `m` that computes its projections as `linear(x [n, t, d], weight, bias)`.
 
-    For self-attention, and for queries that attend to something else, where the packed projection is used twice. Any other call
-    goes to `m`'s own forward.
+    For self-attention, and for queries that attend to something else, where the packed projection is used twice. Any
+    other call goes to `m`'s own forward.
     """
     own = type(m).forward
 
     def forward(
-        query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False
-    ):  # fmt: skip
+        query,
+        key,
+        value,
+        key_padding_mask=None,
+        need_weights=True,
+        attn_mask=None,
+        average_attn_weights=True,
+        is_causal=False,
+    ):
         if query.dim() != 3 or key is not value:
             return own(
                 m, query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,

@@ -53,7 +53,8 @@ class Block:
                 yield Block(self.name, self.width, self.index[at:end], place)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The masked values [m * width] of a tensor of the parameter's shape; a view where the whole tensor is masked."""
+        """The masked values [m * width] of a tensor of the parameter's shape; a view where the whole tensor is
+        masked."""
         if self.index is None:
             return tensor.reshape(-1)[self.start : self.start + self.width]
         return tensor.reshape(-1, self.width).index_select(0, self.index).reshape(-1)

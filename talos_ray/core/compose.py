@@ -100,7 +100,8 @@ class Composer:
         total, delta = self.work[:, : place.stop - place.start]
         total.copy_(self.base[place])
         for task, alpha in active.items():
-            # Converted by hand: an addition of mixed dtypes would convert into fresh memory each time, at twice the cost.
+            # Converted by hand: an addition of mixed dtypes would convert into fresh memory each time, at twice the
+            # cost.
             delta.copy_(self.values[task][place])
             if self.segments is None:
                 total.add_(delta, alpha=alpha)

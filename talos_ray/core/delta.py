@@ -42,7 +42,8 @@ class Delta:
         for word, own, wanted in (("base", self.base, base), ("mask", self.mask, mask)):
             if own != wanted:
                 raise MismatchError(
-                    f"delta of task {self.task!r} belongs to {word} {own[:12]}, but this run's {word} is {wanted[:12]}; "
+                    f"delta of task {self.task!r} belongs to {word} {own[:12]}, but this run's {word} is "
+                    f"{wanted[:12]}; "
                     f"open the run that it came from, or train the task again in this one"
                 )
 
@@ -50,8 +51,9 @@ class Delta:
 def imported(
     tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], mask: Mask
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """What a checkpoint that was fine-tuned elsewhere says of a mask: its values and the base's, float32 [k] each, and the share of the
-    squared length of its change that lies off the mask and is lost, in [0, 1]. Weights that only one of the two has do not count.
+    """What a checkpoint that was fine-tuned elsewhere says of a mask: its values and the base's, float32 [k] each, and
+    the share of the squared length of its change that lies off the mask and is lost, in [0, 1]. Weights that only one
+    of the two has do not count.
 
     Args:
         tuned, base: weights by name; both hold every tensor of the mask's layout, in the same shapes.

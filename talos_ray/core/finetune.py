@@ -41,7 +41,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.label_noise and not self.classes:
             raise ValueError(
-                f"task {self.task!r}: label_noise is {self.label_noise:g} and classes 0; wanted the number of classes, among which a wrong label is drawn; give it"
+                f"task {self.task!r}: label_noise is {self.label_noise:g} and classes 0; wanted the number of "
+                "classes, among which a wrong label is drawn; give it"
             )
 
     def lr_at(self, step: int) -> float:
@@ -64,7 +65,8 @@ class Plan:
         return torch.randperm(self.samples, generator=generator)
 
     def labels_at(self, index: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The labels [n] of the samples `index` [n], as they are trained on: a share of all samples, always the same ones, is wrong."""
+        """The labels [n] of the samples `index` [n], as they are trained on: a share of all samples, always the same
+        ones, is wrong."""
         if not self.label_noise or self.classes < 2:
             return labels
         wrong, other = self._noise
@@ -160,6 +162,7 @@ def _read(losses: list[torch.Tensor], plan: Plan, last: int) -> list[float]:
     for step, value in enumerate(values, last - len(values) + 1):
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now {plan.lr:g})"
+                f"task {plan.task!r}: loss is {value} at step {step}; wanted a finite loss; lower train.lr (now "
+                f"{plan.lr:g})"
             )
     return values

@@ -27,7 +27,8 @@ from talos_ray.core.layout import Layout, is_rms_norm
 
 log = logging.getLogger(__name__)
 
-# Per-sample weight gradients of one layer held at once: a CPU squares them while they are in its cache, a GPU wants large products.
+# Per-sample weight gradients of one layer held at once: a CPU squares them while they are in its cache, a GPU wants
+# large products.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 TOGETHER = 1 << 28  # weights whose scores are compared at once
 BUDGET = 4 << 30  # bytes of activations that one backward may keep
@@ -35,8 +36,9 @@ BUDGET = 4 << 30  # bytes of activations that one backward may keep
 
 @dataclass(frozen=True)
 class Rounding:
-    """What rounding may do to squared gradients: `near`, a share of one; `few`, a share of a tensor's weights that are further off
-    (a ReLU that turns over); `noise`, a share of the model's largest one, below which a score is rounding alone."""
+    """What rounding may do to squared gradients: `near`, a share of one; `few`, a share of a tensor's weights that are
+    further off (a ReLU that turns over); `noise`, a share of the model's largest one, below which a score is rounding
+    alone."""
 
     near: float
     few: float
@@ -163,15 +165,16 @@ class SquaredGradients:
         hooked: Collection[str],
         looped: Iterable[str],
     ) -> None:
-        """Add a batch's squares to `sums`, of some weights by hooks and of some by a loop; `choose` picks the labels [n] from
-        the logits [n, C]."""
+        """Add a batch's squares to `sums`, of some weights by hooks and of some by a loop; `choose` picks the labels
+        [n] from the logits [n, C]."""
         n = batch_len(batch)
         by_id = {id(p): name for name, p in self.params.items() if name in hooked}
         with _Hooks(self.module, by_id, sums, n) as hooks, torch.set_grad_enabled(bool(hooked)):
             logits = forward(batch)
             if not torch.isfinite(logits).all():
                 raise ValueError(
-                    "calibration met logits that are not finite; wanted finite logits; check the base, or use precision float32"
+                    "calibration met logits that are not finite; wanted finite logits; check the base, or use "
+                    "precision float32"
                 )
             labels = choose(logits.detach())
             objective = _objective(logits, labels, score)
@@ -257,7 +260,8 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _outer(left: torch.Tensor, right: torch.Tensor):
-    """left^T right for each sample of [n, t, p] and [n, t, q], as fn(samples) -> [s, p, q], and a shortcut to the sum of squares."""
+    """left^T right for each sample of [n, t, p] and [n, t, q], as fn(samples) -> [s, p, q], and a shortcut to the sum
+    of squares."""
     short = None
     if left.shape[1] == 1:  # the square of an outer product is the product of the squares, one matmul for all
         short = lambda: left[:, 0].square().T @ right[:, 0].square()  # noqa: E731
@@ -267,7 +271,8 @@ def _outer(left: torch.Tensor, right: torch.Tensor):
 
 
 def _linear_rule(weight, bias, x: torch.Tensor, g: torch.Tensor):
-    """Per-sample gradients of y = x W^T + b, as (parameter, fn(samples) -> [s, *shape], shortcut to the sum of squares)."""
+    """Per-sample gradients of y = x W^T + b, as (parameter, fn(samples) -> [s, *shape], shortcut to the sum of
+    squares)."""
     x, g = _rows(x).to(g.dtype), _rows(g)
     yield weight, *_outer(g, x)
     yield bias, lambda s: g[s].sum(1), None
@@ -412,7 +417,8 @@ class _Hooks:
         return hook
 
     def _fold(self, t: torch.Tensor) -> torch.Tensor:
-        """[n * r, ...] -> [n, r * ...]: a sample that goes through a layer in r rows (one a possible answer) has one gradient."""
+        """[n * r, ...] -> [n, r * ...]: a sample that goes through a layer in r rows (one a possible answer) has one
+        gradient."""
         if t.shape[0] == self.samples:
             return t
         t = t.unflatten(0, (self.samples, -1))

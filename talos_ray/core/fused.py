@@ -1,9 +1,10 @@
 """Composing in one pass over memory: each delta is read once, summed next to a core, and written to its place once.
 
-torch has no operation that adds several bfloat16 vectors, each times a coefficient, to float32; as a chain of conversions and
-additions every weight passes through a cache (on a GPU: through memory) sixteen times for eight tasks. numba compiles the loop
-for a CPU, Triton for a GPU. Both round as torch does, one fused multiply-add a task in the order of the tasks, so that the
-bits are the same with and without them. Where the compiler is not installed, `core.compose` goes the long way.
+torch has no operation that adds several bfloat16 vectors, each times a coefficient, to float32; as a chain of
+conversions and additions every weight passes through a cache (on a GPU: through memory) sixteen times for eight tasks.
+numba compiles the loop for a CPU, Triton for a GPU. Both round as torch does, one fused multiply-add a task in the
+order of the tasks, so that the bits are the same with and without them. Where the compiler is not installed,
+`core.compose` goes the long way.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ PARAMETER, INDEX, WIDTH, PLACE, COUNT, START, SEGMENT = range(7)  # columns of t
 
 @functools.cache
 def kernels(kind: str) -> ModuleType | None:
-    """The compiled kernels for a kind of device, or None where their compiler is not there, or does not work (Triton wants a
-    C compiler, numba a numpy that it knows)."""
+    """The compiled kernels for a kind of device, or None where their compiler is not there, or does not work (Triton
+    wants a C compiler, numba a numpy that it knows)."""
     if kind not in KERNELS:
         return None
     try:
@@ -55,8 +56,8 @@ class Fused:
     Args:
         blocks: what is written, with the parameters.
         base: values [k].
-        segments: where they have coefficients of their own. Then a product is rounded before it is added, because torch, which
-            has to give the same bits, adds a coefficient a weight in two steps.
+        segments: where they have coefficients of their own. Then a product is rounded before it is added, because
+            torch, which has to give the same bits, adds a coefficient a weight in two steps.
 
     Addresses are compared at every call, because a module may have been moved.
     """
@@ -119,7 +120,8 @@ class Fused:
 
 
 def _jobs(parameter: int, block: Block, most: int, ends: torch.Tensor | None) -> torch.Tensor:
-    """A block's jobs, int64 [n, 7]: parts of about `most` weights that end where a run does (`ends`, in the mask's order)."""
+    """A block's jobs, int64 [n, 7]: parts of about `most` weights that end where a run does (`ends`, in the mask's
+    order)."""
     size = block.place.stop - block.place.start
     group = block.width if block.index is not None else 1
     step = max(1, most // group) * group

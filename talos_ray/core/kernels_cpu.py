@@ -80,7 +80,8 @@ def multiply_add(typing, a, b, c):
 
 @intrinsic
 def stream(typing, to, values):
-    """Eight float32 from one address to another, past the caches: nobody reads a model's weights before all are there."""
+    """Eight float32 from one address to another, past the caches: nobody reads a model's weights before all are
+    there."""
 
     def code(context, builder, signature, args):
         to, values = (builder.inttoptr(a, WIDE.as_pointer()) for a in args)
@@ -141,7 +142,11 @@ def _loop_with(add: Callable) -> Callable:
             high[i] = add(z, upper(d[i]), add(y, upper(c[i]), two))
 
     def compose(jobs, addresses, base, sources, alphas, one, two):
-        total, lows, highs = np.empty(PIECE, np.float32), np.empty(PIECE // 2, np.float32), np.empty(PIECE // 2, np.float32)
+        total, lows, highs = (
+            np.empty(PIECE, np.float32),
+            np.empty(PIECE // 2, np.float32),
+            np.empty(PIECE // 2, np.float32),
+        )
         for job in range(len(jobs)):
             width, place, count, start = jobs[job, WIDTH], jobs[job, PLACE], jobs[job, COUNT], jobs[job, START]
             scale = alphas[jobs[job, SEGMENT]]
@@ -204,7 +209,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @functools.cache
 def _rest() -> Callable[[], int]:
-    """Ends the threads of the OpenMP that torch itself is linked with; its next operation starts them anew, in microseconds."""
+    """Ends the threads of the OpenMP that torch itself is linked with; its next operation starts them anew, in
+    microseconds."""
     try:
         pause = ctypes.CDLL(torch._C.__file__).omp_pause_resource_all
     except (OSError, AttributeError):  # a torch without OpenMP, or with one that is older than 5.0
@@ -215,7 +221,8 @@ def _rest() -> Callable[[], int]:
 def compose(
     jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool
 ) -> None:
-    """All jobs, by as many threads as torch uses; base and parameters are float32, indices int64. Arguments: see `core.fused.Fused`."""
+    """All jobs, by as many threads as torch uses; base and parameters are float32, indices int64. Arguments: see
+    `core.fused.Fused`."""
     loop = ONE_EACH if one_each else BY_SEGMENT
     threads = torch.get_num_threads()
     done = jobs[:, COUNT].cumsum(0)

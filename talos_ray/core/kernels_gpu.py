@@ -1,4 +1,5 @@
-"""Kernels for a GPU, compiled by Triton, which comes with torch: composing in one pass, and sums of squared gradients."""
+"""Kernels for a GPU, compiled by Triton, which comes with torch: composing in one pass, and sums of squared
+gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ TILE = 64  # rows and columns of a matrix whose squares a block of threads sums
 
 
 @triton.jit
-def _compose(jobs, places, base, sources, alphas, TASKS: tl.constexpr, STORED: tl.constexpr, OUT: tl.constexpr, INDEX: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
+def _compose(
+    jobs,
+    places,
+    base,
+    sources,
+    alphas,
+    TASKS: tl.constexpr,
+    STORED: tl.constexpr,
+    OUT: tl.constexpr,
+    INDEX: tl.constexpr,
+    LANES: tl.constexpr,
+):
     job = jobs + tl.program_id(0) * 7
     out = tl.load(places + tl.load(job)).to(tl.pointer_type(OUT))
     index = tl.load(job + 1).to(tl.pointer_type(INDEX))
@@ -37,7 +49,9 @@ def _compose(jobs, places, base, sources, alphas, TASKS: tl.constexpr, STORED: t
         tl.store(out + at, total.to(OUT), mask=mine)
 
 
-def compose(jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool) -> None:  # fmt: skip
+def compose(
+    jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool
+) -> None:
     """All jobs, a block of threads each, with one coefficient a delta. Arguments: see `core.fused.Fused`."""
     with torch.cuda.device(base.device):
         _compose[(len(jobs),)](

@@ -47,8 +47,8 @@ class Layout:
         return Layout(tuple(n for n, _ in left), tuple(s for _, s in left))
 
     def closed(self, layers: float) -> set[str]:
-        """Parameters that stay as they are where only a share of the blocks, those nearest the output, may change. The last one
-        always may; what stands outside the blocks goes with the first."""
+        """Parameters that stay as they are where only a share of the blocks, those nearest the output, may change. The
+        last one always may; what stands outside the blocks goes with the first."""
         depth = depths(self.names)
         last = max(depth.values(), default=0)
         lowest = min(round((1 - layers) * (1 + last)), last)
@@ -70,8 +70,8 @@ class Layout:
 
 
 def depths(names: Sequence[str]) -> dict[str, int]:
-    """Parameter -> its block, by the first number between dots in its name, or after the word for a layer (`layer3.0.conv1`);
-    0 where there is none."""
+    """Parameter -> its block, by the first number between dots in its name, or after the word for a layer
+    (`layer3.0.conv1`); 0 where there is none."""
     found = {n: re.search(r"(?:^|\.)(?:layer|stage|block)?(\d+)\.", n) for n in names}
     return {n: int(match[1]) if match else 0 for n, match in found.items()}
 

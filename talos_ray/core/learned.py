@@ -2,10 +2,11 @@
 
     theta(a) = base + sum_t a[t, g(j)] * delta[t, j]        g(j): the segment of masked position j
 
-The gradient of a loss in a coefficient is a sum over its segment, `dL/da[t, g] = sum_{j in g} delta[t, j] * dL/dtheta[j]`: one
-backward through the gather of the sparse optimizer, and one product with the T x k deltas. Nothing dense is stored. Learning
-coefficients by gradient is AdaMerging (Yang et al., ICLR 2024, arXiv 2310.02575); here they fit *training* inputs, by the outputs
-of the single edits (distillation), by labels, or by both, while the outputs of the base are held on control inputs.
+The gradient of a loss in a coefficient is a sum over its segment, `dL/da[t, g] = sum_{j in g} delta[t, j] *
+dL/dtheta[j]`: one backward through the gather of the sparse optimizer, and one product with the T x k deltas. Nothing
+dense is stored. Learning coefficients by gradient is AdaMerging (Yang et al., ICLR 2024, arXiv 2310.02575); here they
+fit *training* inputs, by the outputs of the single edits (distillation), by labels, or by both, while the outputs of
+the base are held on control inputs.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class MergePlan:
         return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def rows_at(self, step: int, task: str, samples: int, size: int) -> torch.Tensor:
-        """Row numbers (int64) of the inputs of a task in one update: every epoch is a fresh permutation of its `samples`."""
+        """Row numbers (int64) of the inputs of a task in one update: every epoch is a fresh permutation of its
+        `samples`."""
         size = min(size, samples)
         per_epoch = samples // size
         seed = derive_seed(self.seed, task, "merge", step // per_epoch)
@@ -106,7 +108,9 @@ class LearnedCoefficients:
         product = torch.empty_like(flat)
         for task in self.moving:
             delta = self.composer.values[task]
-            for start in range(0, len(flat), CHUNK):  # converted in parts, because a delta in float32 is as large as the gradient
+            for start in range(
+                0, len(flat), CHUNK
+            ):  # converted in parts, because a delta in float32 is as large as the gradient
                 part = slice(start, start + CHUNK)
                 torch.mul(flat[part], delta[part].float(), out=product[part])
             self.values.grad[self.tasks.index(task)] = self.segments.sums(product)
@@ -171,7 +175,9 @@ class LearnedHeads:
         """Go back to a `state()`, bitwise."""
         for task, head in self.heads.items():
             head.copy_(state[f"head/{task}"])
-            load_adam(self.adam, head, {name: state[f"head/{task}/{name}"] for name in ("exp_avg", "exp_avg_sq", "step")})
+            load_adam(
+                self.adam, head, {name: state[f"head/{task}/{name}"] for name in ("exp_avg", "exp_avg_sq", "step")}
+            )
 
 
 def agreement_loss(
@@ -218,7 +224,8 @@ def learn(
         loss = backward(step)
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"learning the coefficients: loss is {loss} at step {step}; wanted a finite loss; look for inputs that are NaN, or lower search.lr (now {plan.lr:g})"
+                f"learning the coefficients: loss is {loss} at step {step}; wanted a finite loss; look for inputs "
+                f"that are NaN, or lower search.lr (now {plan.lr:g})"
             )
         learner.step(plan.lr_at(step))
         if heads is not None:

@@ -44,7 +44,8 @@ class Mask:
 
     @property
     def indices(self) -> dict[str, torch.Tensor]:
-        """Positions (int64, ascending, row-major in the parameter) of the masked weights, for parameters that hold any."""
+        """Positions (int64, ascending, row-major in the parameter) of the masked weights, for parameters that hold
+        any."""
         split = self.layout.split(self.flags)
         return {name: index for name in self.layout.names if (index := split[name].nonzero().view(-1)).numel()}
 
@@ -140,7 +141,8 @@ def shares(sizes: Sequence[int], k: int) -> list[int]:
 
 
 def _smallest_rows(layout: Layout, keys: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
-    """bool [P]: whole rows in the order of `keys` (one a row, ties by canonical order), as many as fit into k weights."""
+    """bool [P]: whole rows in the order of `keys` (one a row, ties by canonical order), as many as fit into k
+    weights."""
     sizes = torch.cat([torch.full((rows,), width) for rows, width in layout.rows])
     order = torch.argsort(keys, stable=True, descending=largest)
     chosen = torch.zeros(len(keys), dtype=torch.bool)
@@ -190,9 +192,18 @@ def select(
         share = keep * layout.total / left.total
         if share > 1 and strategy != "all":
             raise ValueError(
-                f"cannot keep {keep:g} of {layout.total} weights in {layers:g} of the layers, which hold {left.total}; keep less, or open more layers"
+                f"cannot keep {keep:g} of {layout.total} weights in {layers:g} of the layers, which hold {left.total};"
+                " keep less, or open more layers"
             )
-        inner = select(left, strategy, share, granularity=granularity, scores=None if scores is None else scores[:at], weights=weights, seed=seed)  # fmt: skip
+        inner = select(
+            left,
+            strategy,
+            share,
+            granularity=granularity,
+            scores=None if scores is None else scores[:at],
+            weights=weights,
+            seed=seed,
+        )
         flags = torch.zeros(layout.total, dtype=torch.bool)
         parts = layout.split(flags)
         for name, mine in left.split(inner).items():

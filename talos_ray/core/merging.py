@@ -1,7 +1,7 @@
 """Merge methods: what is done to the T task vectors before they are added up.
 
-A method turns the matrix of task vectors [T, k] into another of the same shape (those of `core.subspaces` into one on a wider
-mask). What is composed stays a linear
+A method turns the matrix of task vectors [T, k] into another of the same shape (those of `core.subspaces` into one on
+a wider mask). What is composed stays a linear
 combination of its rows, base + sum of coefficient x row, so learning, searching, composing in place and exact
 rollback work alike for all of them. Coefficients of 0 always give the base. With one task and a coefficient of 1, those
 that only resolve conflicts (`linear`, `consensus`, `normalized`) give base + delta; those that thin out do not.
@@ -31,8 +31,9 @@ def merged(
     groups: int | Mapping[str, str] | None = None,
     **settings: float,
 ) -> tuple[Mask, dict[str, Delta]]:
-    """The rows that coefficients multiply: the deltas as a method leaves them (float32; `linear` gives what came in), in the order of
-    their names, and the mask that they are on. With `groups`, a row a task and group of layers, named `TASK@GROUP`.
+    """The rows that coefficients multiply: the deltas as a method leaves them (float32; `linear` gives what came in),
+    in the order of their names, and the mask that they are on. With `groups`, a row a task and group of layers, named
+    `TASK@GROUP`.
 
     Args:
         settings: those of the spec's `search.merge`.
@@ -80,8 +81,8 @@ def _by_method(
 
 
 def _by_matrix(values: torch.Tensor, mask: Mask, method: Subspaces) -> tuple[Mask, torch.Tensor]:
-    """Every matrix's part of the task vectors [T, k] through a method, as the rows and columns that the mask touches; other tensors
-    stay as they are. Returns the mask that holds the result, and the result on it."""
+    """Every matrix's part of the task vectors [T, k] through a method, as the rows and columns that the mask touches;
+    other tensors stay as they are. Returns the mask that holds the result, and the result on it."""
     flags, parts = {n: f.clone() for n, f in mask.layout.split(mask.flags).items()}, []
     for block in blocks(mask):
         shape = torch.Size(mask.layout.shapes[mask.layout.names.index(block.name)])
@@ -93,7 +94,9 @@ def _by_matrix(values: torch.Tensor, mask: Mask, method: Subspaces) -> tuple[Mas
             dense = mine.new_zeros(len(mine), size[0] * size[1])
             dense[:, slice(None) if inner is None else inner] = mine
             mine = method(dense.view(len(mine), *size).double()).float().flatten(1)
-            rows, columns = (torch.arange(n) if i is None else i for i, n in zip((touched.rows, touched.columns), shape, strict=True))  # fmt: skip
+            rows, columns = (
+                torch.arange(n) if i is None else i for i, n in zip((touched.rows, touched.columns), shape, strict=True)
+            )
             flags[block.name].view(shape)[rows[:, None], columns] = True
         parts.append(mine)
     everything = torch.cat([flags[n].flatten() for n in mask.layout.names])
@@ -106,8 +109,8 @@ def _linear(values: torch.Tensor, **_) -> torch.Tensor:
 
 
 def _ties(values: torch.Tensor, *, density: float, **_) -> torch.Tensor:
-    """TIES (Yadav et al., 2023): each vector keeps its largest `density`; where signs differ, those of the smaller sum are
-    dropped; what is left is averaged over the tasks that kept a weight, not over all."""
+    """TIES (Yadav et al., 2023): each vector keeps its largest `density`; where signs differ, those of the smaller sum
+    are dropped; what is left is averaged over the tasks that kept a weight, not over all."""
     trimmed = torch.stack([v * _largest(v.abs(), density) for v in values])
     agrees = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
     return trimmed * agrees / agrees.sum(0).clamp(min=1)
@@ -123,8 +126,8 @@ def _dare(values: torch.Tensor, *, names: Sequence[str], density: float, seed: i
 
 
 def _breadcrumbs(values: torch.Tensor, *, sizes: Sequence[int], density: float, outliers: float, **_) -> torch.Tensor:
-    """Model breadcrumbs (Davari & Belilovsky, 2024): in every tensor a vector loses its largest `outliers`, and keeps the
-    largest `density` of the rest."""
+    """Model breadcrumbs (Davari & Belilovsky, 2024): in every tensor a vector loses its largest `outliers`, and keeps
+    the largest `density` of the rest."""
     rows = []
     for v in values:
         parts = []
@@ -137,8 +140,9 @@ def _breadcrumbs(values: torch.Tensor, *, sizes: Sequence[int], density: float, 
 
 
 def _consensus(values: torch.Tensor, *, threshold: float, agreement: int, **_) -> torch.Tensor:
-    """Consensus of TALL masks (Wang et al., 2024): a weight matters to a task if its change is at least `threshold` times
-    what the other tasks add to it; one that matters to fewer than `agreement` tasks is dropped (of one task, to none)."""
+    """Consensus of TALL masks (Wang et al., 2024): a weight matters to a task if its change is at least `threshold`
+    times what the other tasks add to it; one that matters to fewer than `agreement` tasks is dropped (of one task, to
+    none)."""
     others = values.sum(0) - values
     matters = (values.abs() >= threshold * others.abs()) & (values != 0)
     return values * (matters.sum(0) >= min(agreement, len(values)))
@@ -156,5 +160,10 @@ def _largest(size: torch.Tensor, share: float) -> torch.Tensor:
 
 
 METHODS: dict[str, Method] = {
-    "linear": _linear, "ties": _ties, "dare": _dare, "breadcrumbs": _breadcrumbs, "consensus": _consensus, "normalized": _normalized,
-}  # fmt: skip
+    "linear": _linear,
+    "ties": _ties,
+    "dare": _dare,
+    "breadcrumbs": _breadcrumbs,
+    "consensus": _consensus,
+    "normalized": _normalized,
+}

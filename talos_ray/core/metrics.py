@@ -114,7 +114,8 @@ def standard_error(merged: Mapping[str, float], n: Mapping[str, int]) -> float:
 
 
 def normalized_accuracy(merged: Mapping[str, float], single: Mapping[str, float]) -> float:
-    """Mean over tasks of merged / single-task accuracy (Ilharco et al., 2023). A single-task score of 0 counts as 1/inf."""
+    """Mean over tasks of merged / single-task accuracy (Ilharco et al., 2023). A single-task score of 0 counts as
+    1/inf."""
     return sum(merged[t] / max(single[t], 1e-9) for t in merged) / len(merged)
 
 
@@ -128,8 +129,8 @@ class MergeObjective:
     """What a candidate is worth: mean normalized accuracy of the targets, if every control task holds.
 
     A candidate whose control falls below `keep` of the base's is worth less than 0, the less the further it falls:
-    it never beats one that holds, and a search is led back. Where tasks are to be forgotten (task negation: Ilharco et al.,
-    2023), it is worth the share of their inputs that are wrong.
+    it never beats one that holds, and a search is led back. Where tasks are to be forgotten (task negation: Ilharco et
+    al., 2023), it is worth the share of their inputs that are wrong.
 
     Args:
         single: target task -> single-task accuracy, or the accuracy before.
@@ -147,5 +148,7 @@ class MergeObjective:
         kept, _ = worst_kept(scores, self.control)
         if kept < self.keep:
             return kept - self.keep - 1.0
-        worth = {t: 1.0 - scores[t] if t in self.forgotten else scores[t] / max(s, 1e-9) for t, s in self.single.items()}
+        worth = {
+            t: 1.0 - scores[t] if t in self.forgotten else scores[t] / max(s, 1e-9) for t, s in self.single.items()
+        }
         return sum(worth.values()) / max(1, len(worth))

@@ -1,7 +1,7 @@
 """Gradients of the masked weights only, and AdamW on them: values, gradients and moments are flat buffers of k numbers.
 
-Where a mask touches few rows or columns of a matrix, only their gradient is computed (`core.rows`). Elsewhere a hook on the
-parameter gathers its gradient to the mask and frees the dense one at once.
+Where a mask touches few rows or columns of a matrix, only their gradient is computed (`core.rows`). Elsewhere a hook
+on the parameter gathers its gradient to the mask and frees the dense one at once.
 Parameters outside the mask ask for no gradient, so backward stops at the lowest masked tensor.
 """
 
@@ -20,7 +20,8 @@ from talos_ray.core.rows import RowGradients
 
 
 def adam_state(adam: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """Moments of one parameter and its step count, float32 [1]: all that Adam keeps of it, zeros before the first update."""
+    """Moments of one parameter and its step count, float32 [1]: all that Adam keeps of it, zeros before the first
+    update."""
     moments = adam.state.get(parameter, {})
     nothing = torch.zeros_like(parameter)
     return {

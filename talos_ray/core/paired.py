@@ -23,8 +23,9 @@ MOST_KEPT = 1000.0  # end of an interval that has none: a score of almost nothin
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model predicts on some inputs, and what is right: task -> class numbers int32 [n]; `data`: task -> fingerprint of
-    the inputs, in their order; `probability`: task -> that of each answer, float32 [n] (none from earlier releases)."""
+    """What a model predicts on some inputs, and what is right: task -> class numbers int32 [n]; `data`: task ->
+    fingerprint of the inputs, in their order; `probability`: task -> that of each answer, float32 [n] (none from
+    earlier releases)."""
 
     predicted: Mapping[str, torch.Tensor]
     labels: Mapping[str, torch.Tensor]
@@ -42,9 +43,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Change:
-    """How right answers changed from one model to another, on n inputs: `won` became right, `lost` became wrong; `p` is the
-    two-sided p-value of McNemar's test, that as many would change either way: exact, or in its normal form where more than `EXACT`
-    changed."""
+    """How right answers changed from one model to another, on n inputs: `won` became right, `lost` became wrong; `p`
+    is the two-sided p-value of McNemar's test, that as many would change either way: exact, or in its normal form
+    where more than `EXACT` changed."""
 
     n: int
     before: float
@@ -75,9 +76,10 @@ def _mcnemar(fewer: int, changed: int) -> float:
 
 
 def kept_z(both: Any, lost: Any, won: Any, n: Any, share: float) -> np.ndarray:
-    """How many standard errors accuracy after lies above share x accuracy before: the score test of a ratio of paired shares (Nam &
-    Blackwelder, 2002). Its variance is the one that holds where the two are equal, so it keeps its promise for few inputs and for
-    scores near 1, where Wald's does not. Counts, or arrays of them: right in both, became wrong, became right, of `n`.
+    """How many standard errors accuracy after lies above share x accuracy before: the score test of a ratio of paired
+    shares (Nam & Blackwelder, 2002). Its variance is the one that holds where the two are equal, so it keeps its
+    promise for few inputs and for scores near 1, where Wald's does not. Counts, or arrays of them: right in both,
+    became wrong, became right, of `n`.
     """
     both, lost, won = (np.asarray(count, dtype=np.float64) for count in (both, lost, won))
     over, variance = _over(both, lost, won, n, share)
@@ -86,7 +88,8 @@ def kept_z(both: Any, lost: Any, won: Any, n: Any, share: float) -> np.ndarray:
 
 
 def _over(both: Any, lost: Any, won: Any, n: Any, share: float) -> tuple[Any, Any]:
-    """After - share x before as a count, and its variance: the most likely one among those for which it is 0 in truth."""
+    """After - share x before as a count, and its variance: the most likely one among those for which it is 0 in
+    truth."""
     before = both + lost
     after = both + won
     square = share * share
@@ -97,7 +100,8 @@ def _over(both: Any, lost: Any, won: Any, n: Any, share: float) -> tuple[Any, An
 
 
 def kept(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
-    """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_z` does not reject. From bool [n]."""
+    """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_z` does not reject. From bool
+    [n]."""
     counts = _counts(before, after)
     had, has = counts[0] + counts[1], counts[0] + counts[2]
     value = min(has / had, MOST_KEPT) if had else (MOST_KEPT if has else 1.0)
@@ -129,7 +133,8 @@ def _share_at(counts: tuple[int, int, int, int], z: float) -> float:
 
 
 def holm(p: Sequence[float], level: float) -> list[bool]:
-    """Which of several hypotheses are rejected, so that a true one is among them with a probability of at most `level` (Holm, 1979)."""
+    """Which of several hypotheses are rejected, so that a true one is among them with a probability of at most `level`
+    (Holm, 1979)."""
     order = sorted(range(len(p)), key=p.__getitem__)
     rejected = [False] * len(p)
     for rank, i in enumerate(order):
@@ -155,10 +160,12 @@ def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share:
 
 
 def wanted_inputs(value: float, error: float, n: int) -> tuple[int, int | None] | None:
-    """From how many to how many inputs, of which there are n, would tell on which side of 0 a `margin` lies; None where none would.
+    """From how many to how many inputs, of which there are n, would tell on which side of 0 a `margin` lies; None
+    where none would.
 
-    The margin is itself uncertain. The lower end holds if it is a standard error larger than it looks; the upper end if it is one
-    smaller, and the answer is to come out with a chance of 80 %. There is no upper end where it might then be nothing at all.
+    The margin is itself uncertain. The lower end holds if it is a standard error larger than it looks; the upper end
+    if it is one smaller, and the answer is to come out with a chance of 80 %. There is no upper end where it might
+    then be nothing at all.
     """
     if value == 0:
         return None
@@ -169,9 +176,9 @@ def wanted_inputs(value: float, error: float, n: int) -> tuple[int, int | None] 
 
 
 def bootstrap(samples: Sequence[torch.Tensor], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean over tasks of each task's mean, by the percentile bootstrap (Efron, 1979): inputs are drawn anew within
-    every task. `samples`: what each task's inputs score, [n] each, of few different values (0 and 1; or -1, 0 and 1 for a paired
-    difference), so that drawing how often each comes up is the same as drawing inputs."""
+    """95 % interval of the mean over tasks of each task's mean, by the percentile bootstrap (Efron, 1979): inputs are
+    drawn anew within every task. `samples`: what each task's inputs score, [n] each, of few different values (0 and 1;
+    or -1, 0 and 1 for a paired difference), so that drawing how often each comes up is the same as drawing inputs."""
     dice, total = np.random.default_rng(seed), np.zeros(RESAMPLED)
     for x in samples:
         values, counts = x.double().unique(return_counts=True)

@@ -15,7 +15,8 @@ def linear_head(
     start: torch.Tensor | None = None,
     decay: float = DECAY,
 ) -> torch.Tensor:
-    """A linear classifier [classes, d + 1] of features [n, d]: `features @ head[:, :-1].T + head[:, -1]` are the logits.
+    """A linear classifier [classes, d + 1] of features [n, d]: `features @ head[:, :-1].T + head[:, -1]` are the
+    logits.
 
     Logistic regression by L-BFGS on features at unit variance, with L2 towards `start`: no randomness.
 
@@ -62,8 +63,8 @@ def fitted_head(
     Args:
         features, labels: float32 [n, d], and what it is fitted to, as `linear_head` takes it.
         start: [classes, d + 1].
-        held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to `start`,
-            which is one of them.
+        held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to
+            `start`, which is one of them.
     """
     best, most = start, int((scored(held_out, start).argmax(-1) == held_out_labels).sum())
     for decay in DECAYS:
@@ -77,8 +78,8 @@ def fitted_head(
 def linear_probe(
     train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, wanted: torch.Tensor
 ) -> tuple[int, int]:
-    """(right, inputs) on `test` features [m, d] of a linear classifier fitted to `train` [n, d]: what a model still knows of a
-    task, whatever its own head says (Alain & Bengio, 2017).
+    """(right, inputs) on `test` features [m, d] of a linear classifier fitted to `train` [n, d]: what a model still
+    knows of a task, whatever its own head says (Alain & Bengio, 2017).
 
     Args:
         labels, wanted: int64 [n] and [m].

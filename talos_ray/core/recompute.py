@@ -1,4 +1,5 @@
-"""Gradient checkpointing: a block keeps its inputs only, and its forward runs again in the backward (Chen et al., 2016, arXiv 1604.06174)."""
+"""Gradient checkpointing: a block keeps its inputs only, and its forward runs again in the backward (Chen et al.,
+2016, arXiv 1604.06174)."""
 
 from __future__ import annotations
 

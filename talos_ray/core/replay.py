@@ -1,9 +1,10 @@
-"""Forward and backward of a step recorded once and replayed: small batches keep a GPU waiting for Python, which launches kernel by kernel.
+"""Forward and backward of a step recorded once and replayed: small batches keep a GPU waiting for Python, which
+launches kernel by kernel.
 
-A recording (a CUDA graph) launches the same kernels on the same addresses, so the numbers are those of the step as it is. What a
-forward decides on the host (a branch that is drawn at random, a shape that depends on values) would be frozen in it: a forward
-that draws random numbers there is never recorded, one that waits for the GPU cannot be, and a recording has to give the
-gradients of the step that it was made from before it is used.
+A recording (a CUDA graph) launches the same kernels on the same addresses, so the numbers are those of the step as it
+is. What a forward decides on the host (a branch that is drawn at random, a shape that depends on values) would be
+frozen in it: a forward that draws random numbers there is never recorded, one that waits for the GPU cannot be, and a
+recording has to give the gradients of the step that it was made from before it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 Work = Callable[[Batch, torch.Tensor], torch.Tensor]
 AS_IT_IS = 3  # times that a shape comes before it is recorded: libraries choose and allocate in the first
 MOST = 16  # shapes that are recorded
-ROOM = 0.5  # of the GPU's memory that a step must leave: a recording keeps as much again, and a step that needs more is not short
+# of the GPU's memory that a step must leave: a recording keeps as much again, and a step that needs more is not short
+ROOM = 0.5
 NEAR = 1e-2  # share of its norm by which a gradient may change when it is computed again: some kernels add in any order
 
 
@@ -42,7 +44,8 @@ class _Recording:
 
 
 class Replay:
-    """`work(batch, labels)`, which adds gradients to `grads` and returns a loss that needs none, recorded a shape where that can be.
+    """`work(batch, labels)`, which adds gradients to `grads` and returns a loss that needs none, recorded a shape
+    where that can be.
 
     Args:
         grads: where the work leaves its gradients, always the same tensors on one GPU.

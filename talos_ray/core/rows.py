@@ -24,7 +24,8 @@ WORTH_IT = 0.7  # share touched above which the full product is as cheap
 
 
 def gradient_share(mask: Mask) -> float:
-    """Multiplications of the weight gradients that training under a mask computes, as a share of dense training's, in [0, 1]."""
+    """Multiplications of the weight gradients that training under a mask computes, as a share of dense training's, in
+    [0, 1]."""
     shapes = dict(zip(mask.layout.names, map(torch.Size, mask.layout.shapes), strict=True))
     computed = 0.0
     for block in blocks(mask):
@@ -35,8 +36,8 @@ def gradient_share(mask: Mask) -> float:
 
 
 def step_share(mask: Mask) -> float:
-    """Multiplications of a training step under a mask, as a share of a dense step's, in (1/3, 1]: the forward, the gradients of
-    inputs down to the lowest block that holds masked weights, and those of weights."""
+    """Multiplications of a training step under a mask, as a share of a dense step's, in (1/3, 1]: the forward, the
+    gradients of inputs down to the lowest block that holds masked weights, and those of weights."""
     depth, sizes = depths(mask.layout.names), dict(zip(mask.layout.names, mask.layout.sizes, strict=True))
     lowest = min(depth[block.name] for block in blocks(mask))
     passed = sum(size for n, size in sizes.items() if depth[n] >= lowest)
@@ -107,8 +108,9 @@ def _cuts_patches(m: nn.Module) -> bool:
 
 
 class RowGradients:
-    """Sends the matrix products of one module's `nn.Linear`, `nn.MultiheadAttention` and patch convolution layers through `_RowLinear`
-    where `blocks` touch few enough rows and columns. Gradients are added to `grad`, the flat float32 [k] buffer.
+    """Sends the matrix products of one module's `nn.Linear`, `nn.MultiheadAttention` and patch convolution layers
+    through `_RowLinear` where `blocks` touch few enough rows and columns. Gradients are added to `grad`, the flat
+    float32 [k] buffer.
 
     Weights used in any other way keep their ordinary gradients, so this changes the cost of a step and nothing else.
     """
@@ -152,7 +154,8 @@ class RowGradients:
         return F.linear(x, weight, bias)
 
     def _patches(self, m: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-        """A convolution over patches side by side as the product that it is: x [n, in, h, w] -> [n, out, rows, columns]."""
+        """A convolution over patches side by side as the product that it is: x [n, in, h, w] -> [n, out, rows,
+        columns]."""
         if not torch.is_grad_enabled() or x.ndim != 4:
             return m._conv_forward(x, m.weight, m.bias)
         (high, wide), (h, w) = m.kernel_size, x.shape[-2:]

@@ -13,6 +13,6 @@ def derive_seed(*parts: object) -> int:
 
 
 def sampled_rows(n: int, most: int) -> torch.Tensor:
-    """At most `most` of n row numbers (int64, ascending), always the same ones. Drawn, because every second row of data whose
-    classes take turns has half of the classes."""
+    """At most `most` of n row numbers (int64, ascending), always the same ones. Drawn, because every second row of
+    data whose classes take turns has half of the classes."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(n))[:most].sort().values

@@ -1,7 +1,8 @@
-"""Which masked weights share a coefficient: all of a task's, those of a group of layers, of a tensor, or of an output row.
+"""Which masked weights share a coefficient: all of a task's, those of a group of layers, of a tensor, or of an output
+row.
 
-A coefficient for every weight would fit noise, one for a whole task cannot tell layers apart. In between lie *segments*: sets of
-neighbouring weights, so that a sum over one of them reads memory in order.
+A coefficient for every weight would fit noise, one for a whole task cannot tell layers apart. In between lie
+*segments*: sets of neighbouring weights, so that a sum over one of them reads memory in order.
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ class Segments:
         return Segments(self.granularity, lengths, owner, self.count, tensors)
 
     def mean_by_tensor(self, values: torch.Tensor, mask: Mask) -> dict[str, float]:
-        """Mean over the masked weights of each parameter of what belongs to their segments: [G] -> parameter -> mean."""
+        """Mean over the masked weights of each parameter of what belongs to their segments: [G] -> parameter ->
+        mean."""
         weights = self.lengths.double()
         if self.granularity == "task":
             return {name: float(values[0]) for name in mask.indices}
         size = len(mask.layout.names)
-        total = torch.zeros(size, dtype=torch.float64).index_add_(0, self.tensors, weights * values.double()[self.owner])
+        total = torch.zeros(size, dtype=torch.float64).index_add_(
+            0, self.tensors, weights * values.double()[self.owner]
+        )
         many = torch.zeros(size, dtype=torch.float64).index_add_(0, self.tensors, weights)
         return {n: float(total[i] / many[i]) for i, n in enumerate(mask.layout.names) if many[i]}
 
@@ -81,8 +85,8 @@ def segments_of(mask: Mask, granularity: Granularity, groups: int | Mapping[str,
     """The segments of a mask.
 
     Args:
-        granularity: `row` is an output row of a matrix; for a mask of single weights, those of a row that are masked. The rows of
-            a vector (a bias, a normalisation) are its elements.
+        granularity: `row` is an output row of a matrix; for a mask of single weights, those of a row that are masked.
+            The rows of a vector (a bias, a normalisation) are its elements.
         groups: for `group`, as `layer_groups` takes it.
     """
     if granularity == "task":
@@ -141,8 +145,8 @@ class Blend:
         return {t: float(a.double() @ weights / weights.sum()) for t, a in self.values.items()}
 
     def refined(self, mask: Mask, segments: Segments, tasks: Sequence[str]) -> torch.Tensor:
-        """The same coefficients for finer segments, float32 [T, G]; a task that is not named here has 0, and one may have one
-        coefficient where others have many."""
+        """The same coefficients for finer segments, float32 [T, G]; a task that is not named here has 0, and one may
+        have one coefficient where others have many."""
         own = self.segments(mask)
         starts = segments.lengths.cumsum(0) - segments.lengths
         rows = torch.zeros(len(tasks), segments.count)

@@ -1,8 +1,9 @@
 """Merge methods that work on the singular vectors of every matrix of the task vectors.
 
-What they make of scattered weights fills the rows and columns that the mask touches: it may leave the mask. Like all merge methods
-they give a row a task, linear in which the merged model is; at coefficients of 1 the rows add up to what the papers define.
-Where singular vectors that are nearly parallel meet, `_orthogonal` takes the nearest orthogonal ones (Procrustes), as they do.
+What they make of scattered weights fills the rows and columns that the mask touches: it may leave the mask. Like all
+merge methods they give a row a task, linear in which the merged model is; at coefficients of 1 the rows add up to what
+the papers define. Where singular vectors that are nearly parallel meet, `_orthogonal` takes the nearest orthogonal
+ones (Procrustes), as they do.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections.abc import Callable
 
 import torch
 
-NOISE = 1e-3  # of the largest singular value of the sum: what lies below is noise, which would be amplified, and is left out
+# of the largest singular value of the sum: what lies below is noise, which would be amplified, and is left out
+NOISE = 1e-3
 
 # T task vectors of one matrix, float64 [T, r, c] -> rows of the same shape
 Subspaces = Callable[..., torch.Tensor]
 
 
 def tsv(deltas: torch.Tensor, **_) -> torch.Tensor:
-    """TSV-M, task singular vectors (Gargiulo et al., CVPR 2025): of every task the largest 1/T of its singular directions, made
-    orthogonal to those of the others."""
+    """TSV-M, task singular vectors (Gargiulo et al., CVPR 2025): of every task the largest 1/T of its singular
+    directions, made orthogonal to those of the others."""
     tasks = len(deltas)
     u, s, v = _svd(deltas)
     n = max(1, s.shape[1] // tasks)
@@ -29,8 +31,8 @@ def tsv(deltas: torch.Tensor, **_) -> torch.Tensor:
 
 
 def iso_c(deltas: torch.Tensor, **_) -> torch.Tensor:
-    """Iso-C, isotropic merging (Marczak et al., ICML 2025): the sum of the task vectors with all its singular values at their mean.
-    A task's row is what it contributes to every direction of the sum."""
+    """Iso-C, isotropic merging (Marczak et al., ICML 2025): the sum of the task vectors with all its singular values
+    at their mean. A task's row is what it contributes to every direction of the sum."""
     u, s, _ = _svd(deltas.sum(0))
     kept = s > NOISE * s[0]
     u, s, mean = u[:, kept], s[kept], s.mean()
@@ -38,8 +40,8 @@ def iso_c(deltas: torch.Tensor, **_) -> torch.Tensor:
 
 
 def iso_cts(deltas: torch.Tensor, *, common: float, **_) -> torch.Tensor:
-    """Iso-CTS (the same paper): the largest `common` of the sum's directions, and for what remains of each task directions of its
-    own in equal numbers; all made orthogonal, with one singular value, their mean."""
+    """Iso-CTS (the same paper): the largest `common` of the sum's directions, and for what remains of each task
+    directions of its own in equal numbers; all made orthogonal, with one singular value, their mean."""
     tasks = len(deltas)
     u, s, v = _svd(deltas.sum(0))
     rank = len(s)

@@ -1,7 +1,8 @@
-"""What lies in a folder of data: images a class, or tables a split. Every file is accounted for; one that is not is named.
+"""What lies in a folder of data: images a class, or tables a split. Every file is accounted for; one that is not is
+named.
 
-Only folders say what a file is: its class and its split are never read off its own name, so `train-3.png` is a picture like `3.png`.
-Folders that are links are read like others.
+Only folders say what a file is: its class and its split are never read off its own name, so `train-3.png` is a picture
+like `3.png`. Folders that are links are read like others.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class Images:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and those below, through links, hidden ones left out. Raises SpecError where links lead in a circle."""
+    """All files in a folder and those below, through links, hidden ones left out. Raises SpecError where links lead in
+    a circle."""
     yield from _below(folder, ())
 
 
@@ -146,7 +148,8 @@ def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
 
 
 def state_of(path: Path) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of change of a file, or of all files of a folder: what tells whether it is still the same."""
+    """Name, bytes and time of change of a file, or of all files of a folder: what tells whether it is still the
+    same."""
     files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
     return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
 
@@ -160,8 +163,8 @@ def told_some(files: Sequence[object]) -> str:
 
 
 def read_images(root: Path, classes: Collection[str] = ()) -> Images:
-    """The images of `root/CLASS/file`, or of `root/SPLIT/CLASS/file`. `classes`: names that are known to be classes, also where they
-    sound like splits.
+    """The images of `root/CLASS/file`, or of `root/SPLIT/CLASS/file`. `classes`: names that are known to be classes,
+    also where they sound like splits.
 
     Raises:
         SpecError: an image that has no class, or two possible ones; a file that nobody can read.
@@ -178,22 +181,26 @@ def read_images(root: Path, classes: Collection[str] = ()) -> Images:
     split = bool(named) and all(min(depths[top]) > 2 for top in named)
     if named and not split and any(min(depths[top]) > 2 for top in named):
         raise SpecError(
-            f"{str(root)!r}: of the folders {', '.join(named)} some hold a folder a class and some hold images; wanted the same in all; move them"
+            f"{str(root)!r}: of the folders {', '.join(named)} some hold a folder a class and some hold images; "
+            "wanted the same in all; move them"
         )
     if named and not split and len(named) == len(tops):
         raise SpecError(
-            f"{str(root)!r}: the folders {', '.join(named)} sound like splits, but their images lie in no folder of a class; "
+            f"{str(root)!r}: the folders {', '.join(named)} sound like splits, but their images lie in no folder of a "
+            "class; "
             f"wanted SPLIT/CLASS/file, or classes: [{', '.join(tops)}] if these are the classes"
         )
     if split and (others := [top for top in tops if top not in named]):
         raise SpecError(
-            f"{str(root)!r}: beside the splits {', '.join(named)} there are images in {told_some(others)}; wanted splits only; move them"
+            f"{str(root)!r}: beside the splits {', '.join(named)} there are images in {told_some(others)}; wanted "
+            "splits only; move them"
         )
     wanted = 3 if split else 2
     if lost := [f for f in images if len(f.parts) != wanted]:
         where = "SPLIT/CLASS/file" if split else "CLASS/file"
         raise SpecError(
-            f"{str(root)!r}: {len(lost)} of {len(images)} images lie where no class can be told, {told_some(lost)}; wanted {where}; move them"
+            f"{str(root)!r}: {len(lost)} of {len(images)} images lie where no class can be told, {told_some(lost)}; "
+            f"wanted {where}; move them"
         )
     names = tuple(sorted({f.parts[wanted - 2] for f in images}))
     index = {name: i for i, name in enumerate(names)}
@@ -241,7 +248,8 @@ def _check_readable(root: Path, files: Sequence[Path]) -> None:
     known = IMAGES | BESIDE
     if odd := [f for f in files if f.suffix.lower() not in known and f.name.lower() not in NAMELESS]:
         raise SpecError(
-            f"{str(root)!r}: {len(odd)} files are no images that can be read, {told_some(odd)}; wanted PNG, JPEG or another of "
+            f"{str(root)!r}: {len(odd)} files are no images that can be read, {told_some(odd)}; wanted PNG, JPEG or "
+            "another of "
             f"Pillow's formats; convert them or move them away"
         )
 
@@ -262,7 +270,8 @@ def _empty(folder: Path, names: Sequence[str], split: bool) -> Iterator[str]:
 
 
 def tables_in(root: Path) -> dict[str, list[Path]]:
-    """The tables of a folder, a split: by the folder that they lie in, or by their names (train.csv, data/test-00000-of-00001.parquet).
+    """The tables of a folder, a split: by the folder that they lie in, or by their names (train.csv,
+    data/test-00000-of-00001.parquet).
 
     Raises:
         SpecError: files of several kinds, some with a split and some without, or what nobody reads.
@@ -270,20 +279,23 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
     files = [f.relative_to(root) for f in files_below(root) if f.name not in PUBLISHED]
     if unread := [f for f in files if f.suffix.lower() in UNREAD]:
         raise SpecError(
-            f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or move away"
+            f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or "
+            "move away"
         )
     tables = [f for f in files if f.suffix.lower() in KINDS]
     kinds = {KINDS[f.suffix.lower()]: f for f in tables}
     if len(kinds) > 1:
         raise SpecError(
-            f"{str(root)!r} holds tables of several kinds, {told_some(list(kinds.values()))}; wanted one kind; name one file in `data`, or move the others"
+            f"{str(root)!r} holds tables of several kinds, {told_some(list(kinds.values()))}; wanted one kind; name "
+            "one file in `data`, or move the others"
         )
     parts = {f: split_of(f) for f in tables}
     if nameless := [f for f, part in parts.items() if part is None]:
         if len(nameless) < len(tables):
             clear = [f for f, part in parts.items() if part]
             raise SpecError(
-                f"{str(root)!r}: {told_some(clear)} name a split, and {told_some(nameless)} do not; wanted a split in all names or in none; rename or move them"
+                f"{str(root)!r}: {told_some(clear)} name a split, and {told_some(nameless)} do not; wanted a split in "
+                "all names or in none; rename or move them"
             )
         return {"train": [root / f for f in tables]}
     found: dict[str, list[Path]] = {}

@@ -1,4 +1,5 @@
-"""From a label column to places among a task's classes: names by name, numbers by number, and nothing by where it happens to stand."""
+"""From a label column to places among a task's classes: names by name, numbers by number, and nothing by where it
+happens to stand."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def _check_apart(task: Task, what: str, names: Sequence[str]) -> None:
             other = seen[word]
             same = f"{name!r} twice" if other == name else f"{other!r} and {name!r}, which differ in blanks only"
             raise SpecError(
-                f"task {task.name!r}: its {what} hold {same}; wanted names that can be told apart; correct the spec, or the rows"
+                f"task {task.name!r}: its {what} hold {same}; wanted names that can be told apart; correct the spec, "
+                "or the rows"
             )
         seen[word] = name
 
@@ -70,7 +72,8 @@ def _whole(label: object) -> bool:
 
 
 def said(task: Task, rows: Any, split: str) -> list:
-    """The label column: names, truth values or whole numbers, also where a missing one has made floats of them; None where there is none.
+    """The label column: names, truth values or whole numbers, also where a missing one has made floats of them; None
+    where there is none.
 
     Raises:
         SpecError: no labels at all, what is no label, or numbers with a word among them.
@@ -82,7 +85,8 @@ def said(task: Task, rows: Any, split: str) -> list:
     # As the Hub has test splits of competitions.
     if set(map(str, values)) <= {"-1", "None"} and "-1" not in (task.classes or ()):
         raise SpecError(
-            f"task {task.name!r}: split {split!r} of {task.data} has no labels (all are {values[0]}); wanted labelled examples; set train_split, validation_split or test_split to splits that have them"
+            f"task {task.name!r}: split {split!r} of {task.data} has no labels (all are {values[0]}); wanted labelled "
+            "examples; set train_split, validation_split or test_split to splits that have them"
         )
     if isinstance(feature, datasets.ClassLabel):
         values = _named(task, feature.names, values)
@@ -93,7 +97,8 @@ def said(task: Task, rows: Any, split: str) -> list:
             value = values[row] = None
         if not (value is None or isinstance(value, str | int)):
             raise SpecError(
-                f"task {task.name!r}: row {row} of split {split!r} has label {value!r} in column {task.label!r}; wanted the name of a class, or its number; set label to such a column"
+                f"task {task.name!r}: row {row} of split {split!r} has label {value!r} in column {task.label!r}; "
+                "wanted the name of a class, or its number; set label to such a column"
             )
     if not isinstance(feature, datasets.ClassLabel):  # which has named its classes
         _check_one_kind(task, values, split)
@@ -101,8 +106,8 @@ def said(task: Task, rows: Any, split: str) -> list:
 
 
 def _named(task: Task, names: Sequence[str], values: list) -> list:
-    """Class numbers of a column that names its classes, as these names; as numbers, where names and classes are another matter: the
-    column's own are numbers, or the task's are."""
+    """Class numbers of a column that names its classes, as these names; as numbers, where names and classes are
+    another matter: the column's own are numbers, or the task's are."""
     plain = all(map(DIGITS.match, names)) or (
         task.classes is not None and list(task.classes) == [str(i) for i in range(len(names))]
     )
@@ -123,7 +128,8 @@ def _check_one_kind(task: Task, values: list, split: str) -> None:
         return
     row = next(i for i, v in enumerate(values) if isinstance(v, str) and v not in numbers)
     raise SpecError(
-        f"task {task.name!r}: row {row} of split {split!r} has label {values[row]!r} in column {task.label!r}, where others are numbers; "
+        f"task {task.name!r}: row {row} of split {split!r} has label {values[row]!r} in column {task.label!r}, where "
+        "others are numbers; "
         f"correct it, name it in missing_words, or name all classes in `classes`"
     )
 
@@ -141,8 +147,8 @@ def _number(text: str) -> bool:
 def places(
     task: Task, rows: Any, split: str, raw: list, classes: tuple[str, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, Counter]:
-    """Places among the classes of what `said` gave, int64 [n]; which rows have one, bool [n]; and how many have which other label.
-    A row without a label has no place, and counts as none of the others.
+    """Places among the classes of what `said` gave, int64 [n]; which rows have one, bool [n]; and how many have which
+    other label. A row without a label has no place, and counts as none of the others.
 
     Raises:
         SpecError: a label outside the classes, where the task does not leave such rows out.
@@ -159,8 +165,10 @@ def places(
         row = outside[0]
         shown = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''}"
         raise SpecError(
-            f"task {task.name!r}: row {row} of split {split!r} has label {raw[row]!r}, which is outside its {len(classes)} classes "
-            f"({shown}){nearest(str(raw[row]), classes)}; outside are {counted(others)}; correct the rows, add the class, or set unknown_classes: drop"
+            f"task {task.name!r}: row {row} of split {split!r} has label {raw[row]!r}, which is outside its "
+            f"{len(classes)} classes "
+            f"({shown}){nearest(str(raw[row]), classes)}; outside are {counted(others)}; correct the rows, add the "
+            "class, or set unknown_classes: drop"
         )
     return labels, known, others
 

@@ -1,7 +1,7 @@
 """Pixels of any depth as RGB of 8 bits, by a rule that is written down, or refused by name.
 
-Pillow's own conversion clips: of 16 bits all that is lighter than 255 of 65,535 becomes white. And it drops transparency, so that
-what was hidden comes to light.
+Pillow's own conversion clips: of 16 bits all that is lighter than 255 of 65,535 becomes white. And it drops
+transparency, so that what was hidden comes to light.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ def _scaled(image: Image.Image) -> Image.Image:
         deep = image.mode.startswith("I;16")
         if not deep and (low < 0 or high > 65535 or 0 < high <= 255):
             raise SpecError(
-                f"its 32-bit values go from {low:.0f} to {high:.0f}; wanted 16 bits, 0 to 65535; save it with 8 or 16 bits"
+                f"its 32-bit values go from {low:.0f} to {high:.0f}; wanted 16 bits, 0 to 65535; save it with 8 or 16 "
+                "bits"
             )
         scaled = values / DEEP
     return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
 
 
 def trouble_with(start: bytes, end: bytes, size: int, whole: Callable[[], Path | io.BytesIO]) -> str | None:
-    """Why an image cannot be read as it is; None if it can. Only where its first HEAD bytes, its last two and its size leave that
-    open is the file opened, so it is cheap to ask.
+    """Why an image cannot be read as it is; None if it can. Only where its first HEAD bytes, its last two and its size
+    leave that open is the file opened, so it is cheap to ask.
 
     Args:
         whole: gives what Pillow opens.

@@ -1,4 +1,5 @@
-"""From what a task calls its data to rows, a split each: the demo's sets, files, folders, streams, the Hugging Face Hub."""
+"""From what a task calls its data to rows, a split each: the demo's sets, files, folders, streams, the Hugging Face
+Hub."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def columns_of(task: Task) -> list[str]:
         fields = [name for _, name, _, _ in Formatter().parse(task.template) if name is not None]
     except ValueError as error:
         raise SpecError(
-            f"task {task.name!r}: {told_template(task)!r} is no template: {error}; wanted columns in braces, like '{{question}} {{answer}}'"
+            f"task {task.name!r}: {told_template(task)!r} is no template: {error}; wanted columns in braces, like "
+            f"'{{question}} {{answer}}'"
         ) from None
     return [re.split(r"[.\[]", name)[0] for name in fields]
 
@@ -75,7 +77,8 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
     if task.data.startswith("demo:"):
         if task.data not in RECIPES:
             raise SpecError(
-                f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: {', '.join(RECIPES)}"
+                f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: "
+                f"{', '.join(RECIPES)}"
             )
         return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:"))), []
     path = Path(task.data).expanduser()
@@ -84,11 +87,13 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
         return datasets.load_dataset(str(kept)), []
     if local and not path.exists():
         raise SpecError(
-            f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check the path"
+            f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check "
+            "the path"
         )
     if local and path.is_file() and suffix not in KINDS:
         raise SpecError(
-            f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of {', '.join(KINDS)} or an image folder"
+            f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of "
+            f"{', '.join(KINDS)} or an image folder"
         )
     try:
         if not local:
@@ -150,7 +155,8 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
             p for p, rows in zip(paths, parts, strict=True) if set(rows.column_names) != set(parts[0].column_names)
         ]:
             raise SpecError(
-                f"{str(odd[0])!r} has other columns ({', '.join(parts[paths.index(odd[0])].column_names)}) than {str(paths[0])!r} ({', '.join(parts[0].column_names)}); "
+                f"{str(odd[0])!r} has other columns ({', '.join(parts[paths.index(odd[0])].column_names)}) than "
+                f"{str(paths[0])!r} ({', '.join(parts[0].column_names)}); "
                 f"wanted the same in all files of a split; rename them"
             )
         found[split] = _joined(task, parts) if len(parts) > 1 else parts[0]
@@ -167,7 +173,8 @@ def _joined(task: Task, parts: list) -> Any:
 
 
 def _cache(task: Task) -> str:
-    """Where datasets keeps what it makes of files: by their sizes and times of change, too, because it looks at the latter alone."""
+    """Where datasets keeps what it makes of files: by their sizes and times of change, too, because it looks at the
+    latter alone."""
     import datasets
 
     return os.path.join(datasets.config.HF_DATASETS_CACHE, f"talos-{state_of_data(task)[:16]}")
@@ -208,7 +215,8 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
     there = [f for f in files_below(path) if f.suffix.lower() in IMAGES]
     if lost := [f for f in there if os.path.realpath(f) not in read]:
         raise SpecError(
-            f"{str(path)!r}: {len(lost)} of {len(there)} images are not in its metadata, {told_some(lost)}; wanted a row each; add them or move them away"
+            f"{str(path)!r}: {len(lost)} of {len(there)} images are not in its metadata, {told_some(lost)}; wanted a "
+            "row each; add them or move them away"
         )
     return splits
 
@@ -233,7 +241,8 @@ def _kept_stream(task: Task) -> Path:
 
 
 def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
-    """Some rows of the splits that the task reads, kept as Parquet files: a stream can be read once only, from its beginning."""
+    """Some rows of the splits that the task reads, kept as Parquet files: a stream can be read once only, from its
+    beginning."""
     import datasets
 
     kept = _kept_stream(task)

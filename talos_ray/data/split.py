@@ -1,4 +1,5 @@
-"""Which example is trained on, which is held out: splits that are cut from train, and inputs that stand in two of them."""
+"""Which example is trained on, which is held out: splits that are cut from train, and inputs that stand in two of
+them."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Spl
             n = round(share * len(train))
             if n == 0 or n >= len(order):
                 raise SpecError(
-                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least 10, or a split of its own; add data"
+                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least "
+                    "10, or a split of its own; add data"
                 )
             taken = _stratified(order, train.labels, n) if task.stratified else order[:n]
             rest = set(taken)
@@ -133,7 +135,8 @@ def _order(task: Task, train: Split, seed: int) -> list[int]:
 
 
 def _stratified(order: Sequence[int], labels: torch.Tensor, n: int) -> list[int]:
-    """The first `n` places of an order such that every class has its share; what is left over goes to those that lose most by it."""
+    """The first `n` places of an order such that every class has its share; what is left over goes to those that lose
+    most by it."""
     by_class: dict[int, list[int]] = {}
     for i in order:
         by_class.setdefault(int(labels[i]), []).append(i)
@@ -181,8 +184,8 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
 
 
 def marked(splits: Sequence[Split]) -> list[Split]:
-    """The splits with a number for every input that is the same where inputs are. Most images differ in size already, and need not be
-    read."""
+    """The splits with a number for every input that is the same where inputs are. Most images differ in size already,
+    and need not be read."""
     if (sizes := [split.sizes() for split in splits])[0] is None:
         values = pa.chunked_array([c for split in splits for c in split.column_values().chunks])
         numbers = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)

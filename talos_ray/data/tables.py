@@ -1,7 +1,8 @@
-"""Tables as they were written: CSV, TSV, JSON and JSON Lines, read strictly. A row that does not fit is refused, never moved or dropped.
+"""Tables as they were written: CSV, TSV, JSON and JSON Lines, read strictly. A row that does not fit is refused, never
+moved or dropped.
 
-Readers that guess (what is missing, what is a number, where a quotation mark ends) are convenient until they guess wrong,
-and then nobody is told. Here a cell is a text, an empty cell is missing, and every line belongs to a row.
+Readers that guess (what is missing, what is a number, where a quotation mark ends) are convenient until they guess
+wrong, and then nobody is told. Here a cell is a text, an empty cell is missing, and every line belongs to a row.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
 
 
 def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[str]]]]:
-    """(line in which it begins, lines that it takes, rows) of some rows at a time, as they stand; a blank line is a row without cells."""
+    """(line in which it begins, lines that it takes, rows) of some rows at a time, as they stand; a blank line is a
+    row without cells."""
     with path.open("rb") as start:
         first = start.read(4)
     if first.startswith(tuple(ENCODINGS)):
@@ -120,8 +122,8 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[
         with path.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, **_style(path, how))
             while rows := list(itertools.islice(reader, ROWS)):
-                # In a TSV, quotation marks are as often a part of the text as they are not, and one that is never closed
-                # would take all lines up to the next one for a single cell.
+                # In a TSV, quotation marks are as often a part of the text as they are not, and one that is never
+                # closed would take all lines up to the next one for a single cell.
                 lines = reader.line_num - line + 1
                 if within and lines > len(rows):
                     raise SpecError(_ambiguous(path, line, rows))
@@ -130,7 +132,8 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[
     except csv.Error as error:
         fix = "double it, or set `quotes: none` if quotation marks belong to the texts"
         raise SpecError(
-            f"{str(path)!r}, line {_line_of_error(path, how)}: a cell in quotation marks does not end where it should ({error}); {fix}"
+            f"{str(path)!r}, line {_line_of_error(path, how)}: a cell in quotation marks does not end where it should "
+            f"({error}); {fix}"
         ) from None
     except UnicodeDecodeError:
         with path.open("rb") as data:
@@ -172,7 +175,8 @@ def _ambiguous(path: Path, line: int, rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         if (lines := _lines_of(row)) > 1:
             return (
-                f"{str(path)!r}, line {line}: a quotation mark opens a cell that ends in line {line + lines - 1}; set `quotes: none` if quotation "
+                f"{str(path)!r}, line {line}: a quotation mark opens a cell that ends in line {line + lines - 1}; set "
+                "`quotes: none` if quotation "
                 f"marks belong to the texts, or `quotes: csv` if a cell may hold several lines"
             )
         line += lines
@@ -206,13 +210,15 @@ def _check_swallowed(
                 cells = inner.split(",")
                 if len(cells) == len(names) and cells[place] in known:
                     raise SpecError(
-                        f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line {inner[:60]!r} inside of it looks like a row; "
+                        f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line "
+                        f"{inner[:60]!r} inside of it looks like a row; "
                         f"close the cell where it ends, or set `quotes: csv` if it is right so"
                     )
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of texts as numbers, where all of them are numbers written as numbers are; else as it is. 007 is a name."""
+    """A column of texts as numbers, where all of them are numbers written as numbers are; else as it is. 007 is a
+    name."""
     values = [v for v in column.unique().to_pylist() if v is not None]
     if not values or max(map(len, values)) > DIGITS_KEPT or "-0" in values:
         return column
@@ -327,7 +333,8 @@ def _json_column(path: Path, name: str, values: list, place: Callable[[int], str
         if odd is None:
             raise SpecError(f"{str(path)!r}: column {name!r} cannot be read: {error}; correct it") from None
         raise SpecError(
-            f"{str(path)!r}, {place(odd)}: {values[odd]!r} in column {name!r} is of another kind than the {counts[usual]} "
+            f"{str(path)!r}, {place(odd)}: {values[odd]!r} in column {name!r} is of another kind than the "
+            f"{counts[usual]} "
             f"values around it, which are {WORDS.get(usual, usual.__name__)}; write all of them alike"
         ) from None
 

@@ -61,7 +61,8 @@ def write_merges(captions: list[str], path: Path, size: int = 400) -> None:
 
 
 def camera(images: torch.Tensor) -> torch.Tensor:
-    """Mild sensor noise and slanting light on half of a batch [n, 3, SIZE, SIZE] of grey levels, fresh in every pass."""
+    """Mild sensor noise and slanting light on half of a batch [n, 3, SIZE, SIZE] of grey levels, fresh in every
+    pass."""
     n = len(images)
     on = (torch.rand(n, 1, 1, 1) < 0.5).float()
     angle = torch.rand(n, 1, 1, 1) * 2 * math.pi
@@ -155,7 +156,8 @@ def page(facts: dict) -> str:
 
     scores = facts["zero_shot"]
     rows = [
-        f"| {n} | {'target' if n in TARGETS else 'control'} | {len(SETS[n].classes)} | {SETS[n].sizes[2]} | {scores[n]:.3f} |"
+        f"| {n} | {'target' if n in TARGETS else 'control'} | {len(SETS[n].classes)} | {SETS[n].sizes[2]} | "
+        f"{scores[n]:.3f} |"
         for n in SETS
     ]
     return f"""# The embedded default
@@ -167,8 +169,8 @@ with nothing to download. `python -m talos_ray.demo.pretrain` makes everything o
 open_clip's `CLIP` class from `clip.json`: {facts["weights"]:,} weights, shipped in float16 as `clip.safetensors`.
 
 Pretrained from scratch with CLIP's contrastive loss (captions that occur twice in a batch share the target) on
-{PICTURES:,} pictures of {render.SIZE} x {render.SIZE} pixels that `render.caption_pair` draws: flat colours, clean edges, {facts["captions"]:,}
-different captions about shapes, digits, counts, patterns, arrows, lit balls, road signs and landscapes. Half of the
+{PICTURES:,} pictures of {render.SIZE} x {render.SIZE} pixels that `render.caption_pair` draws: flat colours, clean edges,
+{facts["captions"]:,} different captions about shapes, digits, counts, patterns, arrows, lit balls, road signs and landscapes. Half of the
 pictures get mild noise (up to {NOISE:g} grey levels) and slanting light, fresh in every pass.
 
 | | |

@@ -423,7 +423,16 @@ def _clean_land(rng: Rng):
     return image, str(rng.choice([f"an aerial view of {kind}", f"a map of {kind}"]))
 
 
-_CLEAN = ((_clean_shape, 0.24), (_clean_digit, 0.18), (_clean_count, 0.10), (_clean_texture, 0.10), (_clean_arrow, 0.10), (_clean_ball, 0.06), (_clean_sign, 0.09), (_clean_land, 0.13))  # fmt: skip
+_CLEAN = (
+    (_clean_shape, 0.24),
+    (_clean_digit, 0.18),
+    (_clean_count, 0.10),
+    (_clean_texture, 0.10),
+    (_clean_arrow, 0.10),
+    (_clean_ball, 0.06),
+    (_clean_sign, 0.09),
+    (_clean_land, 0.13),
+)
 
 
 def caption_pair(rng: Rng) -> tuple[Image.Image, str]:

@@ -65,7 +65,8 @@ def cache_folder() -> Path:
 
 
 def materialize(name: str) -> dict[str, str]:
-    """Draw one demo set unless this machine has it; returns split -> Parquet path. Safe to call at once from many processes."""
+    """Draw one demo set unless this machine has it; returns split -> Parquet path. Safe to call at once from many
+    processes."""
     folder = cache_folder() / f"demo-{_version()}" / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

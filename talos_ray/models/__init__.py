@@ -33,8 +33,8 @@ _HOME = {
 class Family(Protocol):
     """What the rest of the system needs to know about a model.
 
-    `module` holds every weight; the eligible ones stand under `edited` (name prefixes). `head_words` says what a head is.
-    A family may also have `shorten(inputs)`: the inputs of a batch without the padding that none of them needs; and
+    `module` holds every weight; the eligible ones stand under `edited` (name prefixes). `head_words` says what a head
+    is. A family may also have `shorten(inputs)`: the inputs of a batch without the padding that none of them needs; and
     `words_are_linear = True`, where its `logits` are `features @ head.T`: then one forward serves all tasks of a merge.
     """
 
@@ -115,12 +115,14 @@ def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
     path = Path(name).expanduser()
     if path.suffix in PICKLED:
         raise SpecError(
-            f"checkpoint {name!r} is a {path.suffix} file, which may hold code; wanted safetensors; write its state dict with safetensors.torch.save_file, or name a model whose library reads it"
+            f"checkpoint {name!r} is a {path.suffix} file, which may hold code; wanted safetensors; write its state "
+            "dict with safetensors.torch.save_file, or name a model whose library reads it"
         )
     here = path.is_file() or (path.is_dir() and any(path.glob("*.safetensors*")))
     if not here and ":" not in name:
         raise SpecError(
-            f"checkpoint {name!r} is no safetensors file and no folder that holds one; wanted either, or a model like 'hf:FOLDER'; check the path"
+            f"checkpoint {name!r} is no safetensors file and no folder that holds one; wanted either, or a model like "
+            "'hf:FOLDER'; check the path"
         )
     return tensors_at(path, f"checkpoint {name!r}") if here else base_tensors(load_model(name))
 

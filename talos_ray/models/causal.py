@@ -1,4 +1,5 @@
-"""Causal language models (GPT-2, Llama, Qwen and their kin): a class is a continuation of the text, ranked by its likelihood."""
+"""Causal language models (GPT-2, Llama, Qwen and their kin): a class is a continuation of the text, ranked by its
+likelihood."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ class Causal(Ranked):
     A text that is too long loses its beginning, because the answer follows its end.
     """
 
-    head_words = "token ids [classes, a] of every class's continuation, -1 where it ends sooner; logits are mean log-probabilities of its tokens"
+    head_words = (
+        "token ids [classes, a] of every class's continuation, -1 where it ends sooner; logits are mean "
+        "log-probabilities of its tokens"
+    )
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
         self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
@@ -44,7 +48,8 @@ class Causal(Ranked):
 
     def _states(self, ids: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """Token ids and where there are any, [n, l] -> the last block's states [n, l, d]."""
-        # No cache, because nothing is generated; but without one transformers looks at values, and here may be shapes only.
+        # No cache, because nothing is generated; but without one transformers looks at values, and here may be shapes
+        # only.
         read = self.module.get_decoder()(input_ids=ids, attention_mask=attended(there), use_cache=ids.is_meta)
         return read.last_hidden_state
 

@@ -1,4 +1,5 @@
-"""Sequence classification checkpoints of Hugging Face transformers, as they are: the blocks are edited, the classifier is the frozen head."""
+"""Sequence classification checkpoints of Hugging Face transformers, as they are: the blocks are edited, the classifier
+is the frozen head."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ AUTO = AutoModelForSequenceClassification
 
 
 class Classifier:
-    """An encoder (or a decoder, or both) with a classifier on top, and its tokenizer (see `models.Family`). Tasks share its labels, or some of them.
+    """An encoder (or a decoder, or both) with a classifier on top, and its tokenizer (see `models.Family`). Tasks
+    share its labels, or some of them.
 
-    Inputs are token ids int64 [n, length], PAD where a text ends; a head holds the numbers of a task's labels, int64 [classes].
+    Inputs are token ids int64 [n, length], PAD where a text ends; a head holds the numbers of a task's labels, int64
+    [classes].
     """
 
     head_words = "numbers [classes] of the checkpoint's own labels; logits are its classifier's, at these"
@@ -39,7 +42,8 @@ class Classifier:
         for phrase in phrases:
             if phrase.lower() not in known:
                 raise SpecError(
-                    f"class {phrase!r} is no label of this classifier{nearest(phrase.lower(), known)}; it has: {', '.join(list(known)[:12])}; "
+                    f"class {phrase!r} is no label of this classifier{nearest(phrase.lower(), known)}; it has: "
+                    f"{', '.join(list(known)[:12])}; "
                     f"name the task's classes so, or give `phrases` in their order"
                 )
         return torch.tensor([known[phrase.lower()] for phrase in phrases])

@@ -30,7 +30,10 @@ class Clip:
 
     edited = ("visual.",)
     words_are_linear = True
-    head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
+    head_words = (
+        "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's "
+        "logits"
+    )
 
     def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:
         self.module, self.tokenizer, self.config = module.eval(), tokenizer, config
@@ -41,12 +44,14 @@ class Clip:
         self.scale = {torch.device("cpu"): [torch.tensor(v).view(-1, 1, 1) for v in (normalize.mean, normalize.std)]}
 
     def preprocess(self, examples: list) -> torch.Tensor:
-        """Pixels, uint8 [n, 3, side, side]: a quarter of the bytes to keep and to move; `features` does the rest, bit for bit."""
+        """Pixels, uint8 [n, 3, side, side]: a quarter of the bytes to keep and to move; `features` does the rest, bit
+        for bit."""
         return torch.stack([self.pixels(as_rgb(image)) for image in examples])
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
-        """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the logit scale."""
+        """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the
+        logit scale."""
         rows = []
         for phrase in phrases:
             features = self.module.encode_text(self.tokenizer([filled(p, phrase) for p in prompts]), normalize=True)
@@ -78,14 +83,15 @@ def _parse(name: str) -> tuple[str, str]:
 
 
 def check(name: str) -> None:
-    """Raises SpecError unless `ARCHITECTURE/PRETRAINED` names an architecture and a tag of open_clip, or a local file, or `name` is a
-    folder or a name of the Hub in open_clip's own words (`local-dir:FOLDER`, `hf-hub:OWNER/NAME`)."""
+    """Raises SpecError unless `ARCHITECTURE/PRETRAINED` names an architecture and a tag of open_clip, or a local file,
+    or `name` is a folder or a name of the Hub in open_clip's own words (`local-dir:FOLDER`, `hf-hub:OWNER/NAME`)."""
     arch, pretrained = _parse(name)
     if arch.startswith(SCHEMAS):
         schema, _, place = arch.partition(":")
         if schema == "local-dir" and not (Path(place) / HF_CONFIG_NAME).is_file():
             raise SpecError(
-                f"model 'open_clip:{name}': folder {place!r} has no {HF_CONFIG_NAME}; wanted one that `talos export` or open_clip wrote; check the path"
+                f"model 'open_clip:{name}': folder {place!r} has no {HF_CONFIG_NAME}; wanted one that `talos export` "
+                "or open_clip wrote; check the path"
             )
         if schema == "hf-hub" and not HUB_NAME.match(place):
             raise SpecError(f"model 'open_clip:{name}': {place!r} is no name of the Hub; wanted OWNER/NAME; check it")
@@ -95,7 +101,8 @@ def check(name: str) -> None:
     known = open_clip.list_models()
     if arch not in known:
         raise SpecError(
-            f"model 'open_clip:{name}': architecture {arch!r} is not known to open_clip{nearest(arch, known)}; see open_clip.list_models()"
+            f"model 'open_clip:{name}': architecture {arch!r} is not known to open_clip{nearest(arch, known)}; see "
+            "open_clip.list_models()"
         )
     if Path(pretrained).is_file():
         check_file(Path(pretrained), f"model 'open_clip:{name}'")
@@ -132,7 +139,8 @@ def load(name: str, pretrained: bool = True) -> Clip:
     words = config["text_cfg"].get("vocab_size", math.inf)
     if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size > words:
         raise SpecError(
-            f"model {name!r} knows {words} words, but open_clip's tokenizer has {tokenizer.vocab_size}; wanted a model with that tokenizer (the demo's is its own: use model: demo)"
+            f"model {name!r} knows {words} words, but open_clip's tokenizer has {tokenizer.vocab_size}; wanted a "
+            "model with that tokenizer (the demo's is its own: use model: demo)"
         )
     return Clip(model, transform, tokenizer, config)
 

@@ -1,4 +1,5 @@
-"""Text encoders through Hugging Face transformers: the blocks are edited, the base's own features make zero-shot heads."""
+"""Text encoders through Hugging Face transformers: the blocks are edited, the base's own features make zero-shot
+heads."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}
 class Encoder:
     """A transformer that reads text, its tokenizer, and how token features become one (see `models.Family`).
 
-    Inputs are token ids int64 [n, length], PAD where a text ends. No token of the tokenizer's own stands for that: its padding may
-    also be the end of a text, or a word that it does not know, and these are read.
+    Inputs are token ids int64 [n, length], PAD where a text ends. No token of the tokenizer's own stands for that: its
+    padding may also be the end of a text, or a word that it does not know, and these are read.
     """
 
     words_are_linear = True
-    head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
+    head_words = (
+        "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's "
+        "logits"
+    )
 
     def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:
         self.module, self.tokenizer, self.pooling, self.length = module.eval(), tokenizer, pooling, length
@@ -89,10 +93,12 @@ def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
     modes = [named] if isinstance(named, str) else list(named)
     if len(modes) > 1 or not set(modes) <= set(POOLINGS.values()):
         raise SpecError(
-            f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS.values())}; take another encoder"
+            f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS.values())};"
+            " take another encoder"
         )
     if more := [kind for m in modules if (kind := m["type"].rpartition(".")[2]) not in READ]:
         raise SpecError(
-            f"model {where!r} goes on with {', '.join(more)} behind its transformer, which is not read; wanted {', '.join(READ)} only; take another encoder"
+            f"model {where!r} goes on with {', '.join(more)} behind its transformer, which is not read; wanted "
+            f"{', '.join(READ)} only; take another encoder"
         )
     return Encoder(module, tokenizer, modes[0] if modes else "mean", length)

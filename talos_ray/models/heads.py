@@ -1,4 +1,5 @@
-"""What a task's classes are scored with: the family's own head of their words, or a linear layer on its features. Frozen, either way."""
+"""What a task's classes are scored with: the family's own head of their words, or a linear layer on its features.
+Frozen, either way."""
 
 from __future__ import annotations
 
@@ -30,10 +31,11 @@ def head_key(base: str, data: TaskData) -> str:
 
 @torch.no_grad()
 def make_head(family: Family, data: TaskData, seed: int) -> torch.Tensor:
-    """A task's head, float32 [classes, d] (`words`) or [classes, d + 1] (`linear`); what else a family makes of words, it says.
+    """A task's head, float32 [classes, d] (`words`) or [classes, d + 1] (`linear`); what else a family makes of words,
+    it says.
 
-    A linear head is fitted to the base before anything is edited, so that fine-tuning does not begin with a random layer, which
-    would distort the features (Kumar et al., 2022, "LP-FT").
+    A linear head is fitted to the base before anything is edited, so that fine-tuning does not begin with a random
+    layer, which would distort the features (Kumar et al., 2022, "LP-FT").
     """
     if data.task.head == "words":
         return family.head(data.phrases, data.task.prompts)
@@ -45,7 +47,8 @@ def make_head(family: Family, data: TaskData, seed: int) -> torch.Tensor:
 
 
 def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:
-    """Raises SpecError, naming them, where two classes are scored alike, whatever the reason: one of them would never be answered."""
+    """Raises SpecError, naming them, where two classes are scored alike, whatever the reason: one of them would never
+    be answered."""
     if data.task.choices is not None:  # every row brings its own answers
         return
     rows = head.flatten(1) if head.ndim > 1 else head[:, None]
@@ -61,7 +64,8 @@ def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:
     unknown = _unknown(family, data) if data.task.head == "words" else []
     if len(unknown) > 1:
         raise SpecError(
-            f"task {data.task.name!r}: {_told(data, unknown)} are made of words that the model's tokenizer does not know; {REWORD}"
+            f"task {data.task.name!r}: {_told(data, unknown)} are made of words that the model's tokenizer does not "
+            f"know; {REWORD}"
         )
 
 
@@ -97,7 +101,8 @@ def answering(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.
 
 
 def as_linear(family: Family, kind: str, head: torch.Tensor) -> torch.Tensor | None:
-    """A task's head as a linear layer on the features, [classes, d + 1]; None where a family's words are scored in another way."""
+    """A task's head as a linear layer on the features, [classes, d + 1]; None where a family's words are scored in
+    another way."""
     if kind == "linear":
         return head
     if not getattr(family, "words_are_linear", False):

@@ -31,7 +31,8 @@ def check(name: str) -> None:
     if name and path.is_dir():
         if not (path / "config.json").is_file() and not is_adapter(path):
             raise SpecError(
-                f"model 'hf:{name}': folder {name!r} has no config.json; wanted what save_pretrained writes; check the path"
+                f"model 'hf:{name}': folder {name!r} has no config.json; wanted what save_pretrained writes; check "
+                "the path"
             )
         check_folder(path, f"model 'hf:{name}'")
     elif not HUB_NAME.match(name):
@@ -41,8 +42,8 @@ def check(name: str) -> None:
 
 
 def load(name: str, pretrained: bool = True):
-    """Build `hf:NAME` by the family that reads it, or `hf-bf16:NAME`, the same with weights in bfloat16; with `pretrained=False`
-    the weights are left random.
+    """Build `hf:NAME` by the family that reads it, or `hf-bf16:NAME`, the same with weights in bfloat16; with
+    `pretrained=False` the weights are left random.
 
     Raises:
         SpecError: it cannot be reached or read, or no family reads it.
@@ -68,18 +69,21 @@ def load(name: str, pretrained: bool = True):
         raise SpecError(f"model {name!r} cannot be loaded: {_first(error)}") from None
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise SpecError(
-            f"model {name!r}: its weights cannot be read: {_first(error)}; they were cut off or are not what their name says; download them again"
+            f"model {name!r}: its weights cannot be read: {_first(error)}; they were cut off or are not what their "
+            "name says; download them again"
         ) from None
     if getattr(config, "quantization_config", None) is not None:
         raise SpecError(
-            f"model {name!r} is quantised, and weights of a few bits cannot be edited by a sparse delta; take the model that it was made of"
+            f"model {name!r} is quantised, and weights of a few bits cannot be edited by a sparse delta; take the "
+            "model that it was made of"
         )
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
     limits = (longest, LONGEST, tokenizer.model_max_length)  # -1 where there is none (XLNet)
     made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
     if random := sorted(n for n in lost if n.startswith(made.edited)):
         raise SpecError(
-            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights to be edited, the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
+            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights to be edited, "
+            f"the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
         )
     return made
 
@@ -106,11 +110,13 @@ def _family(name: str, config: PretrainedConfig) -> str:
         return "vision"
     if hasattr(config, "vision_config"):
         raise SpecError(
-            f"model {name!r} is a {made_for} ({config.model_type}), which reads images in a way of its own; wanted CLIP or SigLIP, or a model of texts alone"
+            f"model {name!r} is a {made_for} ({config.model_type}), which reads images in a way of its own; wanted "
+            "CLIP or SigLIP, or a model of texts alone"
         )
     if made_for.endswith(("ForImageClassification", "VisionModel", "ViTModel")):
         raise SpecError(
-            f"model {name!r} is a {made_for}, which reads images and knows no words; wanted CLIP or SigLIP, a text encoder, a sequence-to-sequence model or a causal LM"
+            f"model {name!r} is a {made_for}, which reads images and knows no words; wanted CLIP or SigLIP, a text "
+            "encoder, a sequence-to-sequence model or a causal LM"
         )
     return "encoder"
 
@@ -145,7 +151,8 @@ def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:
 
 
 def used(there: torch.Tensor) -> int:
-    """Columns of a batch [n, l] that any row uses: all where there are only shapes, and while a GPU records a step, which cannot ask."""
+    """Columns of a batch [n, l] that any row uses: all where there are only shapes, and while a GPU records a step,
+    which cannot ask."""
     columns = there.shape[1]
     if there.is_meta or (there.is_cuda and torch.cuda.is_current_stream_capturing()):
         return columns
@@ -154,7 +161,8 @@ def used(there: torch.Tensor) -> int:
 
 
 def cut(inputs: torch.Tensor, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch without the columns that no row uses: token ids [n, l], `pad` where there is none, and where there is one, bool [n, l]."""
+    """A batch without the columns that no row uses: token ids [n, l], `pad` where there is none, and where there is
+    one, bool [n, l]."""
     there = inputs != PAD
     longest = used(there)
     return inputs.where(there, pad)[:, :longest], there[:, :longest]

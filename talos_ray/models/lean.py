@@ -1,4 +1,5 @@
-"""open_clip without the libraries that the model at hand has no use for: they are a third of what a process takes to load it."""
+"""open_clip without the libraries that the model at hand has no use for: they are a third of what a process takes to
+load it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ OPTIONAL = {
 
 
 def import_lean(name: str) -> None:
-    """Import the family of a model, if that is open_clip's, as on a machine without the `OPTIONAL` libraries that it does not need.
+    """Import the family of a model, if that is open_clip's, as on a machine without the `OPTIONAL` libraries that it
+    does not need.
 
     Only for processes of our own: in a user's, open_clip would be left without them. Models may follow each other in a
     process: where a later one needs more, open_clip is loaded again.

@@ -1,7 +1,8 @@
 """The escape hatch: any `torch.nn.Module`, through a function of the user's own that returns a `models.Family`.
 
-`model: "python:MODULE:FUNCTION"` calls it without arguments, in the driver and in every worker, so MODULE must be importable there
-(from the working folder, or installed). Only `module`, `edited`, `preprocess`, `head`, `features` and `logits` are needed:
+`model: "python:MODULE:FUNCTION"` calls it without arguments, in the driver and in every worker, so MODULE must be
+importable there (from the working folder, or installed). Only `module`, `edited`, `preprocess`, `head`, `features` and
+`logits` are needed:
 
     class Mine:                                              # my_models.py; in the spec: model: "python:my_models:Mine"
         edited = ("body.",)                                  # where the weights stand that may change
@@ -12,8 +13,10 @@
         def features(self, inputs): return self.module.body(inputs)
         def logits(self, inputs, head): return self.module(inputs)[:, head]
 
-A spec, or a run that somebody else made, can name any module. So none is imported unless the user of this process has said that it may
-be: `--allow-code MODULE`, `allow_code="MODULE"`, or the variable TALOS_ALLOW_CODE. What was allowed is remembered by the SHA-256 of its
+A spec, or a run that somebody else made, can name any module. So none is imported unless the user of this process has
+said that it may
+be: `--allow-code MODULE`, `allow_code="MODULE"`, or the variable TALOS_ALLOW_CODE. What was allowed is remembered by
+    the SHA-256 of its
 source, for this user: other source asks again.
 """
 
@@ -39,7 +42,8 @@ ALLOWED = "TALOS_ALLOW_CODE"  # modules, with commas between them; processes tha
 
 
 def allow(modules: str | Iterable[str]) -> None:
-    """Let models of these modules run their code, now and, while their source stays as it is, whenever this user comes back."""
+    """Let models of these modules run their code, now and, while their source stays as it is, whenever this user comes
+    back."""
     given = [modules] if isinstance(modules, str) else list(modules)
     if not given:
         return
@@ -83,8 +87,8 @@ def _remembered() -> dict[str, str]:
 
 
 def _fingerprint(module: str) -> str | None:
-    """SHA-256 over where a module's source is and what it says; of all of its package, if it belongs to one. Imports nothing. None if
-    there is no source to look at."""
+    """SHA-256 over where a module's source is and what it says; of all of its package, if it belongs to one. Imports
+    nothing. None if there is no source to look at."""
     spec = importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [os.getcwd(), *sys.path])
     if spec is None:
         return None
@@ -105,7 +109,8 @@ def check(name: str) -> None:
     module = name.partition(":")[0]
     if not is_allowed(module):
         raise SpecError(
-            f"model 'python:{name}' runs the code of module {module!r}, which you have not allowed; look at that code; then add --allow-code {module} "
+            f"model 'python:{name}' runs the code of module {module!r}, which you have not allowed; look at that code;"
+            f" then add --allow-code {module} "
             f"(in Python: allow_code={module!r})"
         )
     _factory(name)
@@ -118,7 +123,8 @@ def _factory(name: str):
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SpecError(
-            f"model 'python:{name}': {error}; wanted MODULE:FUNCTION, importable from {os.getcwd()!r} or installed; check both names"
+            f"model 'python:{name}': {error}; wanted MODULE:FUNCTION, importable from {os.getcwd()!r} or installed; "
+            "check both names"
         ) from None
     finally:
         sys.path.pop(0)
@@ -133,7 +139,8 @@ def load(name: str, pretrained: bool = True):
     family = _factory(name.removeprefix("python:"))()
     if missing := [n for n in NEEDED if not hasattr(family, n)]:
         raise SpecError(
-            f"model {name!r}: what it returns has no {missing[0]!r}; wanted {', '.join(NEEDED)}; see talos_ray/models/python.py"
+            f"model {name!r}: what it returns has no {missing[0]!r}; wanted {', '.join(NEEDED)}; see "
+            "talos_ray/models/python.py"
         )
     family.module.eval()
     if not hasattr(family, "save"):

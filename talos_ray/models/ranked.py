@@ -1,4 +1,5 @@
-"""Models that write text: a class is an answer, and answers are ranked by their likelihood. What T5-like models and causal LMs share."""
+"""Models that write text: a class is an answer, and answers are ranked by their likelihood. What T5-like models and
+causal LMs share."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from talos_ray.models.hf import PAD, padded, used
 
 
 class Ranked:
-    """Rank classification, as T-Few has it (Liu et al., 2022); a family says how a model reads a text and answers to it.
+    """Rank classification, as T-Few has it (Liu et al., 2022); a family says how a model reads a text and answers to
+    it.
 
-    Inputs are token ids int64 [n, length]; where every row brings answers of its own, `length // 4` more a class follow. A head holds
-    the answers of a task whose rows bring none: token ids int64 [classes, a]. PAD stands for no token.
+    Inputs are token ids int64 [n, length]; where every row brings answers of its own, `length // 4` more a class
+    follow. A head holds the answers of a task whose rows bring none: token ids int64 [classes, a]. PAD stands for no
+    token.
     """
 
     module: nn.Module
@@ -51,13 +54,15 @@ class Ranked:
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         if len(prompts) != 1:
             raise SpecError(
-                f"a model that ranks answers: {len(prompts)} prompts are given; wanted one, because answers are texts and have no mean; keep the best"
+                f"a model that ranks answers: {len(prompts)} prompts are given; wanted one, because answers are texts "
+                "and have no mean; keep the best"
             )
         said = [filled(prompts[0], p) for p in phrases]
         return padded(written(said, self.answer_tokens(said)))
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """Mean log-probability of the tokens of every answer: the mean, so that a long answer is not worse for being long."""
+        """Mean log-probability of the tokens of every answer: the mean, so that a long answer is not worse for being
+        long."""
         text, said = self._parted(inputs, head)
         sums, counts = self._likelihood(text, said)
         return sums / counts
@@ -72,8 +77,8 @@ class Ranked:
 
     @torch.no_grad()
     def sampled(self, inputs: torch.Tensor, head: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """The inputs with answers [n, 1, a] that the model writes itself: token by token, until it ends or has written as much as the
-        longest of the answers there are. `generator` lives on the CPU."""
+        """The inputs with answers [n, 1, a] that the model writes itself: token by token, until it ends or has written
+        as much as the longest of the answers there are. `generator` lives on the CPU."""
         text, said = self._parted(inputs, head)
         answers, ends = torch.full_like(said[:, :1], PAD), torch.tensor(self._ends(), device=said.device)
         writing = torch.ones(len(text), dtype=torch.bool, device=said.device)
@@ -115,6 +120,7 @@ def written(said: Sequence[str], rows: list[list[int]]) -> list[list[int]]:
     for answer, row in zip(said, rows, strict=True):
         if not row:
             raise SpecError(
-                f"answer {answer!r} has no tokens; wanted a text; give the task other phrases, or correct the row's choices"
+                f"answer {answer!r} has no tokens; wanted a text; give the task other phrases, or correct the row's "
+                "choices"
             )
     return rows

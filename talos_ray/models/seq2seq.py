@@ -1,4 +1,5 @@
-"""Sequence-to-sequence models (T5 and its kin): a class is an answer, and the answers are ranked by their likelihood."""
+"""Sequence-to-sequence models (T5 and its kin): a class is an answer, and the answers are ranked by their
+likelihood."""
 
 from __future__ import annotations
 
@@ -16,9 +17,13 @@ AUTO = AutoModelForSeq2SeqLM
 
 
 class Seq2Seq(Ranked):
-    """Encoder, decoder and tokenizer (see `models.Family`). The encoder runs once an input, the decoder once an input and answer."""
+    """Encoder, decoder and tokenizer (see `models.Family`). The encoder runs once an input, the decoder once an input
+    and answer."""
 
-    head_words = "token ids [classes, a] of every class's answer, -1 where it ends sooner; logits are mean log-probabilities of its tokens"
+    head_words = (
+        "token ids [classes, a] of every class's answer, -1 where it ends sooner; logits are mean log-probabilities "
+        "of its tokens"
+    )
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
         self.module, self.tokenizer, self.length = module.eval(), tokenizer, length

@@ -1,4 +1,5 @@
-"""CLIP and SigLIP through Hugging Face transformers: the image tower is edited, the text tower only makes frozen zero-shot heads."""
+"""CLIP and SigLIP through Hugging Face transformers: the image tower is edited, the text tower only makes frozen
+zero-shot heads."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ class Vision:
 
     edited = ("vision_model.", "visual_projection.")
     words_are_linear = True
-    head_words = "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's logits"
+    head_words = (
+        "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's "
+        "logits"
+    )
 
     def __init__(self, module: nn.Module, processor, tokenizer, length: int) -> None:
         self.module, self.processor, self.tokenizer, self.length = module.eval(), processor, tokenizer, length
@@ -31,8 +35,8 @@ class Vision:
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
-        """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the logit scale.
-        SigLIP's bias is the same for every class and is left out."""
+        """Mean of the normalised text features over the templates, normalised again (Radford et al., 2021), times the
+        logit scale. SigLIP's bias is the same for every class and is left out."""
         rows = []
         for phrase in phrases:
             texts = [filled(p, phrase) for p in prompts]

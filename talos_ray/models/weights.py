@@ -21,13 +21,15 @@ HEADER = 8  # bytes that say how long a safetensors header is
 
 
 def check_file(path: Path, what: str) -> None:
-    """Raises SpecError, in milliseconds, where a file is not what its name says: a pointer of Git LFS, or cut off. `what` it belongs to."""
+    """Raises SpecError, in milliseconds, where a file is not what its name says: a pointer of Git LFS, or cut off.
+    `what` it belongs to."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(POINTER))
     if start == POINTER:
         raise SpecError(
-            f"{what}: {path.name} is a pointer of Git LFS ({size} bytes) and not the file itself; run `git lfs pull` in {str(path.parent)!r}, or download it again"
+            f"{what}: {path.name} is a pointer of Git LFS ({size} bytes) and not the file itself; run `git lfs pull` "
+            f"in {str(path.parent)!r}, or download it again"
         )
     if path.suffix == ".safetensors":
         _check_whole(path, size, what)
@@ -49,7 +51,10 @@ def _check_whole(path: Path, size: int, what: str) -> None:
 
 
 def _cut(path: Path, what: str, size: int, wanted: int) -> str:
-    return f"{what}: {path.name} is cut off: it has {size:,} bytes, and its header says {wanted:,}; download or copy it again"
+    return (
+        f"{what}: {path.name} is cut off: it has {size:,} bytes, and its header says {wanted:,}; download or copy it "
+        "again"
+    )
 
 
 def check_folder(folder: Path, what: str) -> None:
@@ -71,7 +76,8 @@ def check_folder(folder: Path, what: str) -> None:
     if (how := told.get("quantization_config")) is not None:
         method = how.get("quant_method", "?") if isinstance(how, Mapping) else "?"
         raise SpecError(
-            f"{what} is quantised ({method}), and weights of a few bits cannot be edited by a sparse delta; wanted float32, bfloat16 or float16; take the model that it was made of"
+            f"{what} is quantised ({method}), and weights of a few bits cannot be edited by a sparse delta; wanted "
+            "float32, bfloat16 or float16; take the model that it was made of"
         )
     if (folder / INDEX).is_file():
         shards_of(folder, what)
@@ -98,13 +104,15 @@ def shards_of(folder: Path, what: str) -> list[Path]:
     names = sorted(set(_json(folder / INDEX, what).get("weight_map", {}).values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise SpecError(
-            f"{what}: {len(missing)} of the {len(names)} files that {INDEX} names are missing, the first is {missing[0]!r}; download or copy them"
+            f"{what}: {len(missing)} of the {len(names)} files that {INDEX} names are missing, the first is "
+            f"{missing[0]!r}; download or copy them"
         )
     return [folder / n for n in names]
 
 
 def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """Weights by name of a safetensors file, or of the model in a folder: what its index names, or model.safetensors, and nothing else.
+    """Weights by name of a safetensors file, or of the model in a folder: what its index names, or model.safetensors,
+    and nothing else.
 
     Raises:
         SpecError: several files and no word on which are the model, an adapter's weights alone, a file that is broken.
@@ -135,14 +143,16 @@ def _files_of(folder: Path, what: str) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) > 1:
         raise SpecError(
-            f"{what} holds {len(files)} safetensors files ({', '.join(f.name for f in files[:4])}) and neither {WHOLE} nor {INDEX}; "
+            f"{what} holds {len(files)} safetensors files ({', '.join(f.name for f in files[:4])}) and neither "
+            f"{WHOLE} nor {INDEX}; "
             f"wanted one that is the model; name the file itself"
         )
     return files
 
 
 def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], what: str) -> str | None:
-    """What somebody should know of a fine-tuned checkpoint before it is imported: that it is the base, or the base but for rounding.
+    """What somebody should know of a fine-tuned checkpoint before it is imported: that it is the base, or the base but
+    for rounding.
 
     Raises:
         SpecError: a value that is not finite.
@@ -154,7 +164,8 @@ def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
             continue
         if not after.isfinite().all():
             raise SpecError(
-                f"{what}: tensor {name!r} holds NaN or infinite values; wanted finite weights; train it again, or take an earlier checkpoint"
+                f"{what}: tensor {name!r} holds NaN or infinite values; wanted finite weights; train it again, or "
+                "take an earlier checkpoint"
             )
         if torch.equal(after.to(before.dtype), before):
             continue
@@ -163,5 +174,8 @@ def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
     if not changed:
         return f"{what} is the base itself in every weight that may change; there is nothing in it to import"
     if changed == rounded:
-        return f"{what} is the base but for rounding to 16 bits; there is nothing in it to import; was it saved before it was trained?"
+        return (
+            f"{what} is the base but for rounding to 16 bits; there is nothing in it to import; was it saved before "
+            "it was trained?"
+        )
     return None

@@ -1,1 +1,2 @@
-"""All that imports ray. Read driver first: plan, calibrate, train, search, verify in a session; operations come later."""
+"""All that imports ray. Read driver first: plan, calibrate, train, search, verify in a session; operations come
+later."""

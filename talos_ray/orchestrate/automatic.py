@@ -1,12 +1,15 @@
-"""`mask: {strategy: auto}`: short runs of several masks, each merged and scored on validation data; one of the best is trained in full.
+"""`mask: {strategy: auto}`: short runs of several masks, each merged and scored on validation data; one of the best is
+trained in full.
 
-Two rounds, each searched in one Tune run. The first tries strategies and granularities; the second the best of them with other
-shares of weights and of layers, and other learning rates. A round waits for all of its runs, so the choice is a function of the spec and
+Two rounds, each searched in one Tune run. The first tries strategies and granularities; the second the best of them
+with other shares of weights and of layers, and other learning rates. A round waits for all of its runs, so the choice
+is a function of the spec and
 never of who was first: that is why it is no asynchronous scheduler that decides. What was tried is the trade-off curve:
 how local an edit can be before it stops being useful.
 
-Scores on validation data are uncertain, so of those within two standard errors of the best the cheapest to train is taken. (The rule of
-one standard error is Breiman, Friedman, Olshen and Stone's, Classification and Regression Trees, 1984. Here the best score is
+Scores on validation data are uncertain, so of those within two standard errors of the best the cheapest to train is
+taken. (The rule of one standard error is Breiman, Friedman, Olshen and Stone's, Classification and Regression Trees,
+1984. Here the best score is
 uncertain, too: of two equally good settings one scores more than 1.4 of them below the other in a third of all cases.)
 """
 
@@ -42,8 +45,8 @@ SCRATCH = "choice"  # folder of the search's ledger while it lasts
 
 
 def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) -> tuple[Spec, Mask | None]:
-    """The spec with the mask and the learning rate that were chosen, before or now, and the mask itself if it was made now. Ray, if
-    it is needed, ends with `stack`.
+    """The spec with the mask and the learning rate that were chosen, before or now, and the mask itself if it was made
+    now. Ray, if it is needed, ends with `stack`.
 
     Raises:
         TalosError: as `prepare`, or every short run diverged.
@@ -82,8 +85,8 @@ def _with(spec: Spec, chosen: Setting) -> Spec:
 
 
 def checkable(spec: Spec) -> Spec:
-    """A spec that leaves nothing open, for the short runs: each is merged by one learning run, shorter as the training is, of plain task
-    arithmetic."""
+    """A spec that leaves nothing open, for the short runs: each is merged by one learning run, shorter as the training
+    is, of plain task arithmetic."""
     learned = {"granularity": "row", "lr": spec.search.several("lr")[0], "trials": 0, "heads": "words"}
     if spec.search.method == "learned":
         learned["steps"] = max(1, round(SHORTER * spec.search.steps))
@@ -107,14 +110,15 @@ def _choose(session: Session, p: Prepared, spec: Spec, masks: dict[MaskSettings,
     score = next(r for r in rows if r["setting"] == asdict(best))
     progress.end(
         "choose",
-        f"{best.name}: merged {score['merged']:.3f} on validation data, of {len(rows)} the cheapest to train near the best",
+        f"{best.name}: merged {score['merged']:.3f} on validation data, of {len(rows)} the cheapest to train near the "
+        "best",
     )
     return rows, best
 
 
 def _best(rows: Sequence[Mapping], tolerance: float) -> Setting:
-    """Of those that hold control, and score within `tolerance` standard errors of the best, the cheapest to train; of equally cheap
-    ones the best, then the smaller edit. Costs are compared in twelfths of a dense step: less is noise.
+    """Of those that hold control, and score within `tolerance` standard errors of the best, the cheapest to train; of
+    equally cheap ones the best, then the smaller edit. Costs are compared in twelfths of a dense step: less is noise.
 
     Raises:
         TalosError: every short run diverged.
@@ -175,7 +179,8 @@ def _round(
 
 
 def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) -> dict:
-    """One point of the trade-off: what it keeps, what it scores, what it costs. `merged` is 0 where a short run diverged."""
+    """One point of the trade-off: what it keeps, what it scores, what it costs. `merged` is 0 where a short run
+    diverged."""
     row = {
         "setting": asdict(s),
         "share": share,
@@ -193,9 +198,13 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
     merged = {t: together[t] for t in p.targets}
     control = found["control_validation"]
     return {
-        **row, "held": found["control_held"], "single": absolute_accuracy(single),
-        "merged": absolute_accuracy(merged), "error": standard_error(merged, {t: len(p.data[t].validation.labels) for t in merged}), "control": worst_kept(together, control)[0] if control else None,
-    }  # fmt: skip
+        **row,
+        "held": found["control_held"],
+        "single": absolute_accuracy(single),
+        "merged": absolute_accuracy(merged),
+        "error": standard_error(merged, {t: len(p.data[t].validation.labels) for t in merged}),
+        "control": worst_kept(together, control)[0] if control else None,
+    }
 
 
 @ray.remote(**WARM)

@@ -47,7 +47,8 @@ def libraries(model: str) -> None:
 
 
 def ahead(spec: Spec) -> None:
-    """Have the processes that will score load their libraries while the driver still checks the spec. Only on a Ray of this
+    """Have the processes that will score load their libraries while the driver still checks the spec. Only on a Ray of
+    this
     machine: an autoscaler would take tasks that wait for a reason to start nodes."""
     if not remote_address(spec.cluster):
         load = libraries.options(**options(spec.cluster), scheduling_strategy="SPREAD")
@@ -82,7 +83,8 @@ def score_shard(
     seed: int,
     pieces: list[slice],
 ) -> Iterator[np.ndarray | float]:
-    """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the seconds."""
+    """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the
+    seconds."""
     bench, settings, started = workbench(shared), shared.spec.calibration, time.perf_counter()
     bench.reset()
     if kept is not None:
@@ -113,7 +115,8 @@ def score_shard(
 
 
 def _asked(bench: Workbench, task: str) -> tuple[Callable, Callable, str]:
-    """What is sampled of a task's inputs: the forward pass, what it is given (a function of inputs and generator), and its score."""
+    """What is sampled of a task's inputs: the forward pass, what it is given (a function of inputs and generator), and
+    its score."""
     settings, family = bench.shared.spec.calibration, bench.family
     if settings.labels == "classes":
         return bench.logits(task), lambda inputs, generator: inputs, settings.score
@@ -133,7 +136,8 @@ def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
 
 @ray.remote(**WARM, num_returns=2)
 def add_shard(total: np.ndarray | None, shard: np.ndarray) -> tuple[np.ndarray, float]:
-    """A piece of a task's scores with one more shard, float32, and its sum. Shards are added one by one, in their order."""
+    """A piece of a task's scores with one more shard, float32, and its sum. Shards are added one by one, in their
+    order."""
     total = shard if total is None else total + shard
     return total, float(total.sum(dtype=np.float64))
 
@@ -156,9 +160,14 @@ def choose(shared: Shared, how: MaskSettings, keep: float, sums: list[float], *p
             part[at : at + CHUNK] += piece[at : at + CHUNK] / whole
         del piece
     flags = select(
-        shared.layout, how.strategy, keep, granularity=how.granularity, layers=how.layers, scores=torch.from_numpy(mean),
+        shared.layout,
+        how.strategy,
+        keep,
+        granularity=how.granularity,
+        layers=how.layers,
+        scores=torch.from_numpy(mean),
         seed=shared.spec.seed,
-    )  # fmt: skip
+    )
     return mask_from_flags(shared.layout, flags).bits
 
 
@@ -185,10 +194,15 @@ def first_scores(session, data: list[TaskData]) -> Scores | None:
 
 
 def mask_of(
-    session, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None] = lambda done, all_: None,
+    session,
+    how: MaskSettings,
+    data: list[TaskData],
+    workers: int,
+    on_shard: Callable[[int, int], None] = lambda done, all_: None,
     first: Scores | None = None,
-) -> Mask:  # fmt: skip
-    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity. `first`: as `calibrate`."""
+) -> Mask:
+    """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity.
+    `first`: as `calibrate`."""
     started = time.perf_counter()
     if how.strategy not in DATA_FREE:
         mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard, first)
@@ -198,9 +212,14 @@ def mask_of(
 
 
 def calibrate(
-    shared_ref, shared: Shared, how: MaskSettings, data: list[TaskData], workers: int, on_shard: Callable[[int, int], None],
+    shared_ref,
+    shared: Shared,
+    how: MaskSettings,
+    data: list[TaskData],
+    workers: int,
+    on_shard: Callable[[int, int], None],
     first: Scores | None = None,
-) -> Mask:  # fmt: skip
+) -> Mask:
     """Score all tasks over R rounds and return the mask of `round(keep * P)` weights.
 
     Shards come in *waves*, one of every task. After each wave the mask is estimated, and a round ends once two
@@ -210,7 +229,8 @@ def calibrate(
     Args:
         workers: shards scored at once; those of later waves start early and are dropped if they are not needed.
         on_shard: called with (shards done, shards in all if no round ends early).
-        first: the first round's scores, of the base as it is and so the same for every mask: what is there is used, the rest added.
+        first: the first round's scores, of the base as it is and so the same for every mask: what is there is used,
+            the rest added.
     """
     spec, settings = shared.spec, shared.spec.calibration
     pieces = [slice(start, start + PIECE) for start in range(0, shared.layout.total, PIECE)]

@@ -73,8 +73,8 @@ def options(settings: Cluster) -> dict[str, object]:
 
 
 def check_local(settings: Cluster) -> None:
-    """Raises SpecError if this machine (or the cluster that is connected already) can never give one team what it asks for, or Ray
-    cannot start on it. Starts nothing."""
+    """Raises SpecError if this machine (or the cluster that is connected already) can never give one team what it asks
+    for, or Ray cannot start on it. Starts nothing."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         check_connected(settings)
         return
@@ -97,18 +97,20 @@ def check_connected(settings: Cluster) -> None:
     fits = by_client if (named or "").startswith("ray://") else named in (None, "auto", here)
     if not fits:
         raise SpecError(
-            f"cluster.address is {named!r}, but this process is connected to the Ray at {here!r}; wanted one of the two; leave cluster.address out, or call ray.shutdown() first"
+            f"cluster.address is {named!r}, but this process is connected to the Ray at {here!r}; wanted one of the "
+            "two; leave cluster.address out, or call ray.shutdown() first"
         )
     if not settings.wait_minutes:
         check_room(settings, nodes(), "the connected cluster")
 
 
 def check_output(output: str, data: Sequence[str] = ()) -> None:
-    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it, or where it would
-    stand among what is somebody's own: a home folder, the system's, the tasks' `data`."""
+    """Raises SpecError if the run would be written into the folder that Ray unpacks for a job and deletes after it, or
+    where it would stand among what is somebody's own: a home folder, the system's, the tasks' `data`."""
     if ONE_SLASH.match(output):
         raise SpecError(
-            f"output {output!r} is neither a path nor a URI; wanted two slashes, like {output.replace(':/', '://', 1)!r}; correct it"
+            f"output {output!r} is neither a path nor a URI; wanted two slashes, like "
+            f"{output.replace(':/', '://', 1)!r}; correct it"
         )
     if "://" not in output:
         _check_place(output, data)
@@ -128,7 +130,8 @@ def _check_place(output: str, data: Sequence[str]) -> None:
         )
     if place.parts[1] in SYSTEM:
         raise SpecError(
-            f"output {output!r} lies in /{place.parts[1]}, which belongs to the system; wanted a folder on a disk; choose another"
+            f"output {output!r} lies in /{place.parts[1]}, which belongs to the system; wanted a folder on a disk; "
+            "choose another"
         )
     for name in data:
         if name.startswith("demo:"):
@@ -188,7 +191,8 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
 
 
 def _start(times: int, **how: object) -> None:
-    """`ray.init`. A machine under load may need longer than the half minute that Ray waits for its own processes: so it is asked again.
+    """`ray.init`. A machine under load may need longer than the half minute that Ray waits for its own processes: so
+    it is asked again.
 
     Raises:
         SpecError: why Ray did not start, in a line.
@@ -201,7 +205,8 @@ def _start(times: int, **how: object) -> None:
             return
         except ConnectionError as error:
             raise SpecError(
-                f"no Ray cluster answers at {how['address']!r}: {error}; start one with `ray start --head`, or leave cluster.address out"
+                f"no Ray cluster answers at {how['address']!r}: {error}; start one with `ray start --head`, or leave "
+                "cluster.address out"
             ) from None
         except Exception as error:  # Ray raises plain ones for whatever its processes met
             ray.shutdown()
@@ -211,7 +216,9 @@ def _start(times: int, **how: object) -> None:
                 continue
             if not more or not was_too_slow(why):
                 raise SpecError(
-                    f"Ray did not start on this machine: {why}; see the logs in {temporary_folder() / 'ray/session_latest/logs'}, free memory or CPUs, and run the same command again"
+                    f"Ray did not start on this machine: {why}; see the logs in "
+                    f"{temporary_folder() / 'ray/session_latest/logs'}, free memory or CPUs, and run the same command "
+                    "again"
                 ) from None
 
 
@@ -244,13 +251,16 @@ def check_room(settings: Cluster, there: Sequence[Node], who: str) -> None:
         if (wanted := each * settings.workers_per_task) > sum_:
             key = f"{kind.lower()}s_per_worker"
             raise SpecError(
-                f"one team needs {wanted:g} {kind}s (cluster.workers_per_task {settings.workers_per_task} x {key} {each:g}), "
-                f"but {who} has {sum_:g}; lower cluster.{key} or workers_per_task, or join a larger cluster with cluster.address"
+                f"one team needs {wanted:g} {kind}s (cluster.workers_per_task {settings.workers_per_task} x {key} "
+                f"{each:g}), "
+                f"but {who} has {sum_:g}; lower cluster.{key} or workers_per_task, or join a larger cluster with "
+                "cluster.address"
             )
     if (places := room(settings, there)) < settings.workers_per_task:
         raise SpecError(
             f"one team needs {settings.workers_per_task} worker(s) with {_words(settings)} on one node each, but {who} "
-            f"({len(there)} node(s)) has places for {places}; lower what cluster asks for a worker, or join a larger cluster"
+            f"({len(there)} node(s)) has places for {places}; lower what cluster asks for a worker, or join a larger "
+            "cluster"
         )
 
 
@@ -293,8 +303,8 @@ def slots(settings: Cluster, workers: int, limit: int | None) -> int:
 
 
 def free_gpus(settings: Cluster) -> None:
-    """End the idle processes of tasks that hold a model on a GPU: Ray keeps them for the next task, and their memory from the
-    teams, which get processes of their own."""
+    """End the idle processes of tasks that hold a model on a GPU: Ray keeps them for the next task, and their memory
+    from the teams, which get processes of their own."""
     if not settings.gpus_per_worker:
         return
     import ray

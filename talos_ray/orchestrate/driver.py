@@ -50,7 +50,8 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
         mask = folder.load_mask(prepared.base)
         if mask is not None and (number := _made(prepared, folder, mask)) is not None:
             progress.say(
-                f"Nothing to do: {spec.output} already holds this edit as version {number} (head is version {folder.head})."
+                f"Nothing to do: {spec.output} already holds this edit as version {number} (head is version "
+                f"{folder.head})."
             )
             return folder
         from talos_ray.orchestrate.session import on_ray
@@ -199,7 +200,8 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     for arm in arms:
         if missing := sorted(set(arm.keys) - set(deltas[arm.name])):
             raise TalosError(
-                f"no delta of {arm.name}/{missing[0]} on storage after training; check that every worker can write to {arm.folder.store.uri!r}"
+                f"no delta of {arm.name}/{missing[0]} on storage after training; check that every worker can write to "
+                f"{arm.folder.store.uri!r}"
             )
     if jobs:
         made = {j.task.name: deltas[SPARSE][j.task.name].fingerprint for j in jobs if j.arm == SPARSE}
@@ -225,10 +227,14 @@ def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
         delta = make_delta(task.name, after, before, p.base, arm.mask.fingerprint, dtype, info)
     except ValueError:
         raise TalosError(
-            f"checkpoint {task.checkpoint!r} of task {task.name!r} holds values that are not finite; wanted finite weights; train it again"
+            f"checkpoint {task.checkpoint!r} of task {task.name!r} holds values that are not finite; wanted finite "
+            "weights; train it again"
         ) from None
     arm.folder.save_delta(delta)
-    words = f"{arm.name}/{task.name} from {task.checkpoint}: {lost:.1%} of its change (squared length) lies off the mask and is left behind"
+    words = (
+        f"{arm.name}/{task.name} from {task.checkpoint}: {lost:.1%} of its change (squared length) lies off the mask "
+        "and is left behind"
+    )
     return _delta_file(arm.name, task.name), words
 
 
@@ -244,7 +250,10 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
     session.slots_of("search", 1, session.spec.cluster.search_workers)
     approved = approved_in(session.folder, session.p, arms[0], deltas[SPARSE])
     if approved is not None:
-        progress.say(f"search: {', '.join(sorted(approved.deltas))} keep their coefficients and heads (search.relearn: all would find them anew)")
+        progress.say(
+            f"search: {', '.join(sorted(approved.deltas))} keep their coefficients and heads (search.relearn: all "
+            "would find them anew)"
+        )
     search = MergeSearch(session, session.p, approved=approved)
     chosen = search.choose(arms, deltas)
     version, base, now = score_version(session, session.p, arms, deltas, chosen)
@@ -266,7 +275,8 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
 def publish(
     session, version: dict, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
 ) -> int:
-    """Make a version, and put it in force if its gate holds. The first one of a run is preceded by the base. Returns its number."""
+    """Make a version, and put it in force if its gate holds. The first one of a run is preceded by the base. Returns
+    its number."""
 
     progress, folder = session.progress, session.folder
     progress.begin("report", "tables and plots")

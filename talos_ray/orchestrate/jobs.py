@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from talos_ray.config import Task, Train
 
-TASK_TRAINER = "talos_ray.orchestrate.task_training:TaskTrainer"  # what a worker does; by name, so that only the workers load it
+TASK_TRAINER = (
+    "talos_ray.orchestrate.task_training:TaskTrainer"  # what a worker does; by name, so that only the workers load it
+)
 NAMESPACE = "talos_ray"
 POLL_SECONDS = 0.5  # between two looks of the driver
 

@@ -1,9 +1,9 @@
 """One learning run of a merge search, on the worker that has the model and its accelerator.
 
-A run is a chain of *attempts*: coefficients are learned, judged on validation data and, where a control task does not hold,
-learned further under more pressure. Everything random is a function of the spec, and an attempt is stored under the hash of
-all that decides it, with a checkpoint on the way. So a run that was killed ends with the bits that it would have had,
-on whichever node it goes on.
+A run is a chain of *attempts*: coefficients are learned, judged on validation data and, where a control task does not
+hold, learned further under more pressure. Everything random is a function of the spec, and an attempt is stored under
+the hash of all that decides it, with a checkpoint on the way. So a run that was killed ends with the bits that it
+would have had, on whichever node it goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ LOWER = 3  # times that the pressure may be lowered to a quarter, where all hold
 DOUBT = 0.75  # what a task that is to be forgotten is to think of an input's own class, as a share of what chance would
 AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
 CHECKPOINTS = 4  # an attempt
-TOGETHER = 64  # inputs in one forward on a CPU: the activations of more fall out of its caches (an eighth slower at 144)
+TOGETHER = (
+    64  # inputs in one forward on a CPU: the activations of more fall out of its caches (an eighth slower at 144)
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class Pool:
 def pool_of(spec: Spec, task: str, train: int, validation: int) -> Pool:
     """The pool of a task with so many training and validation inputs.
 
-    A control task has to show the model enough of what must hold. One with few training inputs shows some of its validation inputs
-    too, without their labels; those take no part in the choice, or the choice would be made on what was learned.
+    A control task has to show the model enough of what must hold. One with few training inputs shows some of its
+    validation inputs too, without their labels; those take no part in the choice, or the choice would be made on what
+    was learned.
     """
     rows = sampled_rows(train, spec.search.inputs)
     everything = torch.arange(validation)
@@ -85,7 +88,8 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One candidate that a search tries. `coefficient`: one of the grid, shared by all tasks, and nothing is learned."""
+    """One candidate that a search tries. `coefficient`: one of the grid, shared by all tasks, and nothing is
+    learned."""
 
     arm: str
     merge: str  # name of the way to merge
@@ -97,7 +101,8 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeProblem:
-    """What is searched for one set of task vectors: all that a learning run needs to know, beside the vectors themselves.
+    """What is searched for one set of task vectors: all that a learning run needs to know, beside the vectors
+    themselves.
 
     Args:
         deltas: task -> fingerprint of its delta.
@@ -145,13 +150,38 @@ class MergeProblem:
             values = {t: torch.as_tensor(a).tolist() for t, a in self.start.values.items()}
             start = [self.start.granularity, values]
         settings = self.search.model_dump(
-            include={"teacher", "heads", "head_lr", "words_weight", "steps", "start", "inputs", "batch_size", "control_batch_size", "control_keep", "control_margin"}
-        )  # fmt: skip
+            include={
+                "teacher",
+                "heads",
+                "head_lr",
+                "words_weight",
+                "steps",
+                "start",
+                "inputs",
+                "batch_size",
+                "control_batch_size",
+                "control_keep",
+                "control_margin",
+            }
+        )
         goals = [asdict(g) for g in self.goals]
         merge = self.merge.model_dump()
         return key_of(
-            [self.base, self.marks, dict(self.deltas), merge, goals, settings, start, self.moving, fingerprint(self.heads), self.seed, self.own_heads, *more]
-        )  # fmt: skip
+            [
+                self.base,
+                self.marks,
+                dict(self.deltas),
+                merge,
+                goals,
+                settings,
+                start,
+                self.moving,
+                fingerprint(self.heads),
+                self.seed,
+                self.own_heads,
+                *more,
+            ]
+        )
 
 
 class LearningRun:
@@ -161,7 +191,9 @@ class LearningRun:
         several: whether other points of the search may stop it on its way.
     """
 
-    def __init__(self, bench: Workbench, arm: Arm, problem: MergeProblem, point: Point, *, several: bool = False) -> None:
+    def __init__(
+        self, bench: Workbench, arm: Arm, problem: MergeProblem, point: Point, *, several: bool = False
+    ) -> None:
         self.bench, self.arm, self.problem, self.point, self.several = bench, arm, problem, point, several
         self.folder = RunFolder(problem.folder)
         self.mask = Mask(bench.shared.layout, arm.bits)
@@ -257,12 +289,25 @@ class LearningRun:
                 curve.append([step, round(loss, 5)])
 
         try:
-            with wrapped(blocks_of(bench.family.module, bench.family.edited) if p.train.gradient_checkpointing else (), recomputing):  # fmt: skip
+            with wrapped(
+                blocks_of(bench.family.module, bench.family.edited) if p.train.gradient_checkpointing else (),
+                recomputing,
+            ):
                 for stop in sorted(s for s in stops if s > done):
-                    learn(learner, plan, lambda s: self._backward(plan, s, pressure), self.heads, start=done, until=stop, on_step=on_step)
+                    learn(
+                        learner,
+                        plan,
+                        lambda s: self._backward(plan, s, pressure),
+                        self.heads,
+                        start=done,
+                        until=stop,
+                        on_step=on_step,
+                    )
                     done = stop
                     if done < steps:
-                        self.folder.save_checkpoint(name, key, done, {**learner.state(), **self.heads.state(), "curve": _tensor(curve)})
+                        self.folder.save_checkpoint(
+                            name, key, done, {**learner.state(), **self.heads.state(), "curve": _tensor(curve)}
+                        )
                         yield {"step": done, **(self._judged(heads=False)[0] if self.several else {})}
             judged, heads = self._judged()
             blend = Blend({t: a.cpu() for t, a in learner.coefficients.items()}, self.point.granularity, p.groups)
@@ -282,8 +327,8 @@ class LearningRun:
         return self.problem.search.start
 
     def _first_heads(self, before: str | None) -> dict[str, torch.Tensor]:
-        """Heads that are learned with the coefficients, and what they begin at: the frozen ones, or those of the attempt before. Only
-        where one forward serves both kinds."""
+        """Heads that are learned with the coefficients, and what they begin at: the frozen ones, or those of the
+        attempt before. Only where one forward serves both kinds."""
         p = self.problem
         if not (p.own_heads and self._alike and p.search.heads != "words"):
             return {}
@@ -337,9 +382,14 @@ class LearningRun:
         total = 0.0
         most = self.problem.train.micro_batch_size or (TOGETHER if self.bench.device.type == "cpu" else None)
         while batches:
-            # Tasks share a forward as far as memory, or a CPU's caches, allow: large products are faster than many small ones.
+            # Tasks share a forward as far as memory, or a CPU's caches, allow: large products are faster than many
+            # small ones.
             together = [batches.pop(0)]
-            while batches and self._alike and (most is None or sum(len(b[2]) for b in together) + len(batches[0][2]) <= most):
+            while (
+                batches
+                and self._alike
+                and (most is None or sum(len(b[2]) for b in together) + len(batches[0][2]) <= most)
+            ):
                 together.append(batches.pop(0))
             loss = self._loss(together)
             loss.backward()
@@ -348,7 +398,8 @@ class LearningRun:
 
     @property
     def _alike(self) -> bool:
-        """Whether inputs of different tasks go through the model together: where heads are linear, they meet only behind it."""
+        """Whether inputs of different tasks go through the model together: where heads are linear, they meet only
+        behind it."""
         family = self.bench.family
         return getattr(family, "words_are_linear", False)
 
@@ -389,8 +440,8 @@ class LearningRun:
 
     def _goal_loss(self, goal: Goal, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if goal.kind == "forget":
-            # Every class as likely as any other, but the right one less: with none of them ahead, whatever little the features still
-            # say would go on deciding, and the answer be right as before.
+            # Every class as likely as any other, but the right one less: with none of them ahead, whatever little the
+            # features still say would go on deciding, and the answer be right as before.
             count = logits.shape[-1]
             others = (1.0 - DOUBT / count) / max(1, count - 1)
             wanted = torch.full_like(logits, others).scatter(1, labels[:, None], DOUBT / count)

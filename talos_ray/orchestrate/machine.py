@@ -1,4 +1,5 @@
-"""What this machine must have before Ray can start on it, or a cluster be joined: looked at before any work, and told in a line.
+"""What this machine must have before Ray can start on it, or a cluster be joined: looked at before any work, and told
+in a line.
 
 Ray itself says most of it after half a minute, in the words of whichever of its processes failed first.
 """
@@ -45,12 +46,14 @@ def check_caches() -> None:
         theirs.expanduser()
     except RuntimeError:
         raise SpecError(
-            "no home folder is known (HOME is not set), so there is no place for caches; set HOME, or TALOS_CACHE and HF_HOME, to folders that can be written"
+            "no home folder is known (HOME is not set), so there is no place for caches; set HOME, or TALOS_CACHE and "
+            "HF_HOME, to folders that can be written"
         ) from None
     for name, folder in (("TALOS_CACHE", own), ("HF_HOME", theirs)):
         if (why := _unwritable(folder)) is not None:
             raise SpecError(
-                f"the cache {str(folder)!r} cannot be written: {why}; set {name} to a folder that can be, or mend access"
+                f"the cache {str(folder)!r} cannot be written: {why}; set {name} to a folder that can be, or mend "
+                "access"
             )
 
 
@@ -68,17 +71,20 @@ def _check_temporary() -> None:
     folder = temporary_folder()
     if (length := len(os.fsencode(folder / SOCKET))) > LONGEST:
         raise SpecError(
-            f"Ray cannot start: its sockets below {str(folder)!r} (from {_named()}) would have paths of {length} bytes, and the system takes {LONGEST}; set RAY_TMPDIR to a short path, like /tmp"
+            f"Ray cannot start: its sockets below {str(folder)!r} (from {_named()}) would have paths of {length} "
+            f"bytes, and the system takes {LONGEST}; set RAY_TMPDIR to a short path, like /tmp"
         )
     if (why := _unwritable(folder)) is not None:
         raise SpecError(
-            f"Ray cannot start: its folder {str(folder)!r} (from {_named()}) cannot be written: {why}; set RAY_TMPDIR to a folder that can be"
+            f"Ray cannot start: its folder {str(folder)!r} (from {_named()}) cannot be written: {why}; set RAY_TMPDIR "
+            "to a folder that can be"
         )
     room = {str(p): shutil.disk_usage(p).free for p in (SHARED, folder) if p.is_dir()}
     if room and max(room.values()) < LEAST:
         found = " and ".join(f"{free >> 20} MB in {name}" for name, free in room.items())
         raise SpecError(
-            f"Ray cannot start: there are {found}, and its object store wants {LEAST >> 20} MB; free space in {SHARED} (docker: --shm-size), or set RAY_TMPDIR to a disk with room"
+            f"Ray cannot start: there are {found}, and its object store wants {LEAST >> 20} MB; free space in "
+            f"{SHARED} (docker: --shm-size), or set RAY_TMPDIR to a disk with room"
         )
 
 
@@ -94,5 +100,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=ANSWERS).close()
     except (OSError, OverflowError) as error:
         raise SpecError(
-            f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave cluster.address out and unset RAY_ADDRESS"
+            f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave "
+            "cluster.address out and unset RAY_ADDRESS"
         ) from None

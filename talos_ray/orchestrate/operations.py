@@ -55,7 +55,8 @@ class _Open:
         found = {t: self.folder.load_delta(t, self.head["deltas"].get(t)) for t in tasks}
         if missing := [t for t, d in found.items() if d is None]:
             raise TalosError(
-                f"run {self.folder.store.uri!r} misses the delta of task {missing[0]!r}; restore deltas/ from a copy, or finish the run"
+                f"run {self.folder.store.uri!r} misses the delta of task {missing[0]!r}; restore deltas/ from a copy, "
+                "or finish the run"
             )
         return found
 
@@ -70,7 +71,8 @@ class _Open:
         return blend.only(rows), {t: h for t, h in heads.items() if t in tasks}
 
     def way(self, deltas: Mapping[str, Delta], how: Merge) -> Way:
-        """Deltas under a merge method; with a row a group of layers, where head is of an earlier release and has them."""
+        """Deltas under a merge method; with a row a group of layers, where head is of an earlier release and has
+        them."""
         grouped = any("@" in row for row in self.head["coefficients"])
         return ways_of([self.arm], {SPARSE: deltas}, (how,), grouped)[SPARSE]
 
@@ -88,8 +90,8 @@ class _Open:
 
 @contextmanager
 def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False) -> Iterator[_Open]:
-    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked before anything
-    starts."""
+    """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked
+    before anything starts."""
     folder = RunFolder(uri)
     spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
     names = [t.name for t in spec.tasks]
@@ -101,10 +103,13 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
     if folder.head is None:
         raise TalosError(f"run {uri!r} has no version yet; run the same command again to finish it")
     head = folder.load_version(folder.head)
-    held = {t for t in head["deltas"] if t in head["targets"] or t in head.get("forgotten", ())}  # others only help to forget
+    held = {
+        t for t in head["deltas"] if t in head["targets"] or t in head.get("forgotten", ())
+    }  # others only help to forget
     if in_head and (absent := [t for t in tasks if t not in held]):
         raise TalosError(
-            f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: {', '.join(sorted(held)) or 'none'}"
+            f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: "
+            f"{', '.join(sorted(held)) or 'none'}"
         )
     how = Merge.model_validate(head.get("merge", {"method": "linear"}))
     with Progress() as progress:
@@ -141,8 +146,8 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
 
 
 def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = False) -> int:
-    """Take one task out of head, exactly: the others keep their coefficients and heads, and merge methods never see its delta.
-    Returns the version's number.
+    """Take one task out of head, exactly: the others keep their coefficients and heads, and merge methods never see
+    its delta. Returns the version's number.
 
     Raises:
         TalosError: head holds no edit of this task.
@@ -159,16 +164,24 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
 
 
 def forget(
-    uri: str, task: str, *, keep: float = 0.95, at_most: float | None = None, reason: str | None = None, verbose: bool = False
-) -> int:  # fmt: skip
-    """Task negation (Ilharco et al., 2023), by gradient: the coefficients of one task's delta that push its answers towards chance,
-    under as much pressure as it takes for every control task to keep `keep` of the base's score, and every task that head has learnt
-    `keep` of head's. Deltas of the run that are not in head help: they are further directions that hardly disturb others, and
-    without them a task is not forgotten by half. Learned on training inputs, judged on validation data. Returns the version's number.
+    uri: str,
+    task: str,
+    *,
+    keep: float = 0.95,
+    at_most: float | None = None,
+    reason: str | None = None,
+    verbose: bool = False,
+) -> int:
+    """Task negation (Ilharco et al., 2023), by gradient: the coefficients of one task's delta that push its answers
+    towards chance, under as much pressure as it takes for every control task to keep `keep` of the base's score, and
+    every task that head has learnt
+    `keep` of head's. Deltas of the run that are not in head help: they are further directions that hardly disturb
+    others, and without them a task is not forgotten by half. Learned on training inputs, judged on validation data.
+    Returns the version's number.
 
     Args:
-        at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which is what
-            always answering the most frequent class scores, and 0.05.
+        at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which
+            is what always answering the most frequent class scores, and 0.05.
 
     Raises:
         TalosError: not reachable; with the best that is, and all that was tried. Nothing is changed.
@@ -211,7 +224,9 @@ def forget(
         goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
         problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
         point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=search_settings.several("lr")[0])
-        record = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})[way.name][0]
+        record = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})[
+            way.name
+        ][0]
         told = {
             "task": task,
             "helpers": list(helpers),
@@ -248,21 +263,25 @@ def _unreachable(told: dict, holds: bool) -> str:
     task, curve = told["task"], told["curve"]
     if not holds:
         nearest_one = max(curve, key=lambda p: p["kept"])
-        reached = f"under no pressure does every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps {nearest_one['kept']:.1%} at best"
+        reached = (
+            f"under no pressure does every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps "
+            f"{nearest_one['kept']:.1%} at best"
+        )
         fix = "lower keep, or `talos remove` it"
     else:
         reached = f"{told['after']:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}"
         fix = f"accept that with at_most={told['after'] + 5e-4:.3f}, or lower keep"
     lines = [f"  {p['pressure']:6g}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
     return (
-        f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most {told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
+        f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most "
+        f"{told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
         + "\n".join(["pressure of the others: accuracy, and who keeps least (validation)", *lines])
     )
 
 
 def robustness(uri: str, *, verbose: bool = False) -> dict:
-    """Test accuracy of base and head under every corruption of `talos_ray.corruptions`, of every task; kept beside the version, and
-    shown in its report.
+    """Test accuracy of base and head under every corruption of `talos_ray.corruptions`, of every task; kept beside the
+    version, and shown in its report.
 
     Returns:
         task -> corruption ("none" for the data as they are) -> {"base" | "merged": accuracy with its interval}.
@@ -279,9 +298,7 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
         remote = evaluate.options(**options(p.spec.cluster))
         refs = [remote.remote(session.shared_ref, way.ref, models[m][0], [t], models[m][1], c) for t, c, m in asked]
         answered = waited(session, refs, "robustness", "corrupted scores")
-        found: dict = {
-            t: {"none": {m: head["scores"][t][m] for m in models}} for t in tasks if t in head["scores"]
-        }
+        found: dict = {t: {"none": {m: head["scores"][t][m] for m in models}} for t in tasks if t in head["scores"]}
         for (t, c, m), kinds in zip(asked, answered, strict=True):
             predicted = kinds[t]["own" if t in models[m][1] else "words"]
             right = answers(p, {t: predicted}, {}).counts(t)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -103,7 +104,8 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     layout = layout_of(family)
     if gone := _negated(folder, [t.name for t in spec.tasks]):
         progress.say(
-            f"head has forgotten {', '.join(gone)}; a version with other tasks is made from the base, so `talos forget` is to be run again on it"
+            f"head has forgotten {', '.join(gone)}; a version with other tasks is made from the base, so `talos "
+            "forget` is to be run again on it"
         )
     calibrated = _calibrated_on(folder, spec)
     if spec.mask.path is not None:
@@ -130,16 +132,19 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     k = layout.total if spec.mask.strategy == "all" else round(spec.mask.keep * layout.total)
     if k < 1:
         raise TalosError(
-            f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise mask.keep"
+            f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise "
+            "mask.keep"
         )
     if k > (room := layout.without(layout.closed(spec.mask.layers)).total) and spec.mask.strategy != "all":
         raise TalosError(
-            f"mask.keep {spec.mask.keep:g} is {k:,} weights, but mask.layers {spec.mask.layers:g} opens {room:,}; wanted no more than those; lower mask.keep, or raise mask.layers"
+            f"mask.keep {spec.mask.keep:g} is {k:,} weights, but mask.layers {spec.mask.layers:g} opens {room:,}; "
+            "wanted no more than those; lower mask.keep, or raise mask.layers"
         )
     _check_stored(folder, prepared)
     progress.end(
         "check",
-        f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, {k:,} may change"
+        f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, "
+        f"{k:,} may change"
         + (
             ""
             if calibrated == [t.name for t in spec.tasks]
@@ -156,7 +161,8 @@ def _check_images(data: TaskData) -> None:
         if troubled := troubled_images(split):
             row, why = troubled[0]
             raise SpecError(
-                f"task {data.task.name!r}: {len(troubled)} image(s) of {name} cannot be read, the first is {split.words(row)!r}: {why}"
+                f"task {data.task.name!r}: {len(troubled)} image(s) of {name} cannot be read, the first is "
+                f"{split.words(row)!r}: {why}"
             )
 
 
@@ -165,15 +171,16 @@ def _check_finite(model: str, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             raise SpecError(
-                f"model {model!r}: {int((~finite).sum())} values of its tensor {name!r} are NaN or infinite; wanted finite weights; load or train it again"
+                f"model {model!r}: {int((~finite).sum())} values of its tensor {name!r} are NaN or infinite; wanted "
+                "finite weights; load or train it again"
             )
 
 
 def _heads(
     folder: RunFolder, family: Family, base: str, data: Mapping[str, TaskData], seed: int, progress: Progress
 ) -> dict[str, np.ndarray]:
-    """Every task's head: the run's own where it has it, because another machine may make other last bits of it, and all that is
-    addressed by it would be made again."""
+    """Every task's head: the run's own where it has it, because another machine may make other last bits of it, and
+    all that is addressed by it would be made again."""
     kept, heads = folder.kept_heads(), {}
     for i, (name, d) in enumerate(data.items()):
         progress.update("check", i / len(data), f"head of {name}")
@@ -189,7 +196,8 @@ def _check_answers(spec: Spec, family: Family) -> None:
     if hasattr(family, "sampled"):
         if linear := [t.name for t in (*spec.tasks, *spec.control) if t.head == "linear"]:
             raise SpecError(
-                f"tasks.{linear[0]}.head is 'linear', but model {spec.model!r} answers in words; wanted 'words', or a model whose features are read (an image model, a text encoder); leave it out"
+                f"tasks.{linear[0]}.head is 'linear', but model {spec.model!r} answers in words; wanted 'words', or a "
+                "model whose features are read (an image model, a text encoder); leave it out"
             )
         return
     wanted = {f"tasks.{t.name}.choices": t.choices is not None for t in (*spec.tasks, *spec.control)}
@@ -199,12 +207,14 @@ def _check_answers(spec: Spec, family: Family) -> None:
     }
     if names := [name for name, asked in wanted.items() if asked]:
         raise SpecError(
-            f"model {spec.model!r} writes no text, so it cannot have {', '.join(names)}; wanted a sequence-to-sequence model or a causal LM; leave it out"
+            f"model {spec.model!r} writes no text, so it cannot have {', '.join(names)}; wanted a "
+            "sequence-to-sequence model or a causal LM; leave it out"
         )
 
 
 def _calibrated_on(folder: RunFolder, spec: Spec) -> list[str]:
-    """The tasks that the mask comes from: those of the spec, or those of the run that the spec adds tasks to. Of these, some may have
+    """The tasks that the mask comes from: those of the spec, or those of the run that the spec adds tasks to. Of
+    these, some may have
     been taken out of head since: the mask stays what it is."""
     mine = [t.name for t in spec.tasks]
     if folder.store.exists("mask.safetensors") and folder.store.exists("run.json"):
@@ -274,7 +284,8 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
         found = tuple(tuned[name].shape) if name in tuned else "none"
         if found != tuple(shape):
             raise SpecError(
-                f"checkpoint {task.checkpoint!r} of task {task.name!r}: tensor {name!r} has shape {found}; wanted {tuple(shape)}, the base's; "
+                f"checkpoint {task.checkpoint!r} of task {task.name!r}: tensor {name!r} has shape {found}; wanted "
+                f"{tuple(shape)}, the base's; "
                 f"give one that was fine-tuned from this model, in its layout, or name it as a model (like hf:FOLDER)"
             )
     return tuned

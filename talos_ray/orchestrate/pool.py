@@ -1,8 +1,9 @@
 """Training where a task needs one worker: a pool of actors, one process each, that the driver hands tasks to.
 
-A worker costs the driver's node a few messages a second, whereas every trainer of Ray Train keeps a controller and a synchronising
-actor there (docs/scaling.md has both measured). A worker that is lost costs its own task the steps since the last checkpoint, and
-the others nothing. Nodes that come late get workers, and a worker for which nothing waits goes at once.
+A worker costs the driver's node a few messages a second, whereas every trainer of Ray Train keeps a controller and a
+synchronising actor there (docs/scaling.md has both measured). A worker that is lost costs its own task the steps since
+the last checkpoint, and the others nothing. Nodes that come late get workers, and a worker for which nothing waits
+goes at once.
 
 Nothing here imports torch: a worker loads it with what it does.
 """
@@ -210,7 +211,8 @@ class Pool:
             waited = time.monotonic() - min(worker.since for worker in self.workers)
             if waited > self.settings.stall_minutes * 60:
                 raise TalosError(
-                    f"no worker has started for {waited / 60:.0f} minutes; wanted a node with room for one; see `ray status`, or lower what cluster asks for a worker"
+                    f"no worker has started for {waited / 60:.0f} minutes; wanted a node with room for one; see `ray "
+                    "status`, or lower what cluster asks for a worker"
                 )
 
     def _note(self, worker: Hired) -> None:
@@ -250,7 +252,8 @@ class Pool:
             self.board.give_back(job)
 
     def _failures(self, job: Job) -> int:
-        """How often a job lost its worker for a reason of its own: not counted where a node was taken away, or may have been."""
+        """How often a job lost its worker for a reason of its own: not counted where a node was taken away, or may
+        have been."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         now = time.monotonic()
         own = [loss for loss in self.losses if loss.task == job.name and loss.node in alive and not loss.preempted]
@@ -262,8 +265,8 @@ class Pool:
 
 
 def places(settings: Cluster) -> int:
-    """How many workers are wanted at once: as many as `teams` says, on a cluster also those whose nodes an autoscaler has yet to
-    bring; as many as fit, if it is not said."""
+    """How many workers are wanted at once: as many as `teams` says, on a cluster also those whose nodes an autoscaler
+    has yet to bring; as many as fit, if it is not said."""
     fit = max(1, room(settings, nodes()))
     if settings.teams is None:
         return fit

@@ -1,8 +1,10 @@
 """What talos_ray uses of Ray that Ray does not promise, item by item, each with what serves where a later Ray lacks it.
 
-- `_system_config` of `ray.init`: processes of a Ray of our own stay warm between tasks. Without it Ray starts them anew, which is
+- `_system_config` of `ray.init`: processes of a Ray of our own stay warm between tasks. Without it Ray starts them
+anew, which is
   slower and as right.
-- The wording of two kinds of messages: that Ray's own processes were too slow to start, and that its memory monitor ended a worker.
+- The wording of two kinds of messages: that Ray's own processes were too slow to start, and that its memory monitor
+ended a worker.
   Where it changes, a start is not tried again, and the message is shown as Ray words it.
 """
 

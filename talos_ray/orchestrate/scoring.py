@@ -38,9 +38,11 @@ Heads = Mapping[str, torch.Tensor]  # task -> linear head of its own, float32 [c
 
 
 @ray.remote(**WARM)
-def look(shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torch.Tensor | None, key: str, uri: str) -> dict:
-    """What one model makes of one task, found once for all learning runs, and stored under `key`: its answers on the inputs that are
-    learned from (log-probabilities, float16 [n, classes]), and which validation inputs it gets right.
+def look(
+    shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torch.Tensor | None, key: str, uri: str
+) -> dict:
+    """What one model makes of one task, found once for all learning runs, and stored under `key`: its answers on the
+    inputs that are learned from (log-probabilities, float16 [n, classes]), and which validation inputs it gets right.
 
     Args:
         arm: whose deltas; the base, if not given.
@@ -87,8 +89,9 @@ def evaluate(
 
 @ray.remote(**WARM)
 def disturbed(shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bool) -> tuple[dict[str, float], float]:
-    """The disentanglement error of one task (Ortiz-Jimenez et al., 2023): the share of its validation inputs that are answered
-    differently, compared with its own edit alone, where one other edit joins (by the other's name), and where all others do."""
+    """The disentanglement error of one task (Ortiz-Jimenez et al., 2023): the share of its validation inputs that are
+    answered differently, compared with its own edit alone, where one other edit joins (by the other's name), and where
+    all others do."""
     bench = workbench(shared)
     examples = bench.examples(task, "validation")
     rows = sampled_rows(len(examples), DISTURBED)
@@ -106,7 +109,8 @@ def disturbed(shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bo
 @ray.remote(**WARM)
 def inspect(shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict:
     """What a model still knows of a task, beyond its accuracy: how often it predicts each class on test data, what a
-    linear probe on its features scores there, fitted to training data, and what it scores once it is trained `again` a little."""
+    linear probe on its features scores there, fitted to training data, and what it scores once it is trained `again` a
+    little."""
     from talos_ray.orchestrate.task_training import retrain
 
     bench = workbench(shared)
@@ -161,12 +165,12 @@ class Chosen:
 def ways_of(
     arms: Sequence, deltas: Mapping[str, Mapping[str, Delta]], methods: Sequence[Merge], grouped: bool = False
 ) -> dict[str, Way]:
-    """Every arm's task vectors under each merge method (dense ones: as trained), put into the object store by the driver, who
-    outlives the teams that made them.
+    """Every arm's task vectors under each merge method (dense ones: as trained), put into the object store by the
+    driver, who outlives the teams that made them.
 
     Args:
-        grouped: a row a task and group of layers, as versions of earlier releases have them; else groups are segments of the
-            coefficients.
+        grouped: a row a task and group of layers, as versions of earlier releases have them; else groups are segments
+            of the coefficients.
     """
     found = {}
     for plan in arms:
@@ -180,7 +184,9 @@ def ways_of(
             name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
             plain = how.method == "linear" and groups is None
             ref = single if plain else ray.put(Arm.of(name, mask.bits, rows))
-            found[name] = Way(name=name, plan=plan, how=how, mask=mask, rows=rows, ref=ref, single=single, trained=trained)
+            found[name] = Way(
+                name=name, plan=plan, how=how, mask=mask, rows=rows, ref=ref, single=single, trained=trained
+            )
     return found
 
 
@@ -230,8 +236,15 @@ class Looks:
         return key_of(["look", p.base, data, frozen, other, lends, p.spec.search.inputs, used, own])
 
     def ask(
-        self, task: str, *, ref=None, blend: Blend | None = None, used: Sequence = (), own: bool = False, head: torch.Tensor | None = None
-    ) -> str:  # fmt: skip
+        self,
+        task: str,
+        *,
+        ref=None,
+        blend: Blend | None = None,
+        used: Sequence = (),
+        own: bool = False,
+        head: torch.Tensor | None = None,
+    ) -> str:
         """Have a task looked at. Returns the look's key.
 
         Args:
@@ -241,7 +254,9 @@ class Looks:
         key = self.key(task, list(used), own, head)
         if key not in self.asked:
             uri = self.session.folder.store.uri
-            self.asked[key] = self.remote.remote(self.session.shared_ref, ref, blend or Blend({}), task, own, head, key, uri)
+            self.asked[key] = self.remote.remote(
+                self.session.shared_ref, ref, blend or Blend({}), task, own, head, key, uri
+            )
         return key
 
     def found(self) -> dict[str, Look]:
@@ -254,9 +269,16 @@ class Looks:
         return self.session.folder.load_trial(key)[1]["head"]
 
 
-def score_version(session, prepared, arms, deltas: Mapping[str, Mapping[str, Delta]], chosen: Mapping[str, Chosen], others: Sequence[str] = ()) -> tuple[dict, Answers, Answers]:  # fmt: skip
-    """The content of a version: test scores of base, probe, single edits and merged model of every arm; and what the base and the
-    merged model answered.
+def score_version(
+    session,
+    prepared,
+    arms,
+    deltas: Mapping[str, Mapping[str, Delta]],
+    chosen: Mapping[str, Chosen],
+    others: Sequence[str] = (),
+) -> tuple[dict, Answers, Answers]:
+    """The content of a version: test scores of base, probe, single edits and merged model of every arm; and what the
+    base and the merged model answered.
 
     Args:
         chosen: arm -> what its merged model is made of.
@@ -292,7 +314,9 @@ def score_version(session, prepared, arms, deltas: Mapping[str, Mapping[str, Del
     sparse, now = result[arms[0].name], merged_answers[arms[0].name]
     mine = chosen[arms[0].name]
     model, tensors = _composed(p, mine)
-    if mine.way.how.method in SUBSPACES and mine.way.rows:  # singular vectors differ in the last bits from machine to machine
+    if (
+        mine.way.how.method in SUBSPACES and mine.way.rows
+    ):  # singular vectors differ in the last bits from machine to machine
         sparse["rows"], size = session.folder.save_merged(mine.way.mask, mine.way.rows)
         sparse["cost"] |= {"merged_bytes": size, "weights_changed": mine.way.mask.k}
     if mine.blend.granularity is not None or mine.heads:
@@ -325,7 +349,8 @@ def score_version(session, prepared, arms, deltas: Mapping[str, Mapping[str, Del
     means = version["summary"]
     session.progress.end(
         "verify",
-        f"targets {means['zero_shot']:.3f} -> {means['merged']:.3f} ({means['merged'] - means['zero_shot']:+.3f}) on test data"
+        f"targets {means['zero_shot']:.3f} -> {means['merged']:.3f} ({means['merged'] - means['zero_shot']:+.3f}) on "
+        "test data"
         if p.targets
         else "no target task is left",
     )
@@ -333,7 +358,8 @@ def score_version(session, prepared, arms, deltas: Mapping[str, Mapping[str, Del
 
 
 def _own_heads(session, p, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[str, Heads]]:
-    """Heads of their own for the base (the probe) and for every single edit of every arm, for the tasks that could have one in the
+    """Heads of their own for the base (the probe) and for every single edit of every arm, for the tasks that could
+    have one in the
     merged model: so that what is compared has the same kind of head."""
     if not fits_heads(p):
         return {}, {arm: {} for arm in chosen}
@@ -348,7 +374,8 @@ def _own_heads(session, p, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[st
 
 
 def fits_heads(p) -> bool:
-    """Whether tasks may get heads of their own: not in a model that writes its answers, nor where the spec wants words."""
+    """Whether tasks may get heads of their own: not in a model that writes its answers, nor where the spec wants
+    words."""
     return p.own_heads and p.spec.search.heads != "words"
 
 
@@ -374,8 +401,11 @@ def answers(
     )
 
 
-def _arm_result(p, mine: Chosen, deltas, base: Answers, probe: Answers, together: Mapping, single: Mapping, others: Sequence[str]) -> dict:  # fmt: skip
-    """Scores, summary, search and costs of one arm. Where a task has a head of its own, `merged` and `single` are by it, and
+def _arm_result(
+    p, mine: Chosen, deltas, base: Answers, probe: Answers, together: Mapping, single: Mapping, others: Sequence[str]
+) -> dict:
+    """Scores, summary, search and costs of one arm. Where a task has a head of its own, `merged` and `single` are by
+    it, and
     `merged_words` and `single_words` by the frozen one; `probe` is the base under a head of its own."""
     scores: dict[str, dict] = {}
 
@@ -413,7 +443,9 @@ def _arm_result(p, mine: Chosen, deltas, base: Answers, probe: Answers, together
             summary |= {"merged_words": mean("merged_words", "merged"), "single_words": mean("single_words", "single")}
         if probe.predicted:
             summary["probe"] = mean("probe")
-    summary["control_kept"] = {c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls}
+    summary["control_kept"] = {
+        c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls
+    }
     files = mine.way.plan.folder.store
     return {
         "coefficients": mine.blend.means(mine.way.mask),
@@ -430,8 +462,8 @@ def _arm_result(p, mine: Chosen, deltas, base: Answers, probe: Answers, together
 
 
 def _composed(p, mine: Chosen) -> tuple[str, dict[str, dict]]:
-    """Fingerprint of the composed model, and how many weights of each tensor changed and how far (norm of the change over
-    norm of the base). Proves on the way that rolling back gives the base's own bytes."""
+    """Fingerprint of the composed model, and how many weights of each tensor changed and how far (norm of the change
+    over norm of the base). Proves on the way that rolling back gives the base's own bytes."""
     family = load_model(p.spec.model)
     mask = mine.way.mask
     composer = Composer(family.module, mask, list(mine.way.rows.values()), p.base, mine.blend.segments(mask))

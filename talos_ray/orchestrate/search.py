@@ -1,9 +1,10 @@
 """Merge search on Ray Tune: a trial is a learning run (`orchestrate.learning`) on a worker with its accelerator.
 
-The points that the spec names come first, in one generation; then, if it wants more, generations that Optuna proposes through Ray
-Tune's own search algorithm. A generation waits until the one before is over, and a run is stopped early by the best run of
-earlier generations, never by one that happened to be faster: so the result is a function of the spec, the same with one trial at a
-time and with many. (Ray's asynchronous schedulers stop by who came first.) All arms are searched in one Tune run.
+The points that the spec names come first, in one generation; then, if it wants more, generations that Optuna proposes
+through Ray Tune's own search algorithm. A generation waits until the one before is over, and a run is stopped early by
+the best run of earlier generations, never by one that happened to be faster: so the result is a function of the spec,
+the same with one trial at a time and with many. (Ray's asynchronous schedulers stop by who came first.) All arms are
+searched in one Tune run.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"  # Tune's own would take an interrupt
 
 
 class Trial(tune.Trainable):
-    """A point of the search, tried to its end or until the best of earlier generations is out of reach. Its state is on storage:
-    one that was killed goes on from there, wherever it is started again."""
+    """A point of the search, tried to its end or until the best of earlier generations is out of reach. Its state is
+    on storage: one that was killed goes on from there, wherever it is started again."""
 
-    def setup(self, config: dict, problems: Mapping[str, MergeProblem] | None = None, refs: Mapping[str, list] | None = None) -> None:
+    def setup(
+        self, config: dict, problems: Mapping[str, MergeProblem] | None = None, refs: Mapping[str, list] | None = None
+    ) -> None:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         self.problems, self.refs = problems, refs
         self.reset_config(config)
@@ -80,12 +83,22 @@ class Generations(Searcher):
         made: (way, what Optuna chose) -> a point.
     """
 
-    def __init__(self, points: Mapping[str, Sequence[Point]], more: int, size: int, space: dict, made: Callable[[str, dict], Point], seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        points: Mapping[str, Sequence[Point]],
+        more: int,
+        size: int,
+        space: dict,
+        made: Callable[[str, dict], Point],
+        seed: int,
+    ) -> None:
         super().__init__()  # without a metric: a run on its way may have nothing to tell of it yet
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.more = dict.fromkeys(points, more)
         self.size, self.made = size, made
-        self.optuna = {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points} if more else {}
+        self.optuna = (
+            {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points} if more else {}
+        )
         self.waiting = [p for mine in points.values() for p in mine]
         self.several = more > 0 or len(self.waiting) > len(points)
         self.running: dict[str, Point] = {}
@@ -104,7 +117,12 @@ class Generations(Searcher):
             return None  # until the generation is over
         point = self.waiting.pop(0)
         self.running[trial_id] = point
-        return {"merge": point.merge, "point": asdict(point), "bars": self.bars.get(point.merge), "several": self.several}
+        return {
+            "merge": point.merge,
+            "point": asdict(point),
+            "bars": self.bars.get(point.merge),
+            "several": self.several,
+        }
 
     def _next_generation(self) -> None:
         for point, name in self.names:  # told in the order in which they were proposed, not in which they ended
@@ -159,7 +177,14 @@ class Told(tune.Callback):
             self.records.setdefault(way, []).append(result)
 
 
-def run_trials(session, spec, problems: Mapping[str, MergeProblem], refs: Mapping[str, list], points: Mapping[str, Sequence[Point]], on_report: Callable[[str, dict], None]) -> dict[str, list[dict]]:  # fmt: skip
+def run_trials(
+    session,
+    spec,
+    problems: Mapping[str, MergeProblem],
+    refs: Mapping[str, list],
+    points: Mapping[str, Sequence[Point]],
+    on_report: Callable[[str, dict], None],
+) -> dict[str, list[dict]]:
     """All searches in one Tune run. Returns the records of each way to merge, the best first.
 
     Args:
@@ -195,7 +220,8 @@ def run_trials(session, spec, problems: Mapping[str, MergeProblem], refs: Mappin
     if lost := [way for way in problems if way not in told.records]:
         reason = cluster.root_cause(results.errors[0]) if results.errors else "no trial came to an end"
         raise TalosError(
-            f"the merge search of {lost[0]} failed: {reason}\nwhat was finished is kept; mend the cause and run the same command again"
+            f"the merge search of {lost[0]} failed: {reason}\nwhat was finished is kept; mend the cause and run the "
+            "same command again"
         )
     return {way: sorted(records, key=rank) for way, records in told.records.items()}
 
@@ -239,8 +265,8 @@ def points_of(search: Search, way: Way, held: bool) -> list[Point]:
 
 @dataclass(frozen=True, kw_only=True)
 class Approved:
-    """What tasks in force have, and keep while others are added: coefficients, heads of their own, fingerprints of their deltas and
-    of the model that those make."""
+    """What tasks in force have, and keep while others are added: coefficients, heads of their own, fingerprints of
+    their deltas and of the model that those make."""
 
     arm: str
     blend: Blend
@@ -257,7 +283,9 @@ def approved_in(folder: RunFolder, prepared, arm, deltas: Mapping[str, Delta]) -
     head = folder.load_version(folder.head)
     before = head["deltas"]
     added = set(prepared.targets) - set(before)
-    unchanged = set(before) == set(head["targets"]) and all(t in deltas and deltas[t].fingerprint == f for t, f in before.items())
+    unchanged = set(before) == set(head["targets"]) and all(
+        t in deltas and deltas[t].fingerprint == f for t, f in before.items()
+    )
     blend, heads = folder.load_learned(head)
     merged_as = Merge.model_validate(head.get("merge", {"method": "linear"}))
     alike = search.several("granularity") == (blend.granularity,) and search.merge.tried == (merged_as,)
@@ -321,7 +349,9 @@ class MergeSearch:
             return {}
         heads = before.heads
         used = [before.model, dict(before.deltas)]
-        keys = {t: self.looks.ask(t, ref=way.ref, blend=before.blend, used=used, head=heads.get(t)) for t in before.deltas}
+        keys = {
+            t: self.looks.ask(t, ref=way.ref, blend=before.blend, used=used, head=heads.get(t)) for t in before.deltas
+        }
         seen = self.looks.found()
         return {t: Goal(task=t, kind="hold", before=seen[key].accuracy, look=key) for t, key in keys.items()}
 
@@ -337,7 +367,10 @@ class MergeSearch:
     def problem(self, way: Way, goals: Sequence[Goal], **more: object) -> MergeProblem:
         """What is searched for a way to merge."""
         p = self.p
-        marks = {n: [d.train.fingerprint(), d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})] for n, d in p.data.items()}
+        marks = {
+            n: [d.train.fingerprint(), d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
+            for n, d in p.data.items()
+        }
         named = {g.task: marks[g.task] for g in goals}
         settings = {
             "deltas": {t: d.fingerprint for t, d in way.rows.items()},
@@ -352,7 +385,9 @@ class MergeSearch:
         }
         return MergeProblem(goals=tuple(goals), **{**settings, **more})
 
-    def run(self, problems: Mapping[str, MergeProblem], refs: Mapping[str, list], points: Mapping[str, Sequence[Point]]) -> dict[str, list[dict]]:  # fmt: skip
+    def run(
+        self, problems: Mapping[str, MergeProblem], refs: Mapping[str, list], points: Mapping[str, Sequence[Point]]
+    ) -> dict[str, list[dict]]:
         """The records of each problem, the best first, with progress."""
         best: dict[str, float] = {}
         steps: dict[str, int] = {}
@@ -366,15 +401,26 @@ class MergeSearch:
                 count += 1
                 best[way] = max(report["objective"], best.get(way, report["objective"]))
                 self.session.watch.candidate(way, count, report["objective"], best[way])
-            words = ", ".join([f"{w} step {n}" for w, n in steps.items()] + [f"best {w} {v:.4f}" for w, v in best.items()])
-            self.session.progress.update(self.stage, min(0.99, sum(steps.values()) / search.steps / max(1, len(problems))), words)
+            words = ", ".join(
+                [f"{w} step {n}" for w, n in steps.items()] + [f"best {w} {v:.4f}" for w, v in best.items()]
+            )
+            self.session.progress.update(
+                self.stage, min(0.99, sum(steps.values()) / search.steps / max(1, len(problems))), words
+            )
 
         started = time.monotonic()
         found = run_trials(self.session, self.p.spec, problems, refs, points, on_report)
         self.seconds = round(time.monotonic() - started, 2)
         return found
 
-    def _chosen(self, ways: Mapping[str, Way], found: Mapping[str, list[dict]], seen: Mapping[str, Look], singles: Mapping[str, str], controls: Mapping[str, str]) -> Chosen:  # fmt: skip
+    def _chosen(
+        self,
+        ways: Mapping[str, Way],
+        found: Mapping[str, list[dict]],
+        seen: Mapping[str, Look],
+        singles: Mapping[str, str],
+        controls: Mapping[str, str],
+    ) -> Chosen:
         """The best candidate of one arm under any merge method."""
         p = self.p
         name = min(found, key=lambda n: rank(found[n][0]))
@@ -404,14 +450,21 @@ class MergeSearch:
             "curve": best["curve"],
             "seconds": best["seconds"],
             "candidates": [
-                {"objective": r["objective"], "coefficients": r["means"], "point": r["point"], "pressure": r.get("pressure"), "holds": r["holds"], "kept": r["kept"]}
+                {
+                    "objective": r["objective"],
+                    "coefficients": r["means"],
+                    "point": r["point"],
+                    "pressure": r.get("pressure"),
+                    "holds": r["holds"],
+                    "kept": r["kept"],
+                }
                 for r in found[name]
             ],
             "methods": best_of(lambda r: ways[r["point"]["merge"]].how.method),
             "granularities": best_of(lambda r: r["point"]["granularity"]),
             "evaluated": len(everything),
             "by_tensor": by_tensor(way, blend),
-        }  # fmt: skip
+        }
         return Chosen(way=way, blend=blend, heads=heads, found=facts)
 
     def loaded(self, way: Way, record: Mapping) -> tuple[Blend, dict]:
@@ -430,7 +483,9 @@ class MergeSearch:
         pairs = len(tasks) <= MOST_PAIRS
         remote = disturbed.options(**cluster.options(self.p.spec.cluster))
         refs = [remote.remote(self.session.shared_ref, mine.way.ref, mine.blend, t, mine.heads, pairs) for t in tasks]
-        found = dict(zip(tasks, waited(self.session, refs, self.stage, "how far edits disturb each other"), strict=True))
+        found = dict(
+            zip(tasks, waited(self.session, refs, self.stage, "how far edits disturb each other"), strict=True)
+        )
         return {
             "tasks": tasks,
             "pairs": [[changed.get(u, 0.0) for u in tasks] for changed, _ in found.values()] if pairs else None,

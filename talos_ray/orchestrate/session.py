@@ -71,7 +71,8 @@ def connected(settings: Cluster, verbose: bool, progress: Progress) -> Iterator[
 
 @contextmanager
 def _telling(folder: RunFolder, progress: Progress) -> Iterator[None]:
-    """While this lasts, a file in the run's folder says how far it is (`talos top`). A storage that refuses it costs nothing."""
+    """While this lasts, a file in the run's folder says how far it is (`talos top`). A storage that refuses it costs
+    nothing."""
     every = TELL_SECONDS if folder.store.local else TELL_FAR_SECONDS
     last = 0.0
 
@@ -109,7 +110,8 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
             cluster.free_gpus(spec.cluster)
     except ray.exceptions.RayError as error:
         raise TalosError(
-            f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same command again"
+            f"{cluster.root_cause(error)}\nfinished stages and tasks are kept; mend the cause and run the same "
+            "command again"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -58,7 +58,8 @@ def tune(bench: Workbench, plan: Plan, s: Train, optimizer: SparseAdamW, batch: 
 
 
 def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
-    """Train the model as it stands, by a worker alone that keeps nothing. Returns the values of the delta, as they would be stored.
+    """Train the model as it stands, by a worker alone that keeps nothing. Returns the values of the delta, as they
+    would be stored.
 
     Raises:
         FloatingPointError: the training diverged.
@@ -97,7 +98,8 @@ class TaskTrainer:
         start = folder.load_checkpoint(job.task.name, job.key)
         curve: list[list[float]] = []
         last = 0.0
-        # A slow storage is written to beside the steps; the one write before must have ended, and what it met is raised.
+        # A slow storage is written to beside the steps; the one write before must have ended, and what it met is
+        # raised.
         writer = ThreadPoolExecutor(max_workers=1)
         written: Future | None = None
 
@@ -140,9 +142,14 @@ class TaskTrainer:
             seconds = time.perf_counter() - started
             if rank == 0:
                 info = {
-                    **job.info, "key": job.key, "settings": s.model_dump(), "seconds": round(seconds, 3), "curve": curve,
-                    "resumed_at": start[0] if start else 0, "state_bytes": optimizer.bytes(),
-                }  # fmt: skip
+                    **job.info,
+                    "key": job.key,
+                    "settings": s.model_dump(),
+                    "seconds": round(seconds, 3),
+                    "curve": curve,
+                    "resumed_at": start[0] if start else 0,
+                    "state_bytes": optimizer.bytes(),
+                }
                 dtype = getattr(torch, s.delta_dtype)
                 folder.save_delta(
                     make_delta(

@@ -1,8 +1,8 @@
 """Training where a task needs several workers: teams, each a trainer of Ray Train, pull tasks from one queue.
 
-A team's start-up is paid once, not once a task. Its workers checkpoint to storage by themselves: `ray.train.report` would make all of
-them wait at every step worth keeping. When Ray Train restarts a team after a failure, the queue hands it the task it was on, which
-resumes from its last checkpoint and ends bitwise where it would have ended.
+A team's start-up is paid once, not once a task. Its workers checkpoint to storage by themselves: `ray.train.report`
+would make all of them wait at every step worth keeping. When Ray Train restarts a team after a failure, the queue
+hands it the task it was on, which resumes from its last checkpoint and ends bitwise where it would have ended.
 
 Nothing here imports torch: the queue and Ray Train's own controllers load this file, and each is a process.
 """
@@ -142,7 +142,8 @@ def train_in_teams(
     """Train all jobs in `teams` teams at once. Returns how far each job came, and what ended teams.
 
     Raises:
-        RayActorError: the queue was lost, and all teams have ended: what is not on storage has to be trained by another call.
+        RayActorError: the queue was lost, and all teams have ended: what is not on storage has to be trained by
+            another call.
     """
     name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
     # On the driver's own node: only with the driver may it be lost.

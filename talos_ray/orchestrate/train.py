@@ -63,5 +63,6 @@ def train(
         if reason is None:
             reason = root_cause(failures[0]) if failures else "their team ended"
         raise TalosError(
-            f"not trained: {', '.join(unfinished)}: {reason}\nfinished tasks are kept; mend the cause and run the same command again"
+            f"not trained: {', '.join(unfinished)}: {reason}\nfinished tasks are kept; mend the cause and run the "
+            "same command again"
         )

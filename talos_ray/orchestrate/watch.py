@@ -19,7 +19,8 @@ def check_tracker(name: str | None) -> None:
     """Raises SpecError if the tracker's package is not installed."""
     if name is not None and importlib.util.find_spec(name) is None:
         raise SpecError(
-            f"tracker is {name!r}, but its package is not installed; `pip install talos_ray[{name}]`, or leave tracker out"
+            f"tracker is {name!r}, but its package is not installed; `pip install talos_ray[{name}]`, or leave "
+            "tracker out"
         )
 
 

@@ -103,8 +103,8 @@ class Arm:
 
 
 class Seen(NamedTuple):
-    """What a model makes of some inputs of a task, all on the CPU: logits float32 [n, classes] under the frozen head, features float32
-    [n, d] (empty, unless they were asked for), labels int64 [n]."""
+    """What a model makes of some inputs of a task, all on the CPU: logits float32 [n, classes] under the frozen head,
+    features float32 [n, d] (empty, unless they were asked for), labels int64 [n]."""
 
     logits: torch.Tensor
     features: torch.Tensor
@@ -125,7 +125,8 @@ GPU_LOADERS = 4  # processes that prepare inputs for a worker with a GPU, unless
 class Workbench:
     """One process's warm model and data.
 
-    Nothing here runs in inference mode: what it makes once (inputs, heads, features) serves training too, whoever asks first.
+    Nothing here runs in inference mode: what it makes once (inputs, heads, features) serves training too, whoever asks
+        first.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -224,11 +225,18 @@ class Workbench:
             out = scored(seen, head) if head is not None else logits(inputs).float()
             found.append((out.cpu(), seen.cpu() if features else labels[:0].cpu(), labels.cpu()))
         if not found:
-            return Seen(torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
+            return Seen(
+                torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
+            )
         return Seen(*(torch.cat(x) for x in zip(*found, strict=True)))
 
     def fitted(
-        self, task: str, train: Seen, judged: Seen, start: torch.Tensor | None = None, taught: torch.Tensor | None = None
+        self,
+        task: str,
+        train: Seen,
+        judged: Seen,
+        start: torch.Tensor | None = None,
+        taught: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """A head of a task's own, float32 [classes, d + 1], fitted to the features of training inputs.
 
@@ -255,8 +263,9 @@ class Workbench:
     def predicted(
         self, task: str, head: torch.Tensor | None = None, corruption: str | None = None
     ) -> dict[str, np.ndarray]:
-        """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head (`words`), and by
-        another one (`own`), if it is given; and their probabilities, float32 [n] (`words_probability`,
+        """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head
+        (`words`), and by another one (`own`), if it is given; and their probabilities, float32 [n]
+        (`words_probability`,
         `own_probability`)."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
         seen = self.answered(examples, task, features=head is not None)
@@ -275,7 +284,8 @@ _benches: dict[str, Workbench] = {}
 
 
 def workbench(shared: Shared) -> Workbench:
-    """This process's workbench for a run; built at the first call, kept for the next Ray task, whatever mask it is about."""
+    """This process's workbench for a run; built at the first call, kept for the next Ray task, whatever mask it is
+    about."""
     uses = shared.spec.model_dump_json(include={"model", "tasks", "control", "seed", "cluster", "calibration"})
     key = f"{shared.base}-{uses}-{shared.data}"
     if key not in _benches:

@@ -24,15 +24,28 @@ TEXTS = {
     "found_open_end": "{found}: not enough data to tell, {more:,} more test inputs needed, or many times as many",
     "found_lost": "{found}: not enough data to tell, more test inputs may not help",
     # what to do next
-    "next_base": "Nothing to decide: it is what every edit is compared with, and what rolling back to version 0 gives again.",
+    "next_base": (
+        "Nothing to decide: it is what every edit is compared with, and what rolling back to version 0 gives again."
+    ),
     "undo": "To undo it, exactly: <code>talos rollback RUN {number}</code>.",
     "look": "To see which answers changed: <code>talos compare RUN 0 {number} --out changed.csv</code>.",
-    "next_hold": "It is not in use. Leave it, change what it says and edit again, or put it in force all the same: <code>talos approve RUN {number} --by NAME --reason TEXT</code>. {look}",
-    "next_open": "It is used on trust, and may well be worse than what was asked; more test data would tell, and strict: true in the gate keeps such versions aside. {look} {undo}",
+    "next_hold": (
+        "It is not in use. Leave it, change what it says and edit again, or put it in force all the same: <code>talos "
+        "approve RUN {number} --by NAME --reason TEXT</code>. {look}"
+    ),
+    "next_open": (
+        "It is used on trust, and may well be worse than what was asked; more test data would tell, and strict: true "
+        "in the gate keeps such versions aside. {look} {undo}"
+    ),
     "next_pass": "Nothing holds it back. {look} {undo}",
     # targets and control
     "scores": "Targets and control, side by side",
-    "scores_how": "Accuracy on test data with 95 % intervals. The merged model should gain on targets and hold on control; single is what each edit reaches alone. Probe is what you would have without any edit: the base, with a linear head of the task's own. Where the merged model has such heads, <i>words</i> is the merged model under the frozen ones.",
+    "scores_how": (
+        "Accuracy on test data with 95 % intervals. The merged model should gain on targets and hold on control; "
+        "single is what each edit reaches alone. Probe is what you would have without any edit: the base, with a "
+        "linear head of the task's own. Where the merged model has such heads, <i>words</i> is the merged model under "
+        "the frozen ones."
+    ),
     "task": "task",
     "kind": "kind",
     "coefficient": "coefficient",
@@ -45,9 +58,15 @@ TEXTS = {
     "forgotten_kind": "forgotten",
     "other": "other",
     "by_class": "By class",
-    "by_class_how": "Behind each accuracy, task by task: of a class's inputs, how many are answered right (recall); of the answers that name it, how many are right (precision); and the class that it is mostly taken for.",
+    "by_class_how": (
+        "Behind each accuracy, task by task: of a class's inputs, how many are answered right (recall); of the "
+        "answers that name it, how many are right (precision); and the class that it is mostly taken for."
+    ),
     "by_class_means": "Balanced accuracy (mean recall) {balanced:.3f}, macro F1 {f1:.3f}.",
-    "by_class_calibration": "Expected calibration error {error:.3f}, in {bins} bins of equal width: how far the probability of an answer is from how often it is right.",
+    "by_class_calibration": (
+        "Expected calibration error {error:.3f}, in {bins} bins of equal width: how far the probability of an answer "
+        "is from how often it is right."
+    ),
     "recall": "recall",
     "precision": "precision",
     "taken_for": "mostly taken for",
@@ -55,7 +74,11 @@ TEXTS = {
     "scores_plot": "Accuracy of base, merged model and single edits by task",
     # the gate
     "gate": "The gate",
-    "gate_how": "What the spec wants of every version. A condition is met when its whole 95 % interval is; where the interval lies on both sides, more test data would tell. Where {together} tasks or more are asked the same, one fails only by Holm's rule, so that chance alone fails none of them more often than it would a single one.",
+    "gate_how": (
+        "What the spec wants of every version. A condition is met when its whole 95 % interval is; where the interval "
+        "lies on both sides, more test data would tell. Where {together} tasks or more are asked the same, one fails "
+        "only by Holm's rule, so that chance alone fails none of them more often than it would a single one."
+    ),
     "condition": "condition",
     "wanted": "wanted",
     "found_head": "found",
@@ -66,11 +89,24 @@ TEXTS = {
     "more_needed": "{result}, {more:,} to {most:,} more inputs needed",
     "more_needed_end": "{result}, {more:,} more inputs needed, or many times as many",
     "looked": "look {number}",
-    "looks_how": "These test inputs were looked at before: the number of the look stands beside the score. An interval holds for a first look; of versions that were chosen by looking again and again, the best looks better than it is.",
+    "looks_how": (
+        "These test inputs were looked at before: the number of the look stands beside the score. An interval holds "
+        "for a first look; of versions that were chosen by looking again and again, the best looks better than it is."
+    ),
     # forgetting
     "negation": "How {task} was forgotten",
-    "negation_how": "The coefficients of its delta were learned so that its answers come to be as good as chance, under more and more pressure to leave the others as they are; what was chosen is the lowest accuracy at which every other task keeps {keep:.0%} on validation data. The dotted line is chance.",
-    "beyond_how": "Beyond accuracy: what it answers instead, and what a linear classifier on its features still reaches. As high as in the base, the knowledge is out of reach of the task's own words and not gone. Linear probe: base {probe_base:.3f}, before {probe_before:.3f}, now {probe_now:.3f}. Trained again for {steps} steps, accuracy is {again_base:.3f} from the base, {again_before:.3f} from before, {again_now:.3f} from now: what comes back at once was not gone.",
+    "negation_how": (
+        "The coefficients of its delta were learned so that its answers come to be as good as chance, under more and "
+        "more pressure to leave the others as they are; what was chosen is the lowest accuracy at which every other "
+        "task keeps {keep:.0%} on validation data. The dotted line is chance."
+    ),
+    "beyond_how": (
+        "Beyond accuracy: what it answers instead, and what a linear classifier on its features still reaches. As "
+        "high as in the base, the knowledge is out of reach of the task's own words and not gone. Linear probe: base "
+        "{probe_base:.3f}, before {probe_before:.3f}, now {probe_now:.3f}. Trained again for {steps} steps, accuracy "
+        "is {again_base:.3f} from the base, {again_before:.3f} from before, {again_now:.3f} from now: what comes back "
+        "at once was not gone."
+    ),
     "class": "class",
     "inputs": "inputs",
     "predicted_base": "predicted by the base",
@@ -81,7 +117,10 @@ TEXTS = {
     "negation_plot": "Accuracy of the forgotten task and the share that others keep, by pressure",
     # beside dense fine-tuning
     "dense": "Beside dense fine-tuning",
-    "dense_how": "The same tasks, steps and batches, every eligible weight trained, merged by the same search: dense task arithmetic. Whichever wins is shown.",
+    "dense_how": (
+        "The same tasks, steps and batches, every eligible weight trained, merged by the same search: dense task "
+        "arithmetic. Whichever wins is shown."
+    ),
     "mean_targets": "mean over targets",
     "sparse_arm": "sparse edit",
     "dense_arm": "dense",
@@ -95,8 +134,16 @@ TEXTS = {
     "may_change": "weights that may change",
     # how the mask was chosen
     "choice": "How the mask was chosen",
-    "choice_how": "Short runs of {share:.0%} of the training each, merged and scored on validation data, best first. Scores on validation data are uncertain, so of those within {tolerance:g} standard errors of the best the one was trained in full that computes the least: {chosen}. It took {seconds:.0f} s, apart from the training. &xi; is the disentanglement error: predictions that the other edits change.",
-    "setting": "{strategy}, {granularity}, {keep:.0%} of all weights, from {layers:.0%} of the layers, learning rate &times; {lr:g}",
+    "choice_how": (
+        "Short runs of {share:.0%} of the training each, merged and scored on validation data, best first. Scores on "
+        "validation data are uncertain, so of those within {tolerance:g} standard errors of the best the one was "
+        "trained in full that computes the least: {chosen}. It took {seconds:.0f} s, apart from the training. &xi; is "
+        "the disentanglement error: predictions that the other edits change."
+    ),
+    "setting": (
+        "{strategy}, {granularity}, {keep:.0%} of all weights, from {layers:.0%} of the layers, learning rate &times; "
+        "{lr:g}"
+    ),
     "share": "share",
     "learning_rate": "learning rate",
     "layers": "layers",
@@ -105,36 +152,61 @@ TEXTS = {
     "holds": "holds",
     "yes": "yes",
     "no": "no",
-    "trade_off_how": "How local an edit can be before it stops being useful: the same scores by the share of weights that may change. Hollow points let a control task fall.",
+    "trade_off_how": (
+        "How local an edit can be before it stops being useful: the same scores by the share of weights that may "
+        "change. Hollow points let a control task fall."
+    ),
     "share_may_change": "share of weights that may change",
     "accuracy_validation": "accuracy on validation data",
     "trade_off_plot": "Validation accuracy of every short run by its share of weights; dots merged, dashes single",
     # how far the change reaches
     "impact": "How far the change reaches",
-    "impact_how": "{changed:,} weights in {tensors} tensors differ from the base; every other weight is bitwise the same. A bar is the length of a tensor's change relative to its own: a long one is a part of the model that this version leans on.",
+    "impact_how": (
+        "{changed:,} weights in {tensors} tensors differ from the base; every other weight is bitwise the same. A bar "
+        "is the length of a tensor's change relative to its own: a long one is a part of the model that this version "
+        "leans on."
+    ),
     "impact_axis": "length of the change / length of the base",
     "impact_plot": "Relative change of every tensor that changed",
-    "flipped_how": "Test inputs that are answered differently than by the base. On targets that is the purpose; on control tasks it is the price, also where the score stays the same.",
+    "flipped_how": (
+        "Test inputs that are answered differently than by the base. On targets that is the purpose; on control tasks "
+        "it is the price, also where the score stays the same."
+    ),
     "flipped": "answers changed",
-    "imported_how": "Of these edits, somebody else's checkpoint was brought in, and what it changed off the mask was left behind: a share of the squared length of its change. Their score alone, above, is what is left of it.",
+    "imported_how": (
+        "Of these edits, somebody else's checkpoint was brought in, and what it changed off the mask was left behind: "
+        "a share of the squared length of its change. Their score alone, above, is what is left of it."
+    ),
     "imported": "lost off the mask",
     "checkpoint": "checkpoint",
     # robustness
     "robustness": "Is it more fragile?",
-    "robustness_how": "The same test inputs, spoilt a little, by seed. On average the base keeps {base:.1%} of its targets' accuracy under them, this version {merged:.1%}.",
+    "robustness_how": (
+        "The same test inputs, spoilt a little, by seed. On average the base keeps {base:.1%} of its targets' "
+        "accuracy under them, this version {merged:.1%}."
+    ),
     "test_data": "test data",
     # drift
     "drift": "Scores over versions",
-    "drift_how": "Test accuracy of every task in every version so far. A control line that sinks from left to right is the price of many edits.",
+    "drift_how": (
+        "Test accuracy of every task in every version so far. A control line that sinks from left to right is the "
+        "price of many edits."
+    ),
     "drift_plot": "Accuracy of every task over versions",
     "version": "version",
     "watched": "Scores on data that arrived later",
-    "watched_how": "What <code>talos watch</code> found since this version is in force: accuracy on new data, of the base and of this version.",
+    "watched_how": (
+        "What <code>talos watch</code> found since this version is in force: accuracy on new data, of the base and of "
+        "this version."
+    ),
     "data": "data",
     "when": "when",
     # search
     "search": "The search for coefficients",
-    "search_how": "Each point is one candidate, judged on validation data; hollow ones let a control task fall and cannot win. {words}",
+    "search_how": (
+        "Each point is one candidate, judged on validation data; hollow ones let a control task fall and cannot win. "
+        "{words}"
+    ),
     "tried": "{n} candidate(s) were tried; the best is what the table above uses.",
     "methods": "By merge method: {methods}.",
     "mean_coefficient": "mean coefficient",
@@ -150,7 +222,11 @@ TEXTS = {
     "gain_kept": "{task} keeps {share:.0%} of what its single edit gains, the least of all",
     "not_all": "In force, because the gate does not ask for it: {words}.",
     "learned": "The learned merge",
-    "learned_how": "{count:,} coefficients, {granularity}; learned from {teacher}, under a pressure of {pressure:g} to leave control as it is. Own heads: {heads}. The map shows each task's mean coefficient in every tensor: dark where much of its edit is used.",
+    "learned_how": (
+        "{count:,} coefficients, {granularity}; learned from {teacher}, under a pressure of {pressure:g} to leave "
+        "control as it is. Own heads: {heads}. The map shows each task's mean coefficient in every tensor: dark where "
+        "much of its edit is used."
+    ),
     "teacher_edits": "the answers of the single edits",
     "teacher_labels": "labels",
     "teacher_both": "the answers of the single edits and labels",
@@ -167,26 +243,44 @@ TEXTS = {
     "merge_seconds": "The merge search took {value:.1f} s.",
     # disentanglement
     "xi": "Do the edits disturb each other?",
-    "xi_how": "Share of a task's validation inputs (row) whose prediction changes when one other edit (column) joins its own, at this version's coefficients. Light is good; a dark cell names two tasks that compete, a dark row one that all others disturb. All other edits together change {mean:.1%} of a task's predictions on average, most for {worst} ({most:.1%}).",
+    "xi_how": (
+        "Share of a task's validation inputs (row) whose prediction changes when one other edit (column) joins its "
+        "own, at this version's coefficients. Light is good; a dark cell names two tasks that compete, a dark row one "
+        "that all others disturb. All other edits together change {mean:.1%} of a task's predictions on average, most "
+        "for {worst} ({most:.1%})."
+    ),
     "joins": "the edit that joins",
     "inputs_of": "inputs of",
     "xi_plot": "Disentanglement error by pair of tasks",
     # training
     "training": "Training",
-    "training_how": "Falling curves mean that the task is being learnt; one that stays flat needs more steps or another learning rate.",
+    "training_how": (
+        "Falling curves mean that the task is being learnt; one that stays flat needs more steps or another learning "
+        "rate."
+    ),
     "step": "step",
     "loss": "training loss",
     "training_plot": "Training loss of every task by step",
     # the mask
     "mask": "Which weights may change",
-    "mask_how": "{k:,} of {total:,} eligible weights ({strategy}); all others are bitwise the base in every version. A long bar is a tensor to which the model is insensitive.",
+    "mask_how": (
+        "{k:,} of {total:,} eligible weights ({strategy}); all others are bitwise the base in every version. A long "
+        "bar is a tensor to which the model is insensitive."
+    ),
     "mask_plot": "Share of masked weights by tensor",
-    "stability_how": "How sure the mask is: each point compares it with its estimate one wave of samples earlier. A round ends once the overlap reaches the spec's calibration.stable; a curve that is still rising at its end wants more samples.",
+    "stability_how": (
+        "How sure the mask is: each point compares it with its estimate one wave of samples earlier. A round ends "
+        "once the overlap reaches the spec's calibration.stable; a curve that is still rising at its end wants more "
+        "samples."
+    ),
     "waves": "waves of samples",
     "overlap_before": "overlap with the estimate before",
     "round": "round {n}",
     "stability_plot": "Overlap of successive estimates of the mask by waves of samples",
-    "overlap_how": "Overlap (Jaccard) of the shared mask with the mask each task would have chosen alone: near 1, sharing costs nothing; near 0, it is wrong for that task.",
+    "overlap_how": (
+        "Overlap (Jaccard) of the shared mask with the mask each task would have chosen alone: near 1, sharing costs "
+        "nothing; near 0, it is wrong for that task."
+    ),
     "overlap": "overlap",
     # costs
     "took": "What the run took",

@@ -1,4 +1,5 @@
-"""The report on a version: one page that opens offline, and its numbers as CSV and spreadsheet. The words are in `english` and `japanese`."""
+"""The report on a version: one page that opens offline, and its numbers as CSV and spreadsheet. The words are in
+`english` and `japanese`."""
 
 from __future__ import annotations
 
@@ -20,20 +21,31 @@ RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "resul
 
 INTERVAL = "{value:.3f} <small>{low:.3f}-{high:.3f}</small>"
 
-# The page needs nothing but what is in it. Should something of others get into it all the same, a browser will not run it.
+# The page needs nothing but what is in it. Should something of others get into it all the same, a browser will not run
+# it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2530;--dim:#5a6675;--ground:#fff;--line:#d5dbe3;--good:#1c7c43;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--dim:#a0abba;--ground:#14181f;--line:#343c48;--good:#5fd38d;--bad:#ff8a80}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:66rem;margin:0 auto;padding:1rem}
+@media(prefers-color-scheme:dark){
+:root{--ink:#e6eaf0;--dim:#a0abba;--ground:#14181f;--line:#343c48;--good:#5fd38d;--bad:#ff8a80}}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:66rem;margin:0 auto;
+padding:1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-top:1px solid var(--line);padding-top:1rem}
 p.how{color:var(--dim)}.decision{font-size:1.15rem;border-left:.3rem solid;padding:.5rem 1rem;font-weight:600}
-.pass{border-color:var(--good);color:var(--good)}.hold{border-color:var(--bad);color:var(--bad)}.open{border-color:var(--dim)}
+.pass{border-color:var(--good);color:var(--good)}
+.hold{border-color:var(--bad);color:var(--bad)}
+.open{border-color:var(--dim)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-tfoot td{font-weight:600}th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}
+tfoot td{font-weight:600}
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th:first-child,td:first-child{text-align:left}
 code{overflow-wrap:anywhere}svg{width:100%;height:auto}small{color:var(--dim)}
-@media(max-width:40rem){th,td{padding:.25rem .3rem;font-size:.85rem}td small{display:block}.plot{overflow-x:auto}.plot svg{min-width:42rem}}
+@media(max-width:40rem){
+th,td{padding:.25rem .3rem;font-size:.85rem}
+td small{display:block}
+.plot{overflow-x:auto}
+.plot svg{min-width:42rem}}
 @media print{body{max-width:none}h2{break-after:avoid}svg{break-inside:avoid}}
 """
 
@@ -55,7 +67,10 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
     # What went wrong is said first: a mean hides it.
     flat = [t for t in version["targets"] if scores[t]["merged"]["value"] <= scores[t]["base"]["value"]]
     if flat:
-        found = (w.plain("from_to", task=t, before=scores[t]["base"]["value"], after=scores[t]["merged"]["value"]) for t in flat)
+        found = (
+            w.plain("from_to", task=t, before=scores[t]["base"]["value"], after=scores[t]["merged"]["value"])
+            for t in flat
+        )
         notes.append(w.plain("not_learnt", tasks=", ".join(found)))
     if "merged" in means:
         before, after = means["zero_shot"], means["merged"]
@@ -86,8 +101,8 @@ def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str,
 
 
 def gain_kept(version: Mapping) -> dict[str, float]:
-    """Target task -> which share of what its single edit gains over the base the merged model keeps; those whose edit gains nothing
-    worth a share (a hundredth) are left out."""
+    """Target task -> which share of what its single edit gains over the base the merged model keeps; those whose edit
+    gains nothing worth a share (a hundredth) are left out."""
     found = {}
     for task in version["targets"]:
         scores = version["scores"][task]
@@ -101,7 +116,8 @@ def gain_kept(version: Mapping) -> dict[str, float]:
 
 
 def probe_would_do(version: Mapping) -> list[str]:
-    """Target tasks on which the merged model is not shown to be better than the base under a linear head of its own (McNemar, 5 %)."""
+    """Target tasks on which the merged model is not shown to be better than the base under a linear head of its own
+    (McNemar, 5 %)."""
     found = version.get("probe", {})
     return [t for t, c in found.items() if c["won"] <= c["lost"] or c["p"] >= SIGNIFICANT]
 
@@ -132,7 +148,8 @@ def render(
     watched: Sequence[Mapping] = (),
     answers: Answers | None = None,
 ) -> dict[str, bytes]:
-    """The report on one version: {"html": the page, "csv": its scores, "impact.csv": how far every tensor changed, "xlsx": all tables}. Numbers are the version's, to the digits shown.
+    """The report on one version: {"html": the page, "csv": its scores, "impact.csv": how far every tensor changed,
+    "xlsx": all tables}. Numbers are the version's, to the digits shown.
 
     Args:
         watched: `watch` events on it.
@@ -159,10 +176,18 @@ def render(
         *_drift(so_far, w),
         *_how_it_was_made(folder, version, info, w),
     ]
-    page = f'<!doctype html><html lang={language}><head><meta charset=utf-8><meta http-equiv=Content-Security-Policy content="{POLICY}"><meta name=viewport content="width=device-width,initial-scale=1"><link rel=icon href="data:,"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
+    page = (
+        f"<!doctype html><html lang={language}><head><meta charset=utf-8><meta http-equiv=Content-Security-Policy "
+        f'content="{POLICY}"><meta name=viewport content="width=device-width,initial-scale=1"><link rel=icon '
+        f'href="data:,"><title>{title}</title><style>{CSS}</style></head>'
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
     sheets = {
-        "scores": tables.scores(version), "gate": tables.checks(version), "impact": tables.impact(version), "versions": tables.drift(so_far),
-    }  # fmt: skip
+        "scores": tables.scores(version),
+        "gate": tables.checks(version),
+        "impact": tables.impact(version),
+        "versions": tables.drift(so_far),
+    }
     return {
         "html": page.encode(),
         "csv": tables.as_csv(sheets["scores"]),
@@ -226,10 +251,17 @@ def _scores(version: Mapping, w: Words) -> list[str]:
         change = s["merged"]["value"] - s["base"]["value"]
         rows.append(
             [
-                task, _kind(version, task, w), _interval(s["base"]), _looked(s["merged"], looks.get(task, 1), w), f"{change:+.3f}",
-                _interval(s.get("single")), *(_interval(s.get(k)) for k in more), alpha, str(s["base"]["n"]),
+                task,
+                _kind(version, task, w),
+                _interval(s["base"]),
+                _looked(s["merged"], looks.get(task, 1), w),
+                f"{change:+.3f}",
+                _interval(s.get("single")),
+                *(_interval(s.get(k)) for k in more),
+                alpha,
+                str(s["base"]["n"]),
             ]
-        )  # fmt: skip
+        )
     head = [w(k) for k in ("task", "kind", "base", "merged", "change", "single", *more, "coefficient")]
     return [
         f"<h2>{w('scores')}</h2>",
@@ -281,7 +313,17 @@ def _means(version: Mapping, more: Sequence[str], w: Words) -> list[str]:
         return Html(f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>")
 
     gain = told("gain", means["merged"] - means["zero_shot"], "+")
-    return [w("mean_targets"), "", told("zero_shot", means["zero_shot"]), told("merged", means["merged"]), gain, f"{means['single']:.3f}" if "single" in means else "", *(f"{means[k]:.3f}" if k in means else "" for k in more), "", ""]  # fmt: skip
+    return [
+        w("mean_targets"),
+        "",
+        told("zero_shot", means["zero_shot"]),
+        told("merged", means["merged"]),
+        gain,
+        f"{means['single']:.3f}" if "single" in means else "",
+        *(f"{means[k]:.3f}" if k in means else "" for k in more),
+        "",
+        "",
+    ]
 
 
 def _gate(version: Mapping, w: Words) -> list[str]:
@@ -338,8 +380,13 @@ def _comparison(version: Mapping, w: Words) -> list[str]:
     mine, theirs, a, b = version["summary"], dense["summary"], version["cost"], dense["cost"]
     rows = [
         [w(word), f"{mine[key]:.3f}", f"{theirs[key]:.3f}"]
-        for word, key in (("zero_shot", "zero_shot"), ("single_task", "single"), ("merged", "merged"), ("normalized", "normalized"))
-    ]  # fmt: skip
+        for word, key in (
+            ("zero_shot", "zero_shot"),
+            ("single_task", "single"),
+            ("merged", "merged"),
+            ("normalized", "normalized"),
+        )
+    ]
     for c, kept in mine["control_kept"].items():
         rows.append([w("control_row", task=c), f"{kept:.1%}", f"{theirs['control_kept'][c]:.1%}"])
     rows += [
@@ -361,13 +408,25 @@ def _choice(version: Mapping, w: Words) -> list[str]:
         s = r["setting"]
         rows.append(
             [
-                f"{s['strategy']}, {s['granularity']}", f"{s['keep']:.0%}", f"{s.get('layers', 1):.0%}", filled("&times; {lr:g}", lr=s["lr"]), f"{r['work']:.0%}", f"{r['single']:.3f}",
-                filled("{merged:.3f} &plusmn; {error:.3f}", merged=r["merged"], error=r["error"]), _percent(r["control"]), _percent(r.get("disentanglement")), w("yes" if r["held"] else "no"),
+                f"{s['strategy']}, {s['granularity']}",
+                f"{s['keep']:.0%}",
+                f"{s.get('layers', 1):.0%}",
+                filled("&times; {lr:g}", lr=s["lr"]),
+                f"{r['work']:.0%}",
+                f"{r['single']:.3f}",
+                filled("{merged:.3f} &plusmn; {error:.3f}", merged=r["merged"], error=r["error"]),
+                _percent(r["control"]),
+                _percent(r.get("disentanglement")),
+                w("yes" if r["held"] else "no"),
             ]
-        )  # fmt: skip
+        )
     how = w(
-        "choice_how", share=tried[0]["share"], tolerance=choice["asked"]["auto"]["tolerance"], chosen=w("setting", **{"layers": 1.0, **choice["chosen"]}), seconds=choice["seconds"]
-    )  # fmt: skip
+        "choice_how",
+        share=tried[0]["share"],
+        tolerance=choice["asked"]["auto"]["tolerance"],
+        chosen=w("setting", **{"layers": 1.0, **choice["chosen"]}),
+        seconds=choice["seconds"],
+    )
     head = [
         w(k) for k in ("may_change", "share", "layers", "learning_rate", "step_work", "single", "merged", "kept_head")
     ]
@@ -407,7 +466,9 @@ def _robustness(version: Mapping, found: Mapping | None, w: Words) -> list[str]:
     for task, kinds in found.items():
         for name, s in kinds.items():
             change = s["merged"]["value"] - s["base"]["value"]
-            rows.append([task, _kind(version, task, w), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"])  # fmt: skip
+            rows.append(
+                [task, _kind(version, task, w), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"]
+            )
     for model in ("base", "merged"):
         shares = [
             s[model]["value"] / max(kinds["none"][model]["value"], 1e-9)

@@ -17,10 +17,22 @@ Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
 
 INK = "#123456"  # stands for the page's text colour, and is replaced by it
 STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.hashsalt": "talos_ray", "text.parse_math": False,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.hashsalt": "talos_ray",
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
 
 
@@ -104,9 +116,7 @@ def stability(points: Sequence[Mapping[str, float]], w: Say) -> str:
     return _svg(figure, w("stability_plot"))
 
 
-def training_curves(
-    curves: Mapping[str, Sequence[Sequence[float]]], w: Say, description: str | None = None
-) -> str:
+def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Say, description: str | None = None) -> str:
     """Loss by step of every task."""
     figure, axes = _axes(3.2, w("step"), w("loss"))
     for (task, curve), color in zip(curves.items(), PALETTE * 100, strict=False):
@@ -118,7 +128,8 @@ def training_curves(
 
 
 def candidates(arms: Mapping[str, Sequence[Mapping]], w: Say) -> str:
-    """Objective of every candidate by its mean coefficient; those that let a control task fall are hollow, on the ground line."""
+    """Objective of every candidate by its mean coefficient; those that let a control task fall are hollow, on the
+    ground line."""
     figure, axes = _axes(2.8, w("mean_coefficient"), w("normalized_validation"))
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
         points = [
@@ -138,8 +149,13 @@ def candidates(arms: Mapping[str, Sequence[Mapping]], w: Say) -> str:
 
 
 def heatmap(
-    cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title_x: str, title_y: str, description: str
-) -> str:  # fmt: skip
+    cells: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title_x: str,
+    title_y: str,
+    description: str,
+) -> str:
     """Shares in [0, 1], each with its figure."""
     figure, axes = _axes(max(2.2, 0.4 * len(rows)), title_x, title_y)
     top = max(0.01, *(v for row in cells for v in row))
@@ -195,8 +211,8 @@ def trade_off(tried: Sequence[Mapping], w: Say) -> str:
 
 
 def negation(told: Mapping, w: Say) -> str:
-    """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by pressure; by coefficient in
-    versions of earlier releases."""
+    """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by pressure; by
+    coefficient in versions of earlier releases."""
     by = "pressure" if "pressure" in told["curve"][0] else "coefficient"
     figure, axes = _axes(2.8, w(by), w("accuracy_kept"))
     x = [p[by] for p in told["curve"]]

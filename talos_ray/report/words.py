@@ -10,8 +10,8 @@ from talos_ray.shown import Html, filled
 
 @dataclass(frozen=True)
 class Words:
-    """`Words(texts)("gain", before=...)` is the text of that key with its places filled in, as HTML: the texts are ours, and what is
-    filled in is escaped. `Words(texts).plain("gain", ...)` is the same for what is no page."""
+    """`Words(texts)("gain", before=...)` is the text of that key with its places filled in, as HTML: the texts are
+    ours, and what is filled in is escaped. `Words(texts).plain("gain", ...)` is the same for what is no page."""
 
     texts: Mapping[str, str]
 

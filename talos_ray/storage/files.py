@@ -139,7 +139,8 @@ class Store:
         return sorted(i.base_name for i in found if i.type == pafs.FileType.Directory)
 
     def age(self, name: str) -> float:
-        """Seconds since a file, or what lies in a folder, was last changed, by this machine's clock; 0 if there is nothing."""
+        """Seconds since a file, or what lies in a folder, was last changed, by this machine's clock; 0 if there is
+        nothing."""
         if self.local:
             try:
                 return time.time() - os.stat(self.path(name)).st_mtime
@@ -154,7 +155,8 @@ class Store:
         return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
 
     def tree(self, under: str = "") -> Iterator[tuple[str, str]]:
-        """(name, kind) of everything below the folder (or `under` a folder in it), whatever it is called. `kind`: "file", "empty folder", or, on this
+        """(name, kind) of everything below the folder (or `under` a folder in it), whatever it is called. `kind`:
+        "file", "empty folder", or, on this
         machine, "link" (never followed), "pipe", "socket", "device", or "folder that cannot be read"."""
         if not self.local:
             found = self.fs.get_file_info(
@@ -216,8 +218,8 @@ class Store:
         """Put `data` under `name`, whole or not at all: a reader sees the old file or the new one.
 
         Object stores publish an object when its upload ends. Elsewhere the bytes go to a temporary name in
-        the same folder, are flushed, and renamed; then the folder is. Storage that refuses is asked again for `patience`
-        seconds (PATIENCE, if not given), unless it is full or the folder is not ours.
+        the same folder, are flushed, and renamed; then the folder is. Storage that refuses is asked again for
+        `patience` seconds (PATIENCE, if not given), unless it is full or the folder is not ours.
 
         Raises:
             StorageError: it still refuses then, or it is full.
@@ -229,7 +231,8 @@ class Store:
             except OSError as error:
                 if error.errno in FINAL or time.monotonic() - started >= patience:
                     raise StorageError(
-                        f"{self.path(name)} ({len(data)} bytes) cannot be written: {error}; free space or mend access, and "
+                        f"{self.path(name)} ({len(data)} bytes) cannot be written: {error}; free space or mend "
+                        "access, and "
                         f"run the same command again"
                     ) from error
                 log.warning("%s cannot be written, trying again: %s", self.path(name), error)
@@ -270,8 +273,9 @@ class Store:
     def create(self, name: str, data: bytes, staged: str) -> bool:
         """Put `data` under `name` unless something is there: whether it was put. Of all who try at once one succeeds.
 
-        On this machine the bytes are first written, whole, to `staged`, and get their name by `link`. S3 is asked to refuse what
-        exists (`If-None-Match: *`), where botocore is installed. What is left can only look first, and relies on `alone`.
+        On this machine the bytes are first written, whole, to `staged`, and get their name by `link`. S3 is asked to
+        refuse what exists (`If-None-Match: *`), where botocore is installed. What is left can only look first, and
+        relies on `alone`.
 
         Raises:
             StorageError: as `write`.
@@ -339,10 +343,11 @@ class Store:
     def alone(self, patience: float | None = None) -> Iterator[None]:
         """While this lasts, nobody else who asks for it writes: they wait. A process that dies holds nobody up.
 
-        On this machine the kernel holds a lock on the folder, and lets go of it when the process ends. Object stores have no
-        locks: there a process leaves a ticket, and goes on if it then sees no other; if it does, it takes its ticket back and
-        tries again a little later. As listings are of what was written before, no two can see only themselves. A ticket of a
-        process that is gone is thrown away.
+        On this machine the kernel holds a lock on the folder, and lets go of it when the process ends. Object stores
+        have no
+        locks: there a process leaves a ticket, and goes on if it then sees no other; if it does, it takes its ticket
+        back and tries again a little later. As listings are of what was written before, no two can see only
+        themselves. A ticket of a process that is gone is thrown away.
 
         Raises:
             ConflictError: others write for longer than `patience` (PATIENCE, if not given), and who.
@@ -405,7 +410,8 @@ class Store:
     def _busy(self, marks: list[str]) -> ConflictError:
         others = ", ".join(sorted({who(m) for m in marks})) or "another process"
         return ConflictError(
-            f"run {self.uri!r} is being written to by {others}; nothing was changed; wait for it, or run the same command again"
+            f"run {self.uri!r} is being written to by {others}; nothing was changed; wait for it, or run the same "
+            "command again"
         )
 
     def sweep(self, under: str = "") -> list[str]:
@@ -500,7 +506,8 @@ class Store:
             return tensors, info
         except Exception as error:  # whatever the parser met, the user needs the file's name
             raise CorruptError(
-                f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); restore it from a copy"
+                f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); "
+                "restore it from a copy"
             ) from None
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:

@@ -1,9 +1,9 @@
 """The append-only history: one event a file, each holding the hash of the one before and of every file that it brought.
 
-An operation is whole. What it brings is first written under `pending/`, by content; then its event claims the next number, which
-only one writer can; then the files get their names, and `head.json` names the event. Cut off before the claim, nothing has
-happened; cut off after it, everything that is missing lies under `pending/`. Either way `settle`, with which every command
-begins, makes it whole. `docs/formats.md` has the protocol for those who write another program.
+An operation is whole. What it brings is first written under `pending/`, by content; then its event claims the next
+number, which only one writer can; then the files get their names, and `head.json` names the event. Cut off before the
+claim, nothing has happened; cut off after it, everything that is missing lies under `pending/`. Either way `settle`,
+with which every command begins, makes it whole. `docs/formats.md` has the protocol for those who write another program.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def append(
     patience: float | None = None,
     **details: object,
 ) -> dict:
-    """Add an event: what was done (`operation`, `details`), by whom (user, host, command) and when (UTC), with the files that it
-    brings. All of it happens, or nothing.
+    """Add an event: what was done (`operation`, `details`), by whom (user, host, command) and when (UTC), with the
+    files that it brings. All of it happens, or nothing.
 
     Args:
-        build: called with the event before this one (`{}` if there is none), gives the files to write and more details. Called
-            again if another writer came first; raises if the operation makes no sense any more.
+        build: called with the event before this one (`{}` if there is none), gives the files to write and more
+            details. Called again if another writer came first; raises if the operation makes no sense any more.
         holds: names of files already on storage that belong to the event.
         asked: the command as it was given, by which a repeat of it is known.
         patience: seconds that storage may refuse the first write; as `Store.write`, if not given.
@@ -115,7 +115,8 @@ def append(
         tries += 1
         if tries >= LEAST and time.monotonic() - started > PATIENCE:
             raise ConflictError(
-                f"run {store.uri!r} is being written to by others, who came first {tries} times (the last was {who(before.get('id', ''))}); "
+                f"run {store.uri!r} is being written to by others, who came first {tries} times (the last was "
+                f"{who(before.get('id', ''))}); "
                 f"nothing was changed; run the same command again"
             )
         time.sleep(random.uniform(0, min(0.5, 0.02 * 2**tries)))
@@ -145,7 +146,8 @@ def _commit(store: Store, event: dict, writes: Mapping[str, bytes], patience: fl
             _put_in_place(store, event, contents)
         except StorageError as error:
             raise StorageError(
-                f"{event['operation']} took effect as event {event['number']}, but not all of its files are in place: {error.__cause__}. Free space or mend access: "
+                f"{event['operation']} took effect as event {event['number']}, but not all of its files are in place: "
+                f"{error.__cause__}. Free space or mend access: "
                 f"the next command puts them there, and this one, given again, changes nothing more"
             ) from error
     return True
@@ -180,8 +182,8 @@ def _put_in_place(store: Store, event: Mapping, contents: Mapping[str, bytes]) -
 
 
 def settle(store: Store) -> tuple[dict | None, list[str]]:
-    """Make whole what a process that was cut off left behind. Returns the event that was completed, if there was one, and the
-    operations that were discarded, because they had not taken effect.
+    """Make whole what a process that was cut off left behind. Returns the event that was completed, if there was one,
+    and the operations that were discarded, because they had not taken effect.
 
     Raises:
         StorageError: storage refuses. ConflictError: others write, for long.
@@ -225,7 +227,8 @@ def _is_settled(store: Store) -> bool:
 
 
 def _is_done(store: Store, events: list[dict], digests: list[str]) -> bool:
-    """Whether the newest event's files have their names. head.json tells; one that no operation wrote is for `verify` to name."""
+    """Whether the newest event's files have their names. head.json tells; one that no operation wrote is for `verify`
+    to name."""
     newest = events[-1]
     if "id" in newest and store.exists(f"{PENDING}/{newest['id']}"):
         return False
@@ -288,8 +291,8 @@ def _chain(store: Store) -> tuple[list[dict], list[str]]:
 
 
 def _together(store: Store, count: int, first: int) -> dict[int, bytes]:
-    """Events by number, from number `first` on, as files of many have them; nothing on a disk, where reading one file is as cheap. Not
-    to be trusted before `_links` has found that they follow one another."""
+    """Events by number, from number `first` on, as files of many have them; nothing on a disk, where reading one file
+    is as cheap. Not to be trusted before `_links` has found that they follow one another."""
     found: dict[int, bytes] = {}
     if store.local or count - first < SEGMENT:
         return found
@@ -325,8 +328,8 @@ def _listing(store: Store) -> list[tuple[str, int, int]]:
 def _links(
     store: Store, names: list[str], first: int = 0, previous: str = FIRST, known: Mapping[int, bytes] | None = None
 ) -> Iterator[tuple[dict | CorruptError, str]]:
-    """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the one before; `known`:
-    content of some, which is not read again."""
+    """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the
+    one before; `known`: content of some, which is not read again."""
     for number, name in enumerate(names[first:], first):
         found = f"history/{name}"
         try:
@@ -351,7 +354,8 @@ def _links(
             problem = f"{found} is no event: its {wrong}; the history was changed; restore it from a copy"
         elif previous and event["previous"] != previous:
             problem = (
-                f"{found} follows event {event['previous'][:12]}, but the one before it, history/{names[number - 1] if number else ''}, is {previous[:12]}; "
+                f"{found} follows event {event['previous'][:12]}, but the one before it, "
+                f"history/{names[number - 1] if number else ''}, is {previous[:12]}; "
                 f"one of them was changed, or an event removed or added; restore both from a copy"
             )
         else:
@@ -389,8 +393,8 @@ def _misfit(event: Mapping, number: int) -> str | None:
 
 
 def verify(store: Store) -> list[str]:
-    """What is not as the history says, each with its file's name: changed, removed, or added, whatever it is called. Empty if all
-    is well.
+    """What is not as the history says, each with its file's name: changed, removed, or added, whatever it is called.
+    Empty if all is well.
 
     Reads every file once, and follows no link. Checkpoints of tasks in training are held against their own digest.
     """
@@ -422,13 +426,14 @@ def missing(store: Store, expected: str) -> list[str]:
     if any(digest.startswith(expected) for digest in digests):
         return []
     return [
-        f"history/ has no event {expected[:16]}…, of {len(events)}: events were cut off, or all of it was made anew since that hash was kept"
+        f"history/ has no event {expected[:16]}…, of {len(events)}: events were cut off, or all of it was made anew "
+        "since that hash was kept"
     ]
 
 
 def second_events(store: Store) -> list[tuple[str, str | None]]:
-    """Events that share their number with one that counts, and that one: the next event names it as `previous`, or, of the last ones,
-    head.json does. None, where nothing tells."""
+    """Events that share their number with one that counts, and that one: the next event names it as `previous`, or, of
+    the last ones, head.json does. None, where nothing tells."""
     by_number: dict[int, dict[str, str]] = {}
     for name, *_ in _listing(store):
         event = store.read_json(f"history/{name}")
@@ -505,9 +510,14 @@ def _stray(store: Store, name: str) -> str | None:
     if folder.startswith(f"{PENDING}/") and re.fullmatch(MARK, mark := folder.split("/")[1]):
         return f"{name} is of an operation of {who(mark)} that is going on, or was cut off; any command makes it whole"
     if found := PART.fullmatch(base):
-        return f"{name} was left by {who(mark_of(found))}, which was cut off while it wrote; delete it, or run the run's command again"
+        return (
+            f"{name} was left by {who(mark_of(found))}, which was cut off while it wrote; delete it, or run the run's "
+            "command again"
+        )
     if name == NOW:
-        return None if isinstance(read_now(store), dict) else f"{name} does not hold what a run tells of itself; delete it"
+        return (
+            None if isinstance(read_now(store), dict) else f"{name} does not hold what a run tells of itself; delete it"
+        )
     if CHECKPOINT.fullmatch(name):
         try:
             store.read_tensors(name)
@@ -516,15 +526,20 @@ def _stray(store: Store, name: str) -> str | None:
         return None
     if folder == "history" and TOGETHER.fullmatch(base):
         return f"{name} does not hold the events that it names; it was changed; delete it: they are there one by one"
-    return f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command again"
+    return (
+        f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command "
+        "again"
+    )
 
 
 def read_now(store: Store) -> dict | None:
-    """What the process that works on the run told last, as `Progress.news` has it and with its `time`; None where there is none, or
-    where something else lies there."""
+    """What the process that works on the run told last, as `Progress.news` has it and with its `time`; None where
+    there is none, or where something else lies there."""
     try:
         found = store.read_json(NOW)
-        fits = isinstance(found["stages"], dict) and isinstance(found["tasks"], dict) and isinstance(found["lines"], list)
+        fits = (
+            isinstance(found["stages"], dict) and isinstance(found["tasks"], dict) and isinstance(found["lines"], list)
+        )
         return {**found, "time": float(found["time"])} if fits else None
     except (FileNotFoundError, CorruptError, KeyError, TypeError, ValueError):
         return None
@@ -542,7 +557,8 @@ def _is_copy(store: Store, name: str) -> bool:
 
 
 def pointed(store: Store, whole: list[dict]) -> list[str]:
-    """What is wrong with head.json. It may name an event before the last (its writer was cut off), but one that exists."""
+    """What is wrong with head.json. It may name an event before the last (its writer was cut off), but one that
+    exists."""
     if not whole:
         return ["history/ holds no event"]
     if not store.exists("head.json"):
@@ -555,6 +571,7 @@ def pointed(store: Store, whole: list[dict]) -> list[str]:
     if any(data == _pointer(event, digest_of(event)) for event in told):
         return []
     return [
-        f"head.json names no event of the history: it was changed, or the newest event, history/{whole[-1]['number']:08d}.json, was, or "
+        "head.json names no event of the history: it was changed, or the newest event, "
+        f"history/{whole[-1]['number']:08d}.json, was, or "
         f"events were removed; restore both"
     ]

@@ -35,7 +35,8 @@ CHOICE = "choice.json"  # what was tried where the spec left the mask open; writ
 SCRATCH = "choice"  # what short runs leave until that is written
 # All that they leave.
 TRIAL = re.compile(
-    rf"{SCRATCH}/((trials|base|merged)/\.?[0-9a-f]+|checkpoints/merge-[0-9a-f]+/\.?step-\d{{8}})\.safetensors(\.[0-9a-f]+)?$"
+    rf"{SCRATCH}/((trials|base|merged)/\.?[0-9a-f]+|checkpoints/merge-[0-9a-f]+/\.?step-\d{{8}})"
+    r"\.safetensors(\.[0-9a-f]+)?$"
 )
 DRAFT = re.compile(
     r"\.(run|choice)\.json\.[0-9a-f]{8}$"
@@ -73,8 +74,9 @@ class RunFolder:
     # -------------------------------------------------------------------------------- cuts, and changed files
 
     def settle(self, asked: list | None = None) -> bool:
-        """Complete or discard what a process that was cut off left behind, and say so in a line. What can only be read is read as
-        it is. Returns whether the command `asked` is what was completed: then there is nothing left to do, and the line says that."""
+        """Complete or discard what a process that was cut off left behind, and say so in a line. What can only be read
+        is read as it is. Returns whether the command `asked` is what was completed: then there is nothing left to do,
+        and the line says that."""
         notes = []
         try:
             finished, discarded = history.settle(self.store)
@@ -85,7 +87,8 @@ class RunFolder:
         repeated = asked is not None and self.finished is not None and self.finished.get("asked") == asked
         if repeated:
             notes.append(
-                f"this command took effect before it was cut off, as event {self.finished['number']}; nothing more was changed"
+                f"this command took effect before it was cut off, as event {self.finished['number']}; nothing more "
+                "was changed"
             )
         elif finished:
             notes.append(f"event {finished['number']} ({finished['operation']}) had been cut off and was completed")
@@ -136,7 +139,8 @@ class RunFolder:
         foreign = self._foreign()
         if foreign:
             raise SpecError(
-                f"output {self.store.uri!r} holds other files and no run ({', '.join(map(repr, foreign[:3]))}); wanted a new folder, or one without any entry; choose another output"
+                f"output {self.store.uri!r} holds other files and no run ({', '.join(map(repr, foreign[:3]))}); "
+                "wanted a new folder, or one without any entry; choose another output"
             )
         if not self.is_ours or identity is None:
             return
@@ -144,13 +148,15 @@ class RunFolder:
         for key, wanted in identity.items():
             if found.get(key) != wanted:
                 raise SpecError(
-                    f"output {self.store.uri!r} holds another run: its {key} is {_short(found.get(key))}, this spec's is {_short(wanted)}; "
+                    f"output {self.store.uri!r} holds another run: its {key} is {_short(found.get(key))}, this spec's "
+                    f"is {_short(wanted)}; "
                     f"choose another output"
                 )
 
     @property
     def is_ours(self) -> bool:
-        """Whether run.json says that everything here was made by a run. Nothing is deleted in a folder of which it does not."""
+        """Whether run.json says that everything here was made by a run. Nothing is deleted in a folder of which it
+        does not."""
         return self.store.exists("run.json") and set(self.store.read_json("run.json")) >= MARKS
 
     @cached_property
@@ -160,8 +166,8 @@ class RunFolder:
         return self.is_ours or (last == BASELINE and RunFolder(root).is_ours)
 
     def _foreign(self) -> list[str]:
-        """Entries, hidden ones and empty folders too, that no run has made. Before a run begins, short runs may have left what they
-        were about to choose by."""
+        """Entries, hidden ones and empty folders too, that no run has made. Before a run begins, short runs may have
+        left what they were about to choose by."""
         root = self.store.root.rstrip("/")
         entries = self.store.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         names = {e.base_name: e for e in entries if not DRAFT.match(e.base_name)}
@@ -184,14 +190,16 @@ class RunFolder:
         """
         if not self.store.exists("run.json"):
             raise TalosError(
-                f"{self.store.uri!r} holds no run (no run.json); wanted a folder that `talos edit` wrote; check the path"
+                f"{self.store.uri!r} holds no run (no run.json); wanted a folder that `talos edit` wrote; check the "
+                "path"
             )
         info = self.store.parse_json("run.json", self.store.read("run.json"))
         known = info.get("format")
         if known not in READS or isinstance(known, bool):
             newer = isinstance(known, int) and known > FORMAT
             raise CorruptError(
-                f"{self.store.path('run.json')} has format {known!r}{', of a newer talos_ray' if newer else ''}; this one reads {FORMAT} and before; "
+                f"{self.store.path('run.json')} has format {known!r}{', of a newer talos_ray' if newer else ''}; this "
+                f"one reads {FORMAT} and before; "
                 f"use the version that wrote it"
             )
         self.check("run.json")
@@ -200,12 +208,19 @@ class RunFolder:
         return info
 
     def begin(
-        self, spec: Mapping, base: str, identity: Mapping[str, object], heads: Mapping[str, torch.Tensor], classes: Mapping[str, Sequence[str]],
+        self,
+        spec: Mapping,
+        base: str,
+        identity: Mapping[str, object],
+        heads: Mapping[str, torch.Tensor],
+        classes: Mapping[str, Sequence[str]],
         keys: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """Write run.json and every task's frozen head (with `keys`, what each was made of), and that the run begins or goes on.
+    ) -> None:
+        """Write run.json and every task's frozen head (with `keys`, what each was made of), and that the run begins or
+        goes on.
 
-        Tasks that the spec names no more are set aside, with their heads: earlier versions hold them, and somebody may add them again.
+        Tasks that the spec names no more are set aside, with their heads: earlier versions hold them, and somebody may
+        add them again.
         """
         info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
         keys = dict(keys or {})
@@ -259,8 +274,8 @@ class RunFolder:
     def record(
         self, operation: str, files: Iterable[str] = (), writes: Mapping[str, bytes] | None = None, **details: object
     ) -> dict:
-        """An event that leaves head where it is, with `files` of it already on storage and others that it `writes`, and whatever
-        workers have left there. Returns it."""
+        """An event that leaves head where it is, with `files` of it already on storage and others that it `writes`,
+        and whatever workers have left there. Returns it."""
         held = sorted({*files, *self._unrecorded()})
         return history.append(self.store, operation, lambda before: (writes or {}, {}), held, **details)
 
@@ -296,7 +311,8 @@ class RunFolder:
         except SafetensorError:
             pass
         raise CorruptError(
-            f"{path} does not hold the base that it names; the file was changed; delete it and run the same command again"
+            f"{path} does not hold the base that it names; the file was changed; delete it and run the same command "
+            "again"
         )
 
     # -------------------------------------------------------------------------------- mask
@@ -343,8 +359,8 @@ class RunFolder:
         return None
 
     def check_delta(self, task: str, fingerprint: str) -> None:
-        """Raises CorruptError unless the file that `load_delta` would give, if there is one, was recorded once. A later training may
-        have moved it to the archive, and not have come to its event yet."""
+        """Raises CorruptError unless the file that `load_delta` would give, if there is one, was recorded once. A
+        later training may have moved it to the archive, and not have come to its event yet."""
         names = (f"deltas/{task}.safetensors", f"deltas/archive/{task}-{fingerprint[:16]}.safetensors")
         recorded = {e["files"][n] for e in history.events(self.store) for n in names if n in e["files"]}
         for name in names:
@@ -352,12 +368,14 @@ class RunFolder:
                 continue
             if self.store.sha256(name) not in recorded:
                 raise CorruptError(
-                    f"{self.store.path(name)} was changed since it was recorded; restore it from a copy; `talos verify` names all there is"
+                    f"{self.store.path(name)} was changed since it was recorded; restore it from a copy; `talos "
+                    "verify` names all there is"
                 )
             return
 
     def save_merged(self, mask: Mask, rows: Mapping[str, Delta]) -> tuple[str, int]:
-        """Store what a merge method made of the deltas, where it cannot be made again to the bit. Returns the file's name, and its bytes."""
+        """Store what a merge method made of the deltas, where it cannot be made again to the bit. Returns the file's
+        name, and its bytes."""
         tensors = {f"mask/{n}": bits for n, bits in mask.packed().items()}
         tensors |= {f"rows/{t}": d.values for t, d in rows.items()}
         name = f"merged/{fingerprint(tensors)}.safetensors"
@@ -373,16 +391,20 @@ class RunFolder:
         return mask, {t: Delta(t, tensors[f"rows/{t}"], info["base"], mask.fingerprint) for t in sorted(names)}
 
     def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, object]:
-        """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file named by its
-        content. Returns what the version says of it."""
+        """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file
+        named by its content. Returns what the version says of it."""
         tensors = {f"head/{t}": h.float().contiguous() for t, h in heads.items()}
         if blend.granularity is not None:
             tensors |= {f"coefficient/{t}": a.float().contiguous() for t, a in blend.values.items()}
         name = f"learned/{fingerprint(tensors)}.safetensors"
         how = {"granularity": blend.granularity, "groups": blend.groups if blend.granularity == "group" else None}
-        if not self.store.exists(name):  # another version has the same: its bytes are recorded, and a header's order may differ
+        if not self.store.exists(
+            name
+        ):  # another version has the same: its bytes are recorded, and a header's order may differ
             self.store.write_tensors(name, tensors, {**how, "mask": mask.fingerprint})
-        near_zero = {t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in blend.values.items() if blend.granularity}
+        near_zero = {
+            t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in blend.values.items() if blend.granularity
+        }
         ranges = {t: [float(a.min()), float(a.max())] for t, a in blend.values.items() if blend.granularity}
         count = max((len(a) for a in blend.values.values()), default=0) if blend.granularity else 1
         return {"file": name, **how, "count": count, "heads": sorted(heads), "range": ranges, "near_zero": near_zero}
@@ -399,7 +421,8 @@ class RunFolder:
         tensors, _ = self.store.read_tensors(learned["file"])
         if f"learned/{fingerprint(tensors)}.safetensors" != learned["file"]:
             raise CorruptError(
-                f"{self.store.path(learned['file'])} does not hold the coefficients that it names; it was changed; restore it from a copy"
+                f"{self.store.path(learned['file'])} does not hold the coefficients that it names; it was changed; "
+                "restore it from a copy"
             )
         heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
         if learned["granularity"] is None:
@@ -447,13 +470,15 @@ class RunFolder:
             self.store.delete_folder(f"checkpoints/{task}")
 
     def _checkpoints(self, task: str) -> list[str]:
-        """Names of a task's checkpoints, oldest first: files that are called as `save_checkpoint` calls them, and no others."""
+        """Names of a task's checkpoints, oldest first: files that are called as `save_checkpoint` calls them, and no
+        others."""
         return [n for n in self.store.list(f"checkpoints/{task}") if STEP.match(n)]
 
     # -------------------------------------------------------------------------------- trials
 
     def load_trial(self, key: str) -> tuple[dict, dict[str, torch.Tensor]] | None:
-        """One evaluated candidate: what `save_trial` was given. A broken file counts as absent: it is evaluated again."""
+        """One evaluated candidate: what `save_trial` was given. A broken file counts as absent: it is evaluated
+        again."""
         name = f"trials/{key}.safetensors"
         if not self.store.exists(name):
             return None
@@ -475,7 +500,8 @@ class RunFolder:
         return sorted(int(found[1]) for name in there if (found := re.fullmatch(r"(\d{4,})\.json", name)))
 
     def load_version(self, number: int) -> dict:
-        """Raises TalosError if there is no such version, CorruptError if its file was changed or does not hold what it should."""
+        """Raises TalosError if there is no such version, CorruptError if its file was changed or does not hold what it
+        should."""
         name = version_name(number)
         if name not in history.recorded(self.store) and not self.store.exists(name):
             raise TalosError(
@@ -484,8 +510,8 @@ class RunFolder:
         return version_of(self.store.path(name), self.store.parse_json(name, self.read(name)), number)
 
     def misfits(self) -> list[str]:
-        """Files that are as they were recorded, and yet do not hold what their format says: a score above 1, a delta that is NaN, a field
-        that is missing. Whoever can make all hashes anew can write such ones."""
+        """Files that are as they were recorded, and yet do not hold what their format says: a score above 1, a delta
+        that is NaN, a field that is missing. Whoever can make all hashes anew can write such ones."""
         problems = []
 
         def tried(check: Callable[[], object]) -> None:
@@ -511,8 +537,14 @@ class RunFolder:
         return problems
 
     def add_version(
-        self, operation: str, render: Callable[[int], tuple[Mapping, Mapping[str, bytes]]], *, in_force: bool = True, at: int | None = None, **details: object,
-    ) -> int:  # fmt: skip
+        self,
+        operation: str,
+        render: Callable[[int], tuple[Mapping, Mapping[str, bytes]]],
+        *,
+        in_force: bool = True,
+        at: int | None = None,
+        **details: object,
+    ) -> int:
         """Add the next version and put it in force, or keep it aside. Returns its number.
 
         Args:
@@ -542,7 +574,8 @@ class RunFolder:
         self, number: int, operation: str, files: Mapping[str, bytes] | None = None, *, at: int | None = None,
         asked: list | None = None, **details: object,
     ) -> None:  # fmt: skip
-        """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in `add_version`;
+        """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in
+        `add_version`;
         `asked`: as in `history.append`.
 
         Raises:
@@ -559,8 +592,10 @@ class RunFolder:
     def _check_head(self, at: int | None, before: Mapping) -> None:
         if at is not None and before.get("head") != at:
             raise ConflictError(
-                f"head of run {self.store.uri!r} was version {at} when this began and is {before.get('head')} now ({before.get('operation')} by "
-                f"{before.get('user')}@{before.get('host')}); nothing was changed; look at it with `talos status`, and run the command again"
+                f"head of run {self.store.uri!r} was version {at} when this began and is {before.get('head')} now "
+                f"({before.get('operation')} by "
+                f"{before.get('user')}@{before.get('host')}); nothing was changed; look at it with `talos status`, "
+                "and run the command again"
             )
 
     def load_answers(self, number: int) -> Answers:
@@ -618,7 +653,8 @@ def _facts(version: Mapping) -> dict[str, object]:
 
 
 def is_in_force(version: Mapping, task: str) -> bool:
-    """Whether a version holds a task's edit: its delta is there, and neither forgotten nor only a help to forget another one."""
+    """Whether a version holds a task's edit: its delta is there, and neither forgotten nor only a help to forget
+    another one."""
     return task in version["deltas"] and task in version["targets"] and task not in version.get("forgotten", ())
 
 
@@ -630,7 +666,8 @@ def kind_of(version: Mapping, task: str) -> str:
 
 
 def coefficient_of(version: Mapping, task: str) -> str:
-    """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has none."""
+    """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has
+    none."""
     own = coefficients_of(version["coefficients"], task)
     return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
 
@@ -647,7 +684,8 @@ def mask_at(path: str, base: str) -> Mask:
     store = Store(f"{folder or ('/' if path.startswith('/') else '.')}{mark}{query}")
     if not name or name not in store.list():
         raise SpecError(
-            f"mask.path {path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to calibrate"
+            f"mask.path {path!r} does not exist; wanted a mask.safetensors; check the path, or leave it out to "
+            "calibrate"
         )
     return load_mask(store, name, base)
 
@@ -662,7 +700,8 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
     info = mask_of(store.path(name), info)
     if info["base"] != base:
         raise MismatchError(
-            f"mask {store.path(name)} belongs to base {info['base'][:12]}, but this model is {base[:12]}; use the mask of this model, or calibrate anew"
+            f"mask {store.path(name)} belongs to base {info['base'][:12]}, but this model is {base[:12]}; use the "
+            "mask of this model, or calibrate anew"
         )
     names = tuple(sorted(info["shapes"]))
     layout = Layout(names, tuple(tuple(info["shapes"][n]) for n in names))
@@ -671,7 +710,8 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
 
 
 def _search_today(search: Mapping) -> dict:
-    """The search of a spec as settings are called now: before coefficients were learned, a surrogate or Optuna proposed them."""
+    """The search of a spec as settings are called now: before coefficients were learned, a surrogate or Optuna
+    proposed them."""
     if "probe" not in search:
         return dict(search)
     gone = ("probe", "probe_inputs", "parts", "generation", "trials", "method")

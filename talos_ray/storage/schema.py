@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from talos_ray.errors import CorruptError
 
-AT_ONCE = 1 << 14  # values looked at together: so few start no threads of torch, which a process that forks later would miss
+AT_ONCE = (
+    1 << 14
+)  # values looked at together: so few start no threads of torch, which a process that forks later would miss
 Number = Annotated[FiniteFloat, Field(strict=True)]
 Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1)]
 Many = Annotated[int, Field(strict=True, ge=0)]
@@ -136,7 +138,8 @@ def finite(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
             if not bool(torch.isfinite(part).all()):
                 first = int((~torch.isfinite(part)).nonzero()[0])
                 raise CorruptError(
-                    f"{path}: value {number * AT_ONCE + first} of tensor {name!r} is {float(part[first])}; wanted finite values; restore it from a copy"
+                    f"{path}: value {number * AT_ONCE + first} of tensor {name!r} is {float(part[first])}; wanted "
+                    "finite values; restore it from a copy"
                 )
 
 

@@ -1,4 +1,5 @@
-"""A version as files that need no talos_ray: a whole model in its own library's layout, or only the weights that changed.
+"""A version as files that need no talos_ray: a whole model in its own library's layout, or only the weights that
+changed.
 
 With either goes a model card in the format of the Hugging Face Hub.
 """
@@ -94,7 +95,8 @@ def save_adapter(
 
 
 def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`NAME/index` int64 (row-major positions) and `NAME/value` (the new weights, as they are) of every tensor that changed:
+    """`NAME/index` int64 (row-major positions) and `NAME/value` (the new weights, as they are) of every tensor that
+    changed:
     `tensor.view(-1)[index] = value` makes the version from the base, bit by bit."""
     found = {}
     for name, before in base.items():
@@ -117,10 +119,16 @@ def card(folder: RunFolder, version: Mapping, head_words: str, files: str) -> st
         "tags": ["talos", "task-arithmetic", "model-merging"],
         "library_name": "open_clip" if model.startswith(("open_clip", "demo")) else "transformers",
         **({"base_model": named} if model.partition(":")[0] in HUGGING_FACE and not Path(named).exists() else {}),
-        "model-index": [{"name": f"{named}, version {number}", "results": [_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()]}],
-    }  # fmt: skip
+        "model-index": [
+            {
+                "name": f"{named}, version {number}",
+                "results": [_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()],
+            }
+        ],
+    }
     rows = [
-        f"| {markdown(t)} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | {markdown(tasks[t]['data'])} |"
+        f"| {markdown(t)} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | "
+        f"{markdown(tasks[t]['data'])} |"
         for t, s in version["scores"].items()
     ]
     learnt = (
@@ -130,25 +138,46 @@ def card(folder: RunFolder, version: Mapping, head_words: str, files: str) -> st
     standing = "none" if not judged else f"{judged['result']}{''.join(f'; {s}' for s in gate.told(judged))}"
     return "\n".join(
         [
-            "---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---",
-            f"# {markdown(named)}, edited: version {number} of {markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
-            f"{markdown(model)}, in which {sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
-            "", "## Files", files,
-            f"`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A head is {head_words}{linear_words}.",
-            "", "## Tasks and scores",
+            "---",
+            yaml.safe_dump(head, sort_keys=False).rstrip(),
+            "---",
+            f"# {markdown(named)}, edited: version {number} of "
+            f"{markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
+            f"{markdown(model)}, in which "
+            f"{sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ "
+            "from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to "
+            "which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
+            "",
+            "## Files",
+            files,
+            "`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A "
+            f"head is {head_words}{linear_words}.",
+            "",
+            "## Tasks and scores",
             f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
-            "", "| task | kind | base | this model | n | data |", "|---|---|---|---|---|---|", *rows,
-            "", f"Gate: {markdown(standing)}.",
-            "", "## Intended use",
+            "",
+            "| task | kind | base | this model | n | data |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Gate: {markdown(standing)}.",
+            "",
+            "## Intended use",
             "The target tasks above, on inputs like those of their data. Control tasks are what must not get worse.",
-            "", "## Limits",
-            "Scores hold for these test sets; what the base could do beyond the control tasks above was not measured. Biases of the base remain. Forgetting lowers a task's answers; it is no proof that nothing of it can be recovered.",
-            "", "## Licence",
+            "",
+            "## Limits",
+            "Scores hold for these test sets; what the base could do beyond the control tasks above was not measured. "
+            "Biases of the base remain. Forgetting lowers a task's answers; it is no proof that nothing of it can be "
+            "recovered.",
+            "",
+            "## Licence",
             f"That of the base, {markdown(model)}, and of the data above: look there; talos_ray adds no terms.",
-            "", "## Where it comes from",
-            *(f"- {markdown(what)}: {markdown(value)}" for what, value in _provenance(folder, info, version).items()), "",
+            "",
+            "## Where it comes from",
+            *(f"- {markdown(what)}: {markdown(value)}" for what, value in _provenance(folder, info, version).items()),
+            "",
         ]
-    )  # fmt: skip
+    )
 
 
 def _result(name: str, task: Mapping, score: Mapping) -> dict:
@@ -171,8 +200,11 @@ def _provenance(folder: RunFolder, info: Mapping, version: Mapping) -> dict[str,
         if e.get("version") == version["version"] and e["operation"] != "rollback"
     )
     return {
-        "base": version["base"], "mask": version["mask"], "model": version["model"],
-        "event": f"{event['number']} by {event['user']}@{event['host']}, {event['time']}", "events up to now": str(history.last(folder.store)["number"] + 1),
+        "base": version["base"],
+        "mask": version["mask"],
+        "model": version["model"],
+        "event": f"{event['number']} by {event['user']}@{event['host']}, {event['time']}",
+        "events up to now": str(history.last(folder.store)["number"] + 1),
         "settings": json.dumps({k: info["spec"][k] for k in ("seed", "mask", "train")}, sort_keys=True),
         **{name: v for name, v in info["software"].items() if v != "absent"},
-    }  # fmt: skip
+    }

@@ -1,4 +1,5 @@
-"""A version's model, made again from what is on storage: the base's bytes, the mask, the deltas and the coefficients."""
+"""A version's model, made again from what is on storage: the base's bytes, the mask, the deltas and the
+coefficients."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def edit_of(folder: RunFolder, version: Mapping, mask: Mask, deltas: Mapping[str
         mask, rows = folder.load_merged(version["rows"], mask.layout)
     else:
         how = dict(version.get("merge", {}))
-        # Versions of earlier releases have a row a task and group of layers; since then groups are segments of the coefficients.
+        # Versions of earlier releases have a row a task and group of layers; since then groups are segments of the
+        # coefficients.
         groups = how.pop("groups", None)
         rows_by_group = any("@" in row for row in version["coefficients"])
         mask, rows = merged(deltas, mask, groups=groups if rows_by_group else None, **how)

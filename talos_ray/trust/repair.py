@@ -1,8 +1,8 @@
-"""What earlier releases could leave behind, put in order: a second event of one number, pages that an approval had no time to write,
-files that belong to nothing, a head.json that names no event.
+"""What earlier releases could leave behind, put in order: a second event of one number, pages that an approval had no
+time to write, files that belong to nothing, a head.json that names no event.
 
-Nothing is thrown away: what is taken out of the run is first copied to a folder of its own. Nothing that decides a model or a score
-(deltas, masks, versions, answers) is ever mended here: that has to come from a copy.
+Nothing is thrown away: what is taken out of the run is first copied to a folder of its own. Nothing that decides a
+model or a score (deltas, masks, versions, answers) is ever mended here: that has to come from a copy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def steps(folder: RunFolder, kept: Path) -> Iterator[Step]:
     for name, stays in history.second_events(store):
         if stays is None:
             raise TalosError(
-                f"{name} and another event have the same number, and neither the next event nor head.json says which one counts; look at both, keep a copy, and take one away"
+                f"{name} and another event have the same number, and neither the next event nor head.json says which "
+                "one counts; look at both, keep a copy, and take one away"
             )
         words = f"{name} is a second event of its number, and {stays} is the one that counts: it is taken out"
         yield Step((name,), words, lambda n=name: take_out(n))
@@ -64,14 +65,16 @@ def steps(folder: RunFolder, kept: Path) -> Iterator[Step]:
 
 
 def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list[str]]:
-    """Put a run in order, or (without `yes`) only say how. Returns what was done, or would be, and what is left that only a copy can
-    mend.
+    """Put a run in order, or (without `yes`) only say how. Returns what was done, or would be, and what is left that
+    only a copy can mend.
 
     Raises:
         TalosError: `kept` is there already, or nothing says which of two events counts.
     """
     if yes and kept.exists():
-        raise TalosError(f"folder {str(kept)!r} is there already; wanted a new one for what is taken out; choose another with --keep")
+        raise TalosError(
+            f"folder {str(kept)!r} is there already; wanted a new one for what is taken out; choose another with --keep"
+        )
     told, mended = [], []
     try:
         for step in steps(folder, kept):

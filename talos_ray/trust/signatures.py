@@ -1,7 +1,8 @@
-"""Who stands behind a history: Ed25519 signatures (RFC 8032) over the hash of its newest event, each an event of its own.
+"""Who stands behind a history: Ed25519 signatures (RFC 8032) over the hash of its newest event, each an event of its
+own.
 
-The hash of an event covers every event before it and every file that they name, so one signature says: this is the run as I saw
-it. Whoever can write the folder can make events, but none that this key has signed.
+The hash of an event covers every event before it and every file that they name, so one signature says: this is the run
+as I saw it. Whoever can write the folder can make events, but none that this key has signed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def private_key(path: str | os.PathLike) -> Ed25519PrivateKey:
             key = load(data, password=os.environ.get(PASSWORD, "").encode() or None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise TalosError(
-            f"{str(path)!r} cannot be read as a private key: {str(error).splitlines()[0]}; wanted an Ed25519 key ({MAKE}); one with a password needs {PASSWORD}"
+            f"{str(path)!r} cannot be read as a private key: {str(error).splitlines()[0]}; wanted an Ed25519 key "
+            f"({MAKE}); one with a password needs {PASSWORD}"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise TalosError(f"{str(path)!r} holds a key of another kind; wanted an Ed25519 key; {MAKE}")
@@ -58,7 +60,8 @@ def public_key(given: str) -> str:
         key = load(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise TalosError(
-            f"{given[:80]!r} is no public key: {str(error).splitlines()[0]}; wanted a line like 'ssh-ed25519 AAAA…', or a file that holds one"
+            f"{given[:80]!r} is no public key: {str(error).splitlines()[0]}; wanted a line like 'ssh-ed25519 AAAA…', "
+            "or a file that holds one"
         ) from None
     if not isinstance(key, Ed25519PublicKey):
         raise TalosError(f"{given[:80]!r} is a key of another kind; wanted an Ed25519 key; {MAKE}")
@@ -100,7 +103,8 @@ def problems(events: list[dict], wanted: str | None = None) -> list[str]:
     signing = [e for e in events if e["operation"] == "sign"]
     good = [e for e in signing if is_signed(e)]
     found = [
-        f"history/{e['number']:08d}.json holds no valid signature of the key that it names; it was not made by `talos sign`; restore the history from a copy"
+        f"history/{e['number']:08d}.json holds no valid signature of the key that it names; it was not made by `talos "
+        "sign`; restore the history from a copy"
         for e in signing
         if e not in good
     ]
@@ -115,7 +119,8 @@ def problems(events: list[dict], wanted: str | None = None) -> list[str]:
     if later:
         first, last = later[0], later[-1]
         found.append(
-            f"{wanted} has signed the events up to {mine[-1] - 1}; events {first['number']} to {last['number']} ({first['operation']} …) came later and are not signed; look at `talos log`, and ask for `talos sign`"
+            f"{wanted} has signed the events up to {mine[-1] - 1}; events {first['number']} to {last['number']} "
+            f"({first['operation']} …) came later and are not signed; look at `talos log`, and ask for `talos sign`"
         )
     return found
 
@@ -125,7 +130,9 @@ def _read(path: str | os.PathLike) -> bytes:
         return Path(path).expanduser().read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TalosError(f"key {str(path)[:80]!r} cannot be read: {reason}; wanted a file with an Ed25519 key; {MAKE}") from None
+        raise TalosError(
+            f"key {str(path)[:80]!r} cannot be read: {reason}; wanted a file with an Ed25519 key; {MAKE}"
+        ) from None
 
 
 def _line(key: Ed25519PublicKey) -> str:

@@ -1,4 +1,5 @@
-"""How a version comes into force: by its gate, by somebody's approval, by rolling back. Each is an event of the history.
+"""How a version comes into force: by its gate, by somebody's approval, by rolling back. Each is an event of the
+history.
 
 A version that its gate does not let through is kept, marked, and never becomes head by itself.
 """
@@ -28,7 +29,8 @@ def publish(
     folder: RunFolder, version: dict, base: Answers, now: Answers, operation: str, *,
     at: int | None = None, log: Sequence[str] = (), **details: object,
 ) -> int:  # fmt: skip
-    """Judge a version and store it with its answers and its report; in force if the spec's gate holds. Returns its number.
+    """Judge a version and store it with its answers and its report; in force if the spec's gate holds. Returns its
+    number.
 
     Args:
         at: head when the work on it began, if it was made from head.
@@ -55,8 +57,8 @@ def publish(
 
     @cache
     def files(number: int) -> tuple[dict, dict[str, bytes]]:
-        # Kept by number: a writer who came first leaves it as it is, unless it made a version too. Drawing takes seconds, and
-        # whoever drew anew each time would always be the last.
+        # Kept by number: a writer who came first leaves it as it is, unless it made a version too. Drawing takes
+        # seconds, and whoever drew anew each time would always be the last.
         name, content = answers_file(number, now)
         pages = render(folder, info, {"version": number, **version}, answers=now)
         log_file = {f"logs/{number:04d}.txt": "".join(f"{line}\n" for line in log).encode()} if log else {}
@@ -80,10 +82,18 @@ def base_version(version: Mapping) -> dict:
         else {}
     )
     return {
-        "kind": "base", "created": version["created"], "base": version["base"], "mask": version["mask"], "deltas": {}, "model": version["base"],
-        "targets": version["targets"], "controls": version["controls"], "coefficients": {}, "scores": scores,
+        "kind": "base",
+        "created": version["created"],
+        "base": version["base"],
+        "mask": version["mask"],
+        "deltas": {},
+        "model": version["base"],
+        "targets": version["targets"],
+        "controls": version["controls"],
+        "coefficients": {},
+        "scores": scores,
         "summary": {**means, "control_kept": dict.fromkeys(version["controls"], 1.0)},
-    }  # fmt: skip
+    }
 
 
 def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
@@ -106,7 +116,8 @@ def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
     version = folder.load_version(to)
     if is_held(folder, version):
         raise TalosError(
-            f"version {to} of run {folder.store.uri!r} was never in force: {_why(version)}; `talos approve` puts it in force all the same"
+            f"version {to} of run {folder.store.uri!r} was never in force: {_why(version)}; `talos approve` puts it "
+            "in force all the same"
         )
     pages = {kind: folder.read(_page(to, kind)) for kind in FRONT}
     folder.set_head(to, "rollback", _front(pages), at=head, asked=asked, was=head, reason=reason)
@@ -116,7 +127,8 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
     """Put a version in force although its gate does not let it through.
 
     Raises:
-        TalosError: no such version, nobody or no reason is named, or its gate holds. ConflictError: head moved meanwhile.
+        TalosError: no such version, nobody or no reason is named, or its gate holds. ConflictError: head moved
+            meanwhile.
     """
     from talos_ray.report.page import render
 
@@ -129,7 +141,8 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
         raise TalosError("an approval names who gives it and why; wanted both; add --by NAME and --reason TEXT")
     if not is_held(folder, version):
         raise TalosError(
-            f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use `talos rollback` to put it in force"
+            f"version {number} of run {folder.store.uri!r} needs no approval: its gate holds, or it has one; use "
+            "`talos rollback` to put it in force"
         )
     check_sources(folder, version)
     approved, robustness = {"by": by, "reason": reason}, folder.load_robustness(number)
@@ -176,7 +189,8 @@ def add_pages(folder: RunFolder, numbers: Sequence[int], operation: str) -> None
 
 
 def report(folder: RunFolder, number: int, language: str) -> bytes:
-    """The page on a version as it would be written now: with its approval and what `watch` has found since; kept nowhere.
+    """The page on a version as it would be written now: with its approval and what `watch` has found since; kept
+    nowhere.
 
     Raises:
         SpecError: a language that the report does not speak. TalosError: no such version.
@@ -209,7 +223,10 @@ def standing(folder: RunFolder, number: int) -> str:
     """A sentence on whether a version is in force, and where its report is."""
     version = folder.load_version(number)
     if is_held(folder, version):
-        return f"version {number} is kept aside, head is still {folder.head}: {_why(version)}; report in {folder.store.path(_page(number, 'html'))}"
+        return (
+            f"version {number} is kept aside, head is still {folder.head}: {_why(version)}; report in "
+            f"{folder.store.path(_page(number, 'html'))}"
+        )
     return f"version {number} is head; report in {folder.store.path('report/index.html')}"
 
 

@@ -20,7 +20,8 @@ from talos_ray.trust.compare import ask
 
 
 def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Iterator[tuple[str, Path, str]]:
-    """(task, file or folder, its SHA-256) of what lies in `where` and has not been scored. A name begins with its task's.
+    """(task, file or folder, its SHA-256) of what lies in `where` and has not been scored. A name begins with its
+    task's.
 
     Raises:
         SpecError: no such folder, or a name that begins with no task's.
@@ -32,7 +33,8 @@ def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Ite
         task = max((t for t in tasks if path.name.startswith(t)), key=len, default=None)
         if task is None:
             raise SpecError(
-                f"{str(path)!r} belongs to no task of run {folder.store.uri!r}; wanted a name that begins with one: {', '.join(tasks)}; rename it"
+                f"{str(path)!r} belongs to no task of run {folder.store.uri!r}; wanted a name that begins with one: "
+                f"{', '.join(tasks)}; rename it"
             )
         if (mark := _sha256(path)) not in known:
             yield task, path, mark
@@ -67,8 +69,16 @@ def score(
     told = {m: accuracy(*a.counts(name)).as_dict() for m, a in answers.items()}
     details = {"notes": list(rows.notes)} if rows.notes else {}
     return folder.record(
-        "watch", version=version["version"], task=name, data=path.name, sha256=mark, scores=told, gate=judged["result"], why=gate.told(judged), **details
-    )  # fmt: skip
+        "watch",
+        version=version["version"],
+        task=name,
+        data=path.name,
+        sha256=mark,
+        scores=told,
+        gate=judged["result"],
+        why=gate.told(judged),
+        **details,
+    )
 
 
 def _sha256(path: Path) -> str:
