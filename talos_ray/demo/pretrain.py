@@ -169,9 +169,9 @@ with nothing to download. `python -m talos_ray.demo.pretrain` makes everything o
 open_clip's `CLIP` class from `clip.json`: {facts["weights"]:,} weights, shipped in float16 as `clip.safetensors`.
 
 Pretrained from scratch with CLIP's contrastive loss (captions that occur twice in a batch share the target) on
-{PICTURES:,} pictures of {render.SIZE} x {render.SIZE} pixels that `render.caption_pair` draws: flat colours, clean edges,
-{facts["captions"]:,} different captions about shapes, digits, counts, patterns, arrows, lit balls, road signs and landscapes. Half of the
-pictures get mild noise (up to {NOISE:g} grey levels) and slanting light, fresh in every pass.
+{PICTURES:,} pictures of {render.SIZE} x {render.SIZE} pixels that `render.caption_pair` draws: flat colours,
+clean edges, {facts["captions"]:,} different captions about shapes, digits, counts, patterns, arrows, lit balls, road
+signs and landscapes. Half of the pictures get mild noise (up to {NOISE:g} grey levels) and slanting light, fresh in every pass.
 
 | | |
 |---|---|
