@@ -171,7 +171,8 @@ open_clip's `CLIP` class from `clip.json`: {facts["weights"]:,} weights, shipped
 Pretrained from scratch with CLIP's contrastive loss (captions that occur twice in a batch share the target) on
 {PICTURES:,} pictures of {render.SIZE} x {render.SIZE} pixels that `render.caption_pair` draws: flat colours,
 clean edges, {facts["captions"]:,} different captions about shapes, digits, counts, patterns, arrows, lit balls, road
-signs and landscapes. Half of the pictures get mild noise (up to {NOISE:g} grey levels) and slanting light, fresh in every pass.
+signs and landscapes. Half of the pictures get mild noise (up to {NOISE:g} grey levels) and slanting light, fresh in
+every pass.
 
 | | |
 |---|---|
