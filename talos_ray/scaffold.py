@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from talos_ray.errors import SpecError
 MODELS = {"image": "open_clip:ViT-B-32/laion2b_s34b_b79k", "text": "hf:sentence-transformers/all-MiniLM-L6-v2"}
 PROMPTS = {"image": "a photo of a {}.", "text": "{}"}
 LABELS = ("label", "labels", "class", "category", "kind", "target", "y")
+UPDATES = 300  # of a task, where its rows bear them
+EPOCHS = 30  # at most
+TRAINED = 0.7  # of a task's rows, where the splits are cut from them
+BATCHES = {16: 400, 32: 2000, 64: float("inf")}  # size -> most training rows that it is for
 SHOWN = 8  # classes that a comment names
 LONGEST = 90  # characters of a task's name
 PLAIN = re.compile(r"[A-Za-z][\w./-]*$", re.ASCII)  # what YAML reads as it stands, if it is no word of its own
@@ -33,7 +38,8 @@ class Guess:
     kind: str
     columns: dict[str, str]  # 'input' and 'label', where they are not the usual ones
     classes: list[str]
-    unlabelled: int = 0  # rows
+    rows: int
+    unlabelled: int = 0  # rows among them
 
 
 def scaffold(folder: Path, model: str | None = None) -> str:
@@ -70,11 +76,25 @@ def scaffold(folder: Path, model: str | None = None) -> str:
             f"output: {output}             # a local path, or s3://bucket/folder",
             "# preset: auto                # also try masks and learning rates, in short runs",
             "# gate: {control_keep: 0.95}  # a version that does not meet it is kept aside",
-            "train: {steps: 500, batch_size: 64, lr: 1.0e-4, warmup_steps: 50}",
+            _training([g.rows for g in found if g.kind == kind], model or MODELS[kind], kind),
             "# cluster: {gpus_per_worker: 1}",
             "",
         ]
     )
+
+
+def _training(rows: Sequence[int], model: str, kind: str) -> str:
+    """How long and how fast to train on tasks of so many rows: about `UPDATES` updates, in passes that few rows bear."""
+    train = max(1, round(TRAINED * statistics.median(rows)))
+    batch = next(size for size, most in BATCHES.items() if train <= most)
+    lr = "1.2e-3" if model == "demo" else "5.0e-4" if kind == "text" else "1.0e-4"
+    an_epoch = max(1, train // batch)
+    if an_epoch >= UPDATES:
+        return f"train: {{steps: {UPDATES}, batch_size: {batch}, lr: {lr}, warmup_steps: {UPDATES // 10}}}"
+    epochs = min(EPOCHS, round(UPDATES / an_epoch))
+    updates = epochs * an_epoch
+    told = f"# about {updates} updates on {train:,} training rows, the median task's"
+    return f"train: {{epochs: {epochs}, batch_size: {batch}, lr: {lr}, warmup_steps: {max(1, updates // 10)}}}  {told}"
 
 
 def _lines(g: Guess) -> list[str]:
@@ -165,8 +185,10 @@ def _guess(path: Path) -> Guess | None:
 def _guess_images(path: Path) -> Guess | None:
     if not any(f.suffix.lower() in IMAGES for f in files_below(path)):
         return None
-    classes = list(read_images(path).classes)
-    return Guess(_name(path), path.name, "image", {}, classes) if len(classes) > 1 else None
+    images = read_images(path)
+    classes = list(images.classes)
+    rows = sum(map(len, images.splits.values()))
+    return Guess(_name(path), path.name, "image", {}, classes, rows) if len(classes) > 1 else None
 
 
 def _guess_tables(path: Path) -> Guess | None:
@@ -195,7 +217,7 @@ def _guess_table(path: Path, file: Path) -> Guess | None:
     kind = "image" if images else "text"
     usual = {"input": kind, "label": "label"}
     columns = {key: c for key, c in (("input", source), ("label", label)) if c != usual[key]}
-    return Guess(_name(path), path.name, kind, columns, labels[label], table.column(label).null_count)
+    return Guess(_name(path), path.name, kind, columns, labels[label], len(table), table.column(label).null_count)
 
 
 def _values(table: pa.Table, column: str) -> list[str]:

@@ -58,3 +58,18 @@ def test_a_folder_without_tasks_is_told(tmp_path):
         scaffold(tmp_path)
     with pytest.raises(SpecError, match="does not exist"):
         scaffold(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (147, {"epochs": 30, "batch_size": 16, "lr": 5e-4, "warmup_steps": 18}),  # 103 to train on, 6 updates a pass
+        (600, {"epochs": 23, "batch_size": 32, "lr": 5e-4, "warmup_steps": 29}),
+        (40_000, {"steps": 300, "batch_size": 64, "lr": 5e-4, "warmup_steps": 30}),
+    ],
+)
+def test_how_long_is_trained_follows_how_many_rows_there_are(tmp_path, rows, wanted):
+    write_csv(tmp_path / "a.csv", ("text", "label"), [(f"words {i}", "ab"[i % 2]) for i in range(rows)])
+    (tmp_path / "spec.yaml").write_text(scaffold(tmp_path))
+    train = load_spec(tmp_path / "spec.yaml").train
+    assert train.model_dump(exclude_defaults=True) == {k: v for k, v in wanted.items() if getattr(type(train)(), k) != v}
