@@ -787,7 +787,7 @@ def log_(
     if as_json:
         _print(events)
         return
-    table = Table("number", "time (UTC)", "user", "operation", "version")
+    table = Table("number", "time (UTC)", "user", "operation", "version", "why")
     for e in events:
         _row(
             table,
@@ -796,6 +796,7 @@ def log_(
             f"{e['user']}@{e['host']}",
             e["operation"],
             str(e.get("version", "")),
+            _why(e),
         )
     _show(table)
     say(f"newest: {opened.folder.last_event()[1]}")
@@ -815,6 +816,13 @@ def _show_predictions(found: Predictions) -> None:
     _show(table)
     if len(rows) > SHOWN:
         say(f"and {len(rows) - SHOWN} more; --output FILE.csv has all")
+
+
+def _why(event: dict) -> str:
+    """What a person gave as the reason, and who answers for it; of a worker that was lost, what befell it."""
+    by = f"{event['by']}: " if isinstance(event.get("by"), str) else ""
+    reason = event.get("reason")
+    return by + reason if isinstance(reason, str) else by.removesuffix(": ")
 
 
 def _show_change(found: dict, as_json: bool) -> None:

@@ -84,7 +84,8 @@ def scaffold(folder: Path, model: str | None = None) -> str:
 
 
 def _training(rows: Sequence[int], model: str, kind: str) -> str:
-    """How long and how fast to train on tasks of so many rows: about `UPDATES` updates, in passes that few rows bear."""
+    """How long and how fast to train on tasks of so many rows: about `UPDATES` updates, in passes that few
+    rows bear."""
     train = max(1, round(TRAINED * statistics.median(rows)))
     batch = next(size for size, most in BATCHES.items() if train <= most)
     lr = "1.2e-3" if model == "demo" else "5.0e-4" if kind == "text" else "1.0e-4"

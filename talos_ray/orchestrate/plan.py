@@ -123,6 +123,8 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
             with problems:
                 checkpoints[task.name] = _checkpoint(folder, spec.model, task, layout, tensors, progress)
     problems.tell()
+    if not spec.control:
+        progress.say("no control task: nothing will show what the edit costs elsewhere; name one under control")
     identity = {
         "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
         "mask": spec.mask.keyed(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,

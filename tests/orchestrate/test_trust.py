@@ -65,6 +65,8 @@ def test_a_version_that_its_gate_keeps_aside_needs_an_approval(held, capsys):
     assert run.head == number and not run.held()
     event = run.history()[-1]
     assert (event["operation"], event["by"], event["gate"]) == ("approve", "J. Doe", gate.FAIL)
+    log = CliRunner().invoke(app, ["log", run.path]).output
+    assert "J. Doe: the goal was set too high" in " ".join(log.replace("│", " ").split())
     assert "Approved by J. Doe (the goal was set too high)" in Path(run.path, "report/index.html").read_text()
     run.rollback(before).rollback(number)  # once approved, it may come back
     assert run.verify(deep=True) == []
