@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -136,6 +137,45 @@ def test_a_disk_that_is_full_at_any_write_leaves_nothing_half_in_force(tmp_path,
         assert folder.head == 0 and history.verify(folder.store) == []
         shutil.rmtree(path)
     assert any("took effect" in t for t in told) and any("took effect" not in t for t in told)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB of its own, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_real_disk_that_is_full_is_told_and_leaves_nothing_half_in_force(small_disk, tmp_path, capfd):
+    """Filled up to so many pages: the work fails in every place that a page may be missing in, and once more it is whole."""
+    source = old_run(tmp_path)
+    refused = 0
+    for pages in range(0, 200, 3):
+        path = small_disk / "run"
+        shutil.copytree(source, path)
+        filler = small_disk / "filler"
+        room = shutil.disk_usage(small_disk).free - pages * 4096
+        filler.write_bytes(bytes(room))
+        try:
+            rollback(path)
+        except StorageError as error:
+            refused += 1
+            assert "No space left on device" in str(error)
+            filler.unlink()
+            assert RunFolder(str(path)).head == (0 if "took effect as event 9" in str(error) else 1)
+            rollback(path)
+            assert RunFolder(str(path)).head == 0 and history.verify(Store(str(path))) == []
+        else:
+            assert RunFolder(str(path)).head == 0 and history.verify(Store(str(path))) == []
+            assert refused >= 5
+            return
+        shutil.rmtree(path)
+    raise AssertionError("the disk was never large enough")
 
 
 def test_a_folder_that_can_only_be_read_is_read_as_it_is(tmp_path, monkeypatch, capfd):
