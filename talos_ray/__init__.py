@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from talos_ray.api import Run, check, edit, open_run
+    from talos_ray.api import Run, check, edit, open_run, pull
     from talos_ray.config import Spec, Task
     from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
     from talos_ray.spec import load_spec
@@ -17,6 +17,7 @@ _HOME = {
     "check": "api",
     "edit": "api",
     "open_run": "api",
+    "pull": "api",
     "Run": "api",
     "Spec": "config",
     "Task": "config",
@@ -42,6 +43,7 @@ __all__ = [  # __version__ beside them
     "edit",
     "load_spec",
     "open_run",
+    "pull",
 ]
 
 

@@ -22,15 +22,17 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.metrics import ClassScores, class_scores
 from talos_ray.core.paired import Answers
 from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
+from talos_ray.integrations import hub
 from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, is_in_force
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
-from talos_ray.trust import compare, predict, signatures, versions, watch
+from talos_ray.trust import compare, predict, published, signatures, versions, watch
 from talos_ray.trust.export import check_empty, export, save_adapter
 from talos_ray.trust.predict import Pipeline, Predictions
+from talos_ray.trust.published import Pulled, Pushed
 from talos_ray.trust.recompose import Composed, edit_of, exchanged
 
 if TYPE_CHECKING:
@@ -115,6 +117,22 @@ def open_run(path: str, *, allow_code: str | Sequence[str] = ()) -> Run:
         TalosError: there is no run. CorruptError: a file of it was changed.
     """
     return Run(path, allow_code)
+
+
+def pull(name: str, folder: str | Path, *, deep: bool = False) -> Pulled:
+    """Take a version that `push` sent to the Hugging Face Hub into a new folder. Every file is held against its hash,
+    and version and report against the run's record; the folder is there only if all of it is as it was pushed.
+
+    Args:
+        name: OWNER/NAME, or OWNER/NAME@REVISION with a branch, tag or commit; `.commit` of what is returned is the
+            commit that it was.
+        deep: also make the model and compare its fingerprint; loads the base, where only changes were pushed.
+
+    Raises:
+        SpecError: the name, or a folder that holds something. TalosError: no such repository or revision, no token
+            that may see it, or the Hub cannot be reached. CorruptError: names a file that is not as it was pushed.
+    """
+    return published.pull(name, Path(folder), deep=deep)
 
 
 def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_by: str | None = None) -> list[str]:
@@ -591,6 +609,31 @@ class Run:
         edited, base = self._composed(found)
         return export(self.folder, found, edited, base, Path(to), form)
 
+    def push(self, repo: str, version: int | None = None, *, whole: bool = False, public: bool = False) -> Pushed:
+        """Send a version (head, if none is named) to a repository of the Hugging Face Hub, in one commit: the weights
+        that changed, or the whole model, with heads, card, report and the run's record. The history says that it went
+        there. The token is the Hub's own (`hf auth login`, or HF_TOKEN), the server HF_ENDPOINT.
+
+        Args:
+            repo: OWNER/NAME. Made if need be; what it held before stays in its earlier commits.
+            version: has to be named where the newest is kept aside by its gate.
+            whole: the whole model, instead of the changed weights.
+            public: whether everybody may read it; the record names people, machines and paths.
+
+        Raises:
+            SpecError: `repo` is no name. TalosError: no such version, no token, one that may not write there, or the
+                Hub cannot be reached. MismatchError: as in `model`.
+        """
+        place = hub.source(repo)
+        if place.revision is not None:
+            raise SpecError(
+                f"push to {repo!r} names a revision; wanted OWNER/NAME: a push makes a new one; leave it out"
+            )
+        chosen = published.chosen(self.folder, version)
+        private = hub.open_repository(place.repo, public=public)  # before the work: most of what can fail fails here
+        edited, base = self._composed(chosen)
+        return published.push(self.folder, chosen, edited, base, place.repo, whole=whole, private=private)
+
     def _export_task(self, task: str, version: Mapping, to: Path) -> list[str]:
         """The edit of one task of a version, by itself and whole, as an adapter."""
         if task not in version["deltas"]:
@@ -679,7 +722,8 @@ class Run:
         off the mask, and is lost, is told and kept.
 
         Args:
-            checkpoint: as `Task.checkpoint`: a file or folder of weights, an adapter's folder, or a model.
+            checkpoint: as `Task.checkpoint`: a file or folder of weights, an adapter's folder, a model, or
+                `hub:OWNER/NAME@REVISION`; the history keeps the commit that the revision is now.
 
         Raises:
             SpecError: the task or the checkpoint, before any work.

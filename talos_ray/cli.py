@@ -417,7 +417,7 @@ def import_(
         str,
         typer.Argument(
             help="A safetensors file, a folder of them, a PEFT adapter's folder, or a model like hf:FOLDER, "
-            "fine-tuned on the task."
+            "fine-tuned on the task; or hub:OWNER/NAME@REVISION."
         ),
     ],
     as_json: Json = False,
@@ -712,6 +712,68 @@ def export(
 
     names = open_run(run).export(to, version, delta_only=delta, peft=peft, task=task)
     _print(names) if as_json else say(f"{to}: {', '.join(names)}")
+
+
+@app.command(rich_help_panel=TAKE)
+def push(
+    run: Folder,
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face Hub.")],
+    version: Annotated[
+        Optional[int], typer.Option(help="Which version; head, if not given and none is kept aside.")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The whole model, instead of the weights that changed.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read it, the run's record too.")] = False,
+    as_json: Json = False,
+    allow_code: AllowCode = None,
+) -> None:
+    """Send a version to the Hugging Face Hub, privately: weights, heads, card, report and record.
+
+    Example: talos push runs/demo me/demo-edited
+    """
+    from dataclasses import asdict
+
+    from talos_ray.api import open_run
+
+    with _aside(as_json):
+        pushed = open_run(run).push(repo, version, whole=whole, public=public)
+    if as_json:
+        return _print(asdict(pushed))
+    who = "private" if pushed.private else "public"
+    say(
+        f"{pushed.address}: version {pushed.version}, {who}, {len(pushed.files)} files",
+        f"commit {pushed.commit}; to take it: talos pull {pushed.repo}@{pushed.commit} FOLDER",
+    )
+
+
+@app.command(rich_help_panel=TAKE)
+def pull(
+    name: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="What was pushed; a branch, tag or commit of it.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also make the model, with its base, and compare its fingerprint.")
+    ] = False,
+    as_json: Json = False,
+    allow_code: AllowCode = None,
+) -> None:
+    """Take a pushed version from the Hugging Face Hub and check every byte of it; exit code 2 names what was changed.
+
+    Example: talos pull me/demo-edited demo-edited
+    """
+    from talos_ray.api import pull as take
+
+    with _aside(as_json):
+        pulled = take(name, folder, deep=deep)
+    if as_json:
+        return _print(pulled.as_dict())
+    say(
+        f"{pulled.folder}: version {pulled.version} of {pulled.repo} at commit {pulled.commit}; every file is as it "
+        "was pushed",
+        f"model {pulled.model}{', made and compared' if deep else ''}",
+    )
 
 
 @app.command(rich_help_panel=PROVE)

@@ -598,8 +598,8 @@ class Task(_Settings):
         None,
         description=(
             "weights that were fine-tuned elsewhere, instead of training: a safetensors file, a folder of them, the "
-            "folder of a PEFT adapter, or a model as `model` names one; what they changed on the mask is the task's "
-            "delta"
+            "folder of a PEFT adapter, or a model as `model` names one; or any of these on the Hugging Face Hub, as "
+            "'hub:OWNER/NAME@REVISION'; what they changed on the mask is the task's delta"
         ),
     )
 

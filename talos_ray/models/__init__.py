@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from talos_ray.config import HUB_NAME, HUGGING_FACE
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
 from talos_ray.models.weights import PICKLED, tensors_at
@@ -83,6 +84,15 @@ def check_model(name: str) -> None:
     home = _home(name)
     if name != "demo":
         home.check(name.partition(":")[2])
+
+
+def hub_name(name: str) -> str | None:
+    """What the Hugging Face Hub calls a model, OWNER/NAME or NAME; None where it does not have it, or nobody knows."""
+    kind, _, place = name.partition(":")
+    if kind == "open_clip":
+        return _home(name).hub_name(place)
+    known = kind in HUGGING_FACE and HUB_NAME.match(place) and not Path(place).exists()
+    return place if known else None
 
 
 def load_model(name: str) -> Family:

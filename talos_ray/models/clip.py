@@ -118,6 +118,15 @@ def check(name: str) -> None:
         )
 
 
+def hub_name(name: str) -> str | None:
+    """What the Hugging Face Hub calls a model, where open_clip knows that its weights lie there."""
+    arch, pretrained = _parse(name)
+    if arch.startswith("hf-hub:"):
+        return arch.removeprefix("hf-hub:")
+    at = get_pretrained_cfg(arch, pretrained).get("hf_hub") or ""  # OWNER/NAME/FILE, or OWNER/NAME/
+    return "/".join(at.split("/")[:2]) or None
+
+
 def load(name: str, pretrained: bool = True) -> Clip:
     """Build `demo`, or what `check` lets through; with `pretrained=False` the weights are left random."""
     if name == "demo":

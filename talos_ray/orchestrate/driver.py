@@ -20,7 +20,17 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.models.heads import head_key
-from talos_ray.orchestrate.plan import DENSE, SPARSE, ArmPlan, Prepared, arms_of, prepare, version_key, weights_of
+from talos_ray.orchestrate.plan import (
+    DENSE,
+    SPARSE,
+    ArmPlan,
+    Prepared,
+    arms_of,
+    prepare,
+    version_key,
+    weights_of,
+    with_commits,
+)
 from talos_ray.progress import STARTING, Progress
 from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.trust import versions
@@ -37,6 +47,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
     """
     with progress or Progress() as progress, ExitStack() as stack:
         known = None
+        spec = with_commits(spec)
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             from talos_ray.orchestrate.calibrate import ahead
 
@@ -80,7 +91,7 @@ def check(spec: Spec) -> None:
             from talos_ray.orchestrate.automatic import checkable
 
             spec = checkable(spec)
-        prepare(spec, progress)
+        prepare(with_commits(spec), progress)
 
 
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
@@ -149,7 +160,10 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     kept = sum(len(a.keys) for a in arms) - len(jobs) - len(brought)
     if brought:
         files = [f for f, _ in brought]
-        session.folder.record("import", files, mask=arms[0].mask.fingerprint, checkpoints=p.checkpoints)
+        sources = {t.name: t.checkpoint for t in spec.tasks if t.name in p.checkpoints}  # of the Hub: with the commit
+        session.folder.record(
+            "import", files, mask=arms[0].mask.fingerprint, checkpoints=p.checkpoints, sources=sources
+        )
         progress.say("; ".join(words for _, words in brought))
     if jobs:
 

@@ -18,13 +18,16 @@ from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
 from talos_ray.data.readers import is_here
 from talos_ray.errors import Problems, SpecError, TalosError
-from talos_ray.integrations import peft
+from talos_ray.integrations import hub, peft
 from talos_ray.models import Family, base_tensors, build_model, check_model, checkpoint_tensors, layout_of, load_model
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
 from talos_ray.models.weights import compared, is_adapter
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder, is_in_force, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
+from talos_ray.trust import published
+from talos_ray.trust.card import DELTA
+from talos_ray.trust.export import exported_weights
 
 DENSE, SPARSE = "dense", "sparse"
 NO_MATTER = (
@@ -256,11 +259,11 @@ def _checkpoint(
     what = f"checkpoint {task.checkpoint!r} of task {task.name!r}"
     try:
         tuned = weights_of(task, layout, model, base)
-    except SpecError:
+    except TalosError:
         if delta is None or delta.info.get("imported") != task.checkpoint:
             raise
         return delta.info["checkpoint"]
-    if other := peft.other_base(Path(task.checkpoint).expanduser(), model):
+    if other := peft.other_base(_place(task.checkpoint), model):
         progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: are they the same?")
     if told := compared(tuned, {n: base[n] for n in layout.names}, what):
         progress.say(told)
@@ -275,22 +278,50 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
 
     Raises:
         SpecError: it cannot be read or merged, or misses a tensor of the base that may change.
+        TalosError: it cannot be had from the Hub, is not as it was pushed, or changes another base.
     """
-    place = Path(task.checkpoint).expanduser()
+    what = f"checkpoint {task.checkpoint!r} of task {task.name!r}"
+    place = _place(task.checkpoint)
+    if published.is_published(place):
+        published.checked(place, what)
     if is_adapter(place):
         copy = build_model(model, base, private=list(base))  # merging writes into it
-        tuned = peft.merged(place, copy.module, f"checkpoint {task.checkpoint!r} of task {task.name!r}")
+        tuned = peft.merged(place, copy.module, what)
+    elif hub.is_hub(task.checkpoint) or (place / DELTA).is_file():
+        tuned = exported_weights(place, model, base, what)
     else:
         tuned = checkpoint_tensors(task.checkpoint)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = tuple(tuned[name].shape) if name in tuned else "none"
         if found != tuple(shape):
             raise SpecError(
-                f"checkpoint {task.checkpoint!r} of task {task.name!r}: tensor {name!r} has shape {found}; wanted "
-                f"{tuple(shape)}, the base's; "
+                f"{what}: tensor {name!r} has shape {found}; wanted {tuple(shape)}, the base's; "
                 f"give one that was fine-tuned from this model, in its layout, or name it as a model (like hf:FOLDER)"
             )
     return tuned
+
+
+def _place(checkpoint: str) -> Path:
+    """Where a checkpoint lies; one of the Hub is first brought here, at its commit."""
+    if hub.is_hub(checkpoint):
+        return hub.download(hub.pinned(hub.source(checkpoint)))
+    return Path(checkpoint).expanduser()
+
+
+def with_commits(spec: Spec) -> Spec:
+    """A spec whose checkpoints of the Hub are named by the commits that their revisions are now, so that whoever reads
+    the run's spec, or does it again, has the same weights.
+
+    Raises:
+        SpecError: a name that is none. TalosError: the Hub has it not, or cannot be reached.
+    """
+    tasks = []
+    for task in spec.tasks:
+        if hub.is_hub(task.checkpoint):
+            at = hub.pinned(hub.source(task.checkpoint))
+            task = task.model_copy(update={"checkpoint": f"{hub.PREFIX}{at}"})
+        tasks.append(task)
+    return spec.model_copy(update={"tasks": tuple(tasks)})
 
 
 def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:

@@ -364,6 +364,29 @@ def _links(
         previous = digest
 
 
+def follow(events: list, what: str) -> str:
+    """Hash of the newest of events that were taken along from a run, all of them from the first on.
+
+    Args:
+        what: holds them, for an error.
+
+    Raises:
+        CorruptError: names the first that is none, or that does not follow the one before it.
+    """
+    previous = FIRST
+    for number, event in enumerate(events):
+        wrong = _misfit(event, number) if isinstance(event, dict) else "content is no object"
+        if wrong is None and event["previous"] != previous:
+            wrong = f"previous is {event['previous'][:12]}, wanted {previous[:12]}"
+        if wrong:
+            raise CorruptError(
+                f"{what}: event {number} does not follow the one before it: its {wrong}; the record was changed; take "
+                "it again from where it came from"
+            )
+        previous = digest_of(event)
+    return previous
+
+
 def _misfit(event: Mapping, number: int) -> str | None:
     """What of an event is not as the format has it, in words."""
     if event.get("number") != number or isinstance(event["number"], bool):

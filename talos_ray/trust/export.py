@@ -9,42 +9,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
-import yaml
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from talos_ray import gate
 from talos_ray.config import HUGGING_FACE
-from talos_ray.errors import SpecError
+from talos_ray.core.layout import fingerprint
+from talos_ray.errors import CorruptError, MismatchError, SpecError
 from talos_ray.integrations import peft
-from talos_ray.models import Family, base_tensors, build_model
-from talos_ray.models.heads import LINEAR_WORDS
-from talos_ray.shown import markdown
-from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder, kind_of
-
-DELTA = "delta.safetensors"
-Form = Literal["whole", "delta", "peft"]
-FILES: dict[Form, str] = {  # what a card says of them
-    "whole": "The whole model, in its own library's layout; it needs no talos_ray.",
-    "delta": f"`{DELTA}`: for every tensor that changed `NAME/index` (row-major positions) and `NAME/value`; "
-    "`tensor.view(-1)[index] = value` on the base's weights makes this model, bit by bit.",
-    "peft": "`adapter_config.json` and `adapter_model.safetensors`: a SHiRA adapter; "
-    "`PeftModel.from_pretrained(base, FOLDER).merge_and_unload()` makes this model, bit by bit, of the base in the "
-    "dtype that it was edited in. It needs peft and no talos_ray.",
-}
+from talos_ray.models import Family, base_tensors, build_model, checkpoint_tensors
+from talos_ray.models.weights import check_file
+from talos_ray.storage.run_folder import RunFolder
+from talos_ray.trust.card import DELTA, Form, card
 
 
 def export(
-    folder: RunFolder, version: Mapping, edited: Family, base: Mapping[str, torch.Tensor], to: Path, form: Form
+    folder: RunFolder,
+    version: Mapping,
+    edited: Family,
+    base: Mapping[str, torch.Tensor],
+    to: Path,
+    form: Form,
+    *,
+    beside: str = "",
+    licence: str | None = None,
 ) -> list[str]:
     """Write a version into a new folder. Returns the names of its files.
 
     Args:
         edited: the model at that version. base: its tensors before any edit.
+        beside: what the card says of files that will lie there, too.
+        licence: of the base, where somebody knows it; else it is looked for beside the base's own files.
 
     Raises:
         SpecError: `to` holds something already, or the version cannot be an adapter.
@@ -66,7 +63,7 @@ def export(
     kinds = {f"{t}/kind": kind for t, (kind, _) in heads.items()}
     tensors = {t: head.contiguous() for t, (_, head) in heads.items()}
     save_file(tensors, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()} | kinds)
-    (to / "README.md").write_text(card(folder, version, edited.head_words, FILES[form]))
+    (to / "README.md").write_text(card(folder, version, edited, form, beside=beside, licence=licence))
     return sorted(p.name for p in to.iterdir())
 
 
@@ -106,105 +103,62 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     return found
 
 
-def card(folder: RunFolder, version: Mapping, head_words: str, files: str) -> str:
-    """A model card: base, tasks, data, scores with intervals, intended use, limits, and what proves where it comes
-    from. `files` is what it says of the files beside it."""
-    info, number = folder.info(), version["version"]
-    spec, model = info["spec"], info["spec"]["model"]
-    named = model.partition(":")[2] or model
-    tasks = {t["name"]: t for t in (*spec["tasks"], *spec["control"])}
-    linear = [t for t, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
-    linear_words = f"; of {', '.join(linear)} a {LINEAR_WORDS}" if linear else ""
-    head = {
-        "tags": ["talos", "task-arithmetic", "model-merging"],
-        "library_name": "open_clip" if model.startswith(("open_clip", "demo")) else "transformers",
-        **({"base_model": named} if model.partition(":")[0] in HUGGING_FACE and not Path(named).exists() else {}),
-        "model-index": [
-            {
-                "name": f"{named}, version {number}",
-                "results": [_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()],
-            }
-        ],
-    }
-    rows = [
-        f"| {markdown(t)} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | "
-        f"{markdown(tasks[t]['data'])} |"
-        for t, s in version["scores"].items()
-    ]
-    learnt = (
-        ", ".join(f"{markdown(t)} ({a:g})" for t, a in version["coefficients"].items() if a) or "none: this is the base"
-    )
-    judged = version.get("gate")
-    standing = "none" if not judged else f"{judged['result']}{''.join(f'; {s}' for s in gate.told(judged))}"
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(head, sort_keys=False).rstrip(),
-            "---",
-            f"# {markdown(named)}, edited: version {number} of "
-            f"{markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
-            f"{markdown(model)}, in which "
-            f"{sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ "
-            "from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to "
-            "which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
-            "",
-            "## Files",
-            files,
-            "`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A "
-            f"head is {head_words}{linear_words}.",
-            "",
-            "## Tasks and scores",
-            f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
-            "",
-            "| task | kind | base | this model | n | data |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            f"Gate: {markdown(standing)}.",
-            "",
-            "## Intended use",
-            "The target tasks above, on inputs like those of their data. Control tasks are what must not get worse.",
-            "",
-            "## Limits",
-            "Scores hold for these test sets; what the base could do beyond the control tasks above was not measured. "
-            "Biases of the base remain. Forgetting lowers a task's answers; it is no proof that nothing of it can be "
-            "recovered.",
-            "",
-            "## Licence",
-            f"That of the base, {markdown(model)}, and of the data above: look there; talos_ray adds no terms.",
-            "",
-            "## Where it comes from",
-            *(f"- {markdown(what)}: {markdown(value)}" for what, value in _provenance(folder, info, version).items()),
-            "",
-        ]
-    )
+def with_changes(base: Mapping[str, torch.Tensor], folder: Path, what: str) -> dict[str, torch.Tensor]:
+    """The weights by name that an export of changes makes of the base, checked against the fingerprints in it.
+
+    Args:
+        base: tensors by name; they stay as they are.
+        folder: that holds `delta.safetensors`.
+        what: what the export is called in an error.
+
+    Raises:
+        MismatchError: it belongs to another base. CorruptError: it makes another model than it says.
+    """
+    check_file(folder / DELTA, what)
+    with safe_open(folder / DELTA, "pt") as file:
+        told = file.metadata() or {}
+    if (found := fingerprint(base)) != told.get("base"):
+        raise MismatchError(
+            f"{what} changes base {told.get('base', '?')[:12]}, and this model is {found[:12]}; wanted the model that "
+            "it was made from, in the same dtype; name that one, or take an export of the whole model"
+        )
+    now = dict(base)
+    changes = load_file(folder / DELTA)
+    try:
+        for name in sorted({key.rpartition("/")[0] for key in changes}):
+            now[name] = base[name].clone()
+            now[name].view(-1)[changes[f"{name}/index"]] = changes[f"{name}/value"]
+    except (KeyError, IndexError, RuntimeError):
+        raise CorruptError(
+            f"{what}: {DELTA} has no fitting positions and values for tensor {name!r}; it was changed; take it again "
+            "from where it came from"
+        ) from None
+    check_model(now, told.get("model", "?"), what)
+    return now
 
 
-def _result(name: str, task: Mapping, score: Mapping) -> dict:
-    """One entry of a card's model-index."""
-    return {
-        "task": {"type": "image-classification" if task["kind"] == "image" else "text-classification"},
-        "dataset": {"name": name, "type": task["data"]},
-        "metrics": [{"type": "accuracy", "value": round(score["value"], 4)}],
-    }
+def check_model(tensors: Mapping[str, torch.Tensor], wanted: str, what: str) -> None:
+    """Raises CorruptError unless weights by name have the fingerprint that somebody says they have."""
+    if (found := fingerprint(tensors)) != wanted:
+        raise CorruptError(
+            f"{what} makes model {found[:12]}, but says that it is {wanted[:12]}; it was changed; take it again from "
+            "where it came from"
+        )
 
 
-def _told(score: Mapping) -> str:
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+def exported_weights(
+    folder: Path, model: str, base: Mapping[str, torch.Tensor] | None, what: str
+) -> dict[str, torch.Tensor]:
+    """All weights by name of a model in a folder, under the names that a run of `model` has for them.
 
+    Args:
+        model: as a spec names it. base: its tensors; None where the folder holds a whole model.
 
-def _provenance(folder: RunFolder, info: Mapping, version: Mapping) -> dict[str, str]:
-    event = next(
-        e
-        for e in history.events(folder.store)
-        if e.get("version") == version["version"] and e["operation"] != "rollback"
-    )
-    return {
-        "base": version["base"],
-        "mask": version["mask"],
-        "model": version["model"],
-        "event": f"{event['number']} by {event['user']}@{event['host']}, {event['time']}",
-        "events up to now": str(history.last(folder.store)["number"] + 1),
-        "settings": json.dumps({k: info["spec"][k] for k in ("seed", "mask", "train")}, sort_keys=True),
-        **{name: v for name, v in info["software"].items() if v != "absent"},
-    }
+    Raises:
+        SpecError: there are none. MismatchError, CorruptError: as `with_changes`.
+    """
+    if (folder / DELTA).is_file():
+        return with_changes(base, folder, what)
+    kind = model.partition(":")[0]
+    by_library = kind in HUGGING_FACE and (folder / "config.json").is_file()
+    return checkpoint_tensors(f"{kind}:{folder}" if by_library else str(folder))

@@ -1,0 +1,222 @@
+"""The model card that goes with an export, in the format of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from yaml import YAMLError
+
+from talos_ray import gate
+from talos_ray.config import Task
+from talos_ray.data.readers import is_here
+from talos_ray.models import Family, hub_name
+from talos_ray.models.heads import LINEAR_WORDS
+from talos_ray.shown import markdown
+from talos_ray.storage import history
+from talos_ray.storage.run_folder import RunFolder, kind_of
+from talos_ray.trust import versions
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+DELTA = "delta.safetensors"
+Form = Literal["whole", "delta", "peft"]
+FILES: dict[Form, str] = {  # what a card says of them
+    "whole": "The whole model, in its own library's layout; it needs no talos_ray.",
+    "delta": f"`{DELTA}`: for every tensor that changed `NAME/index` (row-major positions) and `NAME/value`; "
+    "`tensor.view(-1)[index] = value` on the base's weights makes this model, bit by bit.",
+    "peft": "`adapter_config.json` and `adapter_model.safetensors`: a SHiRA adapter; "
+    "`PeftModel.from_pretrained(base, FOLDER).merge_and_unload()` makes this model, bit by bit, of the base in the "
+    "dtype that it was edited in. It needs peft and no talos_ray.",
+}
+
+
+LIBRARY: dict[Form, str] = {"delta": "talos_ray", "peft": "peft"}  # that reads the files; of a whole model, its own
+TAGS = ["merge", "talos_ray", "task-arithmetic"]
+PLACE = re.compile(r"(?P<kind>.*?[:/])(?P<place>[/~].*)", re.DOTALL)  # a model that is a path of this machine
+
+
+def card(
+    folder: RunFolder, version: Mapping, edited: Family, form: Form, *, beside: str = "", licence: str | None = None
+) -> str:
+    """A model card: what the Hub reads of it (`ModelCardData`), and for people base, tasks, data, scores with
+    intervals, intended use, limits, and what proves where it comes from. Paths of this machine are not told.
+
+    Args:
+        form, beside, licence: as in `export`.
+    """
+    info = folder.info()
+    tasks = {t["name"]: t for t in (*info.get("set_aside", ()), *info["spec"]["tasks"], *info["spec"]["control"])}
+    model = _shown(info["spec"]["model"])
+    licence = licence or _licence_beside(info["spec"]["model"])
+    linear = [t for t, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
+    linear_words = f"; of {', '.join(linear)} a {LINEAR_WORDS}" if linear else ""
+    rows = [
+        f"| {markdown(t)} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | "
+        f"{markdown(_data_shown(tasks[t]))} |"
+        for t, s in version["scores"].items()
+    ]
+    learnt = (
+        ", ".join(f"{markdown(t)} ({a:g})" for t, a in version["coefficients"].items() if a) or "none: this is the base"
+    )
+    return "\n".join(
+        [
+            "---",
+            _metadata(info["spec"]["model"], version, tasks, edited, form, licence).to_yaml(),
+            "---",
+            f"# {markdown(model.partition(':')[2] or model)}, edited: version {version['version']} of "
+            f"{markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
+            f"{markdown(model)}, in which "
+            f"{sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ "
+            "from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to "
+            "which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
+            "",
+            "## Files",
+            FILES[form],
+            "`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A "
+            f"head is {edited.head_words}{linear_words}.",
+            *([beside] if beside else []),
+            "",
+            "## Tasks and scores",
+            f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
+            "",
+            "| task | kind | base | this model | n | data |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            *_standing(folder, version),
+            "",
+            "## Intended use",
+            "The target tasks above, on inputs like those of their data. Control tasks are what must not get worse.",
+            "",
+            "## Limits",
+            "Scores hold for these test sets; what the base could do beyond the control tasks above was not measured. "
+            "Biases of the base remain. Forgetting lowers a task's answers; it is no proof that nothing of it can be "
+            "recovered.",
+            "",
+            "## Licence",
+            f"That of the base, {markdown(model)}{f' ({markdown(licence)})' if licence else ''}, and of the data "
+            "above: look there; talos_ray adds no terms.",
+            "",
+            "## Where it comes from",
+            *(f"- {markdown(what)}: {markdown(value)}" for what, value in _provenance(folder, info, version).items()),
+            "",
+        ]
+    )
+
+
+def _metadata(
+    model: str, version: Mapping, tasks: Mapping[str, Mapping], edited: Family, form: Form, licence: str | None
+) -> ModelCardData:
+    """What the Hub reads of a card, in its own library's form."""
+    from huggingface_hub import ModelCardData
+
+    data = {_data_on_hub(tasks[t]) for t in version["scores"]}
+    shown = _shown(model)
+    own_library = {"open_clip": "open_clip", "demo": "open_clip", "hf": "transformers", "hf-bf16": "transformers"}
+    return ModelCardData(
+        base_model=hub_name(model),
+        tags=TAGS,
+        library_name=LIBRARY.get(form) or own_library.get(model.partition(":")[0]),
+        license=licence,
+        datasets=sorted(data - {None}) or None,
+        pipeline_tag=_pipeline_tag(edited, [t["kind"] for t in tasks.values()]),
+        metrics=["accuracy"],
+        model_name=f"{shown.partition(':')[2] or shown}, version {version['version']}",
+        eval_results=[_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()] or None,
+    )
+
+
+def _pipeline_tag(edited: Family, kinds: list[str]) -> str:
+    """What the Hub calls that which the model does: its words are read as classes, or it writes."""
+    if "image" in kinds:
+        return "zero-shot-image-classification"
+    return "text-generation" if hasattr(edited, "sampled") else "text-classification"
+
+
+def _result(name: str, task: Mapping, score: Mapping) -> EvalResult:
+    """One entry of a card's model-index. Data that lie on no hub go by the name of their task."""
+    from huggingface_hub import EvalResult
+
+    on_hub = _data_on_hub(task)
+    return EvalResult(
+        task_type="image-classification" if task["kind"] == "image" else "text-classification",
+        dataset_type=on_hub or name,
+        dataset_name=name,
+        dataset_config=task.get("config") if on_hub else None,
+        dataset_split="test",
+        metric_type="accuracy",
+        metric_value=round(score["value"], 4),
+        metric_name=f"accuracy on {name}",
+        metric_args={"low": round(score["low"], 4), "high": round(score["high"], 4), "n": score["n"]},
+    )
+
+
+def _data_on_hub(task: Mapping) -> str | None:
+    """What the Hub calls a task's data, if they are its."""
+    return None if is_here(Task.model_validate(task)) else task["data"]
+
+
+def _data_shown(task: Mapping) -> str:
+    """A task's data without the folders of this machine."""
+    data = task["data"]
+    return Path(data).name if Path(data).is_absolute() or data.startswith(("~", ".")) else data
+
+
+def _shown(model: str) -> str:
+    """A model's name without the folders of this machine."""
+    found = PLACE.fullmatch(model)
+    return f"{found['kind']}{Path(found['place']).name}" if found else model
+
+
+def _licence_beside(model: str) -> str | None:
+    """What the card beside a base's own files says of its licence; the demo's model is part of talos_ray."""
+    from huggingface_hub.repocard import metadata_load
+
+    if model == "demo":
+        return "mit"
+    found = PLACE.fullmatch(model)
+    own = Path(found["place"]).expanduser() / "README.md" if found else None
+    try:
+        told = metadata_load(own) if own and own.is_file() else None
+    except (OSError, ValueError, YAMLError):  # somebody else's card, that is none
+        return None
+    licence = (told or {}).get("license")
+    return licence if isinstance(licence, str) else None
+
+
+def _standing(folder: RunFolder, version: Mapping) -> list[str]:
+    """What its gate says of a version, and whether it was ever let through."""
+    judged = version.get("gate")
+    words = "none" if not judged else f"{judged['result']}{''.join(f'; {s}' for s in gate.told(judged))}"
+    told = [f"Gate: {markdown(words)}."]
+    if versions.is_held(folder, version):
+        told.append("**Kept aside: its gate does not let this version through, and nobody has approved it.**")
+    elif approved := folder.approval(version["version"]):
+        told.append(f"Approved by {markdown(approved['by'])}: {markdown(approved['reason'])}.")
+    return told
+
+
+def _told(score: Mapping) -> str:
+    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+
+
+def _provenance(folder: RunFolder, info: Mapping, version: Mapping) -> dict[str, str]:
+    event = next(
+        e
+        for e in history.events(folder.store)
+        if e.get("version") == version["version"] and e["operation"] != "rollback"
+    )
+    return {
+        "base": version["base"],
+        "mask": version["mask"],
+        "model": version["model"],
+        "event": f"{event['number']} by {event['user']}@{event['host']}, {event['time']}",
+        "events up to now": str(history.last(folder.store)["number"] + 1),
+        "settings": json.dumps({k: info["spec"][k] for k in ("seed", "mask", "train")}, sort_keys=True),
+        **{name: v for name, v in info["software"].items() if v != "absent"},
+    }
