@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
@@ -69,6 +70,22 @@ def served() -> Iterator[Hub]:
         thread.join()
 
 
+@contextmanager
+def logged_in(monkeypatch, token: str, cache: Path) -> Iterator[Hub]:
+    """A server at which this process, whose library has read its environment by now, is logged in as `me`."""
+    from huggingface_hub import constants
+
+    with served() as hub:
+        hub.writers[token] = "me"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a store of the Hub's own; without it, LFS
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no token"))
+        monkeypatch.setenv("HF_TOKEN", token)
+        yield hub
+
+
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -79,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle_all(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append((self.command, path, dict(self.headers), body))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.hub.asked.append((self.command, path, headers, body))
         for method, pattern, answer in ROUTES:
             if method == self.command.replace("HEAD", "GET") and (found := re.fullmatch(pattern, path)):
                 return answer(self, body, **found.groupdict())

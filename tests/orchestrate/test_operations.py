@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import logged_in
 from images import write_images
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -78,6 +79,28 @@ def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsy
     assert [e["operation"] for e in run.history()].count("train") == 2  # nothing was trained for it
 
 
+@pytest.mark.slow
+def test_what_lies_on_the_hub_is_imported_at_its_commit_and_the_history_says_which(mine, tmp_path, monkeypatch, capsys):
+    run, _ = mine
+    base, now = base_tensors(load_model("demo")), base_tensors(run.model())
+    number = run.head
+    with logged_in(monkeypatch, "hf_" + "x" * 30, tmp_path / "cache") as hub:
+        first = run.push("me/mine", number)
+        run.import_(resolve_task("demo:counts").model_copy(update={"name": "dots"}), "hub:me/mine")
+        hub.repositories["me/mine"].commit({"README.md": b"something else"})
+    event = next(e for e in run.history() if e["operation"] == "import")
+    assert event["sources"] == {"dots": f"hub:me/mine@{first.commit}"}
+    assert run.info["spec"]["tasks"][-1]["checkpoint"] == f"hub:me/mine@{first.commit}"
+    flags = run.mask.layout.split(run.mask.flags)
+    moved = torch.cat([(now[n] - base[n]).flatten()[f] for n, f in flags.items()])
+    delta = run.folder.load_delta("dots")
+    assert torch.equal(delta.values, moved.bfloat16()) and delta.info["lost"] == 0  # it was made on this very mask
+    assert run.verify(deep=True) == []
+    capsys.readouterr()
+    talos_ray.edit(spec=make_spec({**run.info["spec"], "output": run.path}))  # the Hub is gone, the commit's delta is here
+    assert "Nothing to do" in capsys.readouterr().out
+
+
 def test_a_checkpoint_from_elsewhere_becomes_a_delta_and_what_it_loses_is_told(mine, tmp_path, monkeypatch, capsys):
     run, _ = mine
     monkeypatch.chdir(tmp_path)
@@ -108,7 +131,8 @@ def test_a_checkpoint_from_elsewhere_becomes_a_delta_and_what_it_loses_is_told(m
     everything = sum(float((tuned[n].double() - base[n].double()).square().sum()) for n in base)
     assert delta.info["lost"] == pytest.approx(1 - float(moved.double().square().sum()) / everything, abs=1e-6)
     assert 0.8 < delta.info["lost"] < 1 and "places" in run.coefficients
-    assert run.history()[-2]["operation"] == "import" and run.verify() == []
+    event = run.history()[-2]
+    assert event["operation"] == "import" and event["sources"]["places"].endswith(".safetensors") and run.verify() == []
     assert "Of these edits, somebody else" in Path(run.path, "report/index.html").read_text()
     talos_ray.edit(spec=make_spec({**run.info["spec"], "output": run.path}))
     assert "Nothing to do" in capsys.readouterr().out  # the delta is here: its checkpoint is not needed any more
