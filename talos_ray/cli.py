@@ -763,12 +763,14 @@ def pull(
 
     Example: talos pull me/demo-edited demo-edited
     """
+    from dataclasses import asdict
+
     from talos_ray.api import pull as take
 
     with _aside(as_json):
         pulled = take(name, folder, deep=deep)
     if as_json:
-        return _print(pulled.as_dict())
+        return _print(asdict(pulled))
     say(
         f"{pulled.folder}: version {pulled.version} of {pulled.repo} at commit {pulled.commit}; every file is as it "
         "was pushed",

@@ -75,13 +75,21 @@ def source(name: str) -> Source:
 
 
 def pinned(asked: Source) -> Source:
-    """The same at the commit that its revision is now. A commit is taken as it is, without asking the Hub.
+    """The same at the commit that its revision is now. A commit is taken as it is, without asking the Hub: what was
+    downloaded once is there without a connection.
+
+    Raises:
+        TalosError: as `looked_up`.
+    """
+    return asked if asked.pinned else looked_up(asked)
+
+
+def looked_up(asked: Source) -> Source:
+    """The same at the commit that the Hub says it is.
 
     Raises:
         TalosError: no such repository or revision, or the Hub cannot be reached; one line with the fix.
     """
-    if asked.pinned:
-        return asked
     with _explained(f"hub:{asked}", asked.revision):
         return Source(asked.repo, _api().repo_info(asked.repo, revision=asked.revision).sha)
 
@@ -90,7 +98,7 @@ def download(at: Source, to: Path | None = None) -> Path:
     """The files of a repository at a commit, in a folder: the library's cache, or `to`. Pickles are left out.
 
     Raises:
-        TalosError: as `pinned`.
+        TalosError: as `looked_up`.
     """
     with _explained(f"hub:{at}", at.revision):
         folder = _api().snapshot_download(at.repo, revision=at.revision, local_dir=to, ignore_patterns=list(NOT_READ))
@@ -183,8 +191,9 @@ def _explained(what: str, revision: str | None = None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise TalosError(f"{what}: {_refusal(error.response.status_code, _first(error))}") from None
     except (errors.HTTPError, OSError) as error:  # of the library beneath: no connection, or HF_HUB_OFFLINE
+        why = _first(error.__cause__ or error)
         raise TalosError(
-            f"{what}: the Hub at {blotted(_api().endpoint)} cannot be reached ({_first(error)}); check the connection, "
+            f"{what}: the Hub at {blotted(_api().endpoint)} cannot be reached ({why}); check the connection, "
             "HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from None
     except ValueError as error:  # a card, or an answer, that the library does not take

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -72,9 +72,6 @@ class Pulled:
     base: str
     model: str
     record: str
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 # ------------------------------------------------------------------------------------------------ there
@@ -179,7 +176,7 @@ def pull(name: str, to: Path, *, deep: bool) -> Pulled:
     """
     asked = hub.source(name)
     check_empty(to)
-    at = hub.pinned(asked)
+    at = hub.looked_up(asked)
     to.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to.parent, prefix=".talos-pull-") as scratch:
         files = hub.download(at, Path(scratch) / "files")

@@ -24,6 +24,7 @@ from talos_ray.config import Gate, Task
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.metrics import accuracy
 from talos_ray.gate import judge
+from talos_ray.integrations.hub import licence_of
 from talos_ray.models import base_tensors, hub_name, layout_of, load_model
 from talos_ray.orchestrate.plan import weights_of, with_commits
 from talos_ray.storage.files import as_json
@@ -252,6 +253,7 @@ def test_each_error_is_one_line_with_its_fix(run, server, tmp_path, monkeypatch)
     server.repositories["me/mine"].private = False
     refused(TalosError, "is there already and public; wanted a private one.*--public", lambda: run.push("me/mine", 2))
     assert run.push("me/mine", 2, public=True).private is False
+    refused(SpecError, "nobody else can load by its name", lambda: talos_ray.pull("me/mine", tmp_path / "x", deep=True))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     refused(SpecError, "is not empty", lambda: talos_ray.pull("me/mine", tmp_path / "full"))
@@ -280,6 +282,14 @@ def test_the_card_is_what_the_hub_reads(run, tmp_path):
     assert results["places"].dataset_type == "places" and results["places"].dataset_split == "test"
     run.export(tmp_path / "delta", 2, delta_only=True)
     assert ModelCard((tmp_path / "delta/README.md").read_text()).data.library_name == "talos_ray"
+
+
+def test_a_licence_is_asked_of_the_hub(server):
+    server.repositories["they/theirs"] = Repository(private=False, card={"license": "mit"})
+    server.repositories["they/theirs"].commit({"README.md": b"---\nlicense: mit\n---\n"})
+    server.repositories["they/silent"] = Repository(private=False)
+    server.repositories["they/silent"].commit({})
+    assert [licence_of(f"they/{name}") for name in ("theirs", "silent", "nowhere")] == ["mit", None, None]
 
 
 def test_the_hub_knows_the_bases_of_both_libraries():

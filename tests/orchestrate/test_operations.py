@@ -86,6 +86,7 @@ def test_what_lies_on_the_hub_is_imported_at_its_commit_and_the_history_says_whi
     number = run.head
     with logged_in(monkeypatch, "hf_" + "x" * 30, tmp_path / "cache") as hub:
         first = run.push("me/mine", number)
+        assert talos_ray.pull("me/mine", tmp_path / "back", deep=True).model == run.version["model"]
         run.import_(resolve_task("demo:counts").model_copy(update={"name": "dots"}), "hub:me/mine")
         hub.repositories["me/mine"].commit({"README.md": b"something else"})
     event = next(e for e in run.history() if e["operation"] == "import")
