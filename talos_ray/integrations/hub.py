@@ -190,7 +190,8 @@ def _explained(what: str, revision: str | None = None) -> Iterator[None]:
         ) from None
     except errors.HfHubHTTPError as error:
         raise TalosError(f"{what}: {_refusal(error.response.status_code, _first(error))}") from None
-    except (errors.HTTPError, OSError) as error:  # of the library beneath: no connection, or HF_HUB_OFFLINE
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.FileMetadataError, ConnectionError) as error:
+        # No connection, HF_HUB_OFFLINE, or something at HF_ENDPOINT that is no Hub. A full disk is none of these.
         why = _first(error.__cause__ or error)
         raise TalosError(
             f"{what}: the Hub at {blotted(_api().endpoint)} cannot be reached ({why}); check the connection, "
