@@ -629,7 +629,7 @@ class Run:
             raise SpecError(
                 f"push to {repo!r} names a revision; wanted OWNER/NAME: a push makes a new one; leave it out"
             )
-        chosen = published.chosen(self.folder, version)
+        chosen = published.chosen(self.folder, self.head, version)
         private = hub.open_repository(place.repo, public=public)  # before the work: most of what can fail fails here
         edited, base = self._composed(chosen)
         return published.push(self.folder, chosen, edited, base, place.repo, whole=whole, private=private)

@@ -77,8 +77,8 @@ class Pulled:
 # ------------------------------------------------------------------------------------------------ there
 
 
-def chosen(folder: RunFolder, number: int | None) -> dict:
-    """The version to push: head, or the one that is named.
+def chosen(folder: RunFolder, head: int, number: int | None) -> dict:
+    """The version to push: the one that is named, or head.
 
     Raises:
         TalosError: no such version; or none is named, and the newest is kept aside.
@@ -89,9 +89,9 @@ def chosen(folder: RunFolder, number: int | None) -> dict:
     if versions.is_held(folder, newest):
         raise TalosError(
             f"{versions.standing(folder, newest['version'])}; wanted the number of the version to push; --version "
-            f"{newest['version']} pushes the one kept aside, and its card says so; --version {folder.head} pushes head"
+            f"{newest['version']} pushes the one kept aside, and its card says so; --version {head} pushes head"
         )
-    return folder.load_version(folder.head)
+    return folder.load_version(head)
 
 
 def push(
