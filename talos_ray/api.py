@@ -27,13 +27,13 @@ from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder, is_in_force
+from talos_ray.storage.run_folder import RunFolder, is_in_force, tasks_of
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, predict, published, signatures, versions, watch
 from talos_ray.trust.export import check_empty, export, save_adapter
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.published import Pulled, Pushed
-from talos_ray.trust.recompose import Composed, edit_of, exchanged
+from talos_ray.trust.recompose import Composed, deltas_of, edit_of, exchanged
 
 if TYPE_CHECKING:
     from talos_ray.integrations.torch import MaskedAdamW
@@ -286,17 +286,7 @@ class Run:
 
     def _deltas(self, wanted: Mapping[str, str | None]) -> dict[str, Delta]:
         """By task and fingerprint."""
-        found = {}
-        for task, mark in wanted.items():
-            delta = self.folder.load_delta(task, mark)
-            if delta is None:
-                raise TalosError(
-                    f"run {self.path!r} misses the delta {(mark or '')[:12]} of task {task!r}; restore deltas/ from a "
-                    "copy"
-                )
-            delta.check(self.info["base"], self.mask.fingerprint)
-            found[task] = delta
-        return found
+        return deltas_of(self.folder, self.mask, self.info["base"], wanted)
 
     def model(self, version: int | None = None) -> Family:
         """The model at a version (head, if none is named): `.module` is the edited network, checked bitwise against the
@@ -414,8 +404,7 @@ class Run:
     @property
     def _tasks(self) -> dict[str, dict]:
         """Settings of every target and control task that the run has had."""
-        spec = self.info["spec"]
-        return {t["name"]: t for t in (*self.info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
+        return tasks_of(self.info)
 
     def _in_force(self) -> list[dict]:
         """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet.

@@ -605,6 +605,45 @@ def predict(
     say(*found.notes)
 
 
+@app.command(rich_help_panel=USE)
+def serve(
+    run: Folder,
+    port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
+    host: Annotated[str, typer.Option(help="To listen on; 0.0.0.0 for other machines too.")] = "127.0.0.1",
+    version: Annotated[
+        Optional[int], typer.Option(help="Answers where a request names none; head, followed live, if not given.")
+    ] = None,
+    canary: Annotated[
+        Optional[str],
+        typer.Option(metavar="VERSION=SHARE", help="Try a version on a share of these requests, like 4=0.1."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Processes with a model each.")] = 1,
+    cpus: Annotated[float, typer.Option(help="CPUs of a replica.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of a replica; with one its model is there.")] = 0,
+    join: Annotated[
+        bool,
+        typer.Option("--join", help="One batch for all that wait: faster on a GPU, but not to the last bit `predict`."),
+    ] = False,
+    verbose: Verbose = False,
+    allow_code: AllowCode = None,
+) -> None:
+    """Answer over HTTP, on Ray Serve: every version and single edit of a run, in one model. Ends when it is
+    interrupted.
+
+    Example: talos serve runs/demo --canary 3=0.1
+    """
+    from talos_ray.serving import deploy
+    from talos_ray.serving.record import Canary
+
+    settings = {"version": version, "canary": Canary.of(canary) if canary else None, "join": join}
+    size = {"replicas": replicas, "cpus": cpus, "gpus": gpus}
+    with deploy.served(
+        run, host=host, port=port, allow_code=allow_code or (), verbose=verbose, **size, **settings
+    ) as address:
+        say(f"{run}: {address}/v1/tasks/TASK:predict; {address}/docs says what it takes; end it with Ctrl-C")
+        deploy.wait()
+
+
 @app.command(rich_help_panel=PROVE)
 def verify(
     run: Folder,

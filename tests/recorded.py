@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from images import write_images
+from texts import save_model, write_texts
 
 import talos_ray
 from talos_ray.config import Merge
@@ -19,9 +21,44 @@ from talos_ray.core.segments import Blend, segments_of
 from talos_ray.models import Family, base_tensors, layout_of, load_model
 from talos_ray.models.heads import make_head
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze
+from talos_ray.smoke import tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.storage.run_folder import RunFolder, answers_file
 from talos_ray.tasks import TaskData, load_task
+
+IMAGES = ("demo", "clip", "siglip")
+WRITES = ("t5", "gpt2", "llama", "qwen3")  # what has no head but its words
+
+
+def made(folder, kind: str, n: int = 40, **how) -> talos_ray.Run:
+    """A run of a family, with two targets, of which the first has a head of its own, and a control task."""
+    kind, _, half = kind.partition(" ")
+    if kind in IMAGES:
+        model = (
+            "demo" if kind == "demo" else tiny_model(kind, ["a", "photo", "of", ".", "left", "right"], folder / "model")
+        )
+        first = {"name": "sides", "data": write_images(folder / "sides", n), "input": "file", "label": "side"}
+        second = {**first, "name": "again", "data": write_images(folder / "again", n, seed=1)}
+    else:
+        model = "python:test_families:Bag" if kind == "python" else save_model(folder / "model", kind)
+        first, second = (
+            {**write_texts(folder, name, n), "kind": "text", "input": "text", "prompts": ["{}"]}
+            for name in ("animals", "places")
+        )
+        if kind == "classifier":
+            first, second = ({**t, "phrases": ["No", "Yes"]} for t in (first, second))
+    model = model.replace("hf:", "hf-bf16:") if half else model
+    own = () if kind in WRITES else (first["name"],)
+    return recorded_run(folder / "run", model, [first, second], [{**second, "name": "held"}], own=own, **how)
+
+
+def test_inputs(run: talos_ray.Run, task: str) -> tuple[list, torch.Tensor]:
+    """Test inputs of a task and their labels."""
+    split = load_task(talos_ray.Task.model_validate(run._tasks[task]), 0).test
+    return list(split.rows[:][split.column]), split.labels
+
+
+test_inputs.__test__ = False
 
 
 def recorded_run(

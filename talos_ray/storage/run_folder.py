@@ -433,9 +433,7 @@ class RunFolder:
     def heads_of(self, version: Mapping) -> dict[str, tuple[str, torch.Tensor]]:
         """What each task of the run is scored with at a version: task -> (kind of head, head)."""
         frozen, _ = self.load_heads()
-        info = self.info()
-        tasks = (*info.get("set_aside", ()), *info["spec"]["tasks"], *info["spec"]["control"])
-        kinds = {t["name"]: t.get("head", "words") for t in tasks}
+        kinds = {name: task.get("head", "words") for name, task in tasks_of(self.info()).items()}
         own = self.load_learned(version)[1]
         return {t: ("linear", own[t]) if t in own else (kinds[t], head) for t, head in frozen.items()}
 
@@ -625,6 +623,12 @@ class RunFolder:
         """What a version scores on corrupted test data, if that was measured."""
         name = robustness_name(number)
         return self.store.parse_json(name, self.read(name)) if name in history.recorded(self.store) else None
+
+
+def tasks_of(info: Mapping) -> dict[str, dict]:
+    """Settings of every target and control task that a run has had, by name. `info`: its run.json."""
+    spec = info["spec"]
+    return {t["name"]: t for t in (*info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
 
 
 def version_name(number: int) -> str:

@@ -16,6 +16,7 @@ from talos_ray.core.delta import Delta
 from talos_ray.core.mask import Mask
 from talos_ray.core.merging import merged
 from talos_ray.core.segments import Blend
+from talos_ray.errors import TalosError
 from talos_ray.models import Family
 from talos_ray.storage.run_folder import RunFolder
 
@@ -74,6 +75,25 @@ def exchanged(module: nn.Module, holds: Composed, mask: Mask, deltas: Sequence[D
             back.callback(composer.rollback)
             composer.compose(dict.fromkeys(composer.deltas, 1.0))
         yield
+
+
+def deltas_of(folder: RunFolder, mask: Mask, base: str, wanted: Mapping[str, str | None]) -> dict[str, Delta]:
+    """The deltas of a run by task, each with the fingerprint that is wanted; where that is None, the one on storage.
+
+    Raises:
+        TalosError: one is missing. MismatchError: one belongs to another base or mask.
+    """
+    deltas = {}
+    for task, mark in wanted.items():
+        delta = folder.load_delta(task, mark)
+        if delta is None:
+            raise TalosError(
+                f"run {folder.store.uri!r} misses the delta {(mark or '')[:12]} of task {task!r}; restore deltas/ from "
+                "a copy"
+            )
+        delta.check(base, mask.fingerprint)
+        deltas[task] = delta
+    return deltas
 
 
 def edit_of(folder: RunFolder, version: Mapping, mask: Mask, deltas: Mapping[str, Delta]) -> Edit:

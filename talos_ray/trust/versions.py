@@ -116,7 +116,7 @@ def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
     version = folder.load_version(to)
     if is_held(folder, version):
         raise TalosError(
-            f"version {to} of run {folder.store.uri!r} was never in force: {_why(version)}; `talos approve` puts it "
+            f"version {to} of run {folder.store.uri!r} was never in force: {why(version)}; `talos approve` puts it "
             "in force all the same"
         )
     pages = {kind: folder.read(_page(to, kind)) for kind in FRONT}
@@ -224,13 +224,14 @@ def standing(folder: RunFolder, number: int) -> str:
     version = folder.load_version(number)
     if is_held(folder, version):
         return (
-            f"version {number} is kept aside, head is still {folder.head}: {_why(version)}; report in "
+            f"version {number} is kept aside, head is still {folder.head}: {why(version)}; report in "
             f"{folder.store.path(_page(number, 'html'))}"
         )
     return f"version {number} is head; report in {folder.store.path('report/index.html')}"
 
 
-def _why(version: Mapping) -> str:
+def why(version: Mapping) -> str:
+    """What a version's gate asks and does not find."""
     return "; ".join(gates.told(version["gate"]))
 
 

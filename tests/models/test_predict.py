@@ -11,22 +11,19 @@ import pytest
 import torch
 from images import write_images
 from PIL import Image
-from recorded import recorded_run
-from texts import save_model, write_texts
+from recorded import made, recorded_run, test_inputs
+from texts import save_model
 from typer.testing import CliRunner
 
 import talos_ray
 from talos_ray import SpecError, TalosError, cli
 from talos_ray.core.layout import fingerprint
 from talos_ray.models import base_tensors, load_model
-from talos_ray.smoke import tiny_model
 from talos_ray.tasks import load_task
 from talos_ray.trust.predict import BATCH
 
-IMAGES = ("demo", "clip", "siglip")
 FAMILIES = ("demo", "siglip", "bert", "classifier bfloat16", "t5", "gpt2", "python")
 MORE = ("clip", "classifier", "llama", "qwen3", "siglip bfloat16", "t5 bfloat16", "llama bfloat16")
-WRITES = ("t5", "gpt2", "llama", "qwen3")  # what has no head but its words
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,37 +31,6 @@ def allowed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALOS_ALLOW_CODE", ",".join(filter(None, [os.environ.get("TALOS_ALLOW_CODE"), "test_families"])))
         yield
-
-
-def made(folder, kind: str, n: int = 40, **how) -> talos_ray.Run:
-    """A run of a family, with two targets, of which the first has a head of its own, and a control task."""
-    kind, _, half = kind.partition(" ")
-    if kind in IMAGES:
-        model = (
-            "demo" if kind == "demo" else tiny_model(kind, ["a", "photo", "of", ".", "left", "right"], folder / "model")
-        )
-        first = {"name": "sides", "data": write_images(folder / "sides", n), "input": "file", "label": "side"}
-        second = {**first, "name": "again", "data": write_images(folder / "again", n, seed=1)}
-    else:
-        model = "python:test_families:Bag" if kind == "python" else save_model(folder / "model", kind)
-        first, second = (
-            {**write_texts(folder, name, n), "kind": "text", "input": "text", "prompts": ["{}"]}
-            for name in ("animals", "places")
-        )
-        if kind == "classifier":
-            first, second = ({**t, "phrases": ["No", "Yes"]} for t in (first, second))
-    model = model.replace("hf:", "hf-bf16:") if half else model
-    own = () if kind in WRITES else (first["name"],)
-    return recorded_run(folder / "run", model, [first, second], [{**second, "name": "held"}], own=own, **how)
-
-
-def test_inputs(run: talos_ray.Run, task: str) -> tuple[list, torch.Tensor]:
-    """Test inputs of a task and their labels."""
-    split = load_task(talos_ray.Task.model_validate(run._tasks[task]), 0).test
-    return list(split.rows[:][split.column]), split.labels
-
-
-test_inputs.__test__ = False
 
 
 @pytest.mark.parametrize("kind", (*FAMILIES, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)))

@@ -1,0 +1,98 @@
+"""The same on Ray Serve: replicas, restarts of what dies, one port."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from talos_ray.config import Cluster
+from talos_ray.errors import SpecError
+from talos_ray.orchestrate import cluster
+from talos_ray.serving.record import Record
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+NAME = "talos"  # of the application, and of its deployment
+AT_ONCE = 40  # requests that one replica takes: as many as it has threads for; further ones wait at the door
+WAIT_SECONDS = 1.0
+
+
+def check_library() -> None:
+    """Raises SpecError, in a line, unless Ray Serve is installed."""
+    try:
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise SpecError(
+            f"serving needs Ray Serve ({str(error).splitlines()[0]}); wanted it installed; "
+            "pip install 'talos_ray[serve]'"
+        ) from None
+
+
+def application(path: str, *, replicas: int = 1, cpus: float = 1, gpus: float = 0, **settings: Any) -> Application:
+    """A run as an application of Ray Serve, for `serve.run`.
+
+    Args:
+        path: of the run, which every node sees; a local path or a URI.
+        replicas: processes with a model each.
+        cpus, gpus: that one of them takes; with a GPU its model is there.
+        settings: as `Server` takes them.
+    """
+    from ray import serve
+
+    device = "cuda" if gpus else "cpu"
+
+    def build() -> FastAPI:  # on a replica, when it starts
+        from talos_ray.serving.http import api
+        from talos_ray.serving.server import Server
+
+        return api(Server(path, device=device, **settings))
+
+    deployment = serve.deployment(
+        serve.ingress(build)(),
+        name=NAME,
+        num_replicas=replicas,
+        max_ongoing_requests=AT_ONCE,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+    )
+    return deployment.bind()
+
+
+@contextmanager
+def served(
+    path: str, *, host: str, port: int, allow_code: Sequence[str] = (), verbose: bool = False, **settings: Any
+) -> Iterator[str]:
+    """While this lasts, a run is served on the cluster at hand or on a Ray started here. Gives the address.
+
+    Args:
+        settings: as `application` takes them.
+
+    Raises:
+        SpecError: Ray Serve is not installed. TalosError: as `Record`, before anything is started.
+    """
+    check_library()
+    Record(path, version=settings.get("version"), canary=settings.get("canary"), allow_code=allow_code)
+    started = cluster.connect(Cluster(), verbose)
+    import ray
+    from ray import serve
+
+    try:
+        serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": verbose})
+        serve.run(application(path, allow_code=allow_code, **settings), name=NAME, route_prefix="/")
+        yield f"http://{host}:{port}"
+    finally:
+        # Of a cluster at hand only what is ours is taken down.
+        if started:
+            serve.shutdown()
+            ray.shutdown()
+        else:
+            serve.delete(NAME)
+
+
+def wait() -> None:
+    """Until somebody interrupts it."""
+    while True:
+        time.sleep(WAIT_SECONDS)

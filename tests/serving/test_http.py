@@ -1,0 +1,101 @@
+"""The same over HTTP, without Ray: paths, headers, statuses, and what the page of the interface says."""
+
+import pytest
+from fastapi.testclient import TestClient
+from recorded import made, test_inputs
+from served import add_version, as_base64, held, single
+
+from talos_ray.serving.http import api
+from talos_ray.serving.record import Canary
+from talos_ray.serving.server import Server
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    run = made(tmp_path_factory.mktemp("demo"), "demo")
+    add_version(run, {"sides": 0.5})
+    add_version(run, {"again": 0.5}, gate=held())
+    return run
+
+
+@pytest.fixture(scope="module")
+def client(demo):
+    return TestClient(api(Server(demo.path, canary=Canary(version=2, share=0.5), follow=0)))
+
+
+def test_versions_and_edits_are_chosen_by_path_or_header(demo, client):
+    images, _ = test_inputs(demo, "sides")
+    body = {"inputs": [as_base64(image) for image in images], "top_k": 2}
+    for version in (0, 1, 2):
+        answer = client.post("/v1/tasks/sides:predict", json=body, headers={"X-Talos-Version": str(version)})
+        wanted = demo.predict(images, "sides", version, top_k=2)
+        assert answer.status_code == 200 and answer.json() == {**wanted.as_dict(), "edit": "merged"}
+        assert answer.headers["x-talos-version"] == str(version)
+    alone = single(demo, "sides", images, 2)
+    named = {"X-Talos-Version": "1"}
+    by_path = client.post("/v1/edits/sides:predict", json=body, headers=named)
+    by_header = client.post("/v1/tasks/sides:predict", json=body, headers={**named, "X-Talos-Edit": "single"})
+    assert by_path.json() == by_header.json() and by_path.json()["edit"] == "single"
+    assert by_path.json()["predictions"] == alone.rows()
+    plain = client.post("/v1/tasks/sides:predict", json={"inputs": body["inputs"][:1]}, headers=named).json()
+    assert plain["predictions"] == demo.predict(images[:1], "sides", 1).rows()  # no `top`, where one is asked for
+
+
+def test_a_request_that_names_no_version_is_drawn_by_its_id_which_is_told(demo, client):
+    body = {"inputs": [as_base64(test_inputs(demo, "held")[0][0])]}
+
+    def version(headers: dict) -> tuple[int, str]:
+        answer = client.post("/v1/tasks/held:predict", json=body, headers=headers)
+        assert answer.json()["version"] == int(answer.headers["x-talos-version"])
+        return answer.json()["version"], answer.headers["x-request-id"]
+
+    seen = [version({}) for _ in range(20)]
+    assert {number for number, _ in seen} == {1, 2}  # of twenty tosses all alike: two in a million
+    assert [version({"X-Request-Id": name}) for _, name in seen] == seen
+    assert {version({"X-Request-Id": name, "X-Talos-Version": "0"})[0] for _, name in seen} == {0}
+
+
+@pytest.mark.parametrize(
+    "path, headers, body, status, said",
+    (
+        ("/v1/tasks/side:predict", {}, {}, 404, "did you mean 'sides'"),
+        ("/v1/tasks/sides:predict", {"X-Talos-Version": "9"}, {}, 404, "version 9 does not exist"),
+        ("/v1/edits/held:predict", {}, {}, 404, "holds no edit of task 'held'"),
+        ("/v1/tasks/sides:predict", {"X-Talos-Version": "3"}, {}, 409, "version 3 is kept aside by its gate: share"),
+        ("/v1/tasks/sides:predict", {"X-Talos-Version": "new"}, {}, 422, "header.X-Talos-Version: Input should be"),
+        ("/v1/tasks/sides:predict", {"X-Talos-Edit": "both"}, {}, 422, "header.X-Talos-Edit: Input should be 'merged'"),
+        ("/v1/tasks/sides:predict", {}, {"inputs": "x"}, 422, "body.inputs: Input should be a valid list"),
+        ("/v1/tasks/sides:predict", {}, {"topk": 2}, 422, "body.topk: Extra inputs are not permitted"),
+        ("/v1/tasks/sides:predict", {}, {"top_k": 3}, 422, "top_k is 3; wanted 1 to 2"),
+        ("/v1/tasks/sides:predict", {}, {"inputs": ["/etc/hostname"]}, 422, "input 0 is no base64"),
+    ),
+)
+def test_what_is_refused_has_a_status_and_a_reason(client, path, headers, body, status, said):
+    headers = {"X-Talos-Version": "1", **headers}
+    answer = client.post(path, headers=headers, json={"inputs": ["aaaa"], **body})
+    assert answer.status_code == status and list(answer.json()) == ["error"] and said in answer.json()["error"]
+
+
+def test_health_numbers_and_the_interface_are_told(demo, client):
+    answer = client.post(
+        "/v1/tasks/again:predict",
+        json={"inputs": [as_base64(test_inputs(demo, "again")[0][0])]},
+        headers={"X-Talos-Version": "2"},
+    )
+    health = client.get("/healthz").json()
+    assert answer.status_code == 200 and health["seen"] >= 0
+    assert {k: health[k] for k in ("status", "head", "answers", "holds")} == {
+        "status": "ok", "head": 1, "answers": 1, "holds": "version 2",
+    }  # fmt: skip
+    told = client.get("/metrics")
+    assert told.headers["content-type"].startswith("text/plain")
+    (line,) = [x for x in told.text.splitlines() if x.startswith("talos_ray_serve_requests_total") and "again" in x]
+    assert 'edit="merged"' in line and 'status="200",task="again",version="2"} 1.0' in line
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/v1/tasks/{task}:predict", "/v1/edits/{task}:predict", "/healthz", "/metrics"}
+    asked = paths["/v1/tasks/{task}:predict"]["post"]
+    assert set(asked["responses"]) == {"200", "404", "409", "422", "500"}
+    assert [p["name"] for p in asked["parameters"]] == ["task", "X-Talos-Version", "X-Talos-Edit", "X-Request-Id"]
+    demo.folder.set_head(0, "rollback")
+    assert client.get("/healthz").json()["head"] == 0
+    demo.folder.set_head(1, "rollback")
