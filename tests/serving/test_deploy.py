@@ -82,7 +82,9 @@ def test_versions_and_edits_are_served_by_ray_and_a_killed_replica_comes_back(ru
                     wanted = run.predict(texts, task, version).as_dict()
                     assert status == 200 and json.loads(answer) == {**wanted, "edit": "merged"}
             for task in ("animals", "places"):
-                status, answer = get(f"{address}/v1/edits/{task}:predict", {"inputs": texts}, **{"X-Talos-Version": "1"})
+                status, answer = get(
+                    f"{address}/v1/edits/{task}:predict", {"inputs": texts}, **{"X-Talos-Version": "1"}
+                )
                 assert status == 200 and json.loads(answer)["predictions"] == single(run, task, texts).rows()
             status, answer = get(f"{address}/v1/tasks/places:predict", {"inputs": texts}, **{"X-Talos-Version": "2"})
             assert status == 409 and "kept aside" in answer

@@ -166,7 +166,7 @@ def test_a_version_that_is_kept_aside_is_refused_until_it_is_approved(copied):
 @pytest.mark.parametrize(
     "how, status, said",
     (
-        ({"task": "animal"}, 404, "task 'animal' is none of this run .did you mean 'animals'...; it has: animals"),
+        ({"task": "animal"}, 404, "task 'animal' is none of this run .did you mean 'animals'..; it has: animals"),
         ({"version": 17}, 404, "version 17 does not exist in this run; it has: 0, 1, 2, 3, 4, 5, 6"),
         ({"task": "held", "edit": SINGLE}, 404, "version 1 holds no edit of task 'held'"),
         ({"task": "places", "version": 2, "edit": SINGLE}, 404, "it holds those of: animals"),
