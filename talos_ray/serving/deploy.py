@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from talos_ray.config import Cluster
@@ -30,6 +31,18 @@ def check_library() -> None:
             f"serving needs Ray Serve ({str(error).splitlines()[0]}); wanted it installed; "
             "pip install 'talos_ray[serve]'"
         ) from None
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises SpecError unless something can listen there. Ray Serve itself would say so in many lines."""
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise SpecError(
+                f"port {port} of {host} cannot be listened on ({error}); wanted a free one; choose another with --port"
+            ) from None
 
 
 def application(path: str, *, replicas: int = 1, cpus: float = 1, gpus: float = 0, **settings: Any) -> Application:
@@ -71,14 +84,16 @@ def served(
         settings: as `application` takes them.
 
     Raises:
-        SpecError: Ray Serve is not installed. TalosError: as `Record`, before anything is started.
+        SpecError: Ray Serve is not installed, or the port is taken. TalosError: as `Record`, before anything starts.
     """
-    check_library()
     Record(path, version=settings.get("version"), canary=settings.get("canary"), allow_code=allow_code)
-    started = cluster.connect(Cluster(), verbose)
+    check_library()
     import ray
     from ray import serve
 
+    if not ray.is_initialized() and cluster.remote_address(Cluster()) is None:
+        check_port(host, port)
+    started = cluster.connect(Cluster(), verbose)
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": verbose})
         serve.run(application(path, allow_code=allow_code, **settings), name=NAME, route_prefix="/")
@@ -93,6 +108,7 @@ def served(
 
 
 def wait() -> None:
-    """Until somebody interrupts it."""
-    while True:
-        time.sleep(WAIT_SECONDS)
+    """Until somebody interrupts it, which is how it is meant to end."""
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(WAIT_SECONDS)

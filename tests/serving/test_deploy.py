@@ -46,6 +46,16 @@ def test_without_ray_serve_a_line_says_what_to_install(run, monkeypatch):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SpecError, match=rf"port {port} of 127.0.0.1 cannot be listened on .*; choose another"):
+            deploy.check_port("127.0.0.1", port)
+    deploy.check_port("127.0.0.1", port)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -1,12 +1,15 @@
 """The same over HTTP, without Ray: paths, headers, statuses, and what the page of the interface says."""
 
+import base64
+
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from recorded import made, test_inputs
-from served import add_version, as_base64, held, single
+from served import add_version, alike, as_base64, held, single
 
 from talos_ray.serving.http import api
-from talos_ray.serving.record import Canary
+from talos_ray.serving.record import Canary, Refused
 from talos_ray.serving.server import Server
 
 
@@ -99,3 +102,26 @@ def test_health_numbers_and_the_interface_are_told(demo, client):
     demo.folder.set_head(0, "rollback")
     assert client.get("/healthz").json()["head"] == 0
     demo.folder.set_head(1, "rollback")
+
+
+def test_images_come_in_base64_and_never_from_a_path(demo, tmp_path):
+    server = Server(demo.path)
+    image = test_inputs(demo, "sides")[0][0].resize((24, 16))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    image.save(tmp_path / "turned.jpg", exif=turned)
+    image.save(tmp_path / "plain.png")
+    files = [tmp_path / "turned.jpg", tmp_path / "plain.png"]
+    sent = [base64.b64encode(f.read_bytes()).decode() for f in files]
+    wanted = demo.predict(files, "sides", top_k=2)
+    assert alike(server.predict(sent, "sides", top_k=2), wanted)
+    assert alike(server.predict([sent[0], f"data:image/png;base64,{sent[1]}"], "sides", top_k=2), wanted)
+    for bad, said in (
+        (str(files[1]), "input 1 is no base64"),
+        (base64.b64encode(b"no image").decode(), "input 1 cannot be decoded as an image"),
+        (sent[1][:80], "input 1 cannot be decoded as an image"),
+        (7, "input 1 is int; wanted an image file in base64"),
+    ):
+        with pytest.raises(Refused, match=said) as error:
+            server.predict([sent[0], bad], "sides")
+        assert error.value.status == 422

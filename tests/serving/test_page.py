@@ -22,8 +22,10 @@ def test_an_exported_delta_makes_a_version_in_place_and_the_base_again(tmp_path,
     exec(block, page)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
 
+    versions = {n: dict(run.model(n).module.named_parameters()) for n in (0, 1, second)}
+
     def holds(version: int) -> bool:
-        wanted = {name: t.detach() for name, t in run.model(version).module.named_parameters()}
+        wanted = versions[version]
         found = {name: t.detach() for name, t in model.named_parameters()}
         assert found.keys() == wanted.keys()
         return all(torch.equal(found[name], wanted[name]) for name in wanted)
