@@ -84,10 +84,11 @@ def api(server: Server) -> FastAPI:
     def answer(
         question: Question, response: Response, task: str, version: int | None, edit: str, request: str | None
     ) -> dict:
-        request = request or uuid4().hex
-        found = server.predict(question.inputs, task, version=version, edit=edit, top_k=question.top_k, request=request)
+        name = request or uuid4().hex
+        found = server.predict(question.inputs, task, version=version, edit=edit, top_k=question.top_k, request=name)
         response.headers["X-Talos-Version"] = str(found.version)
-        response.headers["X-Request-Id"] = request
+        if not request:  # Ray Serve draws one itself, and tells it
+            response.headers["X-Request-Id"] = name
         return {**found.as_dict(), "edit": edit}
 
     @app.post("/v1/tasks/{task}:predict", responses=REFUSALS, response_model_exclude_unset=True)
