@@ -75,6 +75,8 @@ def test_a_version_that_its_gate_keeps_aside_needs_an_approval(held, capsys):
 def test_every_file_of_a_run_is_watched_over(mine):
     assert mine.verify(deep=True) == []
     recorded = {name for e in mine.history() for name in e["files"]}
+    log = Path(mine.path, "logs/0001.txt").read_text()
+    assert "logs/0001.txt" in recorded and "calibrate: mask" in log and "train: 6 trained" in log
     for path in sorted(p for p in Path(mine.path).rglob("*") if p.is_file()):
         name = str(path.relative_to(mine.path))
         assert name in recorded or name == "head.json" or name.startswith("history/"), name
