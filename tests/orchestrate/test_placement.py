@@ -1,10 +1,11 @@
-"""What fits where, and what is refused: by lists of nodes, without a cluster."""
+"""What fits where, and what is refused: by lists of nodes, and on the Ray of the tests."""
 
 import pytest
 
 from talos_ray import SpecError
 from talos_ray.config import Cluster
-from talos_ray.orchestrate.cluster import check_room, options, resources, room
+from talos_ray.orchestrate.cluster import check_local, check_room, nodes, options, resources, room
+from talos_ray.orchestrate.pool import places
 
 BIG = ({"CPU": 8.0, "GPU": 2.0, "memory": 64e9, "accelerator_type:H100": 1.0}, {"market": "spot"})
 SMALL = ({"CPU": 2.0, "memory": 8e9}, {"market": "owned"})
@@ -53,3 +54,24 @@ def test_options_and_resources_say_the_same():
     assert options(settings) == {
         "num_cpus": 2, "num_gpus": 0.5, "memory": 4_000_000_000, "accelerator_type": "H100", "label_selector": {"a": "b"},
     }  # fmt: skip
+
+
+def test_a_ray_that_is_connected_already_is_the_cluster(ray_here):
+    here = ray_here.get_runtime_context().gcs_address
+    for address in (None, "auto", here):
+        check_local(Cluster(address=address))
+    for other in ("10.0.0.9:6379", "ray://head:10001", "local"):
+        with pytest.raises(SpecError, match="this process is connected to the Ray at '.*leave cluster.address out"):
+            check_local(Cluster(address=other))
+    # What it has is what counts, not what this machine has.
+    with pytest.raises(SpecError, match="needs 1 GPUs .*but the connected cluster has 0"):
+        check_local(Cluster(gpus_per_worker=1))
+    check_local(Cluster(gpus_per_worker=1, wait_minutes=5))  # an autoscaler may bring it
+
+
+def test_as_many_workers_are_wanted_as_fit_or_as_are_asked_for(ray_here, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    fit = room(Cluster(), nodes())
+    assert places(Cluster()) == fit and places(Cluster(teams=1)) == 1
+    assert places(Cluster(teams=fit + 5)) == fit  # nobody brings nodes to this machine
+    assert places(Cluster(teams=fit + 5, address="auto")) == fit + 5
