@@ -50,7 +50,7 @@ def edit(
     allow_code: str | Sequence[str] = (),
     **settings: Any,
 ) -> Run:
-    """Calibrate, train, merge and verify, on the Ray cluster at hand or on this machine.
+    """Calibrate, train, merge and test, on the Ray cluster at hand or on this machine.
 
     Args:
         tasks: target tasks: `Task`s, names of recipes (`"demo:street_numbers"`), or mappings; or the path of a YAML

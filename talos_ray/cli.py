@@ -108,7 +108,7 @@ def edit(
     verbose: Verbose = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Do whatever of a spec is not done yet: calibrate, train, merge, verify.
+    """Do whatever of a spec is not done yet: calibrate, train, merge, test.
 
     Example: talos edit examples/demo.yaml
     """

@@ -1,2 +1,2 @@
-"""All that imports ray. Read driver first: plan, calibrate, train, search, verify in a session; operations come
+"""All that imports ray. Read driver first: plan, calibrate, train, search, test in a session; operations come
 later."""

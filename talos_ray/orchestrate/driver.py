@@ -1,4 +1,4 @@
-"""`edit`, stage by stage: calibrate, train, search, verify, version, report.
+"""`edit`, stage by stage: calibrate, train, search, test, version, report.
 
 A second run of the same spec does nothing, a run that was killed goes on where it stood, and a changed task is the
 only one that is trained again. A spec with more tasks than its run has is an addition: the mask stays.

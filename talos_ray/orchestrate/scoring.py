@@ -285,7 +285,7 @@ def score_version(
         others: tasks of the run that are no part of this version, and are scored all the same.
     """
     p = prepared
-    session.progress.begin("verify", "test scores")
+    session.progress.begin("test", "test scores")
     everything = [*p.targets, *others, *p.controls]
     probe_heads, single_heads = _own_heads(session, p, chosen)
     remote = evaluate.options(**options(p.spec.cluster))
@@ -297,7 +297,7 @@ def score_version(
         requests += [(mine.way.single, Blend({t: 1.0}), [t], single_heads[plan.name]) for t in p.targets]
     refs = [remote.remote(session.shared_ref, *request) for request in requests]
     marks = {t: p.data[t].test.fingerprint() for t in everything}
-    answered = iter(waited(session, refs, "verify", "test scores"))
+    answered = iter(waited(session, refs, "test", "test scores"))
     seen = next(answered)
     base = answers(p, _by(seen, "words"), marks, _by(seen, "words_probability"))
     probe = answers(p, _by(seen, "own"), marks)
@@ -348,7 +348,7 @@ def score_version(
     }
     means = version["summary"]
     session.progress.end(
-        "verify",
+        "test",
         f"targets {means['zero_shot']:.3f} -> {means['merged']:.3f} ({means['merged'] - means['zero_shot']:+.3f}) on "
         "test data"
         if p.targets
@@ -363,7 +363,7 @@ def _own_heads(session, p, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[st
     merged model: so that what is compared has the same kind of head."""
     if not fits_heads(p):
         return {}, {arm: {} for arm in chosen}
-    looks = Looks(session, p, "verify")
+    looks = Looks(session, p, "test")
     probes = {t: looks.ask(t, own=True) for t in p.targets}
     singles = {arm: {t: single_look(looks, c.way, t, True) for t in p.targets} for arm, c in chosen.items()}
     looks.found()
