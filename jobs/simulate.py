@@ -2,10 +2,9 @@
 
     python jobs/simulate.py             # 1,000 tasks over 200 simulated workers: pool, driver, storage, history
     python jobs/simulate.py --head      # what workers cost the driver's node, measured with the driver alone on its node
-    python jobs/simulate.py --raylets   # the training stage on 1, 2 and 4 raylets, whose work is to sleep
 
 The first uses the pool, the progress view and the run folder as a run does, in a Ray of this machine; only the workers are
-simulated, many of them in one process that sleeps where they would train. The others are the training stage as it is, with
+simulated, many of them in one process that sleeps where they would train. The other is the training stage as it is, with
 real workers; only what a worker does is replaced by sleeping.
 """
 
@@ -36,7 +35,6 @@ from talos_ray.storage.run_folder import RunFolder
 
 TASKS, WORKERS = 1000, 200
 CROWDS = 4  # processes that the simulated workers share
-SLEEPERS = 12  # tasks of the runs on raylets
 STEP = 0.05  # seconds that a simulated update takes
 VALUES = 100_000  # of a simulated delta
 MEASURED = (1, 2, 4, 8, 16, 32)  # workers whose cost on the head is measured
@@ -198,45 +196,44 @@ def _storage(folder: RunFolder) -> None:
 # ------------------------------------------------------------------------ real workers on raylets
 
 
-def on_raylets(nodes: int, workers: int, seconds: float) -> None:
-    """In a process of its own: the training stage with sleeping workers, on raylets beside the driver's own, which has no place for a
-    worker. Prints its time, when the first step came, and what the driver's node took of memory (MB) and CPU seconds."""
+def on_raylets(workers: int, seconds: float) -> None:
+    """In a process of its own: the training stage with workers that sleep so long, on a raylet beside the driver's own, which has no
+    place for a worker. Prints what the driver's node took of memory (MB) and CPU seconds."""
     from ray.cluster_utils import Cluster as Raylets
 
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    each = -(-workers // nodes)
-    for _ in range(nodes):
-        raylets.add_node(num_cpus=each)
+    raylets.add_node(num_cpus=workers)
     raylets.wait_for_nodes()
     ray.init(address=raylets.address, log_to_driver=False, logging_level="ERROR")
     # Raylets of this machine are told apart by their children; GCS and the driver belong to the head.
     head = {psutil.Process(), *_family(raylets.head_node)}
-    first: list[float] = []
     most = 0.0
-    started = time.perf_counter()
     used = _used(head)
 
     def on_status(state: dict, restarts: int) -> None:
         nonlocal most
         most = max(most, _held(head | set(_family(raylets.head_node))))
-        if not first and any(s["step"] for s in state.values()):
-            first.append(time.perf_counter() - started)
 
     before = _held(head)
     steps = round(seconds / STEP)
-    work = jobs(SLEEPERS, steps=100) if not seconds else [
-        Job(task=Task(name=f"task-{i:04d}", data="demo:counts"), arm="sparse", settings=Train(steps=steps, batch_size=1, warmup_steps=0),
-            key=f"key-{i}", folder="", mask="mask")
+    work = [
+        Job(
+            task=Task(name=f"task-{i:04d}", data="demo:counts"),
+            arm="sparse",
+            settings=Train(steps=steps, batch_size=1, warmup_steps=0),
+            key=f"key-{i}",
+            folder="",
+            mask="mask",
+        )
         for i in range(workers)
-    ]  # fmt: skip
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         train(
             shared_ref=ray.put(0), arms={}, jobs=work, settings=Cluster(address=raylets.address, teams=workers), teams=workers,
             scratch=scratch, on_status=on_status, trainer=f"{HERE.stem}:{Sleeper.__name__}",
         )  # fmt: skip
-    wall = time.perf_counter() - started
     busy = _used(head) - used
-    print("measured", f"{wall:.1f}", f"{first[0]:.1f}", f"{(most - before) / 1e6:.1f}", f"{busy:.2f}", flush=True)
+    print("measured", f"{(most - before) / 1e6:.1f}", f"{busy:.2f}", flush=True)
     ray.shutdown()
     raylets.shutdown()
 
@@ -273,9 +270,9 @@ def _used(processes: set[psutil.Process]) -> float:
     return found
 
 
-def measured(nodes: int, workers: int, seconds: float) -> list[float]:
+def measured(workers: int, seconds: float) -> list[float]:
     done = subprocess.run(
-        [sys.executable, str(HERE), "--nodes", str(nodes), "--workers", str(workers), "--seconds", str(seconds)],
+        [sys.executable, str(HERE), "--workers", str(workers), "--seconds", str(seconds)],
         capture_output=True, text=True,
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])},
     )  # fmt: skip
@@ -285,26 +282,13 @@ def measured(nodes: int, workers: int, seconds: float) -> list[float]:
     return [float(word) for word in lines[0].split()[1:]]
 
 
-def raylets() -> None:
-    durations = [j.settings.steps * STEP for j in jobs(SLEEPERS, steps=100)]
-    print(
-        f"{SLEEPERS} tasks, {sum(durations):.0f} s of sleep in all, on raylets of one CPU each ({os.cpu_count()} real ones)"
-    )
-    for nodes in (1, 2, 4):
-        wall, first, *_ = measured(nodes, nodes, 0)
-        best = longest_first(durations, nodes)
-        print(
-            f"  {nodes} raylet(s): {wall:.1f} s; start-up {first:.1f} s + work {best:.1f} s = {first + best:.1f} s predicted"
-        )
-
-
 def head(seconds: float = 40.0) -> None:
     """What a worker costs the driver's node, measured, and by a straight line through the fewest and the most of the first half."""
-    found = {n: measured(1, n, seconds) for n in MEASURED}
+    found = {n: measured(n, seconds) for n in MEASURED}
     few, many = MEASURED[0], MEASURED[len(MEASURED) // 2]
     print(f"what the driver's node takes for workers that sleep {seconds:.0f} s each, beside what it takes without any")
     lines = []
-    for column, unit in ((2, "MB"), (3, "CPU s")):
+    for column, unit in enumerate(("MB", "CPU s")):
         slope = (found[many][column] - found[few][column]) / (many - few)
         start = found[few][column] - slope * few
         lines.append((column, unit, start, slope))
@@ -319,18 +303,16 @@ def head(seconds: float = 40.0) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raylets", action="store_true", help="real workers on 1, 2 and 4 raylets instead")
     parser.add_argument("--head", action="store_true", help="what workers cost the driver's node instead")
-    parser.add_argument("--nodes", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.nodes:
-        on_raylets(args.nodes, args.workers, args.seconds)
+    if args.workers:
+        on_raylets(args.workers, args.seconds)
     elif args.head:
         head()
     else:
-        (raylets if args.raylets else thousand)()
+        thousand()
 
 
 if __name__ == "__main__":
