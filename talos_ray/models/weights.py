@@ -15,6 +15,7 @@ from talos_ray.errors import SpecError
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OPEN_CLIP = "open_clip_model.safetensors"  # the same, as open_clip names it
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
+ADAPTERS_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 POINTER = b"version https://git-lfs"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HEADER = 8  # bytes that say how long a safetensors header is
@@ -63,6 +64,7 @@ def check_folder(folder: Path, what: str) -> None:
     Raises:
         SpecError: an adapter, a quantised model, a shard that is missing, a file that is broken.
     """
+    check_one_meant(folder, what)
     if is_adapter(folder) and not (folder / "config.json").is_file():
         raise SpecError(
             f"{what} is an adapter, which changes a model and is none; wanted whole weights; "
@@ -134,7 +136,19 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def check_one_meant(folder: Path, what: str) -> None:
+    """Raises SpecError where a folder holds an adapter and whole weights beside it: nobody can tell which is meant."""
+    adapter = [name for name in (ADAPTER, *ADAPTERS_WEIGHTS) if (folder / name).is_file()]
+    whole = [name for name in (INDEX, WHOLE, OPEN_CLIP) if (folder / name).is_file()]
+    if adapter and whole:
+        raise SpecError(
+            f"{what} holds an adapter ({adapter[0]}) and whole weights ({whole[0]}); wanted one of the two; "
+            f"name the weights' file itself, or a folder of the adapter alone"
+        )
+
+
 def _files_of(folder: Path, what: str) -> list[Path]:
+    check_one_meant(folder, what)
     if (folder / INDEX).is_file():
         return shards_of(folder, what)
     for name in (WHOLE, OPEN_CLIP):

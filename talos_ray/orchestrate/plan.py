@@ -21,7 +21,7 @@ from talos_ray.errors import Problems, SpecError, TalosError
 from talos_ray.integrations import hub, peft
 from talos_ray.models import Family, base_tensors, build_model, check_model, checkpoint_tensors, layout_of, load_model
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
-from talos_ray.models.weights import compared, is_adapter
+from talos_ray.models.weights import check_one_meant, compared, is_adapter
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder, is_in_force, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
@@ -285,6 +285,7 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
     if published.is_published(place):
         published.checked(place, what)
     if is_adapter(place):
+        check_one_meant(place, what)
         copy = build_model(model, base, private=list(base))  # merging writes into it
         tuned = peft.merged(place, copy.module, what)
     elif hub.is_hub(task.checkpoint) or (place / DELTA).is_file():

@@ -139,8 +139,9 @@ class RunFolder:
         foreign = self._foreign()
         if foreign:
             raise SpecError(
-                f"output {self.store.uri!r} holds other files and no run ({', '.join(map(repr, foreign[:3]))}); "
-                "wanted a new folder, or one without any entry; choose another output"
+                f"output {self.store.uri!r} holds other files{'' if self.is_ours else ' and no run'} "
+                f"({', '.join(map(repr, foreign[:3]))}); "
+                "wanted a new folder, or one without any entry; choose another output, or move them away"
             )
         if not self.is_ours or identity is None:
             return

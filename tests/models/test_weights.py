@@ -43,6 +43,14 @@ def test_the_model_of_a_folder_is_what_its_index_names(tmp_path):
     )
     save_file({"q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
     refused(lambda: checkpoint_tensors(str(tmp_path / "lora.safetensors")), "weights of an adapter alone; wanted its folder")
+    both = tmp_path / "both"
+    both.mkdir()
+    save_file({"q.weight": torch.ones(2, 2)}, both / "model.safetensors")
+    (both / "adapter_config.json").write_text("{}")
+    refused(
+        lambda: checkpoint_tensors(str(both)),
+        r"an adapter \(adapter_config.json\) and whole weights \(model.safetensors\); wanted one of the two",
+    )
 
 
 def test_files_that_are_not_what_they_look_like(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,13 @@ def test_a_real_run_its_failure_and_its_clean_up_leave_all_that_is_somebodys_own
             lay(project / "run", name)
     own = state_of(project)
     own = {name: content for name, content in own.items() if not name.startswith(("run/head.json", "run/report/"))}
-    talos_ray.edit(**{**values, "search": {**values["search"], "steps": 4}})  # learns anew, and cleans up after itself
+    again = {**values, "search": {**values["search"], "steps": 4}}  # learns anew, and cleans up after itself
+    with pytest.raises(SpecError, match="holds other files.*'choice'"):  # it would have to clean up among them
+        talos_ray.edit(**again)
+    assert left() == own
+    shutil.rmtree(project / "run" / "choice")
+    own = {name: content for name, content in own.items() if not name.startswith("run/choice/")}
+    talos_ray.edit(**again)
     talos_ray.open_run(run.path).rollback(0)
     assert left() == own
 
