@@ -172,9 +172,9 @@ class RunFolder:
         root = self.store.root.rstrip("/")
         entries = self.store.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         names = {e.base_name: e for e in entries if not DRAFT.match(e.base_name)}
-        if self.is_ours:
-            names = {n: e for n, e in names.items() if n == SCRATCH}
-        elif CHOICE in names and set(self.load_choice()) >= SCORES:
+        if self.is_ours:  # what is called like these is read, or cleaned up, as if a run had made it
+            names = {n: e for n, e in names.items() if n in (SCRATCH, CHOICE)}
+        if CHOICE in names and set(self.load_choice()) >= SCORES:
             del names[CHOICE]
         if SCRATCH in names:
             below = self.store.fs.get_file_info(pafs.FileSelector(f"{root}/{SCRATCH}", recursive=True))
