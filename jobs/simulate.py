@@ -87,19 +87,19 @@ class Crowd:
     """Many simulated workers in one process."""
 
     def __init__(self) -> None:
-        self.now: dict[int, tuple[int, float | None]] = {}
+        self.now: dict[int, tuple[str, int, float | None]] = {}
 
     async def place(self, worker: int) -> tuple[str, str, int]:
         return ray.get_runtime_context().get_node_id(), f"node-{worker}", os.getpid()
 
-    async def progress(self, worker: int) -> tuple[int, float | None]:
-        return self.now.get(worker, (0, None))
+    async def progress(self, worker: int) -> tuple[str, int, float | None]:
+        return self.now.get(worker, ("", 0, None))
 
     async def train(self, worker: int, job: Job) -> tuple[float, str | None]:
         every = round(0.5 / STEP)
         for step in range(every, job.settings.steps + 1, every):
             await asyncio.sleep(every * STEP)
-            self.now[worker] = (step, 1.0 / step)
+            self.now[worker] = (job.name, step, 1.0 / step)
         await asyncio.sleep(job.settings.steps % every * STEP)
         return 0.0, None
 

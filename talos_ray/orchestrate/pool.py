@@ -40,7 +40,7 @@ class TrainingWorker:
         self.trainer_name = trainer
         self.references = (shared_ref[0], arms_ref[0])
         self.trainer = None
-        self.now: tuple[int, float | None] = (0, None)
+        self.now: tuple[str, int, float | None] = ("", 0, None)
 
     @ray.method(concurrency_group="beside")
     def place(self) -> tuple[str, str, int]:
@@ -48,13 +48,13 @@ class TrainingWorker:
         return ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid()
 
     @ray.method(concurrency_group="beside")
-    def progress(self) -> tuple[int, float | None]:
-        """Updates of the present job that are done, and the last loss."""
+    def progress(self) -> tuple[str, int, float | None]:
+        """The present job's name, its updates that are done, and the last loss."""
         return self.now
 
     def train(self, job: Job) -> tuple[float, str | None]:
         """Train a job to its end. Returns its last loss, and what is wrong with its settings if they are at fault."""
-        self.now = (0, None)
+        self.now = (job.name, 0, None)
         if self.trainer is None:
             self.trainer = pkgutil.resolve_name(self.trainer_name)(*self.references)
         try:
@@ -64,7 +64,7 @@ class TrainingWorker:
         return loss, None
 
     def _tell(self, step: int, loss: float) -> None:
-        self.now = (step, loss)
+        self.now = (self.now[0], step, loss)
 
 
 @dataclass
@@ -217,11 +217,12 @@ class Pool:
 
     def _note(self, worker: Hired) -> None:
         try:
-            step, loss = ray.get(worker.asked)
+            name, step, loss = ray.get(worker.asked)
         except RayError:  # it is lost, as what it is awaited for tells in a moment
             return
         worker.asked = None
-        if step != worker.step:
+        # A worker that has not begun its new job yet still tells of the one before.
+        if name == worker.job.name and step != worker.step:
             worker.step = step
             worker.since = time.monotonic()
             self.board.progress(worker.job.name, step, loss, worker.pid)
