@@ -86,7 +86,8 @@ def files_of(folder: Path) -> list[Path]:
 def bytes_changed(run: Path, dice: random.Random) -> bool:
     """Bytes of any file changed, cut off or added."""
     path = dice.choice(files_of(run))
-    before = data = bytearray(path.read_bytes())
+    before = path.read_bytes()
+    data = bytearray(before)
     kind = dice.randrange(4)
     if kind == 0 and data:
         data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
@@ -97,9 +98,8 @@ def bytes_changed(run: Path, dice: random.Random) -> bool:
         data = data[:at] + dice.randbytes(dice.randint(1, 64)) + data[at:]
     else:
         data = bytearray(dice.randbytes(dice.randint(0, 300)))
-    changed = bytes(data) != path.read_bytes() or before is not data
     path.write_bytes(bytes(data))
-    return changed
+    return bytes(data) != before
 
 
 def value_changed(value: object, dice: random.Random) -> object:
@@ -118,8 +118,11 @@ def value_changed(value: object, dice: random.Random) -> object:
 def structure_changed(run: Path, dice: random.Random) -> bool:
     """A JSON file with something odd in it, and all hashes made anew."""
     path = dice.choice([p for p in files_of(run) if p.suffix == ".json" and p.name != "head.json"])
-    path.write_text(json.dumps(value_changed(json.loads(path.read_text()), dice), indent=1, sort_keys=True) + "\n")
-    return made_anew(run)
+    before = json.loads(path.read_text())
+    after = value_changed(before, dice)
+    path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
+    # What is odd elsewhere may be what stood here: None for None is no change.
+    return made_anew(run) and json.dumps(after) != json.dumps(before)
 
 
 def made_anew(run: Path) -> bool:
@@ -270,6 +273,7 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="*", default=["report"], help="commands to leave out; drawing reports takes a second each"
     )
+    parser.add_argument("--keep", help="a folder for what was taken for what it is not")
     asked = parser.parse_args()
     dice, seen, kinds = random.Random(asked.seed), collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -297,6 +301,8 @@ def main() -> int:
                 problems = told(lambda run=run: verify(str(run), expect=kept), seen, f"{name}, verify")
                 if problems == []:
                     seen[f"wrong acceptance: {name}"] += 1
+                    if asked.keep:
+                        shutil.copytree(run, Path(asked.keep) / f"{number}", symlinks=True)
                 for command, read in commands(run, box).items():
                     if command not in asked.without:
                         told(read, seen, f"{name}, {command}")
