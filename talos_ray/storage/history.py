@@ -178,7 +178,8 @@ def _put_in_place(store: Store, event: Mapping, contents: Mapping[str, bytes]) -
         if digest in contents:
             store.write(name, contents[digest])
     store.write("head.json", _pointer(event, digest_of(event)))
-    _drop(store, f"{PENDING}/{event['id']}")
+    if "id" in event:  # events of release 0.1 have none, and nothing was pending for them
+        _drop(store, f"{PENDING}/{event['id']}")
 
 
 def settle(store: Store) -> tuple[dict | None, list[str]]:

