@@ -104,11 +104,21 @@ def holds(gate: Gate, judged: Mapping) -> bool:
     return judged["result"] == PASS or (judged["result"] == OPEN and not gate.strict)
 
 
-def told(judged: Mapping) -> list[str]:
-    """A sentence for everything that is not met, and then for what cannot be told."""
+def told(judged: Mapping, most: int | None = None) -> list[str]:
+    """A sentence for everything that is not met, and then for what cannot be told.
+
+    Args:
+        most: of them; how many more there are is said in one of its own.
+    """
     unmet = [c for c in judged["checks"] if c["result"] != PASS]
     unmet.sort(key=lambda c: c["result"] != FAIL)
-    return [str(Check(**{"kind": "", **c})) for c in unmet]
+    shown = unmet if most is None or len(unmet) <= most else unmet[: most - 1]
+    sentences = [str(Check(**{"kind": "", **c})) for c in shown]
+    if more := unmet[len(shown) :]:
+        failed = sum(c["result"] == FAIL for c in more)
+        failing = f"{failed} of them not met, " if failed else ""
+        sentences.append(f"and {len(more)} more conditions, {failing}which its report lists")
+    return sentences
 
 
 def _kept(kind: str, what: str, wanted: float, answers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> list[Check]:

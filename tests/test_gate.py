@@ -40,6 +40,17 @@ def test_the_same_point_values_pass_fail_or_leave_it_open_by_their_number():
     assert judged(60 + few["checks"][0]["most"], control=(0.9, 0.9))["result"] == gate.PASS
 
 
+def test_of_many_conditions_the_worst_are_told_and_the_others_counted():
+    tasks = [f"t{i}" for i in range(40)]
+    base = {t: right(100, 0.5) for t in tasks}
+    now = {t: right(100, 0.5 if i < 30 else 0.1) for i, t in enumerate(tasks)}
+    found = gate.judge(Gate(), tasks, [], base, now)
+    told = gate.told(found, 6)
+    assert len(told) == 6 and all("target t3" in line for line in told[:5])  # those that are shown to have lost
+    assert told[5] == "and 35 more conditions, 5 of them not met, which its report lists"
+    assert len(gate.told(found)) == 40 and gate.told(found, 40) == gate.told(found)
+
+
 def test_every_condition_can_fail_and_names_its_task():
     checks = judged(500, target=(0.6, 0.5), target_keep=1.0, target_gain=0.1, disentanglement=0.2, xi={"t": 0.5})
     assert checks["result"] == gate.FAIL

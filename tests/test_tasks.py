@@ -1,7 +1,9 @@
 """Tasks from files and folders, and what is said of data that are wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,6 +16,7 @@ import talos_ray
 from talos_ray import SpecError, Task, tasks
 from talos_ray.data import readers
 from talos_ray.inputs import Examples
+from talos_ray.orchestrate.plan import MOST_UNEVEN, _tell_of_data
 from talos_ray.spec import make_spec
 from talos_ray.tasks import encoded, load_rows, load_task, told_of, troubled_images
 
@@ -197,6 +200,16 @@ def test_rare_classes_are_told(tmp_path):
     assert "'never' 0, 'rare' " in told_of(load_task(Task(**some), 0))
     (tmp_path / "y.csv").write_text("text,label\n" + "much,common\n" * 300 + "little,rare\n" * 200)
     assert told_of(load_task(Task(**{**task, "data": str(tmp_path / "y.csv")}), 0)) is None
+
+
+def test_of_many_tasks_those_with_rare_classes_are_told_one_by_one_up_to_a_number(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"word {i},{'rare' if i < 3 else 'often'}\n" for i in range(300)))
+    one = load_task(Task(name="t", data=str(tmp_path / "x.csv"), kind="text", input="text", prompts=["{}"]), 0)
+    data = {f"t{i}": replace(one, task=one.task.model_copy(update={"name": f"t{i}"})) for i in range(20)}
+    said = []
+    _tell_of_data(data, SimpleNamespace(say=said.append))
+    assert len(said) == MOST_UNEVEN + 1 and said[0].startswith("task 't0': rare classes")
+    assert said[-1] == "rare or missing classes in 14 more tasks: t6, t7, t8, t9, t10, t11 …"
 
 
 def test_a_part_of_a_stream_is_read_once(tmp_path, monkeypatch):

@@ -321,7 +321,8 @@ class LearningRun:
         """What coefficients begin with: those of the attempt before, those that the search was given, or one number."""
         tasks = sorted(self.problem.deltas)
         if before is not None:
-            return torch.stack([self.folder.load_trial(before)[1][f"coefficient/{t}"] for t in tasks])
+            known = self.folder.load_trial(before)[1]
+            return torch.stack([known[f"coefficient/{t}"] for t in tasks])
         if self.problem.start is not None:
             return self.problem.start.refined(self.mask, segments, tasks)
         return self.problem.search.start

@@ -30,6 +30,7 @@ from talos_ray.trust.card import DELTA
 from talos_ray.trust.export import exported_weights
 
 DENSE, SPARSE = "dense", "sparse"
+MOST_UNEVEN = 6  # tasks whose rare or missing classes are told one by one
 NO_MATTER = (
     "checkpoint_every",
     "epochs",
@@ -59,6 +60,22 @@ class Prepared:
     @property
     def controls(self) -> list[str]:
         return [t.name for t in self.spec.control]
+
+
+def _tell_of_data(data: Mapping[str, TaskData], progress: Progress) -> None:
+    """What was left out of each task's data, and which of its classes are rare or missing."""
+    uneven = {}
+    for name, one in data.items():
+        for note in one.notes:
+            progress.say(note)
+        if told := told_of(one):
+            uneven[name] = told
+    for told in list(uneven.values())[:MOST_UNEVEN]:
+        progress.say(told)
+    # Hundreds of tasks would hide what else there is to know.
+    if rest := list(uneven)[MOST_UNEVEN:]:
+        named = ", ".join(rest[:MOST_UNEVEN]) + (" …" if len(rest) > MOST_UNEVEN else "")
+        progress.say(f"rare or missing classes in {len(rest)} more tasks: {named}")
 
 
 def prepare(spec: Spec, progress: Progress) -> Prepared:
@@ -93,9 +110,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
             data[task.name] = load_task(task, spec.seed)
             _check_images(data[task.name])
     problems.tell()
-    for one in data.values():
-        for told in filter(None, (*one.notes, told_of(one))):
-            progress.say(told)
+    _tell_of_data(data, progress)
     family = load_model(spec.model)
     with problems:
         _check_answers(spec, family)

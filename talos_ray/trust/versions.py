@@ -23,6 +23,7 @@ FRONT = {
     "impact.csv": "impact.csv",
     "xlsx": "scores.xlsx",
 }  # what shows the version in force
+MOST_TOLD = 6  # conditions in a sentence on why a version is kept aside
 
 
 def publish(
@@ -231,8 +232,8 @@ def standing(folder: RunFolder, number: int) -> str:
 
 
 def why(version: Mapping) -> str:
-    """What a version's gate asks and does not find."""
-    return "; ".join(gates.told(version["gate"]))
+    """What a version's gate asks and does not find, the worst first."""
+    return "; ".join(gates.told(version["gate"], MOST_TOLD))
 
 
 def _page(number: int, kind: str) -> str:
