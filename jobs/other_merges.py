@@ -66,7 +66,7 @@ def peers(uri: str, environment: Path) -> dict[str, dict[str, float]]:
     prepared = prepare(spec, Progress())
     bench = Workbench(Shared(spec, prepared.base, freeze(prepared.tensors), prepared.layout, prepared.heads))
     arm = next(a for a in arms_of(prepared, folder.load_mask(prepared.base)) if a.name == DENSE)
-    deltas = arm.finished()
+    deltas = {d.task: d for d in arm.finished()}
     base = {n: prepared.tensors[n].clone() for n in prepared.layout.names}
     found = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -97,7 +97,7 @@ def check(spec: Spec) -> None:
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     """The version that this spec would make again."""
     arms = arms_of(p, mask)
-    done = {a.name: a.finished() for a in arms}
+    done = {a.name: a.done() for a in arms}
     if any(len(done[a.name]) < len(a.keys) for a in arms):
         return None
     key = version_key(p, done[SPARSE], done.get(DENSE, {}))
@@ -134,12 +134,12 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     from talos_ray.orchestrate.cluster import root_cause
     from talos_ray.orchestrate.jobs import Job
     from talos_ray.orchestrate.train import train
-    from talos_ray.orchestrate.worker import Arm
+    from talos_ray.orchestrate.worker import Arm, in_store
 
     p, progress, spec = session.p, session.progress, session.spec
     jobs, brought = [], []
     for arm in arms:
-        finished = arm.finished()
+        finished = arm.done()
         for task in spec.tasks:
             if task.name not in finished and task.checkpoint is None:
                 info = {"data": p.data[task.name].train.fingerprint()}
@@ -197,7 +197,7 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
             except RayActorError as error:
                 if not more:
                     raise
-                done = {(a.name, t) for a in arms for t in a.finished()}
+                done = {(a.name, t) for a in arms for t in a.done()}
                 todo = [j for j in jobs if (j.arm, j.task.name) not in done]
                 session.folder.record("teams begun anew", reason=root_cause(error), tasks=[j.name for j in todo])
                 progress.say(f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew")
@@ -210,7 +210,8 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         if again:
             notes.append(f"{again} restart(s)")
         progress.end("train", ", ".join(notes))
-    deltas = {a.name: a.finished() for a in arms}
+    # In the object store, where workers map them too: this process holds one at a time for itself.
+    deltas = {a.name: {d.task: in_store(d) for d in a.finished()} for a in arms}
     for arm in arms:
         if missing := sorted(set(arm.keys) - set(deltas[arm.name])):
             raise TalosError(
@@ -271,7 +272,8 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
     search = MergeSearch(session, session.p, approved=approved)
     chosen = search.choose(arms, deltas)
     version, base, now = score_version(session, session.p, arms, deltas, chosen)
-    version["key"] = version_key(session.p, deltas[SPARSE], deltas.get(DENSE, {}))
+    made = {arm: {t: d.fingerprint for t, d in found.items()} for arm, found in deltas.items()}
+    version["key"] = version_key(session.p, made[SPARSE], made.get(DENSE, {}))
     version["seconds"] = round(time.monotonic() - started_at, 1)
     version["stages"] = {
         "seconds": progress.seconds(),

@@ -26,6 +26,7 @@ from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepa
 from talos_ray.orchestrate.scoring import Chosen, Heads, Way, answers, evaluate, inspect, score_version, waited, ways_of
 from talos_ray.orchestrate.search import MergeSearch
 from talos_ray.orchestrate.session import Session, on_ray
+from talos_ray.orchestrate.worker import in_store
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.trust import versions
@@ -131,17 +132,17 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
         raise TalosError("no task to merge is named; wanted one or more of the run's target tasks; add their names")
     with _opened(uri, tasks, verbose) as run:
         chosen_tasks = [t for t in run.prepared.targets if t in tasks]
-        deltas = {SPARSE: run.arm.finished()}
-        if missing := sorted(set(chosen_tasks) - set(deltas[SPARSE])):
+        done = run.arm.done()
+        if missing := sorted(set(chosen_tasks) - set(done)):
             raise TalosError(
                 f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
             )
-        deltas[SPARSE] = {t: deltas[SPARSE][t] for t in chosen_tasks}
+        deltas = {SPARSE: {d.task: in_store(d) for d in run.arm.finished() if d.task in chosen_tasks}}
         prepared = run.of(chosen_tasks)
         chosen = MergeSearch(run.session, prepared).choose([run.arm], deltas)
         others = run.others(chosen_tasks)
         version, *answered = score_version(run.session, prepared, [run.arm], deltas, chosen, others)
-        version["key"] = version_key(prepared, deltas[SPARSE], {})
+        version["key"] = version_key(prepared, {t: done[t] for t in chosen_tasks}, {})
         return run.publish((version, *answered), "merge", tasks=chosen_tasks, reason=reason)
 
 
@@ -193,7 +194,7 @@ def forget(
         learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
         held = [*learnt, *run.prepared.controls]
         there = [t for t in head["deltas"] if t != task]
-        helpers = {t: d for t, d in sorted(run.arm.finished().items()) if t not in (task, *there)}
+        helpers = {d.task: d for d in run.arm.finished() if d.task not in (task, *there)}
         deltas = dict(sorted({**run.deltas([*there, task]), **helpers}.items()))
         way = run.way(deltas, run.how)
         blend, heads = run.in_head(there)

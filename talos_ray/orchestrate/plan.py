@@ -5,7 +5,7 @@ Every stage's result is addressed by what decides it. What must be refused is re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,7 +262,8 @@ def _check_stored(folder: RunFolder, p: Prepared) -> None:
     """Mask and deltas already in the folder must belong to this base. Raises MismatchError, naming both."""
     mask = folder.load_mask(p.base)
     for task in p.targets:
-        if (delta := folder.load_delta(task)) is not None:
+        if (info := folder.delta_info(task)) is not None:
+            delta = Delta(task, torch.empty(0), info["base"], info["mask"], info)
             delta.check(p.base, mask.fingerprint if mask else delta.mask)
 
 
@@ -270,14 +271,14 @@ def _checkpoint(
     folder: RunFolder, model: str, task: Task, layout: Layout, base: Mapping[str, torch.Tensor], progress: Progress
 ) -> str:
     """Fingerprint of a task's checkpoint; what its delta says, where the checkpoint is gone and the delta is here."""
-    delta = folder.load_delta(task.name)
+    stored = folder.delta_info(task.name)
     what = f"checkpoint {task.checkpoint!r} of task {task.name!r}"
     try:
         tuned = weights_of(task, layout, model, base)
     except TalosError:
-        if delta is None or delta.info.get("imported") != task.checkpoint:
+        if stored is None or stored.get("imported") != task.checkpoint:
             raise
-        return delta.info["checkpoint"]
+        return stored["checkpoint"]
     if other := peft.other_base(_place(task.checkpoint), model):
         progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: are they the same?")
     if told := compared(tuned, {n: base[n] for n in layout.names}, what):
@@ -360,13 +361,14 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
     )
 
 
-def version_key(p: Prepared, deltas: Mapping[str, Delta], dense: Mapping[str, Delta]) -> str:
+def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]) -> str:
+    """Address of a version. `deltas`, `dense`: fingerprints by task, of the sparse arm and of the dense one."""
     held_out = {n: [d.train.fingerprint(), d.validation.fingerprint(), d.test.fingerprint()] for n, d in p.data.items()}
     return key_of(
         [
             p.base,
-            {t: d.fingerprint for t, d in deltas.items()},
-            {t: d.fingerprint for t, d in dense.items()},
+            dict(deltas),
+            dict(dense),
             p.spec.search.model_dump(),
             p.spec.gate.model_dump(),
             p.spec.baseline.model_dump(),
@@ -386,14 +388,22 @@ class ArmPlan:
     keys: dict[str, str]
     settings: dict[str, object]
 
-    def finished(self) -> dict[str, Delta]:
-        """Deltas on storage that these settings would make again."""
-        found = {t: self.folder.load_delta(t) for t in self.keys}
-        return {
-            t: d
-            for t, d in found.items()
-            if d is not None and d.info.get("key") == self.keys[t] and d.mask == self.mask.fingerprint
-        }
+    def done(self) -> dict[str, str]:
+        """Fingerprints of the deltas on storage that these settings would make again, by task; none is read."""
+        infos = {t: self.folder.delta_info(t) for t in self.keys}
+        return {t: info["fingerprint"] for t, info in infos.items() if self._fits(t, info)}
+
+    def finished(self) -> Iterator[Delta]:
+        """Those deltas, one by one: together they may be more than this process has room for."""
+        for task in self.done():
+            delta = self.folder.load_delta(task)
+            if delta is not None:
+                yield delta
+
+    def _fits(self, task: str, info: Mapping | None) -> bool:
+        if info is None:
+            return False
+        return info.get("key") == self.keys[task] and info.get("mask") == self.mask.fingerprint
 
 
 def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:

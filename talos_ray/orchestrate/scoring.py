@@ -174,7 +174,7 @@ def ways_of(
     """
     found = {}
     for plan in arms:
-        single = ray.put(Arm.of(plan.name, plan.mask.bits, deltas[plan.name]))
+        single = ray.put(Arm.stored(plan.name, plan.mask.bits, deltas[plan.name]))
         trained = {t: d.fingerprint for t, d in deltas[plan.name].items()}
         tried = methods if plan is arms[0] else (Merge(method="linear"),)
         for how in tried:
@@ -183,7 +183,7 @@ def ways_of(
             mask, rows = merged(deltas[plan.name], plan.mask, groups=groups, **settings)
             name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
             plain = how.method == "linear" and groups is None
-            ref = single if plain else ray.put(Arm.of(name, mask.bits, rows))
+            ref = single if plain else ray.put(Arm.stored(name, mask.bits, rows))
             found[name] = Way(
                 name=name, plan=plan, how=how, mask=mask, rows=rows, ref=ref, single=single, trained=trained
             )
@@ -455,7 +455,7 @@ def _arm_result(
         "cost": {
             "train_seconds": round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
             "state_bytes": max((int(d.info["state_bytes"]) for d in deltas.values()), default=0),
-            "delta_bytes": sum(len(files.read(f"deltas/{t}.safetensors")) for t in p.targets),
+            "delta_bytes": sum(files.size(f"deltas/{t}.safetensors") for t in p.targets),
             "weights_changed": mine.way.plan.mask.k,
         },
     }

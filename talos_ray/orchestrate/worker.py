@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import ray
 import torch
 
 from talos_ray.config import Spec, Task
@@ -78,13 +79,28 @@ class Shared:
         return next(t for t in (*self.spec.tasks, *self.spec.control) if t.name == name)
 
 
+@dataclass(frozen=True, eq=False)
+class StoredDelta(Delta):
+    """A delta that lies in Ray's object store, as `ref`: its values alias that memory. Read-only by agreement."""
+
+    ref: ray.ObjectRef | None = None
+
+
+def in_store(delta: Delta) -> StoredDelta:
+    """The same delta in the object store, by the process that calls. What memory it had before is free to go."""
+    ref = ray.put(freeze({"values": delta.values}))
+    values = thaw(ray.get(ref))["values"]
+    return StoredDelta(delta.task, values, delta.base, delta.mask, delta.info, ref)
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One way to edit: its name ('sparse' or 'dense'), its mask and, once trained, its deltas."""
+    """One way to edit: its name ('sparse' or 'dense'), its mask and, once trained, its deltas, each as (task, values,
+    fingerprint). Values may be references into Ray's object store."""
 
     name: str
     bits: np.ndarray
-    deltas: tuple[tuple[str, Frozen, str], ...] = ()  # (task, values, fingerprint)
+    deltas: tuple[tuple[str, Frozen | ray.ObjectRef, str], ...] = ()
 
     @staticmethod
     def of(name: str, bits: np.ndarray, deltas: Mapping[str, Delta]) -> Arm:
@@ -92,9 +108,22 @@ class Arm:
         packed = ((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
         return Arm(name, bits, tuple(packed))
 
+    @staticmethod
+    def stored(name: str, bits: np.ndarray, deltas: Mapping[str, Delta]) -> Arm:
+        """With its deltas in the object store, an object each: what lies there already is not put there again, and a
+        node fetches none twice, whatever arms it is a part of."""
+        there = {t: d if isinstance(d, StoredDelta) else in_store(d) for t, d in sorted(deltas.items())}
+        return Arm(name, bits, tuple((t, d.ref, d.fingerprint) for t, d in there.items()))
+
     def unpacked(self, base: str, mask: str) -> list[Delta]:
         """Its deltas, aliasing the memory that they came in. `base`, `mask`: fingerprints of what they belong to."""
-        return [Delta(task, thaw(values)["values"], base, mask) for task, values, _ in self.deltas]
+        held = [values for _, values, _ in self.deltas]
+        if any(isinstance(values, ray.ObjectRef) for values in held):
+            held = ray.get(held)
+        return [
+            Delta(task, thaw(values)["values"], base, mask)
+            for (task, _, _), values in zip(self.deltas, held, strict=True)
+        ]
 
     @property
     def key(self) -> tuple[str, ...]:

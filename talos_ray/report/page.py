@@ -452,7 +452,7 @@ def _scope(folder: RunFolder, version: Mapping, w: Words) -> list[str]:
         _how(w("flipped_how")),
         _table([w("task"), w("kind"), w("flipped")], flipped),
     ]
-    infos = {t: folder.load_delta(t, mark).info for t, mark in version["deltas"].items()}
+    infos = {t: folder.delta_info(t, mark) for t, mark in version["deltas"].items()}
     if imported := {t: i for t, i in infos.items() if "imported" in i}:
         rows = [[t, i["imported"], _percent(i["lost"])] for t, i in imported.items()]
         parts += [_how(w("imported_how")), _table([w("task"), w("checkpoint"), w("imported")], rows)]
@@ -489,7 +489,7 @@ def _drift(versions: Sequence[Mapping], w: Words) -> list[str]:
 
 
 def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Words) -> list[str]:
-    curves = {t: folder.load_delta(t, mark).info.get("curve") or [] for t, mark in version["deltas"].items()}
+    curves = {t: folder.delta_info(t, mark).get("curve") or [] for t, mark in version["deltas"].items()}
     parts = [*_search(version, w), *_learned(version, w), *_entangled(version, w)]
     if any(curves.values()):
         parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w.plain))]

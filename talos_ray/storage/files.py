@@ -199,6 +199,10 @@ class Store:
         with self.fs.open_input_stream(self.path(name)) as stream:
             return stream.read()
 
+    def size(self, name: str) -> int:
+        """Bytes of a file, without reading it."""
+        return self.fs.get_file_info(self.path(name)).size
+
     def sha256(self, name: str) -> str:
         """Of a file's content, read piece by piece."""
         digest = hashlib.sha256()
@@ -505,6 +509,30 @@ class Store:
                 raise ValueError("its digest does not fit its content")
             return tensors, info
         except Exception as error:  # whatever the parser met, the user needs the file's name
+            raise CorruptError(
+                f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); "
+                "restore it from a copy"
+            ) from None
+
+    def read_info(self, name: str) -> dict:
+        """The JSON alone of what `read_tensors` reads, from the file's header: for those who look at many files, and
+        want no tensor. Nothing says that it fits the tensors.
+
+        Raises:
+            CorruptError: not a safetensors file of this project, or cut off.
+        """
+        try:
+            with self._opened(name) if self.local else self.fs.open_input_file(self.path(name)) as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                if not 2 <= size <= HEADER_LIMIT:
+                    raise ValueError(f"header of {size} bytes")
+                header = json.loads(stream.read(size))
+            info = json.loads(header.pop("__metadata__")["talos"])
+            wanted = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if (found := self.size(name)) != wanted:
+                raise ValueError(f"{found} bytes where its header wants {wanted}")
+            return info
+        except Exception as error:  # as in `read_tensors`
             raise CorruptError(
                 f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); "
                 "restore it from a copy"

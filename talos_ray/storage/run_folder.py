@@ -359,6 +359,23 @@ class RunFolder:
                     return delta
         return None
 
+    def delta_info(self, task: str, fingerprint: str | None = None) -> dict | None:
+        """What is told of the delta that `load_delta` would give (its settings, training curve, seconds), without
+        reading it; None if there is none.
+
+        Raises:
+            CorruptError: the file is cut off, or none of this project.
+        """
+        names = [f"deltas/{task}.safetensors"]
+        if fingerprint is not None:
+            names.append(f"deltas/archive/{task}-{fingerprint[:16]}.safetensors")
+        for name in names:
+            if self.store.exists(name):
+                info = self.store.read_info(name)
+                if fingerprint in (None, info.get("fingerprint")):
+                    return info
+        return None
+
     def check_delta(self, task: str, fingerprint: str) -> None:
         """Raises CorruptError unless the file that `load_delta` would give, if there is one, was recorded once. A
         later training may have moved it to the archive, and not have come to its event yet."""
@@ -382,7 +399,7 @@ class RunFolder:
         name = f"merged/{fingerprint(tensors)}.safetensors"
         if not self.store.exists(name):  # as in `save_learned`
             self.store.write_tensors(name, tensors, {"base": next(iter(rows.values())).base})
-        return name, len(self.store.read(name))
+        return name, self.store.size(name)
 
     def load_merged(self, name: str, layout: Layout) -> tuple[Mask, dict[str, Delta]]:
         """What `save_merged` stored."""

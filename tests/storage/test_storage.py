@@ -69,6 +69,23 @@ def test_a_replaced_delta_stays_for_the_versions_that_use_it(folder):
     assert len(folder.store.list("deltas/archive")) == 1
 
 
+def test_what_is_told_of_a_delta_is_read_without_its_values(folder, tmp_path, monkeypatch):
+    folder.save_delta(delta(1.0))
+    folder.save_delta(delta(2.0))
+    wanted = [folder.load_delta("t", delta(v).fingerprint).info for v in (1.0, 2.0)]
+    monkeypatch.setattr(type(folder.store), "read", lambda self, name: pytest.fail(f"{name} was read"))
+    assert [folder.delta_info("t", delta(v).fingerprint) for v in (1.0, 2.0)] == wanted
+    assert folder.delta_info("t") == wanted[1]
+    assert folder.delta_info("t", "0" * 64) is None and folder.delta_info("u") is None
+    path = tmp_path / "run" / "deltas" / "t.safetensors"
+    whole = path.read_bytes()
+    assert folder.store.size("deltas/t.safetensors") == len(whole)
+    for broken in (b"", whole[:7], whole[:60], whole[:-1], whole + b"x", b"\xff" * 100, b"\x02" + bytes(7) + b"{}"):
+        path.write_bytes(broken)
+        with pytest.raises(CorruptError, match="t.safetensors is not a whole talos_ray safetensors file"):
+            folder.delta_info("t")
+
+
 def test_any_changed_byte_of_a_delta_is_found(folder, tmp_path):
     folder.save_delta(delta())
     path = tmp_path / "run" / "deltas" / "t.safetensors"
