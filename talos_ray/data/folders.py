@@ -8,6 +8,7 @@ like `3.png`. Folders that are links are read like others.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ UNREAD = frozenset(
         ".zst",
     ]
 )
+TOOLS = frozenset((".git", ".ipynb_checkpoints", ".cache", ".dvc", ".thumbnails", ".Trash"))  # which keep copies
+SHARD = re.compile(r"[-_.]?(\d{1,6})-of-(\d{1,6})$")  # as train-00000-of-00002.parquet ends, without its suffix
 SHOWN = 3  # files that a message names
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder names a list of images
 PUBLISHED = (
@@ -145,6 +148,17 @@ def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
                 raise SpecError(
                     f"{entry.path!r} is a link to what does not exist; wanted a file; mend the link or drop it"
                 )
+
+
+def hidden_data(folder: Path) -> list[str]:
+    """Hidden folders (by a leading dot) that hold images or tables, and are not read."""
+    found = []
+    for entry in sorted(folder.rglob(".*")):
+        if not entry.is_dir() or entry.is_symlink() or entry.name in TOOLS:
+            continue
+        if any(f.suffix.lower() in IMAGES or f.suffix.lower() in KINDS for f in entry.rglob("*")):
+            found.append(str(entry.relative_to(folder)))
+    return found
 
 
 def state_of(path: Path) -> list[tuple[str, int, int]]:
@@ -277,7 +291,7 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
         SpecError: files of several kinds, some with a split and some without, or what nobody reads.
     """
     files = [f.relative_to(root) for f in files_below(root) if f.name not in PUBLISHED]
-    if unread := [f for f in files if f.suffix.lower() in UNREAD]:
+    if unread := [f for f in files if f.suffix.lower() in UNREAD or (_is_odd(f) and split_of(f))]:
         raise SpecError(
             f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or "
             "move away"
@@ -289,6 +303,7 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
             f"{str(root)!r} holds tables of several kinds, {told_some(list(kinds.values()))}; wanted one kind; name "
             "one file in `data`, or move the others"
         )
+    _check_shards(root, tables)
     parts = {f: split_of(f) for f in tables}
     if nameless := [f for f, part in parts.items() if part is None]:
         if len(nameless) < len(tables):
@@ -304,13 +319,44 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
     return found
 
 
+def passed_over(root: Path) -> list[Path]:
+    """Files beside a folder's tables of which nobody can tell whether they hold rows: they are not read."""
+    return [f.relative_to(root) for f in files_below(root) if _is_odd(f) or f.suffix.lower() == ".txt"]
+
+
+def _is_odd(file: Path) -> bool:
+    """Whether a file is neither a table nor an image, nor anything that is known to lie beside data."""
+    suffix = file.suffix.lower()
+    known = suffix in KINDS or suffix in IMAGES or suffix in BESIDE or suffix in UNREAD
+    return not known and file.name.lower() not in NAMELESS
+
+
+def _check_shards(root: Path, tables: Sequence[Path]) -> None:
+    """Raises SpecError where a table says that it is one of several, and another of these is not there."""
+    found: dict[tuple[Path, str, int], set[int]] = {}
+    for f in tables:
+        if shard := SHARD.search(f.stem):
+            found.setdefault((f.parent, f.stem[: shard.start()], int(shard[2])), set()).add(int(shard[1]))
+    for (folder, name, count), numbers in found.items():
+        wanted = set(range(count)) if min(numbers) < count and 0 in numbers else set(range(1, count + 1))
+        if lost := sorted(wanted - numbers):
+            raise SpecError(
+                f"{str(root / folder)!r}: of the {count} files called {name!r} {len(lost)} cannot be found, the first "
+                f"is number {lost[0]}; wanted all of them; get them, or rename the others"
+            )
+
+
 def split_of(file: Path) -> str | None:
-    """The split that a table's name begins with, or that a folder of it is called."""
-    stem = file.name.lower()
-    for mark in ("-", "_", ".", " "):
-        stem = stem.partition(mark)[0]
-    named = [stem, *(p.lower() for p in reversed(file.parts[:-1]))]
+    """The split that a table's name begins or ends with (train-00000-of-00002, mnist_train), or that a folder of it is
+    called."""
+    words = re.split(r"[-_. ]+", SHARD.sub("", file.stem.lower()))
+    named = [words[0], words[-1], *(p.lower() for p in reversed(file.parts[:-1]))]
     return next((SPLITS[n] for n in named if n in SPLITS), None)
+
+
+def split_of_folder(file: Path) -> str:
+    """The split that the first folder of a path is called, '' if it is called otherwise."""
+    return SPLITS.get(file.parts[0].lower(), "") if len(file.parts) > 1 else ""
 
 
 def has_tables(root: Path) -> bool:

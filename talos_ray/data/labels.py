@@ -3,8 +3,9 @@ happens to stand."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from talos_ray.data.tables import DIGITS, WHOLE
 from talos_ray.errors import SpecError, nearest
 
 SHOWN = 8  # classes that a message names
+SHOWN_FEW = 3  # values that stand for a kind
 DECIMALS = 40  # characters of a number that is looked at
+JOINER = "\u200d"  # which makes one emoji of two, and letters of some scripts look otherwise
+TRUTHS = ("false", "true")  # as they are written, in any case
 
 
 def class_names(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str, ...]:
@@ -44,27 +48,61 @@ def class_names(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str,
 
 
 def _names_in(task: Task, values: set) -> tuple[str, ...]:
-    if values and all(map(_whole, values)):
+    """Names of the classes that a column holds, over all splits.
+
+    Raises:
+        SpecError: numbers in one split and words in another.
+    """
+    numbers = {v for v in values if _whole(v)}
+    if values and numbers == values:
         counted = min(values) == 0 and max(values) < 2 * len(values)  # a class or two may be missing
         return tuple(str(i) for i in (range(max(values) + 1) if counted else sorted(values)))
-    return tuple(sorted(map(str, values)))
+    if numbers and (words := {v for v in values if isinstance(v, str) and not DIGITS.match(v)}):
+        raise SpecError(
+            f"task {task.name!r}: its labels are numbers in one split ({_some(numbers)}) and words in another "
+            f"({_some(words)}); wanted one kind; correct the rows, or name all classes in `classes`"
+        )
+    truths = {str(v) for v in values if isinstance(v, bool)}
+    names = {str(v) for v in values}
+    # A column of truth values in one split, and of the words for them in another, has two classes and not four.
+    names = {n for n in names if n in truths or not (truths and n.lower() in TRUTHS)} | truths
+    return tuple(sorted(names))
+
+
+def _some(values: Iterable[object]) -> str:
+    shown = sorted(values, key=str)
+    return ", ".join(repr(v) for v in shown[:SHOWN_FEW]) + (", …" if len(shown) > SHOWN_FEW else "")
 
 
 def _check_apart(task: Task, what: str, names: Sequence[str]) -> None:
-    """Raises SpecError where two names are the same word, but for blanks, or one is empty."""
+    """Raises SpecError where two names look the same (they differ in blanks, in characters that nobody sees, or in how
+    an accent is composed), or one is empty."""
     seen: dict[str, str] = {}
     for name in names:
-        word = " ".join(name.split())
+        word = _as_seen(name)
         if not word:
             raise SpecError(f"task {task.name!r}: one of its {what} is empty ({name!r}); wanted a word; name it")
         if word in seen:
             other = seen[word]
-            same = f"{name!r} twice" if other == name else f"{other!r} and {name!r}, which differ in blanks only"
+            if other == name:
+                same = f"{name!r} twice"
+            elif other.split() == name.split():
+                same = f"{other!r} and {name!r}, which differ in blanks only"
+            else:
+                same = f"{other!a} and {name!a}, which look the same (accents, or characters that nobody sees)"
             raise SpecError(
                 f"task {task.name!r}: its {what} hold {same}; wanted names that can be told apart; correct the spec, "
                 "or the rows"
             )
         seen[word] = name
+
+
+def _as_seen(name: str) -> str:
+    """A name without what nobody sees of it: blanks at its ends, how its accents are composed, control and format
+    characters (a joiner between two emoji is one that is seen)."""
+    composed = unicodedata.normalize("NFC", name)
+    seen = "".join(c for c in composed if c == JOINER or unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
+    return " ".join(seen.split())
 
 
 def _whole(label: object) -> bool:
@@ -106,13 +144,14 @@ def said(task: Task, rows: Any, split: str) -> list:
 
 
 def _named(task: Task, names: Sequence[str], values: list) -> list:
-    """Class numbers of a column that names its classes, as these names; as numbers, where names and classes are
-    another matter: the column's own are numbers, or the task's are."""
-    plain = all(map(DIGITS.match, names)) or (
-        task.classes is not None and list(task.classes) == [str(i) for i in range(len(names))]
-    )
-    if plain and task.classes is not None and set(task.classes) != set(names):
-        return values
+    """Class numbers of a column that names its classes, as these names; as numbers, where one side has only numbers
+    to say and the other words."""
+    if task.classes is not None:
+        classes = list(task.classes)
+        counted = [str(i) for i in range(len(names))]
+        nothing_said = all(map(DIGITS.match, names)) and not any(map(DIGITS.match, classes))
+        if nothing_said or (classes == counted and not any(map(DIGITS.match, names))):
+            return values
     return [names[v] if v is not None and 0 <= v < len(names) else v for v in values]
 
 
@@ -154,9 +193,10 @@ def places(
         SpecError: a label outside the classes, where the task does not leave such rows out.
     """
     index = {name: i for i, name in enumerate(classes)}
-    # Where the classes are numbers themselves (ratings from 1 to 5), a number is the name of one, and else its place.
-    named = all(map(DIGITS.match, classes)) or not all(_whole(v) for v in raw if v is not None)
-    found = [-1 if v is None else v if not named and _whole(v) else index.get(str(v), -1) for v in raw]
+    # Where classes are called by numbers (ratings from 1 to 5, with an "unknown" among them or not), a number is the
+    # name of one, in every split and in new data; else it is its place.
+    named = any(map(DIGITS.match, classes)) or not all(_whole(v) for v in raw if v is not None)
+    found = [-1 if v is None else v if not named and _whole(v) else _place_of(v, index) for v in raw]
     labels = torch.tensor(found, dtype=torch.int64)
     known = (labels >= 0) & (labels < len(classes))
     outside = [i for i in torch.nonzero(~known).flatten().tolist() if raw[i] is not None]
@@ -171,6 +211,14 @@ def places(
             "class, or set unknown_classes: drop"
         )
     return labels, known, others
+
+
+def _place_of(label: object, index: Mapping[str, int]) -> int:
+    """The place of a class by its name, -1 if there is none; true and false are the same in any case."""
+    name = str(label)
+    if name not in index and name.lower() in TRUTHS:
+        name = next((known for known in index if known.lower() == name.lower()), name)
+    return index.get(name, -1)
 
 
 def counted(names: Counter) -> str:

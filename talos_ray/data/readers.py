@@ -9,9 +9,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from talos_ray.config import CHOICE, Task
 from talos_ray.data.folders import (
@@ -20,7 +24,10 @@ from talos_ray.data.folders import (
     Images,
     files_below,
     has_tables,
+    hidden_data,
+    passed_over,
     read_images,
+    split_of_folder,
     state_of,
     tables_in,
     told_some,
@@ -30,6 +37,21 @@ from talos_ray.demo.tasks import RECIPES, cache_folder, materialize
 from talos_ray.errors import SpecError, nearest
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # of what save_to_disk wrote
+FILE_NAME = "file_name"  # column of a metadata table, as datasets' imagefolder has it
+IMAGE = "image"  # column of the images that it lists
+CARD_SAYS = (
+    "sep",
+    "delimiter",
+    "header",
+    "names",
+    "column_names",
+    "skiprows",
+    "quotechar",
+    "quoting",
+    "field",
+    "encoding",
+)
+NOTHING = "nothing"  # what a column without any value holds
 CARD = "README.md"  # in whose first lines a data set may say which of its files are which split
 
 
@@ -101,7 +123,7 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
             splits, notes = datasets.load_dataset(task.data, task.config, **how), []
         else:
             splits, notes = _local(task, path)
-        return (splits if task.stream is None else _streamed(task, splits)), notes
+        return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
     except SpecError as error:
         raise SpecError(f"task {task.name!r}: {error}") from None
     except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
@@ -111,24 +133,97 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
 
 
+def _as_stored(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """The same rows, whatever form somebody had asked for when they were saved: images decoded, nothing as tensors."""
+    import datasets
+
+    plain = {}
+    for split, rows in splits.items():
+        rows = rows.with_format(None)
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image) and not feature.decode:
+                rows = rows.cast_column(column, datasets.Image())
+        plain[split] = rows
+    return plain
+
+
 def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What lies on this machine."""
+    """What lies on this machine, and what of it is not read."""
     import datasets
 
     if path.is_file():
         return _tables(task, {task.train_split: [path]}), []
-    if not holds_rows(path):
-        found = read_images(path, task.classes or ())
-        told = f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images"
-        return _images(found), [told] if found.empty else []
     if any((path / name).is_file() for name in SAVED):
         splits = datasets.load_from_disk(str(path))
         return (splits if isinstance(splits, dict) else {task.train_split: splits}), []
-    if has_tables(path):
-        if _describes_itself(path):
-            return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), []
-        return _tables(task, tables_in(path)), []
-    return _listed_images(task, path), []
+    notes = []
+    if hidden := hidden_data(path):
+        notes.append(f"task {task.name!r}: of {task.data} the hidden folders {told_some(hidden)} are not read")
+    if not holds_rows(path):
+        found = read_images(path, task.classes or ())
+        if found.empty:
+            notes.append(f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images")
+        return _images(found), notes
+    if not has_tables(path):
+        return _listed_images(task, path), notes
+    if others := passed_over(path):
+        notes.append(f"task {task.name!r}: of {task.data} these files are not read: {told_some(others)}")
+    if not _describes_itself(path):
+        return _tables(task, tables_in(path)), notes
+    # Its card says which files are which split; what is in them is read as strictly as without it, unless the card
+    # says how it wants them read.
+    files, own_way = _files_by_card(task, path)
+    if own_way:
+        return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), notes
+    return _tables(task, files), notes
+
+
+def _files_by_card(task: Task, path: Path) -> tuple[dict[str, list[Path]], bool]:
+    """The tables of each split by a data set's card, and whether only `datasets` can read them as the card wants."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(path), task.config, cache_dir=_cache(task))
+    files = {str(split): [Path(f) for f in found] for split, found in (builder.config.data_files or {}).items()}
+    kinds = {KINDS.get(f.suffix.lower()) for found in files.values() for f in found}
+    plain = type(builder.config)(name=builder.config.name, data_dir=builder.config.data_dir)
+    told = {k: v for k, v in vars(builder.config).items() if k in CARD_SAYS and v != getattr(plain, k)}
+    return files, bool(told) or None in kinds or len(kinds) != 1
+
+
+def _check_types(paths: Sequence[Path], columns: set[str], schemas: Sequence[pa.Schema]) -> None:
+    """Raises SpecError unless all files of a split have the same columns, and in those that are needed the same kind
+    of values."""
+    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+        if set(schema.names) != set(schemas[0].names):
+            raise SpecError(
+                f"{str(path)!r} has other columns ({', '.join(schema.names)}) than {str(paths[0])!r} "
+                f"({', '.join(schemas[0].names)}); wanted the same in all files of a split; rename them"
+            )
+    for column in sorted(columns & set(schemas[0].names)):
+        kinds = {path: _kind_of(schema.field(column).type) for path, schema in zip(paths, schemas, strict=True)}
+        kinds = {path: kind for path, kind in kinds.items() if kind != NOTHING}
+        if len(set(kinds.values())) > 1:
+            first, *others = kinds
+            other = next(p for p in others if kinds[p] != kinds[first])
+            raise SpecError(
+                f"column {column!r} holds {kinds[first]} in {str(first)!r} and {kinds[other]} in {str(other)!r}; "
+                "wanted the same in all files of a split; write them alike"
+            )
+
+
+def _kind_of(kind: pa.DataType) -> str:
+    """What an Arrow type holds, in a word."""
+    if pa.types.is_dictionary(kind):
+        return _kind_of(kind.value_type)
+    if pa.types.is_null(kind):
+        return NOTHING
+    if pa.types.is_boolean(kind):
+        return "truth values"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "numbers"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "texts"
+    return str(kind)
 
 
 def holds_rows(path: Path) -> bool:
@@ -141,35 +236,30 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     """Tables of one kind, read strictly; Parquet, which cannot slide, by datasets, which maps it into memory."""
     import datasets
 
-    how = Reading(task.label, {*columns_of(task), task.label}, task.quotes, task.missing_words)
+    needed = {*columns_of(task), task.label}
+    how = Reading(task.label, needed, task.quotes, task.missing_words)
     found = {}
     for split, paths in files.items():
         if KINDS[paths[0].suffix.lower()] == "parquet":
+            _check_types(paths, needed, [pq.read_schema(path) for path in paths])
             read = datasets.load_dataset(
                 "parquet", data_files={"rows": [str(p) for p in paths]}, cache_dir=_cache(task)
             )
             found[split] = read["rows"]
             continue
-        parts = [datasets.Dataset(read_table(path, how)) for path in paths]
-        if odd := [
-            p for p, rows in zip(paths, parts, strict=True) if set(rows.column_names) != set(parts[0].column_names)
-        ]:
-            raise SpecError(
-                f"{str(odd[0])!r} has other columns ({', '.join(parts[paths.index(odd[0])].column_names)}) than "
-                f"{str(paths[0])!r} ({', '.join(parts[0].column_names)}); "
-                f"wanted the same in all files of a split; rename them"
-            )
-        found[split] = _joined(task, parts) if len(parts) > 1 else parts[0]
+        found[split] = datasets.Dataset(_read_alike(paths, how))
     return found
 
 
-def _joined(task: Task, parts: list) -> Any:
-    """Files of one split as one. Where a label column holds numbers in one file only, all of them are texts."""
-    import datasets
-
-    if len({str(p.features.get(task.label)) for p in parts}) > 1:
-        parts = [p.cast_column(task.label, datasets.Value("string")) for p in parts]
-    return datasets.concatenate_datasets(parts)
+def _read_alike(paths: Sequence[Path], how: Reading) -> pa.Table:
+    """The files of a split as one table. Where labels are numbers in some CSV files only, all are texts, as they were
+    written."""
+    tables = [read_table(path, how) for path in paths]
+    labels = {_kind_of(t.schema.field(how.label).type) for t in tables if how.label in t.column_names} - {NOTHING}
+    if len(labels) > 1 and KINDS[paths[0].suffix.lower()] == "csv":
+        tables = [read_table(path, replace(how, label=None)) for path in paths]
+    _check_types(paths, set(how.columns or ()), [t.schema for t in tables])
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _cache(task: Task) -> str:
@@ -202,23 +292,62 @@ def _images(found: Images) -> dict[str, Any]:
 
 
 def _listed_images(task: Task, path: Path) -> dict[str, Any]:
-    """Images with a table (metadata.csv) that says what they show. Every image has to be in it."""
+    """Images with tables (metadata.csv) that say what they show, by the files' names from the table's own folder; in
+    folders that are called like splits, or all in one. Every image has to be in one row."""
     import datasets
 
-    splits = datasets.load_dataset("imagefolder", data_dir=str(path), cache_dir=_cache(task), drop_labels=True)
-    read = set()
-    for rows in splits.values():
-        for column, feature in rows.features.items():
-            if isinstance(feature, datasets.Image):
-                stored = rows.with_format("arrow")[:].column(column).to_pylist()
-                read |= {os.path.realpath(v["path"]) for v in stored if v and v["path"]}
+    columns = {*columns_of(task), task.label} - {IMAGE}
+    how = Reading(task.label, {*columns, FILE_NAME}, task.quotes, task.missing_words)
+    listed: dict[str, list[pa.Table]] = {}
+    seen: dict[str, Path] = {}
+    for metadata in [f for f in files_below(path) if f.name in METADATA]:
+        rows = pq.read_table(metadata) if metadata.suffix == ".parquet" else read_table(metadata, how)
+        if FILE_NAME not in rows.column_names:
+            raise SpecError(
+                f"{str(metadata)!r} has no column {FILE_NAME!r}; it has: {', '.join(rows.column_names)}; wanted the "
+                "images' names there; rename one"
+            )
+        images = [_image_in(metadata, row, name) for row, name in enumerate(rows[FILE_NAME].to_pylist())]
+        for row, image in enumerate(images):
+            real = os.path.realpath(image)
+            if real in seen:
+                raise SpecError(
+                    f"{str(metadata)!r}, row {row}: {image.name!r} is listed twice; wanted a row an image; take one out"
+                )
+            seen[real] = image
+        parts = [split_of_folder(image.relative_to(path)) for image in images]
+        rows = rows.drop_columns([FILE_NAME]).append_column(IMAGE, pa.array([str(f) for f in images], pa.string()))
+        for part in dict.fromkeys(parts):
+            listed.setdefault(part, []).append(rows.filter(pa.array([p == part for p in parts])))
+    if "" in listed and len(listed) > 1:
+        named = ", ".join(sorted(set(listed) - {""}))
+        raise SpecError(
+            f"{str(path)!r}: some images lie in folders called like splits ({named}) and some do not; wanted all or "
+            "none; move them"
+        )
     there = [f for f in files_below(path) if f.suffix.lower() in IMAGES]
-    if lost := [f for f in there if os.path.realpath(f) not in read]:
+    if lost := [f for f in there if os.path.realpath(f) not in seen]:
         raise SpecError(
             f"{str(path)!r}: {len(lost)} of {len(there)} images are not in its metadata, {told_some(lost)}; wanted a "
             "row each; add them or move them away"
         )
-    return splits
+    joined = {part or task.train_split: pa.concat_tables(t, promote_options="permissive") for part, t in listed.items()}
+    return {part: datasets.Dataset(rows).cast_column(IMAGE, datasets.Image()) for part, rows in joined.items()}
+
+
+def _image_in(metadata: Path, row: int, name: object) -> Path:
+    """The image that a row of a folder's metadata names.
+
+    Raises:
+        SpecError: there is none.
+    """
+    image = metadata.parent / str(name) if name is not None else metadata.parent
+    if not image.is_file():
+        raise SpecError(
+            f"{str(metadata)!r}, row {row}: {FILE_NAME} is {str(name)[:100]!r}, and there is no such file beside it; "
+            "wanted an image; correct the row"
+        )
+    return image
 
 
 # ------------------------------------------------------------------------------------------- streams
@@ -237,6 +366,8 @@ def _kept_stream(task: Task) -> Path:
     ]
     if task.quotes or task.missing_words:
         told += [task.quotes, task.missing_words]
+    if is_here(task):  # of its tables only the columns are read that the task needs
+        told += sorted({*columns_of(task), task.label})
     return cache_folder() / "streams" / hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 

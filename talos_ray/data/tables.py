@@ -23,9 +23,9 @@ from talos_ray.errors import SpecError
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 ROWS = 10_000  # that become Arrow columns together: Python's lists of them would take ten times the memory
-WHOLE = re.compile(r"-?(0|[1-9]\d*)$")  # 007 is a name
-DIGITS = re.compile(r"-?\d+$")
-DECIMAL = re.compile(r"-?(0|[1-9]\d*)\.\d+$")
+WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\Z")  # 007 is a name
+DIGITS = re.compile(r"-?[0-9]+\Z")
+DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+\Z")
 ENCODINGS = {  # by a file's first bytes; the longer ones first
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
@@ -88,10 +88,16 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
         raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted unique names; rename one")
     wanted = {n: i for i, n in enumerate(names) if how.columns is None or n in how.columns}
     parts: dict[str, list[pa.Array]] = {n: [] for n in wanted}
-    total, swallowing = 0, []
+    total = 0
+    blank = 0  # lines of a table of one column, of which nobody knows yet whether anything follows
+    swallowing: list[list[str]] = []
     for line, taken, block in itertools.chain([(1 + _lines_of(names), lines, rest)], blocks):
         if set(map(len, block)) - {0, len(names)}:
             raise SpecError(_uneven(path, line, block, names))
+        if len(names) == 1:  # there a blank line is an empty cell, unless the file ends with it
+            block = [*[[""]] * blank, *(row or [""] for row in block)]
+            blank = len(block) - len(_until_last_cell(block))
+            block = _until_last_cell(block)
         rows = [row for row in block if row]  # blank lines are no rows
         if taken > len(rows) and how.label in names:
             swallowing += [row for row in rows if _lines_of(row) > 1]
@@ -107,6 +113,14 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
     if how.label in columns:
         columns[how.label] = as_numbers(columns[how.label])
     return pa.table({n: columns[n] if n in columns else pa.nulls(total) for n in dict.fromkeys(names)})
+
+
+def _until_last_cell(block: list[list[str]]) -> list[list[str]]:
+    """The rows without the blank ones at their end."""
+    end = len(block)
+    while end and not any(block[end - 1]):
+        end -= 1
+    return block[:end]
 
 
 def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[str]]]]:
@@ -201,19 +215,32 @@ def _uneven(path: Path, line: int, rows: Sequence[Sequence[str]], names: Sequenc
 def _check_swallowed(
     path: Path, names: Sequence[str], rows: list[list[str]], labels: pa.ChunkedArray, label: str
 ) -> None:
-    """Raises SpecError where lines inside of a cell look like rows themselves: a quotation mark has swallowed them."""
+    """Raises SpecError where lines that a cell goes over look like rows themselves: a quotation mark has swallowed
+    them."""
     place = names.index(label)
-    known = set(labels.unique().to_pylist())
+    known = set(labels.unique().to_pylist()) - {None, ""}
+
+    def is_row(line: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> bool:
+        ways = (line.split(","), next(csv.reader([line]), []))
+        whole = [[*before, *cells, *after] for cells in ways]
+        return any(len(cells) == len(names) and cells[place] in known for cells in whole)
+
     for row in rows:
-        for cell in row:
-            for inner in BREAK.split(cell)[1:]:
-                cells = inner.split(",")
-                if len(cells) == len(names) and cells[place] in known:
-                    raise SpecError(
-                        f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line "
-                        f"{inner[:60]!r} inside of it looks like a row; "
-                        f"close the cell where it ends, or set `quotes: csv` if it is right so"
-                    )
+        for column, cell in enumerate(row):
+            first, *inner = BREAK.split(cell)
+            if not inner:
+                continue
+            *middle, last = inner
+            found = next((line for line in middle if is_row(line)), None)
+            # One that is closed by the next row's own mark: both lines are rows, if the marks are taken for text.
+            if found is None and is_row(first, before=row[:column]) and is_row(last, after=row[column + 1 :]):
+                found = last
+            if found is not None:
+                raise SpecError(
+                    f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line "
+                    f"{found[:60]!r} inside of it looks like a row; "
+                    f"close the cell where it ends, or set `quotes: csv` if it is right so"
+                )
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
