@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from talos_ray import user_files
 from talos_ray.config import Spec, Task
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
@@ -547,16 +548,20 @@ class Run:
         except SpecError:  # the data have moved; the answers are here all the same
             return None
 
-    def report(self, to: str | Path, version: int | None = None, *, language: str = "en") -> Path:
+    def report(
+        self, to: str | Path, version: int | None = None, *, language: str = "en", overwrite: bool = False
+    ) -> Path:
         """Write the report on a version (head, if none is named) as one page, in English ("en") or Japanese ("ja"),
         with what
         `watch` has found since. The run's own `report/` holds the page as it was when the version was made.
 
         Raises:
-            SpecError: another language. TalosError: no such version.
+            SpecError: another language, or a file that is there already, without `overwrite`. TalosError: no such
+                version.
         """
+        user_files.check_free(to, overwrite=overwrite)
         page = versions.report(self.folder, self.head if version is None else version, language)
-        Path(to).write_bytes(page)
+        user_files.write(to, page, overwrite=overwrite)
         return Path(to)
 
     def export(

@@ -93,6 +93,7 @@ AllowCode = Annotated[
         help="Let a model python:MODULE:FUNCTION run that module's code; remembered until the code changes.",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file, if it is there already.")]
 Output = Annotated[Optional[str], typer.Option("--output", "-o", help="Run folder, instead of the spec's.")]
 
 
@@ -349,6 +350,7 @@ def report(
     version: Annotated[Optional[int], typer.Argument(help="A version; head, if not given.")] = None,
     lang: Annotated[str, typer.Option(help="en or ja.")] = "en",
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the report on a version as one page, with what `watch` has found since.
 
@@ -356,7 +358,7 @@ def report(
     """
     from talos_ray.api import open_run
 
-    say(open_run(run).report(out, version, language=lang))
+    say(open_run(run).report(out, version, language=lang, overwrite=overwrite))
 
 
 @app.command(rich_help_panel=DECIDE)
@@ -544,6 +546,7 @@ def compare(
     input: InputColumn = None,
     label: LabelColumn = None,
     out: Annotated[Optional[Path], typer.Option(help="CSV of every input that the two answer differently.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
@@ -551,12 +554,15 @@ def compare(
 
     Example: talos compare runs/demo 0 1 --out changed.csv
     """
+    from talos_ray import user_files
     from talos_ray.api import open_run
 
+    if out:
+        user_files.check_free(out, overwrite=overwrite)
     found, changed = open_run(run).compare(a, b, task, data, input=input, label=label)
     _show_change(found, as_json)
     if out:
-        out.write_text(changed, encoding="utf-8")
+        user_files.write(out, changed.encode(), overwrite=overwrite)
 
 
 @app.command(rich_help_panel=USE)
@@ -579,6 +585,7 @@ def predict(
     top_k: Annotated[int, typer.Option(help="Classes that are told of each input, the likeliest first.")] = 1,
     version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A .csv or .json file for all.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
@@ -590,10 +597,10 @@ def predict(
     from talos_ray.trust.predict import check_output, inputs_of
 
     if output:
-        check_output(output)
+        check_output(output, overwrite=overwrite)
     found = open_run(run).predict(inputs_of(inputs), task, version, top_k=top_k, input=input, label=label)
     if output:
-        found.write(output)
+        found.write(output, overwrite=overwrite)
     if as_json:
         return _print(found.as_dict())
     if output:

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from talos_ray.config import Cluster
 from talos_ray.errors import SpecError
 from talos_ray.orchestrate.machine import check_machine, temporary_folder
 from talos_ray.orchestrate.ray_internals import LOCAL_CONFIG, memory_used, refuses_config, was_too_slow
+from talos_ray.user_files import run_around
 
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
@@ -40,7 +42,7 @@ SMALLER = "train.micro_batch_size (calibration.memory_gb while calibrating)"  # 
 STARTS = 4  # times that a Ray of our own is started until one stands
 FREE_SECONDS = 20  # to wait for GPUs whose idle processes are to be ended
 ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
-SYSTEM = ("proc", "sys", "dev")
+SYSTEM = ("proc", "sys", "dev", "boot", "etc", "bin", "sbin", "lib", "lib64", "usr")
 JOB_FOLDER = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working folder
 
 
@@ -112,7 +114,7 @@ def check_output(output: str, data: Sequence[str] = ()) -> None:
             f"output {output!r} is neither a path nor a URI; wanted two slashes, like "
             f"{output.replace(':/', '://', 1)!r}; correct it"
         )
-    if "://" not in output:
+    if "://" not in output or output.startswith("file:"):
         _check_place(output, data)
     if JOB_FOLDER in os.getcwd() and "://" not in output and not os.path.isabs(output):
         raise SpecError(
@@ -122,8 +124,17 @@ def check_output(output: str, data: Sequence[str] = ()) -> None:
 
 
 def _check_place(output: str, data: Sequence[str]) -> None:
-    place = Path(output).expanduser().resolve()
+    named = unquote(urlsplit(output).path) if output.startswith("file:") else output
+    try:
+        place = Path(named).expanduser().resolve()
+        lies_in_file = any(folder.is_file() for folder in (place, *place.parents))
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a home of nobody
+        raise SpecError(f"output {output[:200]!r} is no place for a folder: {error}; choose another") from None
     home = Path(os.path.expanduser("~")).resolve()
+    if lies_in_file:
+        raise SpecError(f"output {output!r} is a file, or lies in one; wanted a new folder; choose another")
+    if (run := run_around(place)) is not None:
+        raise SpecError(f"output {output!r} lies in the run {str(run)!r}; wanted a folder of its own; choose another")
     if place == Path("/") or place == home or place in home.parents:
         raise SpecError(
             f"output {output!r} is {str(place)!r}, which is not for a run alone; wanted a new folder; add a name"
@@ -136,7 +147,7 @@ def _check_place(output: str, data: Sequence[str]) -> None:
     for name in data:
         if name.startswith("demo:"):
             continue
-        there = Path(name).expanduser().resolve()
+        there = Path(name).expanduser().resolve()  # which `is_here` has found
         if place == there or there in place.parents:
             raise SpecError(
                 f"output {output!r} lies in the data {name!r}; wanted a folder of its own; choose another output"

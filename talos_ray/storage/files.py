@@ -103,7 +103,7 @@ class Store:
                 self.fs, self.root = pafs.FileSystem.from_uri(uri)
             else:
                 self.fs, self.root = pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # the last: a home of nobody, links in a circle
             raise SpecError(
                 f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run"
             ) from None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from talos_ray import user_files
 from talos_ray.core.metrics import Score, accuracy
 from talos_ray.data.given import NO_LABEL
 from talos_ray.data.tables import decoded
@@ -115,23 +116,22 @@ class Predictions:
             writer.writerow([cell(value) for value in values])
         return out.getvalue()
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """As CSV or JSON, by the file's name.
 
         Raises:
-            SpecError: another name.
+            SpecError: another name, or a file that is there already, without `overwrite`.
         """
-        check_output(path)
+        check_output(path, overwrite=overwrite)
         text = self.as_csv() if Path(path).suffix.lower() == ".csv" else json.dumps(self.as_dict(), indent=1) + "\n"
-        Path(path).write_text(text, encoding="utf-8")
+        user_files.write(path, text.encode(), overwrite=overwrite)
 
 
-def check_output(path: str | Path) -> None:
+def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raises SpecError unless predictions can be written to a file of this name: asked before an hour is spent."""
     if Path(path).suffix.lower() not in FILES:
         raise SpecError(f"output {str(path)!r} is neither {' nor '.join(FILES)}; wanted one of them; rename it")
-    if not Path(path).absolute().parent.is_dir():
-        raise SpecError(f"output {str(path)!r}: its folder does not exist; wanted one that does; make it")
+    user_files.check_free(path, overwrite=overwrite)
 
 
 def inputs_of(words: Sequence[str]) -> str | list[str] | list[Path]:

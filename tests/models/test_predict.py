@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,6 +198,35 @@ def test_a_model_that_was_moved_to_a_gpu_answers_there_and_gets_its_bytes_back(b
 
 
 # ------------------------------------------------------------------------------- what inputs come as
+
+
+def test_no_file_of_the_users_is_written_over(bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "text,label\nthe old horse,yes\nthe near hammer,no\n"
+    (tmp_path / "in.csv").write_text(rows)
+    run = bert.path
+    before = {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()}
+    ask = ["predict", run, "--task", "animals", "in.csv", "--output"]
+    compare = ["compare", run, "0", "1", "--task", "animals", "--data", "in.csv", "--out"]
+
+    def told(*words: str) -> str:
+        found = CliRunner().invoke(cli.app, list(words))
+        assert found.exit_code != 0 and not isinstance(found.exception, AssertionError)
+        return str(found.exception) + found.output
+
+    for command in (ask, compare):
+        assert "'in.csv' is there already; wanted a new file" in told(*command, "in.csv")
+    assert f"{run}/run.csv' lies in the run" in told(*ask, f"{run}/run.csv", "--overwrite")
+    assert "lies in the run" in told(*compare, f"{run}/run.json", "--overwrite")
+    assert "lies in the run" in told("report", run, "1", "--out", f"{run}/report/0001.html", "--overwrite")
+    assert "'in.csv' is there already" in told("report", run, "1", "--out", "in.csv")
+    assert "is a folder" in told("report", run, "1", "--out", str(tmp_path))
+    assert "its folder does not exist" in told(*compare, "nowhere/out.csv")
+    assert (tmp_path / "in.csv").read_text() == rows
+    assert {p: p.read_bytes() for p in Path(run).rglob("*") if p.is_file()} == before
+    for _ in range(2):
+        assert CliRunner().invoke(cli.app, [*ask, "out.csv", "--overwrite"]).exit_code == 0
+    assert (tmp_path / "out.csv").read_text().startswith("number,input,label,score\n0,the old horse,")
 
 
 def test_images_come_as_files_folders_arrays_or_pictures(demo, tmp_path):

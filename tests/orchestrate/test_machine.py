@@ -12,6 +12,7 @@ from talos_ray import SpecError
 from talos_ray.config import Cluster
 from talos_ray.orchestrate import cluster, machine
 from talos_ray.orchestrate.cluster import check_local, check_output
+from talos_ray.storage.run_folder import RunFolder
 
 
 def refused(call, match: str) -> None:
@@ -102,6 +103,11 @@ def test_an_output_that_is_somebody_elses(tmp_path, monkeypatch):
     (work / "data" / "pets").mkdir(parents=True)
     data = [str(work / "data"), str(work / "rows.csv")]
     os.symlink(work / "data", work / "link")
+    os.symlink(work / "one", work / "other")
+    os.symlink(work / "other", work / "one")
+    (work / "notes.txt").write_text("mine")
+    other = RunFolder(str(work / "another"))
+    other.begin({}, "b" * 64, {}, {}, {})
     for output, match in (
         ("s3:/bucket/run", "wanted two slashes, like 's3://bucket/run'"),
         ("/", "not for a run alone"),
@@ -112,8 +118,21 @@ def test_an_output_that_is_somebody_elses(tmp_path, monkeypatch):
         (str(work / "data" / "pets" / "run"), "lies in the data"),
         (str(work / "link" / "run"), "lies in the data"),
         (str(work), "contains the data"),
+        ("file:///", "not for a run alone"),
+        ("file:///proc/run", "belongs to the system"),
+        ("/etc/run", "belongs to the system"),
+        (f"file://{work}/data/pets/run", "lies in the data"),
+        (f"file://{work}/d%61ta/run", "lies in the data"),
+        (str(work / "notes.txt"), "is a file, or lies in one"),
+        (str(work / "notes.txt" / "run"), "is a file, or lies in one"),
+        (str(work / "another" / "deltas" / "run"), "lies in the run"),
+        (str(work / "one" / "run"), "is no place for a folder"),
+        (str(work / ("x" * 300)), "is no place for a folder"),
+        ("~nobody-at-all/run", "is no place for a folder"),
     ):
         refused(lambda output=output: check_output(output, data), match)
     check_output(str(work / "run"), data)
+    check_output(str(work / "another"), data)  # a run goes on in its own folder
+    check_output(f"file://{work}/run", data)
     check_output("~/run", data)
     check_output("s3://bucket/run", ["demo:counts"])
