@@ -4,6 +4,7 @@ Hub."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -154,6 +155,7 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
     if path.is_file():
         return _tables(task, {task.train_split: [path]}), []
     if any((path / name).is_file() for name in SAVED):
+        _check_filled(path)
         splits = datasets.load_from_disk(str(path))
         return (splits if isinstance(splits, dict) else {task.train_split: splits}), []
     notes = []
@@ -176,6 +178,16 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
     if own_way:
         return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), notes
     return _tables(task, files), notes
+
+
+def _check_filled(path: Path) -> None:
+    """Raises SpecError where a split that `save_to_disk` wrote has no rows, which its own reader cannot say."""
+    for state in sorted(path.rglob("state.json")):
+        if not json.loads(state.read_text(encoding="utf-8")).get("_data_files", True):
+            split = state.parent.name if state.parent != path else "the only one"
+            raise SpecError(
+                f"split {split!r} of {str(path)!r} holds 0 examples; wanted at least 1; save the set without it"
+            )
 
 
 def _files_by_card(task: Task, path: Path) -> tuple[dict[str, list[Path]], bool]:

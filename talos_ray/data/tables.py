@@ -263,6 +263,8 @@ def _read_json(path: Path, how: Reading) -> pa.Table:
     """Objects, one a line or in a list; or one object of columns."""
     text = decoded(path.read_bytes(), repr(str(path)))
     records, places = _records(path, text)
+    if not records:
+        raise SpecError(f"{str(path)!r} holds 0 examples; wanted an object a line, or a list of them; check the file")
     names = list(dict.fromkeys(key for record in records for key in record))
     columns: dict[str, pa.Array] = {}
     for name in names:

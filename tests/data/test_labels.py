@@ -267,3 +267,16 @@ def test_a_blank_line_of_a_table_of_one_column_is_an_empty_cell(tmp_path):
         load_inputs(task.model_dump(), str(path), ("a", "b"))
     path.write_text("text\nred fox\nblue whale\n\n\n")
     assert len(load_inputs(task.model_dump(), str(path), ("a", "b"))) == 2
+
+
+def test_a_split_without_rows_is_named(tmp_path):
+    rows = {"text": [f"w {i}" for i in range(20)], "label": ["a", "b"] * 10}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("string")})
+    none = datasets.Dataset.from_dict({"text": [], "label": []}, features=features)
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features), "test": none})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    refused("split 'test' of .*saved' holds 0 examples", tmp_path / "saved", **TEXT)
+    words(tmp_path / "lines", "train", ["a", "b"])
+    for text in ("", "\n\n", "[]"):
+        (tmp_path / "lines" / "test.jsonl").write_text(text)
+        refused("test.jsonl' holds 0 examples", tmp_path / "lines", **TEXT)
