@@ -144,10 +144,12 @@ def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
                 yield from _below(Path(entry.path), (*within, here))
             elif entry.is_file():
                 yield Path(entry.path)
-            else:  # a link to nowhere
+            elif entry.is_symlink():
                 raise SpecError(
                     f"{entry.path!r} is a link to what does not exist; wanted a file; mend the link or drop it"
                 )
+            else:
+                raise SpecError(f"{entry.path!r} is a pipe, a socket or a device; wanted a file; move it away")
 
 
 def hidden_data(folder: Path) -> list[str]:

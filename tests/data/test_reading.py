@@ -100,6 +100,9 @@ def test_images_without_a_place_are_named(tmp_path):
     refused("1 files are no images that can be read, 'cat/11.heic'", odd)
     os.symlink(odd, tmp_path / "odd" / "dog" / "again")
     refused("is a link to a folder that it lies in", odd)
+    piped = Path(pictures(tmp_path / "piped", base))
+    os.mkfifo(piped / "cat" / "12.png")
+    refused("12.png' is a pipe, a socket or a device", piped)
 
 
 def test_tables_of_a_folder_are_splits_by_name(tmp_path):
