@@ -67,7 +67,7 @@ def in_force(settings: Gate, versions: int, dice: torch.Generator) -> float:
     for _ in range(versions):
         before = torch.rand(100, generator=dice) < 0.9
         after = before & (torch.rand(100, generator=dice) < 0.92)
-        found += gate.holds(settings, gate.judge(settings, [], ["c"], {"c": before}, {"c": after}))
+        found += gate.judge(settings, [], ["c"], {"c": before}, {"c": after}).holds
     return found / versions
 
 
@@ -82,7 +82,7 @@ def failed(targets: int, versions: int, dice: torch.Generator) -> float:
             same = torch.rand(300, generator=dice) < 0.7
             turned = torch.rand(300, generator=dice)  # as many become right as wrong
             base[name], now[name] = same | (turned < 0.1), same | (turned > 0.9)
-        found += gate.judge(settings, names, [], base, now)["result"] == gate.FAIL
+        found += gate.judge(settings, names, [], base, now).result == gate.FAIL
     return found / versions
 
 

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
 from talos_ray.orchestrate.cluster import connect
-from talos_ray.storage.run_folder import coefficient_of
+from talos_ray.storage.version import Version
 
 
-def forgotten(path: str, keep: float) -> Iterator[tuple[str, dict]]:
+def forgotten(path: str, keep: float) -> Iterator[tuple[str, Version]]:
     """Every task of a run with a version that has forgotten it as far as possible, each from the base, on a copy of the run."""
     with tempfile.TemporaryDirectory() as scratch:
         run = talos_ray.open_run(shutil.copytree(path, Path(scratch) / "run").as_posix())
@@ -54,12 +54,12 @@ def main() -> None:
         "again, now",
     )
     for task, version in forgotten(args.run, args.keep):
-        told, s = version["negation"], version["scores"][task]
+        told, s = version.negation, version.scores[task]
         table.add_row(
-            task, f"{told['chance']:.3f}", f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}", coefficient_of(version, task) or "0.00",
-            "yes" if told["after"] <= told["aim"] else "no", ", ".join(f"{k:.1%}" for k in version["summary"]["control_kept"].values()),
-            f"{told['beyond']['base']['probe']['value']:.3f}", f"{told['beyond']['now']['probe']['value']:.3f}",
-            *(f"{told['beyond'][m]['retrained']['value']:.3f}" for m in ("base", "now")),
+            task, f"{told.chance:.3f}", f"{s.base.value:.3f}", f"{s.merged.value:.3f}", version.coefficient_of(task) or "0.00",
+            "yes" if told.after <= told.aim else "no", ", ".join(f"{k:.1%}" for k in version.summary.control_kept.values()),
+            *(f"{told.beyond[m].probe.value:.3f}" for m in ("base", "now")),
+            *(f"{told.beyond[m].retrained.value:.3f}" for m in ("base", "now")),
         )  # fmt: skip
     Console(width=140).print(table)
 

@@ -28,6 +28,7 @@ import talos_ray
 from jobs.joint import joint
 from jobs.other_merges import peers
 from talos_ray.spec import PRESETS
+from talos_ray.storage.version import Choice
 
 DEMO = Path(__file__).resolve().parents[1] / "talos_ray/demo/spec.yaml"
 GRID = {"method": "grid", "shared_points": 21, "heads": "words", "merge": {"method": "linear"}}
@@ -73,41 +74,41 @@ def main() -> None:
         ours = talos_ray.edit(spec=spec).versions[1]  # the first is the base
         by_grid = type(spec.search).model_validate({"low": spec.search.low, "high": spec.search.high, "control_keep": spec.search.control_keep, **GRID})  # fmt: skip
         grid = talos_ray.edit(spec=spec.model_copy(update={"search": by_grid})).versions[2]
-        dense, means = ours["baseline"], ours["summary"]
-        if choice := ours.get("choice"):
-            choices.append(choice)
-            add("time to choose, s", choice["seconds"])
-        add("zero-shot", means["zero_shot"])
-        if "probe" in means:
-            add("linear probe on the base", means["probe"])
-        for name, found in (("sparse", means), ("dense", dense["summary"])):
-            add(f"single, {name}", found["single"])
-            add(f"single, {name}, words' heads", found.get("single_words", found["single"]))
-        for name, found in (("sparse", ours), ("dense", dense)):
-            add(f"merged, {name}", found["summary"]["merged"])
-            add(f"merged, {name}, words' heads", found["summary"].get("merged_words", found["summary"]["merged"]))
-            for control in ours["controls"]:
-                add(f"control {control} kept, {name}", found["summary"]["control_kept"][control])
-        for name, found in (("sparse", grid), ("dense", grid["baseline"])):
-            add(f"merged, {name}, 21-point grid", found["summary"]["merged"])
-        add("merged / single", means["merged"] / means["single"])
+        dense, means = ours.baseline, ours.summary
+        if ours.choice is not None:
+            choices.append(ours.choice)
+            add("time to choose, s", ours.choice.seconds)
+        add("zero-shot", means.zero_shot)
+        if means.probe is not None:
+            add("linear probe on the base", means.probe)
+        for name, found in (("sparse", means), ("dense", dense.summary)):
+            add(f"single, {name}", found.single)
+            add(f"single, {name}, words' heads", found.single if found.single_words is None else found.single_words)
+        for name, found in (("sparse", means), ("dense", dense.summary)):
+            add(f"merged, {name}", found.merged)
+            add(f"merged, {name}, words' heads", found.merged if found.merged_words is None else found.merged_words)
+            for control in ours.controls:
+                add(f"control {control} kept, {name}", found.control_kept[control])
+        for name, found in (("sparse", grid), ("dense", grid.baseline)):
+            add(f"merged, {name}, 21-point grid", found.summary.merged)
+        add("merged / single", means.merged / means.single)
         if args.no_labels:
             unlabelled = spec.search.model_copy(update={"teacher": "edits"})
             alone = spec.baseline.model_copy(update={"enabled": False})
             found = talos_ray.edit(spec=spec.model_copy(update={"search": unlabelled, "baseline": alone})).versions[3]
-            add("merged, sparse, no labels in the merge", found["summary"]["merged"])
+            add("merged, sparse, no labels in the merge", found.summary.merged)
         if args.joint:
             found = joint(spec.output)
             add("joint training of the same mask", found["own"])
             add("joint training, words' heads", found["words"])
-            if ours["controls"]:
+            if ours.controls:
                 add("control kept, joint training", found["kept"])
         for method, found in (peers(spec.output, args.peers) if args.peers else {}).items():
             add(f"{method}, dense", found["own"])
             add(f"{method}, dense, words' heads", found["words"])
             add(f"{method}, control kept", found["kept"])
-        add("size of the deltas / dense", ours["cost"]["delta_bytes"] / dense["cost"]["delta_bytes"])
-        add("training time / dense", ours["cost"]["train_seconds"] / dense["cost"]["train_seconds"])
+        add("size of the deltas / dense", ours.cost.delta_bytes / dense.cost.delta_bytes)
+        add("training time / dense", ours.cost.train_seconds / dense.cost.train_seconds)
     table = Table("mean over targets, test data", *(f"seed {i}" for i in range(args.seeds)), "mean, 95 % interval")
     for name, values in rows.items():
         table.add_row(name, *(f"{v:.3f}" for v in values), told(values))
@@ -116,17 +117,15 @@ def main() -> None:
         _tell(choices)
 
 
-def _tell(choices: list[dict]) -> None:
+def _tell(choices: list[Choice]) -> None:
     """What was tried, by its merged validation accuracy after a short run; in brackets where a control task fell."""
     found: dict[str, dict[int, str]] = {}
     for seed, choice in enumerate(choices):
-        for row in choice["tried"]:
-            s = row["setting"]
-            name = (
-                f"{s['strategy']}, {s['granularity']}, {s['keep']:.0%}, {s['layers']:.0%} of layers, lr x {s['lr']:g}"
-            )
-            told = f"{row['merged']:.3f}" if row["held"] else f"({row['merged']:.3f})"
-            found.setdefault(name, {})[seed] = told + (" chosen" if s == choice["chosen"] else "")
+        for row in choice.tried:
+            s = row.setting
+            name = f"{s.strategy}, {s.granularity}, {s.keep:.0%}, {s.layers:.0%} of layers, lr x {s.lr:g}"
+            told = f"{row.merged:.3f}" if row.held else f"({row.merged:.3f})"
+            found.setdefault(name, {})[seed] = told + (" chosen" if s == choice.chosen else "")
     table = Table("short run", *(f"seed {i}" for i in range(len(choices))))
     for name, cells in sorted(found.items()):
         table.add_row(name, *(cells.get(i, "") for i in range(len(choices))))

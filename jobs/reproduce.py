@@ -69,7 +69,7 @@ def main() -> None:
     )
     addition = []
     first = talos_ray.edit(spec=talos).newest
-    addition += [("TaLoS", first["summary"]), ("dense task arithmetic", first["baseline"]["summary"])]
+    addition += [("TaLoS", first.summary), ("dense task arithmetic", first.baseline.summary)]
     # The same dense deltas as a run of their own, for what is done to them; content-addressed, so nothing is trained again.
     if not dense_at.exists():
         shutil.copytree(sparse_at / "baseline/deltas", dense_at / "deltas")
@@ -80,12 +80,16 @@ def main() -> None:
             "TaLoS + TIES",
             talos_ray.edit(
                 spec=protocol(spec, sparse_at, "ties", baseline={"enabled": False}, gate={"control_keep": None})
-            ).newest["summary"],
+            ).newest.summary,
         )
     )
-    addition.append(("dense + TIES", talos_ray.edit(spec=protocol(spec, dense_at, "ties", **dense)).newest["summary"]))
-    found = {"addition": [{"method": m, **{k: s[k] for k in ("single", "merged", "normalized")}} for m, s in addition]}
-    found["zero-shot"], found["linear probe"] = first["summary"]["zero_shot"], probes(talos)
+    addition.append(("dense + TIES", talos_ray.edit(spec=protocol(spec, dense_at, "ties", **dense)).newest.summary))
+    found = {
+        "addition": [
+            {"method": m, **{k: getattr(s, k) for k in ("single", "merged", "normalized")}} for m, s in addition
+        ]
+    }
+    found["zero-shot"], found["linear probe"] = first.summary.zero_shot, probes(talos)
     _show("Task addition, mean over tasks, test data", ["method", "single", "absolute", "normalized"], [
         ["zero-shot", "", f"{found['zero-shot']:.3f}", ""],
         ["linear probe, each task its own", f"{found['linear probe']:.3f}", "", ""],
@@ -104,9 +108,9 @@ def negation(method: str, path: Path) -> dict:
     """Mean accuracy of the forgotten task and of the controls, before and after, over tasks."""
     rows = []
     for task, version in forgotten(str(path), KEEP):
-        s = version["scores"]
-        for_control = [statistics.mean(s[c][m]["value"] for c in version["controls"]) for m in ("base", "merged")]
-        rows.append([s[task]["base"]["value"], s[task]["merged"]["value"], *for_control])
+        s = version.scores
+        for_control = [statistics.mean(getattr(s[c], m).value for c in version.controls) for m in ("base", "merged")]
+        rows.append([s[task].base.value, s[task].merged.value, *for_control])
     means = [statistics.mean(column) for column in zip(*rows, strict=True)]
     return {"method": method, **dict(zip(("target_base", "target", "control_base", "control"), means, strict=True))}
 

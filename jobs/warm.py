@@ -35,7 +35,7 @@ def main() -> None:
             connect(spec.cluster, verbose=False)
         run = talos_ray.edit(spec=spec)
         found, version = next(overhead(run.folder, run.newest)), run.newest
-        first = version["stages"]["first_step"]
+        first = version.stages.first_step
         table.add_row(
             name, "" if first is None else f"{first:.1f} s", f"{found.ours:.1f} s", f"{found.other:.1f} s", f"{found.ratio:.2f}"
         )  # fmt: skip

@@ -28,7 +28,8 @@ from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder, is_in_force, tasks_of
+from talos_ray.storage.run_folder import RunFolder, tasks_of
+from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, predict, published, signatures, versions, watch
 from talos_ray.trust.export import check_empty, export, save_adapter
@@ -213,24 +214,24 @@ class Run:
         return head
 
     @property
-    def versions(self) -> list[dict]:
+    def versions(self) -> list[Version]:
         """All versions, oldest first."""
         return [self.folder.load_version(n) for n in self.folder.versions()]
 
     @property
-    def version(self) -> dict:
-        """The version at head."""
+    def version(self) -> Version:
+        """The version at head; `version.as_dict()` is what its file holds."""
         return self.folder.load_version(self.head)
 
     @property
-    def newest(self) -> dict:
+    def newest(self) -> Version:
         """The newest version, also if its gate keeps it aside."""
         return self.folder.load_version(self.folder.versions()[-1])
 
     @property
     def scores(self) -> dict[str, dict]:
         """Test scores at head: task -> {"base" | "single" | "merged": {value, n, low, high}}."""
-        return self.version["scores"]
+        return {task: scores.as_dict() for task, scores in self.version.scores.items()}
 
     def class_scores(self, task: str, version: int | None = None) -> ClassScores:
         """What stands behind a task's test score at a version (head, if none is named): confusion matrix, precision and
@@ -240,7 +241,7 @@ class Run:
         Raises:
             TalosError: no such version, or it answered no such task.
         """
-        number = self._version(version)["version"]
+        number = self._version(version).number
         answers, classes = self.folder.load_answers(number), self.classes
         if task not in answers.predicted:
             raise TalosError(
@@ -259,7 +260,7 @@ class Run:
     def coefficients(self) -> dict[str, float]:
         """Scaling coefficient of every task at head, the mean over the weights where it has several; empty at the
         base."""
-        return self.version["coefficients"]
+        return self.version.coefficients
 
     def heads(self, version: int | None = None) -> dict[str, torch.Tensor]:
         """Task -> the linear head of its own at a version (head, if none is named), float32 [classes, d + 1]:
@@ -283,7 +284,7 @@ class Run:
     @property
     def deltas(self) -> dict[str, Delta]:
         """The deltas (task vectors) that head is made of; at the base, those on storage."""
-        return self._deltas(self.version["deltas"] or {t["name"]: None for t in self.info["spec"]["tasks"]})
+        return self._deltas(self.version.deltas or {t["name"]: None for t in self.info["spec"]["tasks"]})
 
     def _deltas(self, wanted: Mapping[str, str | None]) -> dict[str, Delta]:
         """By task and fingerprint."""
@@ -339,11 +340,11 @@ class Run:
         split = load_inputs(settings, inputs, classes, labelled=label is not None)
         return self._pipeline(found, settings, classes).answer(split, top_k, labelled=label is not None)
 
-    def _pipeline(self, version: Mapping, settings: Mapping, classes: Sequence[str]) -> Pipeline:
+    def _pipeline(self, version: Version, settings: Mapping, classes: Sequence[str]) -> Pipeline:
         task = settings["name"]
         return Pipeline(
             model=self._composed(version)[0],
-            version=version["version"],
+            version=version.number,
             settings=settings,
             classes=classes,
             head=self.folder.heads_of(version)[task],
@@ -390,13 +391,13 @@ class Run:
             )
         try:
             version = holds.version
-            known = {*version["deltas"], *(t["name"] for t in self.info["spec"]["tasks"])}
+            known = {*version.deltas, *(t["name"] for t in self.info["spec"]["tasks"])}
             if unknown := [t for t in tasks if t not in known]:
                 raise TalosError(
                     f"only: task {unknown[0]!r} has no edit in run {self.path!r}{nearest(unknown[0], known)}; "
                     f"it has those of: {', '.join(sorted(known))}"
                 )
-            deltas = self._deltas({t: version["deltas"].get(t) for t in tasks})
+            deltas = self._deltas({t: version.deltas.get(t) for t in tasks})
             with exchanged(on.module, holds, self.mask, list(deltas.values()), self.info["base"]):
                 yield on
         finally:
@@ -413,12 +414,12 @@ class Run:
         if self.folder.head is None:
             return list(self.info["spec"]["tasks"])
         version = self.version
-        return [task for name, task in self._tasks.items() if is_in_force(version, name)]
+        return [task for name, task in self._tasks.items() if version.holds(name)]
 
-    def _version(self, number: int | None) -> dict:
+    def _version(self, number: int | None) -> Version:
         return self.folder.load_version(self.head if number is None else number)
 
-    def _composed(self, version: Mapping) -> tuple[Family, dict[str, torch.Tensor]]:
+    def _composed(self, version: Version) -> tuple[Family, dict[str, torch.Tensor]]:
         """The model at a version, and the base's tensors."""
         versions.check_sources(self.folder, version)
         family = load_model(self.info["spec"]["model"])
@@ -430,15 +431,15 @@ class Run:
                 f"{self.info['base'][:12]}; restore the original weights"
             )
         holds = Composed(version=version)
-        if version["deltas"]:
-            edit = edit_of(self.folder, version, self.mask, self._deltas(version["deltas"]))
+        if version.deltas:
+            edit = edit_of(self.folder, version, self.mask, self._deltas(version.deltas))
             holds = Composed(version=version, mask=edit.mask, base=edit.put(family, base))
         self._holds[family.module] = holds
         found = fingerprint(base_tensors(family))
-        if found != version["model"]:
+        if found != version.model:
             raise MismatchError(
-                f"version {version['version']} composes to {found[:12]}, but was recorded as {version['model'][:12]}; "
-                "mask or deltas were changed"
+                f"version {version.number} composes to {found[:12]}, but was recorded as {version.model[:12]}; mask or "
+                "deltas were changed"
             )
         return family, tensors
 
@@ -628,16 +629,16 @@ class Run:
         edited, base = self._composed(chosen)
         return published.push(self.folder, chosen, edited, base, place.repo, whole=whole, private=private)
 
-    def _export_task(self, task: str, version: Mapping, to: Path) -> list[str]:
+    def _export_task(self, task: str, version: Version, to: Path) -> list[str]:
         """The edit of one task of a version, by itself and whole, as an adapter."""
-        if task not in version["deltas"]:
-            held = version["deltas"]
+        if task not in version.deltas:
+            held = version.deltas
             raise TalosError(
-                f"version {version['version']} of {self.path!r} holds no edit of task {task!r}{nearest(task, held)}; "
+                f"version {version.number} of {self.path!r} holds no edit of task {task!r}{nearest(task, held)}; "
                 f"it holds: {', '.join(held) or 'none'}"
             )
         check_empty(to)
-        deltas = self._deltas({task: version["deltas"][task]})
+        deltas = self._deltas({task: version.deltas[task]})
         family, base = self._composed(self.folder.load_version(0))
         Composer(family.module, self.mask, list(deltas.values()), self.info["base"]).compose({task: 1.0})
         save_adapter(self.folder, base, base_tensors(family), to)
@@ -798,7 +799,7 @@ class Run:
         if not found:
             return []
         models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
-        heads = {"base": self.folder.heads_of({}), "now": self.folder.heads_of(version)}
+        heads = {"base": self.folder.heads_of(None), "now": self.folder.heads_of(version)}
         events = []
         for t, path, mark in found:
             own = {m: h[t] for m, h in heads.items()}

@@ -381,10 +381,10 @@ def rollback(
     before = found.head
     found.rollback(version, reason).model()
     if as_json:
-        return _print(found.version)
+        return _print(found.version.as_dict())
     say(
         f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint "
-        f"{found.version['model'][:12]} was checked bitwise"
+        f"{found.version.model[:12]} was checked bitwise"
     )
 
 
@@ -998,7 +998,7 @@ def _print(found: object) -> None:
 def show(run, as_json: bool = False) -> None:
     """Print a run's head as the table of target and control scores, or as JSON; exit code 3 if a newer version is kept
     aside."""
-    _print(run.version) if as_json else _show_scores(run)
+    _print(run.version.as_dict()) if as_json else _show_scores(run)
     if run.held():
         from talos_ray.trust.versions import standing
 
@@ -1036,39 +1036,36 @@ def _show_class_scores(run, task: str, as_json: bool) -> None:
 
 
 def _show_scores(run) -> None:
-    from talos_ray.storage.run_folder import coefficient_of, kind_of
-
     version = run.version
-    title = plain(f"{run.path}, version {version['version']}: accuracy on test data")
+    title = plain(f"{run.path}, version {version.number}: accuracy on test data")
     table = Table(title=title, title_justify="left")
-    dense = version.get("baseline")
+    dense = version.baseline
+    scores = {task: s.measured() for task, s in version.scores.items()}
     kinds = ["base", "probe", "single", "merged", "merged_words"]
-    kinds = [k for k in kinds if any(k in s for s in version["scores"].values())]
+    kinds = [k for k in kinds if any(k in s for s in scores.values())]
     names = {"merged_words": "words' heads"}  # the merged model under the frozen heads
     columns = [names.get(k, k) for k in kinds]
     for column in ("task", "coefficient", *columns, *(["dense merged"] if dense else [])):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for task, s in version["scores"].items():
-        kind = {"control": " (control)", "forgotten": " (forgotten)", "other": " (not in it)"}.get(
-            kind_of(version, task), ""
-        )
-        cells = [f"{s[k]['value']:.3f}" if k in s else "" for k in kinds]
-        row = [task + kind, coefficient_of(version, task), *cells]
-        _row(table, *row, *([f"{dense['scores'][task]['merged']['value']:.3f}"] if dense else []))
-    m = version["summary"]
-    if "merged" in m:
-        summary = {**m, "base": m["zero_shot"]}
-        means = [f"{summary[k]:.3f}" if k in summary else "" for k in kinds]
+    marks = {"control": " (control)", "forgotten": " (forgotten)", "other": " (not in it)"}
+    for task, s in scores.items():
+        mark = marks.get(version.kind_of(task), "")
+        cells = [f"{s[k].value:.3f}" if k in s else "" for k in kinds]
+        row = [task + mark, version.coefficient_of(task), *cells]
+        _row(table, *row, *([f"{dense.scores[task].merged.value:.3f}"] if dense else []))
+    if version.summary.merged is not None:
+        means = ["" if (mean := version.summary.mean(k)) is None else f"{mean:.3f}" for k in kinds]
         table.add_section()
-        _row(table, "mean of targets", "", *means, *([f"{dense['summary']['merged']:.3f}"] if dense else []))
+        _row(table, "mean of targets", "", *means, *([f"{dense.summary.merged:.3f}"] if dense else []))
     _show(table)
-    for control, kept in m["control_kept"].items():
+    for control, kept in version.summary.control_kept.items():
         say(f"control {control} keeps {kept:.1%} of its base score")
     if dense:
-        a, b = version["cost"], dense["cost"]
+        sparse_cost = version.cost
+        dense_cost = dense.cost
         say(
-            f"training {a['train_seconds']:.0f} s, dense {b['train_seconds']:.0f} s; deltas "
-            f"{a['delta_bytes'] / 1e6:.1f} MB, dense {b['delta_bytes'] / 1e6:.1f} MB"
+            f"training {sparse_cost.train_seconds:.0f} s, dense {dense_cost.train_seconds:.0f} s; deltas "
+            f"{sparse_cost.delta_bytes / 1e6:.1f} MB, dense {dense_cost.delta_bytes / 1e6:.1f} MB"
         )
     say(f"report: {run.folder.store.path('report/index.html')}")
 

@@ -24,6 +24,7 @@ from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze
 from talos_ray.smoke import tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.storage.run_folder import RunFolder, answers_file
+from talos_ray.storage.version import Version
 from talos_ray.tasks import TaskData, load_task
 
 IMAGES = ("demo", "clip", "siglip")
@@ -129,7 +130,7 @@ def add_versions(
         "scores": {},
     }
     first = {**about, "kind": "base", "deltas": {}, "coefficients": {}, "model": bench.shared.base}
-    add_version(folder, first, answered(bench, data, {}))
+    add_version(folder, Version(**first), answered(bench, data, {}))
 
     wide, rows = merged(deltas, mask, **how.model_dump(exclude={"groups"}))
     segments = segments_of(wide, "row")
@@ -144,7 +145,7 @@ def add_versions(
         "learned": folder.save_learned(blend, heads, wide),
         **({"rows": folder.save_merged(wide, rows)[0]} if how.method != "linear" else {}),
     }
-    add_version(folder, second, answered(bench, data, heads))
+    add_version(folder, Version(**second), answered(bench, data, heads))
 
 
 def answered(bench: Workbench, data: Mapping[str, TaskData], heads: Mapping[str, torch.Tensor]) -> Answers:
@@ -160,5 +161,5 @@ def answered(bench: Workbench, data: Mapping[str, TaskData], heads: Mapping[str,
     return Answers(predicted, labels, marks, probability)
 
 
-def add_version(folder: RunFolder, version: dict, answers: Answers) -> None:
+def add_version(folder: RunFolder, version: Version, answers: Answers) -> None:
     folder.add_version("version", lambda number: (version, dict([answers_file(number, answers)])))

@@ -29,15 +29,15 @@ def judged(n, control=(0.9, 0.9), target=(0.3, 0.6), xi=None, **settings):
 
 
 def test_the_same_point_values_pass_fail_or_leave_it_open_by_their_number():
-    assert judged(1000, control=(0.9, 0.88))["result"] == gate.PASS
-    assert judged(1000, control=(0.9, 0.8))["result"] == gate.FAIL
+    assert judged(1000, control=(0.9, 0.88)).result == gate.PASS
+    assert judged(1000, control=(0.9, 0.8)).result == gate.FAIL
     few = judged(60, control=(0.9, 0.9))
-    assert few["result"] == gate.OPEN and few["checks"][0]["most"] >= few["checks"][0]["more"] > 0
-    (told,) = gate.told(few)
+    assert few.result == gate.OPEN and few.checks[0].most >= few.checks[0].more > 0
+    (told,) = few.told
     assert (
         "not enough data to tell" in told and "more test inputs needed" in told and "kept by control c is 1.000" in told
     )
-    assert judged(60 + few["checks"][0]["most"], control=(0.9, 0.9))["result"] == gate.PASS
+    assert judged(60 + few.checks[0].most, control=(0.9, 0.9)).result == gate.PASS
 
 
 def test_of_many_conditions_the_worst_are_told_and_the_others_counted():
@@ -52,24 +52,23 @@ def test_of_many_conditions_the_worst_are_told_and_the_others_counted():
 
 
 def test_every_condition_can_fail_and_names_its_task():
-    checks = judged(500, target=(0.6, 0.5), target_keep=1.0, target_gain=0.1, disentanglement=0.2, xi={"t": 0.5})
-    assert checks["result"] == gate.FAIL
-    failed = {c["what"]: c["task"] for c in checks["checks"] if c["result"] == gate.FAIL}
+    found = judged(500, target=(0.6, 0.5), target_keep=1.0, target_gain=0.1, disentanglement=0.2, xi={"t": 0.5})
+    assert found.result == gate.FAIL
+    failed = {c.what: c.task for c in found.checks if c.result == gate.FAIL}
     assert failed == {
         "share of its base score kept by target t": "t", "mean gain of the targets": "", "mean disentanglement error": "",
     }  # fmt: skip
-    assert judged(500, target_keep=1.0, target_gain=0.1, disentanglement=0.6, xi={"t": 0.5})["result"] == gate.PASS
+    assert judged(500, target_keep=1.0, target_gain=0.1, disentanglement=0.6, xi={"t": 0.5}).result == gate.PASS
 
 
 def test_what_is_null_asks_nothing():
     found = judged(500, control=(0.9, 0.1), control_keep=None, target_keep=None)
-    assert found == {"result": gate.PASS, "checks": []}
+    assert (found.result, found.checks) == (gate.PASS, [])
 
 
 def test_what_cannot_be_told_is_held_unless_the_gate_takes_the_risk():
-    few = judged(20)
-    assert not gate.holds(Gate(), few) and gate.holds(Gate(strict=False), few)
-    assert not gate.holds(Gate(strict=False), judged(1000, control=(0.9, 0.8)))
+    assert not judged(20).holds and judged(20, strict=False).holds
+    assert not judged(1000, control=(0.9, 0.8), strict=False).holds
     assert "takes a risk" in Gate.model_fields["strict"].description
 
 
@@ -84,9 +83,8 @@ def test_a_control_that_fell_too_far_is_hardly_ever_in_force():
     dice = torch.Generator().manual_seed(0)
     in_force = {True: 0, False: 0}
     for before, after in zip(*shares(100, 1000, 0.9, 0.92, dice), strict=True):
-        found = gate.judge(Gate(), [], ["c"], {"c": before}, {"c": after})
         for strict in in_force:
-            in_force[strict] += gate.holds(Gate(strict=strict), found)
+            in_force[strict] += gate.judge(Gate(strict=strict), [], ["c"], {"c": before}, {"c": after}).holds
     assert in_force[True] / 1000 <= 0.03 and in_force[False] / 1000 > 0.7
 
 
@@ -100,15 +98,15 @@ def test_of_fifty_targets_that_are_as_good_as_the_base_none_fails():
             turned = torch.rand(300, generator=dice)  # as many become right as wrong
             base[name], now[name] = same | (turned < 0.1), same | (turned > 0.9)
         found = gate.judge(Gate(control_keep=None, target_keep=1.0), names, [], base, now)
-        failed += found["result"] == gate.FAIL
-        assert {c["together"] for c in found["checks"]} == {50}
+        failed += found.result == gate.FAIL
+        assert {c.together for c in found.checks} == {50}
     assert failed / 100 <= 0.05
 
 
 def test_one_target_of_fifty_that_fell_fails():
     same = {f"t{i}": right(300, 0.7) for i in range(50)}
     found = gate.judge(Gate(control_keep=None, target_keep=1.0), list(same), [], same, {**same, "t7": right(300, 0.5)})
-    assert [c["task"] for c in found["checks"] if c["result"] == gate.FAIL] == ["t7"]
+    assert [c.task for c in found.checks if c.result == gate.FAIL] == ["t7"]
 
 
 def test_what_keeps_just_what_is_asked_hardly_ever_passes():

@@ -33,6 +33,7 @@ from talos_ray.orchestrate.plan import (
 )
 from talos_ray.progress import STARTING, Progress
 from talos_ray.storage.run_folder import RunFolder, mask_at
+from talos_ray.storage.version import Stages, Version
 from talos_ray.trust import versions
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     if any(len(done[a.name]) < len(a.keys) for a in arms):
         return None
     key = version_key(p, done[SPARSE], done.get(DENSE, {}))
-    return next((n for n in folder.versions() if folder.load_version(n).get("key") == key), None)
+    return next((n for n in folder.versions() if folder.load_version(n).key == key), None)
 
 
 def _calibrate(session, known: Mask | None) -> Mask:
@@ -273,23 +274,26 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
     chosen = search.choose(arms, deltas)
     version, base, now = score_version(session, session.p, arms, deltas, chosen)
     made = {arm: {t: d.fingerprint for t, d in found.items()} for arm, found in deltas.items()}
-    version["key"] = version_key(session.p, made[SPARSE], made.get(DENSE, {}))
-    version["seconds"] = round(time.monotonic() - started_at, 1)
-    version["stages"] = {
-        "seconds": progress.seconds(),
-        "slots": session.slots,
-        "first_step": progress.first_step,
-        "merge_seconds": search.seconds,
-        "object_store_peak": session.watch.peak,
-    }
-    if (choice := session.folder.load_choice()) is not None:
-        version["choice"] = choice
-    session.watch.version(version["scores"], version["summary"])
+    stages = Stages(
+        seconds=progress.seconds(),
+        slots=session.slots,
+        first_step=progress.first_step,
+        merge_seconds=search.seconds,
+        object_store_peak=session.watch.peak,
+    )
+    choice = session.folder.load_choice()
+    version = version.with_fields(
+        key=version_key(session.p, made[SPARSE], made.get(DENSE, {})),
+        seconds=round(time.monotonic() - started_at, 1),
+        stages=stages,
+        **({"choice": choice} if choice is not None else {}),
+    )
+    session.watch.version(version)
     publish(session, version, base, now, "version")
 
 
 def publish(
-    session, version: dict, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
+    session, version: Version, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
 ) -> int:
     """Make a version, and put it in force if its gate holds. The first one of a run is preceded by the base. Returns
     its number."""

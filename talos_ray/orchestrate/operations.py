@@ -29,6 +29,7 @@ from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.worker import in_store
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 from talos_ray.trust import versions
 
 RETRAINED = 0.1  # share of its training that a forgotten task is given again, to see how fast it comes back
@@ -42,8 +43,7 @@ class _Open:
     prepared: Prepared
     folder: RunFolder
     arm: ArmPlan
-    head: dict
-    how: Merge  # that head was made by
+    head: Version
     session: Session
 
     def of(self, targets: Sequence[str]) -> Prepared:
@@ -53,7 +53,7 @@ class _Open:
 
     def deltas(self, tasks: Sequence[str]) -> dict[str, Delta]:
         """Those that head is made of, or the newest."""
-        found = {t: self.folder.load_delta(t, self.head["deltas"].get(t)) for t in tasks}
+        found = {t: self.folder.load_delta(t, self.head.deltas.get(t)) for t in tasks}
         if missing := [t for t, d in found.items() if d is None]:
             raise TalosError(
                 f"run {self.folder.store.uri!r} misses the delta of task {missing[0]!r}; restore deltas/ from a copy, "
@@ -74,19 +74,18 @@ class _Open:
     def way(self, deltas: Mapping[str, Delta], how: Merge) -> Way:
         """Deltas under a merge method; with a row a group of layers, where head is of an earlier release and has
         them."""
-        grouped = any("@" in row for row in self.head["coefficients"])
-        return ways_of([self.arm], {SPARSE: deltas}, (how,), grouped)[SPARSE]
+        return ways_of([self.arm], {SPARSE: deltas}, (how,), self.head.rows_by_group)[SPARSE]
 
     def scored(
         self, targets: Sequence[str], deltas: Mapping[str, Delta], way: Way, blend: Blend, heads: Heads
-    ) -> tuple[dict, Answers, Answers]:
+    ) -> tuple[Version, Answers, Answers]:
         """A version and its answers, of coefficients and heads that need no search."""
         chosen = {SPARSE: Chosen(way=way, blend=blend, heads=heads)}
         return score_version(self.session, self.of(targets), [self.arm], {SPARSE: deltas}, chosen, self.others(targets))
 
-    def publish(self, found: tuple[dict, Answers, Answers], operation: str, **details: object) -> int:
+    def publish(self, found: tuple[Version, Answers, Answers], operation: str, **details: object) -> int:
         """Number of the version, if head is still what the operation began with."""
-        return publish(self.session, *found, operation, at=self.head["version"], **details)
+        return publish(self.session, *found, operation, at=self.head.number, **details)
 
 
 @contextmanager
@@ -104,22 +103,19 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
     if folder.head is None:
         raise TalosError(f"run {uri!r} has no version yet; run the same command again to finish it")
     head = folder.load_version(folder.head)
-    held = {
-        t for t in head["deltas"] if t in head["targets"] or t in head.get("forgotten", ())
-    }  # others only help to forget
+    held = {t for t in head.deltas if t in head.targets or t in head.forgotten}  # others only help to forget
     if in_head and (absent := [t for t in tasks if t not in held]):
         raise TalosError(
-            f"version {head['version']} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: "
+            f"version {head.number} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: "
             f"{', '.join(sorted(held)) or 'none'}"
         )
-    how = Merge.model_validate(head.get("merge", {"method": "linear"}))
     with Progress() as progress:
         prepared = prepare(spec, progress)
         arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
         with on_ray(prepared, folder, verbose, progress) as session:
             session.share()
             session.slots_of("search", 1, spec.cluster.search_workers)
-            yield _Open(prepared, folder, arm, head, how, session)
+            yield _Open(prepared, folder, arm, head, session)
 
 
 def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> int:
@@ -142,7 +138,7 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
         chosen = MergeSearch(run.session, prepared).choose([run.arm], deltas)
         others = run.others(chosen_tasks)
         version, *answered = score_version(run.session, prepared, [run.arm], deltas, chosen, others)
-        version["key"] = version_key(prepared, {t: done[t] for t in chosen_tasks}, {})
+        version = version.with_fields(key=version_key(prepared, {t: done[t] for t in chosen_tasks}, {}))
         return run.publish((version, *answered), "merge", tasks=chosen_tasks, reason=reason)
 
 
@@ -155,12 +151,12 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
     """
     with _opened(uri, [task], verbose, in_head=True) as run:
         head = run.head
-        left = [t for t in head["deltas"] if t != task]
-        how = run.how if left else Merge(method="linear")
+        left = [t for t in head.deltas if t != task]
+        how = head.how if left else Merge(method="linear")
         deltas = run.deltas(left)
-        targets = [t for t in head["targets"] if t != task]
+        targets = [t for t in head.targets if t != task]
         version, *answered = run.scored(targets, deltas, run.way(deltas, how), *run.in_head(left))
-        version |= {"kind": "removal", "forgotten": [t for t in head.get("forgotten", []) if t != task]}
+        version = version.with_fields(kind="removal", forgotten=[t for t in head.forgotten if t != task])
         return run.publish((version, *answered), "remove", task=task, reason=reason)
 
 
@@ -191,12 +187,12 @@ def forget(
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
     with _opened(uri, [task], verbose) as run:
         head, session = run.head, run.session
-        learnt = [t for t in head["targets"] if t != task and t in head["deltas"]]
+        learnt = [t for t in head.targets if t != task and t in head.deltas]
         held = [*learnt, *run.prepared.controls]
-        there = [t for t in head["deltas"] if t != task]
+        there = [t for t in head.deltas if t != task]
         helpers = {d.task: d for d in run.arm.finished() if d.task not in (task, *there)}
         deltas = dict(sorted({**run.deltas([*there, task]), **helpers}.items()))
-        way = run.way(deltas, run.how)
+        way = run.way(deltas, head.how)
         blend, heads = run.in_head(there)
         before, _ = run.in_head([*there, task])
         asked = run.prepared.spec.search
@@ -212,7 +208,7 @@ def forget(
         search = MergeSearch(session, replace(run.prepared, spec=spec))
         session.progress.begin("search", f"how {task} can be forgotten")
         # What decides the model that must hold: head's deltas, and how much of each.
-        used = [dict(head["deltas"]), head["model"]]
+        used = [head.deltas, head.model]
         keys = {t: search.looks.ask(t, ref=way.ref, blend=before, used=used, head=heads.get(t)) for t in tasks}
         keys |= {c: search.looks.ask(c) for c in run.prepared.controls}
         seen = search.looks.found()
@@ -254,9 +250,7 @@ def forget(
         seen = {name: looks.remote(session.shared_ref, way.ref, b, task, again) for name, b in models.items()}
         told["beyond"] = dict(zip(seen, ray.get(list(seen.values())), strict=True))
         told["classes"] = list(run.prepared.data[task].classes)
-        version |= {
-            "kind": "negation", "negation": told, "forgotten": sorted({*head.get("forgotten", []), task}),
-        }  # fmt: skip
+        version = version.with_fields(kind="negation", negation=told, forgotten=sorted({*head.forgotten, task}))
         return run.publish((version, *answered), "forget", task=task, keep=keep, reason=reason)
 
 
@@ -289,8 +283,8 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
     """
     with _opened(uri, (), verbose) as run:
         head, session, p = run.head, run.session, run.prepared
-        in_head = sorted(head["deltas"])
-        way = run.way(run.deltas(in_head), run.how)
+        in_head = sorted(head.deltas)
+        way = run.way(run.deltas(in_head), head.how)
         blend, heads = run.in_head(in_head)
         session.progress.begin("robustness", "scores under corruptions")
         tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
@@ -299,11 +293,14 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
         remote = evaluate.options(**options(p.spec.cluster))
         refs = [remote.remote(session.shared_ref, way.ref, models[m][0], [t], models[m][1], c) for t, c, m in asked]
         answered = waited(session, refs, "robustness", "corrupted scores")
-        found: dict = {t: {"none": {m: head["scores"][t][m] for m in models}} for t in tasks if t in head["scores"]}
+        found: dict = {}
+        for task, scores in head.scores.items():
+            if task in tasks:
+                found[task] = {"none": {"base": scores.base.as_dict(), "merged": scores.merged.as_dict()}}
         for (t, c, m), kinds in zip(asked, answered, strict=True):
             predicted = kinds[t]["own" if t in models[m][1] else "words"]
             right = answers(p, {t: predicted}, {}).counts(t)
             found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(*right).as_dict()
-        versions.add_robustness(run.folder, head["version"], found)
+        versions.add_robustness(run.folder, head.number, found)
         session.progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
         return found

@@ -23,7 +23,7 @@ from talos_ray.models import Family, base_tensors, build_model, check_model, che
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
 from talos_ray.models.weights import check_one_meant, compared, is_adapter
 from talos_ray.progress import Progress
-from talos_ray.storage.run_folder import RunFolder, is_in_force, mask_at
+from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
 from talos_ray.trust import published
 from talos_ray.trust.card import DELTA
@@ -247,7 +247,7 @@ def _negated(folder: RunFolder, tasks: Sequence[str]) -> list[str]:
     """What head has forgotten and a spec does not name."""
     if not folder.store.exists("run.json") or folder.head is None:
         return []
-    return [t for t in folder.load_version(folder.head).get("forgotten", ()) if t not in tasks]
+    return [t for t in folder.load_version(folder.head).forgotten if t not in tasks]
 
 
 def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
@@ -255,7 +255,7 @@ def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
     if folder.head is None:
         return set()
     version = folder.load_version(folder.head)
-    return {t for t in tasks if not is_in_force(version, t)}
+    return {t for t in tasks if not version.holds(t)}
 
 
 def _check_stored(folder: RunFolder, p: Prepared) -> None:

@@ -27,6 +27,7 @@ from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.learning import pool_of
 from talos_ray.orchestrate.worker import Arm, workbench
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import ArmResult, Cost, Impact, Summary, TaskScores, TensorChange, Version
 
 PROBE_ROWS = 2000  # inputs of a split that a linear probe looks at
 DISTURBED = 80  # validation inputs of each task that the disentanglement error is measured on
@@ -276,9 +277,9 @@ def score_version(
     deltas: Mapping[str, Mapping[str, Delta]],
     chosen: Mapping[str, Chosen],
     others: Sequence[str] = (),
-) -> tuple[dict, Answers, Answers]:
-    """The content of a version: test scores of base, probe, single edits and merged model of every arm; and what the
-    base and the merged model answered.
+) -> tuple[Version, Answers, Answers]:
+    """A version: test scores of base, probe, single edits and merged model of every arm; and what the base and the
+    merged model answered.
 
     Args:
         chosen: arm -> what its merged model is made of.
@@ -314,43 +315,41 @@ def score_version(
     sparse, now = result[arms[0].name], merged_answers[arms[0].name]
     mine = chosen[arms[0].name]
     model, tensors = _composed(p, mine)
-    if (
-        mine.way.how.method in SUBSPACES and mine.way.rows
-    ):  # singular vectors differ in the last bits from machine to machine
-        sparse["rows"], size = session.folder.save_merged(mine.way.mask, mine.way.rows)
-        sparse["cost"] |= {"merged_bytes": size, "weights_changed": mine.way.mask.k}
+    more: dict[str, object] = {}  # what not every version has
+    # Singular vectors differ in the last bits from machine to machine.
+    if mine.way.how.method in SUBSPACES and mine.way.rows:
+        more["rows"], size = session.folder.save_merged(mine.way.mask, mine.way.rows)
+        more["cost"] = sparse.cost.with_fields(merged_bytes=size, weights_changed=mine.way.mask.k)
     if mine.blend.granularity is not None or mine.heads:
-        sparse["learned"] = session.folder.save_learned(mine.blend, mine.heads, mine.way.mask)
+        more["learned"] = session.folder.save_learned(mine.blend, mine.heads, mine.way.mask)
     if p.targets:
         before, after = ([a.right(t) for t in p.targets] for a in (base, now))
         gains = [b.int() - a.int() for a, b in zip(before, after, strict=True)]
         found = {"zero_shot": before, "merged": after, "gain": gains}
-        sparse["summary"]["intervals"] = {name: bootstrap(rights) for name, rights in found.items()}
+        intervals = {name: bootstrap(rights) for name, rights in found.items()}
+        more["summary"] = sparse.summary.with_fields(intervals=intervals)
     if probe.predicted:
-        sparse["probe"] = {t: asdict(change(probe.right(t), now.right(t))) for t in p.targets if t in probe.predicted}
-    version = {
-        "kind": "addition",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": p.base,
-        "mask": arms[0].mask.fingerprint,
-        "deltas": {t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
-        "model": model,
-        "merge": mine.way.how.model_dump(),
-        "targets": p.targets,
-        "others": list(others),
-        "controls": p.controls,
-        **sparse,
-        "impact": {
-            "tensors": tensors,
-            "flipped": {t: float((base.predicted[t] != now.predicted[t]).float().mean()) for t in everything},
-        },
-        "baseline": result.get("dense"),
-    }
-    means = version["summary"]
+        more["probe"] = {t: asdict(change(probe.right(t), now.right(t))) for t in p.targets if t in probe.predicted}
+    flipped = {t: float((base.predicted[t] != now.predicted[t]).float().mean()) for t in everything}
+    version = Version(
+        kind="addition",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base=p.base,
+        mask=arms[0].mask.fingerprint,
+        deltas={t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
+        model=model,
+        merge=mine.way.how.model_dump(),
+        targets=p.targets,
+        others=list(others),
+        controls=p.controls,
+        impact=Impact(tensors=tensors, flipped=flipped),
+        baseline=result.get("dense"),
+        **{**sparse.as_dict(), **more},
+    )
+    means = version.summary
     session.progress.end(
         "test",
-        f"targets {means['zero_shot']:.3f} -> {means['merged']:.3f} ({means['merged'] - means['zero_shot']:+.3f}) on "
-        "test data"
+        f"targets {means.zero_shot:.3f} -> {means.merged:.3f} ({means.merged - means.zero_shot:+.3f}) on test data"
         if p.targets
         else "no target task is left",
     )
@@ -403,11 +402,9 @@ def answers(
 
 def _arm_result(
     p, mine: Chosen, deltas, base: Answers, probe: Answers, together: Mapping, single: Mapping, others: Sequence[str]
-) -> dict:
-    """Scores, summary, search and costs of one arm. Where a task has a head of its own, `merged` and `single` are by
-    it, and
-    `merged_words` and `single_words` by the frozen one; `probe` is the base under a head of its own."""
-    scores: dict[str, dict] = {}
+) -> ArmResult:
+    """Scores, summary, search and costs of one arm."""
+    scores: dict[str, TaskScores] = {}
 
     def score(task: str, predicted: np.ndarray) -> dict:
         right = torch.from_numpy(predicted.copy()) == p.data[task].test.labels
@@ -415,53 +412,54 @@ def _arm_result(
 
     for t in (*p.targets, *others, *p.controls):
         kind = "own" if t in mine.heads else "words"
-        scores[t] = {"base": accuracy(*base.counts(t)).as_dict(), "merged": score(t, together[t][kind])}
+        found = {"base": accuracy(*base.counts(t)).as_dict(), "merged": score(t, together[t][kind])}
         if t in probe.predicted and t in p.targets:
-            scores[t]["probe"] = accuracy(*probe.counts(t)).as_dict()
+            found["probe"] = accuracy(*probe.counts(t)).as_dict()
         if kind == "own":
-            scores[t]["merged_words"] = score(t, together[t]["words"])
+            found["merged_words"] = score(t, together[t]["words"])
         if t in single:
-            scores[t]["single"] = score(t, single[t][kind])
+            found["single"] = score(t, single[t][kind])
             if kind == "own":
-                scores[t]["single_words"] = score(t, single[t]["words"])
+                found["single_words"] = score(t, single[t]["words"])
+        scores[t] = TaskScores(**found)
+
+    def values(*kinds: str) -> dict[str, float]:
+        """Of every target, the first of these kinds that it has."""
+        found = {t: scores[t].measured() for t in p.targets}
+        return {t: next(measured[k].value for k in kinds if k in measured) for t, measured in found.items()}
 
     def mean(*kinds: str) -> float:
-        """Over the targets, of the first of these kinds that each has."""
-        found = {t: next(scores[t][k]["value"] for k in kinds if k in scores[t]) for t in p.targets}
-        return absolute_accuracy(found)
+        return absolute_accuracy(values(*kinds))
 
-    summary: dict = {}
+    means: dict[str, float] = {}
     if p.targets:
-        values = {kind: {t: scores[t][kind]["value"] for t in p.targets} for kind in ("merged", "single")}
-        summary = {
+        means = {
             "zero_shot": mean("base"),
             "single": mean("single"),
             "merged": mean("merged"),
-            "normalized": normalized_accuracy(values["merged"], values["single"]),
+            "normalized": normalized_accuracy(values("merged"), values("single")),
         }
         if mine.heads:
-            summary |= {"merged_words": mean("merged_words", "merged"), "single_words": mean("single_words", "single")}
+            means |= {"merged_words": mean("merged_words", "merged"), "single_words": mean("single_words", "single")}
         if probe.predicted:
-            summary["probe"] = mean("probe")
-    summary["control_kept"] = {
-        c: scores[c]["merged"]["value"] / max(scores[c]["base"]["value"], 1e-9) for c in p.controls
-    }
+            means["probe"] = mean("probe")
+    kept = {c: scores[c].merged.value / max(scores[c].base.value, 1e-9) for c in p.controls}
     files = mine.way.plan.folder.store
-    return {
-        "coefficients": mine.blend.means(mine.way.mask),
-        "scores": scores,
-        "summary": summary,
+    return ArmResult(
+        coefficients=mine.blend.means(mine.way.mask),
+        scores=scores,
+        summary=Summary(**means, control_kept=kept),
         **({"search": mine.found} if mine.found else {}),
-        "cost": {
-            "train_seconds": round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
-            "state_bytes": max((int(d.info["state_bytes"]) for d in deltas.values()), default=0),
-            "delta_bytes": sum(files.size(f"deltas/{t}.safetensors") for t in p.targets),
-            "weights_changed": mine.way.plan.mask.k,
-        },
-    }
+        cost=Cost(
+            train_seconds=round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
+            state_bytes=max((int(d.info["state_bytes"]) for d in deltas.values()), default=0),
+            delta_bytes=sum(files.size(f"deltas/{t}.safetensors") for t in p.targets),
+            weights_changed=mine.way.plan.mask.k,
+        ),
+    )
 
 
-def _composed(p, mine: Chosen) -> tuple[str, dict[str, dict]]:
+def _composed(p, mine: Chosen) -> tuple[str, dict[str, TensorChange]]:
     """Fingerprint of the composed model, and how many weights of each tensor changed and how far (norm of the change
     over norm of the base). Proves on the way that rolling back gives the base's own bytes."""
     family = load_model(p.spec.model)
@@ -474,7 +472,7 @@ def _composed(p, mine: Chosen) -> tuple[str, dict[str, dict]]:
         if changed := int((now[name] != p.tensors[name]).sum()):
             before = p.tensors[name].float()
             far = float((now[name].float() - before).norm() / before.norm().clamp(min=1e-30))
-            tensors[name] = {"changed": changed, "weights": before.numel(), "relative": far}
+            tensors[name] = TensorChange(changed=changed, weights=before.numel(), relative=far)
     composer.rollback()
     if fingerprint(base_tensors(family)) != p.base:
         raise AssertionError(

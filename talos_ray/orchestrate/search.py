@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from talos_ray.config import Merge, Search
+from talos_ray.config import Search
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.segments import Blend
@@ -281,17 +281,16 @@ def approved_in(folder: RunFolder, prepared, arm, deltas: Mapping[str, Delta]) -
     if search.method != "learned" or search.relearn == "all" or not folder.head:
         return None
     head = folder.load_version(folder.head)
-    before = head["deltas"]
+    before = head.deltas
     added = set(prepared.targets) - set(before)
-    unchanged = set(before) == set(head["targets"]) and all(
+    unchanged = set(before) == set(head.targets) and all(
         t in deltas and deltas[t].fingerprint == f for t, f in before.items()
     )
     blend, heads = folder.load_learned(head)
-    merged_as = Merge.model_validate(head.get("merge", {"method": "linear"}))
-    alike = search.several("granularity") == (blend.granularity,) and search.merge.tried == (merged_as,)
-    if not (added and before and unchanged and alike and merged_as.method == "linear"):
+    alike = search.several("granularity") == (blend.granularity,) and search.merge.tried == (head.how,)
+    if not (added and before and unchanged and alike and head.how.method == "linear"):
         return None
-    return Approved(arm=arm.name, blend=blend, heads=heads, deltas=dict(before), model=head["model"])
+    return Approved(arm=arm.name, blend=blend, heads=heads, deltas=before, model=head.model)
 
 
 class MergeSearch:

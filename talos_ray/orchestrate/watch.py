@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from talos_ray.errors import SpecError
+from talos_ray.storage.version import Version
 
 SAMPLE_SECONDS = 0.25  # between two looks at the object store
 
@@ -121,14 +122,12 @@ class Watch:
         self.objective.set(best, {"arm": arm})
         self.tracker.log({f"search/{arm}/objective": objective}, number)
 
-    def version(self, scores: Mapping[str, Mapping[str, dict]], summary: Mapping[str, Any]) -> None:
+    def version(self, version: Version) -> None:
         """Test scores of the version that was made."""
-        self.tracker.log(
-            {
-                **{f"test/{t}/{kind}": s[kind]["value"] for t, s in scores.items() for kind in s},
-                **{f"test/{k}": v for k, v in summary.items() if isinstance(v, float)},
-            }
-        )
+        told = {f"test/{name}": mean for name, mean in version.summary if isinstance(mean, float)}
+        for task, scores in version.scores.items():
+            told |= {f"test/{task}/{kind}": score.value for kind, score in scores.measured().items()}
+        self.tracker.log(told)
 
     def _sample(self) -> None:
         import ray

@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from talos_ray import gate
 from talos_ray.core.metrics import BINS, class_scores, mostly_taken_for
 from talos_ray.core.paired import Answers
 from talos_ray.errors import SpecError, nearest
 from talos_ray.report import english, japanese, plots, tables
 from talos_ray.report.words import Words
 from talos_ray.shown import Html, escaped, filled, joined
-from talos_ray.storage.run_folder import RunFolder, coefficient_of, kind_of
+from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import FAIL, OPEN, PASS, ArmResult, GateCheck, Score, TaskScores, Version
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
 SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
 LEAST_GAIN = 0.01  # of an edit, for a share of it to mean something
-RESULTS = {gate.PASS: "result_pass", gate.FAIL: "result_fail", gate.OPEN: "result_open"}
+RESULTS = {PASS: "result_pass", FAIL: "result_fail", OPEN: "result_open"}
 
 INTERVAL = "{value:.3f} <small>{low:.3f}-{high:.3f}</small>"
 
@@ -59,88 +59,86 @@ def words_of(language: str) -> Words:
     return Words(LANGUAGES[language])
 
 
-def decision(version: Mapping, approved: Mapping | None, w: Words) -> tuple[str, str]:
+def decision(version: Version, approved: Mapping | None, w: Words) -> tuple[str, str]:
     """'pass', 'hold' or 'open', and the sentence that says why: what the gate says of a version, or who approved it."""
-    notes, means, scores = [], version["summary"], version["scores"]
-    if version["kind"] == "base":
+    if version.kind == "base":
         return "pass", w.plain("is_base")
+    notes = []
+    means = version.summary
+    scores = version.scores
     # What went wrong is said first: a mean hides it.
-    flat = [t for t in version["targets"] if scores[t]["merged"]["value"] <= scores[t]["base"]["value"]]
+    flat = [t for t in version.targets if scores[t].merged.value <= scores[t].base.value]
     if flat:
-        found = (
-            w.plain("from_to", task=t, before=scores[t]["base"]["value"], after=scores[t]["merged"]["value"])
-            for t in flat
-        )
+        found = (w.plain("from_to", task=t, before=scores[t].base.value, after=scores[t].merged.value) for t in flat)
         notes.append(w.plain("not_learnt", tasks=", ".join(found)))
-    if "merged" in means:
-        before, after = means["zero_shot"], means["merged"]
-        notes.append(w.plain("gain", before=before, after=after, change=after - before))
+    if means.merged is not None:
+        change = means.merged - means.zero_shot
+        notes.append(w.plain("gain", before=means.zero_shot, after=means.merged, change=change))
     if gains := gain_kept(version):
         least = min(gains, key=gains.__getitem__)
         notes.append(w.plain("gain_kept", task=least, share=gains[least]))
-    notes += [w.plain("control_kept", task=c, kept=k) for c, k in means["control_kept"].items()]
-    for task in version.get("forgotten", ()):
+    notes += [w.plain("control_kept", task=c, kept=k) for c, k in means.control_kept.items()]
+    for task in version.forgotten:
         s = scores[task]
-        notes.append(w.plain("forgotten", task=task, before=s["base"]["value"], after=s["merged"]["value"]))
+        notes.append(w.plain("forgotten", task=task, before=s.base.value, after=s.merged.value))
     if enough := probe_would_do(version):
         notes.append(w.plain("probe_enough", tasks=", ".join(enough)))
-    words, judged = w.plain("joint").join(notes) or w.plain("no_target"), version["gate"]
-    unmet = [c for c in judged["checks"] if c["result"] != gate.PASS]
-    unmet.sort(key=lambda c: c["result"] != gate.FAIL)  # what fails first, then what cannot be told
-    why = w.plain("joint").join(_unmet(c, w) for c in unmet)
+    words = w.plain("joint").join(notes) or w.plain("no_target")
+    judged = version.gate
+    why = w.plain("joint").join(_unmet(c, w) for c in judged.unmet)
     if approved:
         return "pass", w.plain("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
-    if judged["result"] == gate.PASS:
+    if judged.result == PASS:
         if flat:
             return "open", w.plain("not_all", words=words)
-        return "pass", w.plain("pass" if judged["checks"] else "no_gate", words=words)
-    if judged["result"] == gate.FAIL:
+        return "pass", w.plain("pass" if judged.checks else "no_gate", words=words)
+    if judged.result == FAIL:
         return "hold", w.plain("hold", why=why, words=words)
     told = w.plain("open", why=why, words=words)
-    return ("hold", told) if judged["settings"].get("strict", True) else ("open", w.plain("at_risk", words=told))
+    return ("hold", told) if judged.strict else ("open", w.plain("at_risk", words=told))
 
 
-def gain_kept(version: Mapping) -> dict[str, float]:
+def gain_kept(version: Version) -> dict[str, float]:
     """Target task -> which share of what its single edit gains over the base the merged model keeps; those whose edit
     gains nothing worth a share (a hundredth) are left out."""
     found = {}
-    for task in version["targets"]:
-        scores = version["scores"][task]
-        if "single" not in scores:
+    for task in version.targets:
+        scores = version.scores[task]
+        if scores.single is None:
             continue
-        base = scores["base"]["value"]
-        gain = scores["single"]["value"] - base
+        base = scores.base.value
+        gain = scores.single.value - base
         if gain >= LEAST_GAIN:
-            found[task] = (scores["merged"]["value"] - base) / gain
+            found[task] = (scores.merged.value - base) / gain
     return found
 
 
-def probe_would_do(version: Mapping) -> list[str]:
+def probe_would_do(version: Version) -> list[str]:
     """Target tasks on which the merged model is not shown to be better than the base under a linear head of its own
     (McNemar, 5 %)."""
-    found = version.get("probe", {})
-    return [t for t, c in found.items() if c["won"] <= c["lost"] or c["p"] >= SIGNIFICANT]
+    return [t for t, c in version.probe.items() if c.won <= c.lost or c.p >= SIGNIFICANT]
 
 
-def _condition(check: Mapping, w: Words) -> str:
-    return w.plain(check["kind"], task=check["task"]) if "kind" in check else check["what"]
+def _condition(check: GateCheck, w: Words) -> str:
+    return w.plain(check.kind, task=check.task) if check.kind else check.what
 
 
-def _unmet(check: Mapping, w: Words) -> str:
-    found = w.plain("found", what=_condition(check, w), **{k: check[k] for k in ("value", "low", "high", "wanted")})
-    if check["result"] != gate.OPEN:
+def _unmet(check: GateCheck, w: Words) -> str:
+    what = _condition(check, w)
+    found = w.plain("found", what=what, value=check.value, low=check.low, high=check.high, wanted=check.wanted)
+    if check.result != OPEN:
         return found
-    if not check["more"]:
+    if not check.more:
         return w.plain("found_lost", found=found)
-    if not check.get("most"):  # there is no end, or an early release did not say it
-        return w.plain("found_open_end", found=found, more=check["more"])
-    return w.plain("found_open", found=found, more=check["more"], most=check["most"])
+    if not check.most:  # there is no end, or an early release did not say it
+        return w.plain("found_open_end", found=found, more=check.more)
+    return w.plain("found_open", found=found, more=check.more, most=check.most)
 
 
 def render(
     folder: RunFolder,
     info: Mapping,
-    version: dict,
+    version: Version,
     approved: Mapping | None = None,
     robustness: Mapping | None = None,
     *,
@@ -158,8 +156,8 @@ def render(
     w = words_of(language)
     standing, sentence = decision(version, approved, w)
     name = folder.store.uri.rstrip("/").rsplit("/", 1)[-1]
-    title = w("title", run=name, number=version["version"])
-    so_far = [*(folder.load_version(n) for n in folder.versions() if n < version["version"]), version]
+    title = w("title", run=name, number=version.number)
+    so_far = [*(folder.load_version(n) for n in folder.versions() if n < version.number), version]
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="decision {standing}">{escaped(sentence)}</p>',
@@ -199,8 +197,8 @@ def render(
 # ---------------------------------------------------------------------------------- pieces
 
 
-def _interval(score: Mapping | None) -> Html:
-    return Html("") if score is None else filled(INTERVAL, **{k: score[k] for k in ("value", "low", "high")})
+def _interval(found: Score | GateCheck | None) -> Html:
+    return Html("") if found is None else filled(INTERVAL, value=found.value, low=found.low, high=found.high)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str] = ()) -> str:
@@ -219,8 +217,8 @@ def _plot(svg: str) -> str:
     return f"<div class=plot>{svg}</div>"
 
 
-def _kind(version: Mapping, task: str, w: Words) -> str:
-    kind = kind_of(version, task)
+def _kind(version: Version, task: str, w: Words) -> str:
+    kind = version.kind_of(task)
     return w("forgotten_kind" if kind == "forgotten" else kind)
 
 
@@ -231,35 +229,35 @@ def _percent(value: float | None) -> str:
 # ---------------------------------------------------------------------------------- sections, in the page's order
 
 
-def _next(standing: str, version: Mapping, w: Words) -> str:
+def _next(standing: str, version: Version, w: Words) -> str:
     """What the reader can do now."""
-    if version["kind"] == "base":
+    if version.kind == "base":
         return w("next_base")
-    number = version["version"]
+    number = version.number
     undo, look = w("undo", number=max(0, number - 1)), w("look", number=number)
     return w(f"next_{standing}", number=number, look=look, undo=undo)
 
 
-def _scores(version: Mapping, w: Words) -> list[str]:
-    scores = version["scores"]
-    shown = (*version["targets"], *version.get("others", ()), *version["controls"])
-    more = [k for k in ("probe", "merged_words") if any(k in s for s in scores.values())]
-    looks = version.get("looks", {})
+def _scores(version: Version, w: Words) -> list[str]:
+    scores = version.scores
+    shown = (*version.targets, *version.others, *version.controls)
+    more = [k for k in ("probe", "merged_words") if any(k in s.measured() for s in scores.values())]
+    looks = version.looks
     rows = []
     for task in shown:
-        s, alpha = scores[task], coefficient_of(version, task)
-        change = s["merged"]["value"] - s["base"]["value"]
+        s = scores[task]
+        change = s.merged.value - s.base.value
         rows.append(
             [
                 task,
                 _kind(version, task, w),
-                _interval(s["base"]),
-                _looked(s["merged"], looks.get(task, 1), w),
+                _interval(s.base),
+                _looked(s.merged, looks.get(task, 1), w),
                 f"{change:+.3f}",
-                _interval(s.get("single")),
-                *(_interval(s.get(k)) for k in more),
-                alpha,
-                str(s["base"]["n"]),
+                _interval(s.single),
+                *(_interval(getattr(s, k)) for k in more),
+                version.coefficient_of(task),
+                str(s.base.n),
             ]
         )
     head = [w(k) for k in ("task", "kind", "base", "merged", "change", "single", *more, "coefficient")]
@@ -272,12 +270,12 @@ def _scores(version: Mapping, w: Words) -> list[str]:
     ]
 
 
-def _by_class(folder: RunFolder, version: Mapping, answers: Answers | None, w: Words) -> list[str]:
+def _by_class(folder: RunFolder, version: Version, answers: Answers | None, w: Words) -> list[str]:
     """What stands behind each task's accuracy, folded away: it is looked up rather than read."""
     if answers is None:
         return []
     names, parts = folder.load_heads()[1], []
-    for task in [t for t in version["scores"] if t in answers.predicted and t in names]:
+    for task in [t for t in version.scores if t in answers.predicted and t in names]:
         classes = names[task]
         pair = (answers.predicted[task], answers.labels[task])
         found = class_scores(*pair, len(classes), answers.probability.get(task))
@@ -295,48 +293,46 @@ def _by_class(folder: RunFolder, version: Mapping, answers: Answers | None, w: W
     return [f"<h3>{w('by_class')}</h3>", _how(w("by_class_how")), *parts] if parts else []
 
 
-def _looked(score: Mapping, look: int, w: Words) -> Html:
+def _looked(score: Score, look: int, w: Words) -> Html:
     """A score with its interval, and with the number of the look at its test inputs from the second one on."""
     if look < 2:
         return _interval(score)
     return filled("{score} <small>{look}</small>", score=_interval(score), look=w("looked", number=look))
 
 
-def _means(version: Mapping, more: Sequence[str], w: Words) -> list[str]:
+def _means(version: Version, more: Sequence[str], w: Words) -> list[str]:
     """The mean over the targets, with its intervals by bootstrap."""
-    means = version["summary"]
-    if not (found := means.get("intervals")):
+    means = version.summary
+    if not means.intervals:
         return []
 
     def told(name: str, value: float, sign: str = "") -> str:
-        low, high = found[name]
+        low, high = means.intervals[name]
         return Html(f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>")
 
-    gain = told("gain", means["merged"] - means["zero_shot"], "+")
     return [
         w("mean_targets"),
         "",
-        told("zero_shot", means["zero_shot"]),
-        told("merged", means["merged"]),
-        gain,
-        f"{means['single']:.3f}" if "single" in means else "",
-        *(f"{means[k]:.3f}" if k in means else "" for k in more),
+        told("zero_shot", means.zero_shot),
+        told("merged", means.merged),
+        told("gain", means.merged - means.zero_shot, "+"),
+        *("" if (mean := means.mean(k)) is None else f"{mean:.3f}" for k in ("single", *more)),
         "",
         "",
     ]
 
 
-def _gate(version: Mapping, w: Words) -> list[str]:
-    if not (checks := version.get("gate", {}).get("checks")):
+def _gate(version: Version, w: Words) -> list[str]:
+    if not version.checks:
         return []
     rows = []
-    for c in checks:
-        result = w(RESULTS[c["result"]])
-        told = result
-        if c["more"]:
-            key = "more_needed" if c.get("most") else "more_needed_end"
-            told = w(key, result=result, **{k: c[k] for k in ("more", "most") if c.get(k)})
-        rows.append([_condition(c, w), f"{c['wanted']:.3f}", _interval(c), str(c["n"] or ""), told])
+    for c in version.checks:
+        told = w(RESULTS[c.result])
+        if c.more and c.most:
+            told = w("more_needed", result=told, more=c.more, most=c.most)
+        elif c.more:
+            told = w("more_needed_end", result=told, more=c.more)
+        rows.append([_condition(c, w), f"{c.wanted:.3f}", _interval(c), str(c.n or ""), told])
     head = [w("condition"), w("wanted"), w("found_head"), "n", w("result")]
     return [f"<h2>{w('gate')}</h2>", _how(w("gate_how", together=2)), _table(head, rows)]
 
@@ -344,29 +340,30 @@ def _gate(version: Mapping, w: Words) -> list[str]:
 def _watched(events: Sequence[Mapping], w: Words) -> list[str]:
     if not events:
         return []
-    rows = [
-        [
-            e["data"], e["task"], e["time"][:16].replace("T", " "), _interval(e["scores"]["base"]),
-            _interval(e["scores"]["now"]), str(e["scores"]["now"]["n"]), w(RESULTS[e["gate"]]),
-        ]
-        for e in events
-    ]  # fmt: skip
+    rows = []
+    for e in events:
+        base = Score(**e["scores"]["base"])
+        now = Score(**e["scores"]["now"])
+        when = e["time"][:16].replace("T", " ")
+        rows.append([e["data"], e["task"], when, _interval(base), _interval(now), str(now.n), w(RESULTS[e["gate"]])])
     head = [w(k) for k in ("data", "task", "when", "base", "merged")]
     return [f"<h2>{w('watched')}</h2>", _how(w("watched_how")), _table([*head, "n", w("gate")], rows)]
 
 
-def _negation(version: Mapping, w: Words) -> list[str]:
-    if not (told := version.get("negation")):
+def _negation(version: Version, w: Words) -> list[str]:
+    told = version.negation
+    if told is None:
         return []
-    beyond, models = told["beyond"], ("base", "before", "now")
-    figures = {f"probe_{m}": beyond[m]["probe"]["value"] for m in models}
-    figures |= {f"again_{m}": beyond[m]["retrained"]["value"] for m in models}
-    counts = zip(told["classes"], beyond["now"]["labels"], *(beyond[m]["predicted"] for m in models), strict=True)
+    beyond = told.beyond
+    models = ("base", "before", "now")
+    figures = {f"probe_{m}": beyond[m].probe.value for m in models}
+    figures |= {f"again_{m}": beyond[m].retrained.value for m in models}
+    counts = zip(told.classes, beyond["now"].labels, *(beyond[m].predicted for m in models), strict=True)
     return [
-        f"<h2>{w('negation', task=told['task'])}</h2>",
-        _how(w("negation_how", keep=told["keep"])),
+        f"<h2>{w('negation', task=told.task)}</h2>",
+        _how(w("negation_how", keep=told.keep)),
         _plot(plots.negation(told, w.plain)),
-        _how(w("beyond_how", steps=told["retrained_steps"], **figures)),
+        _how(w("beyond_how", steps=told.retrained_steps, **figures)),
         _table(
             [w(k) for k in ("class", "inputs", "predicted_base", "before", "now")],
             [[c, *map(str, n)] for c, *n in counts],
@@ -374,58 +371,60 @@ def _negation(version: Mapping, w: Words) -> list[str]:
     ]
 
 
-def _comparison(version: Mapping, w: Words) -> list[str]:
-    if not (dense := version.get("baseline")):
+def _comparison(version: Version, w: Words) -> list[str]:
+    if version.baseline is None:
         return []
-    mine, theirs, a, b = version["summary"], dense["summary"], version["cost"], dense["cost"]
+    arms: tuple[ArmResult, ArmResult] = (version, version.baseline)
+
+    def row(word: str, told: Callable[[ArmResult], str]) -> list[str]:
+        return [word, *map(told, arms)]
+
     rows = [
-        [w(word), f"{mine[key]:.3f}", f"{theirs[key]:.3f}"]
-        for word, key in (
-            ("zero_shot", "zero_shot"),
-            ("single_task", "single"),
-            ("merged", "merged"),
-            ("normalized", "normalized"),
-        )
-    ]
-    for c, kept in mine["control_kept"].items():
-        rows.append([w("control_row", task=c), f"{kept:.1%}", f"{theirs['control_kept'][c]:.1%}"])
-    rows += [
-        [w("training_time"), f"{a['train_seconds']:.1f} s", f"{b['train_seconds']:.1f} s"],
-        [w("stored"), f"{a['delta_bytes'] / 1e6:.2f} MB", f"{b['delta_bytes'] / 1e6:.2f} MB"],
-        [w("state"), f"{a['state_bytes'] / 1e6:.2f} MB", f"{b['state_bytes'] / 1e6:.2f} MB"],
-        [w("may_change"), f"{a['weights_changed']:,}", f"{b['weights_changed']:,}"],
+        row(w("zero_shot"), lambda arm: f"{arm.summary.zero_shot:.3f}"),
+        row(w("single_task"), lambda arm: f"{arm.summary.single:.3f}"),
+        row(w("merged"), lambda arm: f"{arm.summary.merged:.3f}"),
+        row(w("normalized"), lambda arm: f"{arm.summary.normalized:.3f}"),
+        *(
+            row(w("control_row", task=c), lambda arm, c=c: f"{arm.summary.control_kept[c]:.1%}")
+            for c in version.summary.control_kept
+        ),
+        row(w("training_time"), lambda arm: f"{arm.cost.train_seconds:.1f} s"),
+        row(w("stored"), lambda arm: f"{arm.cost.delta_bytes / 1e6:.2f} MB"),
+        row(w("state"), lambda arm: f"{arm.cost.state_bytes / 1e6:.2f} MB"),
+        row(w("may_change"), lambda arm: f"{arm.cost.weights_changed:,}"),
     ]
     head = [w("mean_targets"), w("sparse_arm"), w("dense_arm")]
     return [f"<h2>{w('dense')}</h2>", _how(w("dense_how")), _table(head, rows)]
 
 
-def _choice(version: Mapping, w: Words) -> list[str]:
-    if not (choice := version.get("choice")):
+def _choice(version: Version, w: Words) -> list[str]:
+    choice = version.choice
+    if choice is None:
         return []
-    tried = sorted(choice["tried"], key=lambda r: (-r["held"], -r["merged"]))
+    tried = sorted(choice.tried, key=lambda r: (-r.held, -r.merged))
     rows = []
     for r in tried:
-        s = r["setting"]
+        s = r.setting
         rows.append(
             [
-                f"{s['strategy']}, {s['granularity']}",
-                f"{s['keep']:.0%}",
-                f"{s.get('layers', 1):.0%}",
-                filled("&times; {lr:g}", lr=s["lr"]),
-                f"{r['work']:.0%}",
-                f"{r['single']:.3f}",
-                filled("{merged:.3f} &plusmn; {error:.3f}", merged=r["merged"], error=r["error"]),
-                _percent(r["control"]),
-                _percent(r.get("disentanglement")),
-                w("yes" if r["held"] else "no"),
+                f"{s.strategy}, {s.granularity}",
+                f"{s.keep:.0%}",
+                f"{s.layers:.0%}",
+                filled("&times; {lr:g}", lr=s.lr),
+                f"{r.work:.0%}",
+                f"{r.single:.3f}",
+                filled("{merged:.3f} &plusmn; {error:.3f}", merged=r.merged, error=r.error),
+                _percent(r.control),
+                _percent(r.disentanglement),
+                w("yes" if r.held else "no"),
             ]
         )
     how = w(
         "choice_how",
-        share=tried[0]["share"],
-        tolerance=choice["asked"]["auto"]["tolerance"],
-        chosen=w("setting", **{"layers": 1.0, **choice["chosen"]}),
-        seconds=choice["seconds"],
+        share=tried[0].share,
+        tolerance=choice.asked["auto"]["tolerance"],
+        chosen=w("setting", **dict(choice.chosen)),
+        seconds=choice.seconds,
     )
     head = [
         w(k) for k in ("may_change", "share", "layers", "learning_rate", "step_work", "single", "merged", "kept_head")
@@ -439,41 +438,40 @@ def _choice(version: Mapping, w: Words) -> list[str]:
     ]
 
 
-def _scope(folder: RunFolder, version: Mapping, w: Words) -> list[str]:
-    impact = version.get("impact")
-    if not impact or not impact["tensors"]:
+def _scope(folder: RunFolder, version: Version, w: Words) -> list[str]:
+    impact = version.impact
+    if not impact.tensors:
         return []
-    changed = sum(t["changed"] for t in impact["tensors"].values())
-    flipped = [[t, _kind(version, t, w), _percent(share)] for t, share in impact["flipped"].items()]
+    flipped = [[t, _kind(version, t, w), _percent(share)] for t, share in impact.flipped.items()]
     parts = [
         f"<h2>{w('impact')}</h2>",
-        _how(w("impact_how", changed=changed, tensors=len(impact["tensors"]))),
-        _plot(plots.impact(impact["tensors"], w.plain)),
+        _how(w("impact_how", changed=impact.changed, tensors=len(impact.tensors))),
+        _plot(plots.impact(impact.tensors, w.plain)),
         _how(w("flipped_how")),
         _table([w("task"), w("kind"), w("flipped")], flipped),
     ]
-    infos = {t: folder.delta_info(t, mark) for t, mark in version["deltas"].items()}
+    infos = {t: folder.delta_info(t, mark) for t, mark in version.deltas.items()}
     if imported := {t: i for t, i in infos.items() if "imported" in i}:
         rows = [[t, i["imported"], _percent(i["lost"])] for t, i in imported.items()]
         parts += [_how(w("imported_how")), _table([w("task"), w("checkpoint"), w("imported")], rows)]
     return parts
 
 
-def _robustness(version: Mapping, found: Mapping | None, w: Words) -> list[str]:
+def _robustness(version: Version, found: Mapping | None, w: Words) -> list[str]:
     if not found:
         return []
-    rows, kept = [], {}
-    for task, kinds in found.items():
+    scores = {task: {name: TaskScores(**s) for name, s in kinds.items()} for task, kinds in found.items()}
+    rows = []
+    for task, kinds in scores.items():
         for name, s in kinds.items():
-            change = s["merged"]["value"] - s["base"]["value"]
-            rows.append(
-                [task, _kind(version, task, w), name, _interval(s["base"]), _interval(s["merged"]), f"{change:+.3f}"]
-            )
+            change = f"{s.merged.value - s.base.value:+.3f}"
+            rows.append([task, _kind(version, task, w), name, _interval(s.base), _interval(s.merged), change])
+    kept = {}
     for model in ("base", "merged"):
         shares = [
-            s[model]["value"] / max(kinds["none"][model]["value"], 1e-9)
-            for task, kinds in found.items()
-            if task in version["targets"]
+            getattr(s, model).value / max(getattr(kinds["none"], model).value, 1e-9)
+            for task, kinds in scores.items()
+            if task in version.targets
             for name, s in kinds.items()
             if name != "none"
         ]
@@ -482,23 +480,23 @@ def _robustness(version: Mapping, found: Mapping | None, w: Words) -> list[str]:
     return [f"<h2>{w('robustness')}</h2>", _how(w("robustness_how", **kept)), _table(head, rows)]
 
 
-def _drift(versions: Sequence[Mapping], w: Words) -> list[str]:
+def _drift(versions: Sequence[Version], w: Words) -> list[str]:
     if len(versions) < 2:
         return []
     return [f"<h2>{w('drift')}</h2>", _how(w("drift_how")), _plot(plots.drift(versions, w.plain))]
 
 
-def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Words) -> list[str]:
-    curves = {t: folder.delta_info(t, mark).get("curve") or [] for t, mark in version["deltas"].items()}
+def _how_it_was_made(folder: RunFolder, version: Version, info: Mapping, w: Words) -> list[str]:
+    curves = {t: folder.delta_info(t, mark).get("curve") or [] for t, mark in version.deltas.items()}
     parts = [*_search(version, w), *_learned(version, w), *_entangled(version, w)]
     if any(curves.values()):
         parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w.plain))]
     parts += [*_mask(folder, info, w), *_took(version, w)]
     facts = [
         ("base", info["base"]),
-        ("mask", version["mask"]),
-        ("model", version["model"]),
-        ("made", version["created"]),
+        ("mask", version.mask),
+        ("model", version.model),
+        ("made", version.created),
     ]
     rows = [[w(k), v] for k, v in facts] + [[k, v] for k, v in info["software"].items()]
     return [
@@ -508,39 +506,40 @@ def _how_it_was_made(folder: RunFolder, version: Mapping, info: Mapping, w: Word
     ]
 
 
-def _search(version: Mapping, w: Words) -> list[str]:
-    pairs = (("sparse", version), ("dense_arm", version.get("baseline")))
-    arms = {w.plain(name): found["search"] for name, found in pairs if found and "search" in found}
+def _search(version: Version, w: Words) -> list[str]:
+    pairs = (("sparse", version), ("dense_arm", version.baseline))
+    arms = {w.plain(name): arm.search for name, arm in pairs if arm is not None and arm.search.candidates}
     if not arms:
         return []
     found = next(iter(arms.values()))
-    notes = [w("tried", n=len(found["candidates"]))]
-    if len(methods := found.get("methods", {})) > 1:
-        notes.append(w("methods", methods=", ".join(f"{m} {o:.4f}" for m, o in methods.items())))
-    if len(reached := found.get("granularities", {})) > 1:
-        notes.append(w("reached", reached=", ".join(f"{g} {o:.4f}" for g, o in reached.items())))
+    notes = [w("tried", n=len(found.candidates))]
+    if len(found.methods) > 1:
+        notes.append(w("methods", methods=", ".join(f"{m} {o:.4f}" for m, o in found.methods.items())))
+    if len(found.granularities) > 1:
+        notes.append(w("reached", reached=", ".join(f"{g} {o:.4f}" for g, o in found.granularities.items())))
     return [
         f"<h2>{w('search')}</h2>",
         _how(w("search_how", words=joined(" ", notes))),
-        _plot(plots.candidates({name: a["candidates"] for name, a in arms.items()}, w.plain)),
+        _plot(plots.candidates({name: a.candidates for name, a in arms.items()}, w.plain)),
     ]
 
 
-def _learned(version: Mapping, w: Words) -> list[str]:
+def _learned(version: Version, w: Words) -> list[str]:
     """What was learned, where coefficients were: a map of them, and how the loss fell."""
-    learned, found = version.get("learned"), version.get("search", {})
-    if not learned or not found.get("by_tensor"):
+    learned = version.learned
+    found = version.search
+    rows = found.by_tensor
+    if learned is None or not rows:
         return []
-    granularity, rows = learned["granularity"], found["by_tensor"]
     how = w(
         "learned_how",
-        count=learned["count"] * len(rows),
-        granularity=w(f"by_{granularity}"),
-        teacher=w(f"teacher_{found['teacher']}"),
-        pressure=found["pressure"],
-        heads=", ".join(learned["heads"]) or w("none"),
+        count=learned.count * len(rows),
+        granularity=w(f"by_{learned.granularity}"),
+        teacher=w(f"teacher_{found.teacher}"),
+        pressure=found.pressure,
+        heads=", ".join(learned.heads) or w("none"),
     )
-    curves = {w.plain("merged"): found["curve"]}
+    curves = {w.plain("merged"): found.curve}
     return [
         f"<h2>{w('learned')}</h2>",
         _how(how),
@@ -549,16 +548,17 @@ def _learned(version: Mapping, w: Words) -> list[str]:
     ]
 
 
-def _entangled(version: Mapping, w: Words) -> list[str]:
-    if not (xi := version.get("search", {}).get("disentanglement")):
+def _entangled(version: Version, w: Words) -> list[str]:
+    xi = version.search.disentanglement
+    together = xi.together
+    if not together:
         return []
-    together = xi["together"]
     worst = max(together, key=together.get)
     mean = sum(together.values()) / len(together)
     parts = [f"<h2>{w('xi')}</h2>", _how(w("xi_how", mean=mean, worst=worst, most=together[worst]))]
-    if xi["pairs"]:
+    if xi.pairs:
         labels = map(w.plain, ("joins", "inputs_of", "xi_plot"))
-        parts.append(_plot(plots.heatmap(xi["pairs"], xi["tasks"], xi["tasks"], *labels)))
+        parts.append(_plot(plots.heatmap(xi.pairs, xi.tasks, xi.tasks, *labels)))
     return parts
 
 
@@ -578,11 +578,12 @@ def _mask(folder: RunFolder, info: Mapping, w: Words) -> list[str]:
     return parts
 
 
-def _took(version: Mapping, w: Words) -> list[str]:
-    if not (stages := version.get("stages")):
+def _took(version: Version, w: Words) -> list[str]:
+    stages = version.stages
+    if stages is None:
         return []
-    rows = [[n, f"{s:.1f} s", str(stages["slots"].get(n, ""))] for n, s in stages["seconds"].items()]
-    told = ("first_step", "merge_seconds", "object_store_peak")  # a version of an earlier release may lack some
-    notes = [w(key, value=stages[key]) for key in told if stages.get(key) is not None]
-    words = joined(" ", [w("in_all", seconds=version["seconds"]), *notes])
+    rows = [[n, f"{s:.1f} s", str(stages.slots.get(n, ""))] for n, s in stages.seconds.items()]
+    told = ("first_step", "merge_seconds", "object_store_peak")
+    notes = [w(key, value=value) for key in told if (value := getattr(stages, key)) is not None]
+    words = joined(" ", [w("in_all", seconds=version.seconds), *notes])
     return [f"<h2>{w('took')}</h2>", _how(words), _table([w("stage"), w("wall_time"), w("at_once")], rows)]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 
+from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores, TensorChange, Version
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -75,9 +77,9 @@ def mask_by_tensor(density: Mapping[str, float], w: Say) -> str:
     return _bars(density, w("share_may_change"), w("mask_plot"), 1.0)
 
 
-def impact(tensors: Mapping[str, Mapping[str, float]], w: Say) -> str:
+def impact(tensors: Mapping[str, TensorChange], w: Say) -> str:
     """Norm of the change over norm of the base, in every tensor that changed."""
-    far = {name: t["relative"] for name, t in tensors.items()}
+    far = {name: t.relative for name, t in tensors.items()}
     return _bars(far, w("impact_axis"), w("impact_plot"))
 
 
@@ -90,15 +92,15 @@ def _bars(values: Mapping[str, float], title_x: str, description: str, limit: fl
     return _svg(figure, description)
 
 
-def drift(versions: Sequence[Mapping], w: Say) -> str:
+def drift(versions: Sequence[Version], w: Say) -> str:
     """Test accuracy of every task over versions; control tasks are dashed."""
     figure, axes = _axes(3.0, w("version"), w("accuracy_test"))
-    tasks = list(dict.fromkeys(t for v in versions for t in v["scores"]))
+    tasks = list(dict.fromkeys(t for v in versions for t in v.scores))
     for task, color in zip(tasks, PALETTE * 100, strict=False):
-        found = [(v["version"], v["scores"][task]["merged"]["value"]) for v in versions if task in v["scores"]]
-        style = "o--" if task in versions[-1]["controls"] else "o-"
+        found = [(v.number, v.scores[task].merged.value) for v in versions if task in v.scores]
+        style = "o--" if task in versions[-1].controls else "o-"
         axes.plot(*zip(*found, strict=True), style, label=task, color=color, markersize=3, linewidth=1.2)
-    axes.set_xticks([v["version"] for v in versions])
+    axes.set_xticks([v.number for v in versions])
     axes.set_ylim(0, 1)
     _legend(axes)
     return _svg(figure, w("drift_plot"))
@@ -127,16 +129,12 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Say, des
     return _svg(figure, description or w("training_plot"))
 
 
-def candidates(arms: Mapping[str, Sequence[Mapping]], w: Say) -> str:
+def candidates(arms: Mapping[str, Sequence[Candidate]], w: Say) -> str:
     """Objective of every candidate by its mean coefficient; those that let a control task fall are hollow, on the
     ground line."""
     figure, axes = _axes(2.8, w("mean_coefficient"), w("normalized_validation"))
     for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
-        points = [
-            (sum(c["coefficients"].values()) / max(1, len(c["coefficients"])), c["objective"])
-            for c in found
-            if c.get("whole", True)  # versions of earlier releases hold some that were stopped early
-        ]
+        points = [(sum(c.coefficients.values()) / max(1, len(c.coefficients)), c.objective) for c in found if c.whole]
         held = [(x, y) for x, y in points if y >= 0]
         if held:
             axes.plot(*zip(*held, strict=True), "o", label=arm, color=color, markersize=4)
@@ -187,22 +185,21 @@ def coefficients(rows: Mapping[str, Mapping[str, float]], w: Say) -> str:
     return _svg(figure, w("learned_plot"))
 
 
-def trade_off(tried: Sequence[Mapping], w: Say) -> str:
+def trade_off(tried: Sequence[ShortRun], w: Say) -> str:
     """Merged and single-task validation accuracy of every short run, by the share of weights that may change."""
     figure, axes = _axes(3.0, w("share_may_change"), w("accuracy_validation"))
-    kinds = list(dict.fromkeys(f"{r['setting']['strategy']} {r['setting']['granularity']}" for r in tried))
-    for kind, color in zip(kinds, PALETTE * 100, strict=False):
-        mine = [r for r in tried if f"{r['setting']['strategy']} {r['setting']['granularity']}" == kind]
+    by_kind: dict[str, list[ShortRun]] = {}
+    for run in tried:
+        by_kind.setdefault(f"{run.setting.strategy} {run.setting.granularity}", []).append(run)
+    for (kind, mine), color in zip(by_kind.items(), PALETTE * 100, strict=False):
         for held in (True, False):
-            points = [(r["setting"]["keep"], r["merged"]) for r in mine if r["held"] is held]
+            points = [(r.setting.keep, r.merged) for r in mine if r.held is held]
             if points:
                 fill, label = ("full", kind) if held else ("none", None)
                 axes.plot(*zip(*points, strict=True), "o", color=color, fillstyle=fill, label=label, markersize=5)
-        axes.plot(
-            *zip(*[(r["setting"]["keep"], r["single"]) for r in mine], strict=True), "_", color=color, markersize=9
-        )
+        axes.plot([r.setting.keep for r in mine], [r.single for r in mine], "_", color=color, markersize=9)
     axes.set_xscale("log")
-    ticks = sorted({r["setting"]["keep"] for r in tried})
+    ticks = sorted({r.setting.keep for r in tried})
     axes.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
@@ -210,31 +207,31 @@ def trade_off(tried: Sequence[Mapping], w: Say) -> str:
     return _svg(figure, w("trade_off_plot"))
 
 
-def negation(told: Mapping, w: Say) -> str:
+def negation(told: Negation, w: Say) -> str:
     """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by pressure; by
     coefficient in versions of earlier releases."""
-    by = "pressure" if "pressure" in told["curve"][0] else "coefficient"
+    by = "pressure" if told.curve[0].pressure is not None else "coefficient"
     figure, axes = _axes(2.8, w(by), w("accuracy_kept"))
-    x = [p[by] for p in told["curve"]]
-    axes.plot(x, [p["target"] for p in told["curve"]], "o-", label=told["task"], color=PALETTE[5], markersize=3)
-    axes.plot(x, [p["kept"] for p in told["curve"]], "o-", label=w("kept_least"), color=PALETTE[2], markersize=3)
-    axes.axhline(told["keep"], color=PALETTE[2], linewidth=0.8, linestyle="--")
-    axes.axhline(told["chance"], color=PALETTE[5], linewidth=0.8, linestyle=":")
+    x = [getattr(p, by) for p in told.curve]
+    axes.plot(x, [p.target for p in told.curve], "o-", label=told.task, color=PALETTE[5], markersize=3)
+    axes.plot(x, [p.kept for p in told.curve], "o-", label=w("kept_least"), color=PALETTE[2], markersize=3)
+    axes.axhline(told.keep, color=PALETTE[2], linewidth=0.8, linestyle="--")
+    axes.axhline(told.chance, color=PALETTE[5], linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _svg(figure, w("negation_plot"))
 
 
-def scores(rows: Mapping[str, Mapping[str, Mapping[str, float]]], w: Say) -> str:
+def scores(rows: Mapping[str, TaskScores], w: Say) -> str:
     """Base, merged and single-task accuracy of every task, with 95 % intervals."""
     names = list(rows)
     figure, axes = _axes(max(2.0, 0.42 * len(names)), w("accuracy_test"), "")
     for offset, (kind, color) in enumerate((("base", PALETTE[4]), ("merged", PALETTE[0]), ("single", PALETTE[2]))):
-        have = [(i, rows[n][kind]) for i, n in enumerate(names) if kind in rows[n]]
-        x = [s["value"] for _, s in have]
+        have = [(i, score) for i, n in enumerate(names) if (score := getattr(rows[n], kind)) is not None]
+        x = [s.value for _, s in have]
         errors = [
-            [max(0.0, s["value"] - s["low"]) for _, s in have],
-            [max(0.0, s["high"] - s["value"]) for _, s in have],
+            [max(0.0, s.value - s.low) for _, s in have],
+            [max(0.0, s.high - s.value) for _, s in have],
         ]
         axes.errorbar(
             x,

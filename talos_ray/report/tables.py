@@ -11,58 +11,46 @@ from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 
 from talos_ray.shown import cell
-from talos_ray.storage.run_folder import coefficient_of, kind_of
+from talos_ray.storage.version import Version
 
 Table = list[Sequence[object]]  # the first row is the header
 
 
-def scores(version: Mapping) -> Table:
+def scores(version: Version) -> Table:
     """A row a task and model, with 95 % intervals."""
     rows: Table = [("task", "kind", "coefficient", "model", "accuracy", "low", "high", "n")]
-    for task, kinds in version["scores"].items():
-        kind, alpha = kind_of(version, task), version["coefficients"].get(task, coefficient_of(version, task))
-        rows += [(task, kind, alpha, model, s["value"], s["low"], s["high"], s["n"]) for model, s in kinds.items()]
+    for task, scores in version.scores.items():
+        kind = version.kind_of(task)
+        alpha = version.coefficients.get(task, version.coefficient_of(task))
+        rows += [(task, kind, alpha, model, s.value, s.low, s.high, s.n) for model, s in scores.measured().items()]
     return rows
 
 
-def checks(version: Mapping) -> Table:
+def checks(version: Version) -> Table:
     """What the gate wanted and found."""
     rows: Table = [
         ("condition", "task", "wanted", "found", "low", "high", "n", "result", "more inputs needed", "or up to")
     ]
-    for c in version.get("gate", {}).get("checks", ()):
-        rows.append(
-            (
-                c["what"],
-                c["task"],
-                c["wanted"],
-                c["value"],
-                c["low"],
-                c["high"],
-                c["n"],
-                c["result"],
-                c["more"],
-                c.get("most"),
-            )
-        )
+    for c in version.checks:
+        rows.append((c.what, c.task, c.wanted, c.value, c.low, c.high, c.n, c.result, c.more, c.most))
     return rows
 
 
-def impact(version: Mapping) -> Table:
+def impact(version: Version) -> Table:
     """Every tensor that changed, and how far."""
     rows: Table = [("tensor", "weights", "weights changed", "length of the change / length of the base")]
-    for name, t in version.get("impact", {}).get("tensors", {}).items():
-        rows.append((name, t["weights"], t["changed"], t["relative"]))
+    for name, t in version.impact.tensors.items():
+        rows.append((name, t.weights, t.changed, t.relative))
     return rows
 
 
-def drift(versions: Sequence[Mapping]) -> Table:
+def drift(versions: Sequence[Version]) -> Table:
     """Test accuracy of every task in every version."""
-    tasks = list(dict.fromkeys(t for v in versions for t in v["scores"]))
+    tasks = list(dict.fromkeys(t for v in versions for t in v.scores))
     rows: Table = [("version", "kind", "made", *tasks)]
     for v in versions:
-        found = [v["scores"][t]["merged"]["value"] if t in v["scores"] else None for t in tasks]
-        rows.append((v["version"], v["kind"], v["created"], *found))
+        found = [v.scores[t].merged.value if t in v.scores else None for t in tasks]
+        rows.append((v.number, v.kind, v.created, *found))
     return rows
 
 

@@ -11,7 +11,8 @@ from functools import cached_property
 
 from talos_ray.api import Run, open_run
 from talos_ray.errors import SpecError, TalosError, nearest
-from talos_ray.storage.run_folder import is_in_force, tasks_of
+from talos_ray.storage.run_folder import tasks_of
+from talos_ray.storage.version import Version
 from talos_ray.trust import versions
 
 FOLLOW_SECONDS = 1.0  # between two looks at a run's history
@@ -64,7 +65,7 @@ class View:
         self.mark = mark  # of the newest event when this was made
         self.head = run.head
         self.tasks = tasks_of(run.info)
-        self._versions: dict[int, Mapping] = {}
+        self._versions: dict[int, Version] = {}
 
     @cached_property
     def classes(self) -> dict[str, list[str]]:
@@ -84,7 +85,7 @@ class View:
             )
         return self.tasks[task]
 
-    def version(self, number: int) -> Mapping:
+    def version(self, number: int) -> Version:
         """A version that may be served: its gate holds, or somebody approved it.
 
         Raises:
@@ -99,26 +100,26 @@ class View:
         if versions.is_held(folder, version):
             raise Refused(
                 409,
-                f"version {number} is kept aside by its gate: {versions.why(version)}; head is {self.head}; ask for "
+                f"version {number} is kept aside by its gate: {version.gate.why}; head is {self.head}; ask for "
                 "another version, or let somebody approve it with `talos approve`",
             )
         self._versions[number] = version
         return version
 
-    def delta(self, version: Mapping, task: str) -> str:
+    def delta(self, version: Version, task: str) -> str:
         """Fingerprint of the edit of a task that a version holds.
 
         Raises:
             Refused: it holds none, or has forgotten the task.
         """
-        if not is_in_force(version, task):
-            edits = [t for t in version["deltas"] if is_in_force(version, t)]
+        if not version.holds(task):
+            edits = [t for t in version.deltas if version.holds(t)]
             raise Refused(
                 404,
-                f"version {version['version']} holds no edit of task {task!r}{nearest(task, edits)}; it holds those "
+                f"version {version.number} holds no edit of task {task!r}{nearest(task, edits)}; it holds those "
                 f"of: {', '.join(edits) or 'none'}",
             )
-        return version["deltas"][task]
+        return version.deltas[task]
 
 
 class Record:

@@ -20,6 +20,7 @@ from talos_ray.data.split import Split
 from talos_ray.serving.inputs import decoded, reading
 from talos_ray.serving.record import FOLLOW_SECONDS, Canary, Record, Refused, View
 from talos_ray.serving.switch import BASE, Switch
+from talos_ray.storage.version import Version
 from talos_ray.tasks import load_inputs
 from talos_ray.trust.predict import Pipeline, Predictions, check_top, notes_on
 from talos_ray.trust.recompose import Edit, deltas_of, edit_of
@@ -40,27 +41,27 @@ class Target:
     """
 
     view: View
-    version: Mapping
+    version: Version
     edit: str | None
     pipe: Pipeline
 
     @property
     def name(self) -> str:
         """Of what the module has to hold. Versions never change, and edits are named by their content."""
-        if not self.version["deltas"]:
+        if not self.version.deltas:
             return BASE
         if self.edit is None:
-            return f"version {self.version['version']}"
-        return f"edit of task {self.edit!r} {self.version['deltas'][self.edit]}"
+            return f"version {self.version.number}"
+        return f"edit of task {self.edit!r} {self.version.deltas[self.edit]}"
 
     def load(self) -> Edit:
         """What the module has to hold beside the base, from storage."""
         run = self.view.run
         check_sources(run.folder, self.version)
         if self.edit is None:
-            deltas = deltas_of(run.folder, run.mask, run.info["base"], self.version["deltas"])
+            deltas = deltas_of(run.folder, run.mask, run.info["base"], self.version.deltas)
             return edit_of(run.folder, self.version, run.mask, deltas)
-        wanted = {self.edit: self.version["deltas"][self.edit]}
+        wanted = {self.edit: self.version.deltas[self.edit]}
         deltas = deltas_of(run.folder, run.mask, run.info["base"], wanted)
         return Edit(mask=run.mask, rows=deltas, blend=Blend({self.edit: 1.0}))
 
@@ -98,7 +99,7 @@ class Metrics:
         task, version, edit = "", "", ""
         if target is not None:
             task = target.pipe.settings["name"]
-            version = str(target.version["version"])
+            version = str(target.version.number)
             edit = MERGED if target.edit is None else SINGLE
         self.requests.labels(self.replica, task, version, edit, str(status)).inc()
 
@@ -208,19 +209,19 @@ class Server:
         seen, targets = self._targets
         if seen is not view:
             seen, targets = self._targets = (view, {})
-        key = (task, chosen["version"], single)
+        key = (task, chosen.number, single)
         if key not in targets:
             targets[key] = self._new_target(view, settings, chosen, single)
         return targets[key]
 
-    def _new_target(self, view: View, settings: Mapping, version: Mapping, single: str | None) -> Target:
+    def _new_target(self, view: View, settings: Mapping, version: Version, single: str | None) -> Target:
         task, folder = settings["name"], view.run.folder
         # A version's own heads were fitted to its features. Those of a single edit are not kept: it answers under the
         # heads that the run began with, as `single_words` was measured.
-        heads = folder.heads_of(version if single is None else {})
+        heads = folder.heads_of(version if single is None else None)
         pipe = Pipeline(
             model=self.family,
-            version=version["version"],
+            version=version.number,
             settings=settings,
             classes=view.classes[task],
             head=heads[task],
@@ -250,7 +251,7 @@ class Server:
         first = group[0].target
         try:
             began = time.perf_counter()
-            model = first.version["model"] if first.edit is None else None
+            model = first.version.model if first.edit is None else None
             if self.switch.to(name, first.load, model):
                 self.metrics.switches.labels(self.metrics.replica).observe(time.perf_counter() - began)
             for part in self._parts(group):

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_packed
-from talos_ray.core.merging import coefficients_of
 from talos_ray.core.paired import Answers
 from talos_ray.core.segments import Blend
 from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
 from talos_ray.shown import plain
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
-from talos_ray.storage.schema import delta_of, finite, mask_of, run_of, version_of
+from talos_ray.storage.schema import delta_of, finite, mask_of, run_of
+from talos_ray.storage.version import Learned, Version
 
 FORMAT = 3  # of run.json; 2 named events by number and hash
 READS = (2, 3)
@@ -408,7 +408,7 @@ class RunFolder:
         names = [n.removeprefix("rows/") for n in tensors if n.startswith("rows/")]
         return mask, {t: Delta(t, tensors[f"rows/{t}"], info["base"], mask.fingerprint) for t in sorted(names)}
 
-    def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, object]:
+    def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> Learned:
         """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file
         named by its content. Returns what the version says of it."""
         tensors = {f"head/{t}": h.float().contiguous() for t, h in heads.items()}
@@ -425,34 +425,35 @@ class RunFolder:
         }
         ranges = {t: [float(a.min()), float(a.max())] for t, a in blend.values.items() if blend.granularity}
         count = max((len(a) for a in blend.values.values()), default=0) if blend.granularity else 1
-        return {"file": name, **how, "count": count, "heads": sorted(heads), "range": ranges, "near_zero": near_zero}
+        return Learned(file=name, **how, count=count, heads=sorted(heads), range=ranges, near_zero=near_zero)
 
-    def load_learned(self, version: Mapping) -> tuple[Blend, dict[str, torch.Tensor]]:
+    def load_learned(self, version: Version) -> tuple[Blend, dict[str, torch.Tensor]]:
         """How much of each delta a version is made of, and the heads that its tasks have of their own, by task.
 
         Raises:
             CorruptError: the file is not the one that the version was made with.
         """
-        learned = version.get("learned")
+        learned = version.learned
         if learned is None:
-            return Blend(version.get("coefficients", {})), {}
-        tensors, _ = self.store.read_tensors(learned["file"])
-        if f"learned/{fingerprint(tensors)}.safetensors" != learned["file"]:
+            return Blend(version.coefficients), {}
+        tensors, _ = self.store.read_tensors(learned.file)
+        if f"learned/{fingerprint(tensors)}.safetensors" != learned.file:
             raise CorruptError(
-                f"{self.store.path(learned['file'])} does not hold the coefficients that it names; it was changed; "
+                f"{self.store.path(learned.file)} does not hold the coefficients that it names; it was changed; "
                 "restore it from a copy"
             )
         heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
-        if learned["granularity"] is None:
-            return Blend(version["coefficients"]), heads
+        if learned.granularity is None:
+            return Blend(version.coefficients), heads
         values = {n.removeprefix("coefficient/"): t for n, t in tensors.items() if n.startswith("coefficient/")}
-        return Blend(values, learned["granularity"], learned["groups"] or 4), heads
+        return Blend(values, learned.granularity, learned.groups or 4), heads
 
-    def heads_of(self, version: Mapping) -> dict[str, tuple[str, torch.Tensor]]:
-        """What each task of the run is scored with at a version: task -> (kind of head, head)."""
+    def heads_of(self, version: Version | None) -> dict[str, tuple[str, torch.Tensor]]:
+        """What each task of the run is scored with at a version: task -> (kind of head, head). None: the heads that
+        the run began with."""
         frozen, _ = self.load_heads()
         kinds = {name: task.get("head", "words") for name, task in tasks_of(self.info()).items()}
-        own = self.load_learned(version)[1]
+        own = {} if version is None else self.load_learned(version)[1]
         return {t: ("linear", own[t]) if t in own else (kinds[t], head) for t, head in frozen.items()}
 
     # -------------------------------------------------------------------------------- checkpoints
@@ -515,7 +516,7 @@ class RunFolder:
         there = {name for name in self.store.list("versions") if f"versions/{name}" in recorded}
         return sorted(int(found[1]) for name in there if (found := re.fullmatch(r"(\d{4,})\.json", name)))
 
-    def load_version(self, number: int) -> dict:
+    def load_version(self, number: int) -> Version:
         """Raises TalosError if there is no such version, CorruptError if its file was changed or does not hold what it
         should."""
         name = version_name(number)
@@ -523,7 +524,7 @@ class RunFolder:
             raise TalosError(
                 f"version {number} does not exist in {self.store.uri!r}; it has: {', '.join(map(str, self.versions()))}"
             )
-        return version_of(self.store.path(name), self.store.parse_json(name, self.read(name)), number)
+        return Version.read(self.store.path(name), self.store.parse_json(name, self.read(name)), number)
 
     def misfits(self) -> list[str]:
         """Files that are as they were recorded, and yet do not hold what their format says: a score above 1, a delta
@@ -555,7 +556,7 @@ class RunFolder:
     def add_version(
         self,
         operation: str,
-        render: Callable[[int], tuple[Mapping, Mapping[str, bytes]]],
+        render: Callable[[int], tuple[Version, Mapping[str, bytes]]],
         *,
         in_force: bool = True,
         at: int | None = None,
@@ -564,7 +565,7 @@ class RunFolder:
         """Add the next version and put it in force, or keep it aside. Returns its number.
 
         Args:
-            render: number -> (the version's content, more files that belong to it).
+            render: number -> (the version, more files that belong to it).
             at: head when the work on it began, if it was made from head.
 
         Raises:
@@ -575,7 +576,7 @@ class RunFolder:
             self._check_head(at, before)
             number = before.get("versions", 0)
             version, files = render(number)
-            writes = {version_name(number): as_json({"version": number, **version}), **files}
+            writes = {version_name(number): as_json(version.with_fields(version=number).as_dict()), **files}
             more = {
                 "version": number,
                 "versions": number + 1,
@@ -669,29 +670,9 @@ def answers_file(number: int, answers: Answers) -> tuple[str, bytes]:
     return answers_name(number), as_tensors(tensors, {"data": dict(answers.data)})
 
 
-def _facts(version: Mapping) -> dict[str, object]:
+def _facts(version: Version) -> dict[str, object]:
     """What an event tells of a version."""
-    return {"model": version["model"], "coefficients": version["coefficients"], "software": software()}
-
-
-def is_in_force(version: Mapping, task: str) -> bool:
-    """Whether a version holds a task's edit: its delta is there, and neither forgotten nor only a help to forget
-    another one."""
-    return task in version["deltas"] and task in version["targets"] and task not in version.get("forgotten", ())
-
-
-def kind_of(version: Mapping, task: str) -> str:
-    """'target', 'forgotten', 'control', or 'other': of the run, but no part of this version."""
-    if task in version.get("forgotten", ()):
-        return "forgotten"
-    return "target" if task in version["targets"] else "control" if task in version["controls"] else "other"
-
-
-def coefficient_of(version: Mapping, task: str) -> str:
-    """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has
-    none."""
-    own = coefficients_of(version["coefficients"], task)
-    return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
+    return {"model": version.model, "coefficients": version.coefficients, "software": software()}
 
 
 def mask_at(path: str, base: str) -> Mask:

@@ -2,76 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, WrapValidator
 
 from talos_ray.errors import CorruptError
 
 AT_ONCE = (
     1 << 14
 )  # values looked at together: so few start no threads of torch, which a process that forks later would miss
-Number = Annotated[FiniteFloat, Field(strict=True)]
-Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1)]
+
+
+def _as_it_is(value: float, check: Callable[[float], float]) -> float:
+    check(value)
+    return value
+
+
+# A whole number in the place of a float stays one: a file is written again byte by byte as it was.
+Number = Annotated[FiniteFloat, Field(strict=True), WrapValidator(_as_it_is)]
+Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1), WrapValidator(_as_it_is)]
 Many = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
-class _Stored(BaseModel):
-    """Only what is read by name is asked for; a later release may write more, an earlier one less."""
+class Stored(BaseModel):
+    """Only what is read by name is asked for; a later release may write more, which is kept, and an earlier one less.
+    Whatever is not as it should be is told by `fits`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", frozen=True)
 
+    def as_dict(self) -> dict[str, Any]:
+        """What was given, field by field, as JSON takes it: no default is added and nothing is left out."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
 
-class _Score(_Stored):
-    value: Part
-    n: Many
-    low: Part
-    high: Part
-
-
-class _Check(_Stored):
-    kind: Text = ""
-    what: Text
-    task: Text
-    wanted: Number
-    value: Number
-    low: Number
-    high: Number
-    n: Many
-    result: Text
-    more: Many | None = None
+    def with_fields(self, **more: object) -> Self:
+        """The same with other fields, called and shaped as in the file."""
+        return self.model_validate({**self.as_dict(), **more})
 
 
-class _Judged(_Stored):
-    result: Literal["pass", "fail", "not enough data to tell"]
-    checks: list[_Check]
-    settings: dict[str, Any]
-
-
-class _Version(_Stored):
-    version: Many
-    model: Text
-    coefficients: dict[str, Number]
-    kind: Text | None = None
-    created: Text | None = None
-    base: Text | None = None
-    mask: Text | None = None
-    rows: Text | None = None
-    deltas: dict[str, Text] | None = None
-    targets: list[Text] | None = None
-    others: list[Text] | None = None
-    controls: list[Text] | None = None
-    forgotten: list[Text] | None = None
-    scores: dict[str, dict[str, _Score]] | None = None
-    summary: dict[str, Any] | None = None
-    merge: dict[str, Any] | None = None
-    gate: _Judged | None = None
-
-
-class _Run(_Stored):
+class _Run(Stored):
     format: Many
     spec: dict[str, Any]
     base: Text
@@ -79,7 +52,7 @@ class _Run(_Stored):
     software: dict[str, Text]
 
 
-class _Delta(_Stored):
+class _Delta(Stored):
     task: Text
     base: Text
     mask: Text
@@ -88,34 +61,38 @@ class _Delta(_Stored):
     state_bytes: Many | None = None
 
 
-class _Mask(_Stored):
+class _Mask(Stored):
     base: Text
     fingerprint: Text
     k: Many
     shapes: dict[str, list[Many]]
 
 
-def version_of(path: str, found: Mapping, number: int) -> dict:
-    """A version's content, as it is, if it fits.
+def fits(model: type[Shape], path: str, found: Mapping) -> Shape:
+    """What was found in a file, as its format's model.
 
     Raises:
         CorruptError: names file and field.
     """
-    _fits(_Version, path, found)
-    if found["version"] != number:
-        raise CorruptError(f"{path}: field 'version' is {found['version']}; wanted {number}; restore it from a copy")
-    return dict(found)
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        value = repr(first.get("input"))[:60]
+        wanted = first["msg"].removeprefix("Input should be ")
+        raise CorruptError(f"{path}: field {where!r} is {value}; wanted {wanted}; restore it from a copy") from None
 
 
 def run_of(path: str, found: Mapping) -> dict:
-    """The content of run.json; raises as `version_of`."""
-    _fits(_Run, path, found)
+    """The content of run.json; raises as `fits`."""
+    fits(_Run, path, found)
     return dict(found)
 
 
 def delta_of(path: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> torch.Tensor:
-    """The values [k] of a delta's file; raises as `version_of`, and where one of them is no number."""
-    _fits(_Delta, path, info)
+    """The values [k] of a delta's file; raises as `fits`, and where one of them is no number."""
+    fits(_Delta, path, info)
     values = tensors.get("values")
     if values is None or values.dim() != 1 or not values.is_floating_point():
         found = "missing" if values is None else f"{values.dtype} {list(values.shape)}"
@@ -124,8 +101,8 @@ def delta_of(path: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> t
 
 
 def mask_of(path: str, info: Mapping) -> dict:
-    """The metadata of a mask's file; raises as `version_of`."""
-    _fits(_Mask, path, info)
+    """The metadata of a mask's file; raises as `fits`."""
+    fits(_Mask, path, info)
     return dict(info)
 
 
@@ -141,14 +118,3 @@ def finite(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
                     f"{path}: value {number * AT_ONCE + first} of tensor {name!r} is {float(part[first])}; wanted "
                     "finite values; restore it from a copy"
                 )
-
-
-def _fits(model: type[BaseModel], path: str, found: Mapping) -> None:
-    try:
-        model.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        value = repr(first.get("input"))[:60]
-        wanted = first["msg"].removeprefix("Input should be ")
-        raise CorruptError(f"{path}: field {where!r} is {value}; wanted {wanted}; restore it from a copy") from None

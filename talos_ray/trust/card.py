@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from yaml import YAMLError
 
-from talos_ray import gate
 from talos_ray.config import Task
 from talos_ray.data.readers import is_here
 from talos_ray.models import Family, hub_name
 from talos_ray.models.heads import LINEAR_WORDS
 from talos_ray.shown import markdown
 from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder, kind_of
+from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Score, Version
 from talos_ray.trust import versions
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ PLACE = re.compile(r"(?P<kind>.*?[:/])(?P<place>[/~].*)", re.DOTALL)  # a model 
 
 
 def card(
-    folder: RunFolder, version: Mapping, edited: Family, form: Form, *, beside: str = "", licence: str | None = None
+    folder: RunFolder, version: Version, edited: Family, form: Form, *, beside: str = "", licence: str | None = None
 ) -> str:
     """A model card: what the Hub reads of it (`ModelCardData`), and for people base, tasks, data, scores with
     intervals, intended use, limits, and what proves where it comes from. Paths of this machine are not told.
@@ -56,24 +56,23 @@ def card(
     linear = [t for t, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
     linear_words = f"; of {', '.join(linear)} a {LINEAR_WORDS}" if linear else ""
     rows = [
-        f"| {markdown(t)} | {kind_of(version, t)} | {_told(s['base'])} | {_told(s['merged'])} | {s['merged']['n']} | "
+        f"| {markdown(t)} | {version.kind_of(t)} | {_told(s.base)} | {_told(s.merged)} | {s.merged.n} | "
         f"{markdown(_data_shown(tasks[t]))} |"
-        for t, s in version["scores"].items()
+        for t, s in version.scores.items()
     ]
     learnt = (
-        ", ".join(f"{markdown(t)} ({a:g})" for t, a in version["coefficients"].items() if a) or "none: this is the base"
+        ", ".join(f"{markdown(t)} ({a:g})" for t, a in version.coefficients.items() if a) or "none: this is the base"
     )
     return "\n".join(
         [
             "---",
             _metadata(info["spec"]["model"], version, tasks, edited, form, licence).to_yaml(),
             "---",
-            f"# {markdown(model.partition(':')[2] or model)}, edited: version {version['version']} of "
+            f"# {markdown(model.partition(':')[2] or model)}, edited: version {version.number} of "
             f"{markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
-            f"{markdown(model)}, in which "
-            f"{sum(t['changed'] for t in version.get('impact', {}).get('tensors', {}).values()):,} weights differ "
-            "from the base; every other weight is the base, bit by bit. Made by sparse fine-tuning on the weights to "
-            "which the base is least sensitive, and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
+            f"{markdown(model)}, in which {version.impact.changed:,} weights differ from the base; every other weight "
+            "is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, "
+            "and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
             "",
             "## Files",
             FILES[form],
@@ -110,12 +109,12 @@ def card(
 
 
 def _metadata(
-    model: str, version: Mapping, tasks: Mapping[str, Mapping], edited: Family, form: Form, licence: str | None
+    model: str, version: Version, tasks: Mapping[str, Mapping], edited: Family, form: Form, licence: str | None
 ) -> ModelCardData:
     """What the Hub reads of a card, in its own library's form."""
     from huggingface_hub import ModelCardData
 
-    data = {_data_on_hub(tasks[t]) for t in version["scores"]}
+    data = {_data_on_hub(tasks[t]) for t in version.scores}
     shown = _shown(model)
     own_library = {"open_clip": "open_clip", "demo": "open_clip", "hf": "transformers", "hf-bf16": "transformers"}
     return ModelCardData(
@@ -126,8 +125,8 @@ def _metadata(
         datasets=sorted(data - {None}) or None,
         pipeline_tag=_pipeline_tag(edited, [t["kind"] for t in tasks.values()]),
         metrics=["accuracy"],
-        model_name=f"{shown.partition(':')[2] or shown}, version {version['version']}",
-        eval_results=[_result(t, tasks[t], s["merged"]) for t, s in version["scores"].items()] or None,
+        model_name=f"{shown.partition(':')[2] or shown}, version {version.number}",
+        eval_results=[_result(t, tasks[t], s.merged) for t, s in version.scores.items()] or None,
     )
 
 
@@ -138,7 +137,7 @@ def _pipeline_tag(edited: Family, kinds: list[str]) -> str:
     return "text-generation" if hasattr(edited, "sampled") else "text-classification"
 
 
-def _result(name: str, task: Mapping, score: Mapping) -> EvalResult:
+def _result(name: str, task: Mapping, score: Score) -> EvalResult:
     """One entry of a card's model-index. Data that lie on no hub go by the name of their task."""
     from huggingface_hub import EvalResult
 
@@ -150,9 +149,9 @@ def _result(name: str, task: Mapping, score: Mapping) -> EvalResult:
         dataset_config=task.get("config") if on_hub else None,
         dataset_split="test",
         metric_type="accuracy",
-        metric_value=round(score["value"], 4),
+        metric_value=round(score.value, 4),
         metric_name=f"accuracy on {name}",
-        metric_args={"low": round(score["low"], 4), "high": round(score["high"], 4), "n": score["n"]},
+        metric_args={"low": round(score.low, 4), "high": round(score.high, 4), "n": score.n},
     )
 
 
@@ -189,32 +188,30 @@ def _licence_beside(model: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _standing(folder: RunFolder, version: Mapping) -> list[str]:
+def _standing(folder: RunFolder, version: Version) -> list[str]:
     """What its gate says of a version, and whether it was ever let through."""
-    judged = version.get("gate")
-    words = "none" if not judged else f"{judged['result']}{''.join(f'; {s}' for s in gate.told(judged))}"
+    judged = version.gate
+    words = "none" if judged is None else "; ".join([judged.result, *judged.told])
     told = [f"Gate: {markdown(words)}."]
     if versions.is_held(folder, version):
         told.append("**Kept aside: its gate does not let this version through, and nobody has approved it.**")
-    elif approved := folder.approval(version["version"]):
+    elif approved := folder.approval(version.number):
         told.append(f"Approved by {markdown(approved['by'])}: {markdown(approved['reason'])}.")
     return told
 
 
-def _told(score: Mapping) -> str:
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+def _told(score: Score) -> str:
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
-def _provenance(folder: RunFolder, info: Mapping, version: Mapping) -> dict[str, str]:
+def _provenance(folder: RunFolder, info: Mapping, version: Version) -> dict[str, str]:
     event = next(
-        e
-        for e in history.events(folder.store)
-        if e.get("version") == version["version"] and e["operation"] != "rollback"
+        e for e in history.events(folder.store) if e.get("version") == version.number and e["operation"] != "rollback"
     )
     return {
-        "base": version["base"],
-        "mask": version["mask"],
-        "model": version["model"],
+        "base": version.base,
+        "mask": version.mask,
+        "model": version.model,
         "event": f"{event['number']} by {event['user']}@{event['host']}, {event['time']}",
         "events up to now": str(history.last(folder.store)["number"] + 1),
         "settings": json.dumps({k: info["spec"][k] for k in ("seed", "mask", "train")}, sort_keys=True),

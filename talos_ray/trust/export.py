@@ -22,12 +22,13 @@ from talos_ray.integrations import peft
 from talos_ray.models import Family, base_tensors, build_model, checkpoint_tensors
 from talos_ray.models.weights import check_file
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 from talos_ray.trust.card import DELTA, Form, card
 
 
 def export(
     folder: RunFolder,
-    version: Mapping,
+    version: Version,
     edited: Family,
     base: Mapping[str, torch.Tensor],
     to: Path,
@@ -54,7 +55,7 @@ def export(
         save_file(
             changed_weights(base, base_tensors(edited)),
             to / DELTA,
-            {"base": version["base"], "model": version["model"]},
+            {"base": version.base, "model": version.model},
         )
     elif form == "whole":
         edited.save(to)

@@ -23,7 +23,8 @@ from talos_ray.inputs import Examples
 from talos_ray.models import Family
 from talos_ray.models.heads import answering
 from talos_ray.shown import cell
-from talos_ray.storage.run_folder import RunFolder, kind_of
+from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs
 from talos_ray.trust.versions import is_held
 
@@ -237,15 +238,16 @@ def check_top(top_k: int, classes: Sequence[str]) -> None:
         raise SpecError(f"top_k is {top_k!r}; wanted 1 to {len(classes)}, as many as the task has classes; change it")
 
 
-def notes_on(folder: RunFolder, version: Mapping, task: str) -> list[str]:
+def notes_on(folder: RunFolder, version: Version, task: str) -> list[str]:
     """What somebody should know who asks this version about this task."""
-    number, notes = version["version"], []
+    number = version.number
+    notes = []
     if is_held(folder, version):
         notes.append(f"version {number} is kept aside by its gate; head is {folder.head}")
     elif number != folder.head:
         notes.append(f"version {number} is not in force; head is {folder.head}")
-    kind = kind_of(version, task)
-    if kind == "other" or (kind == "target" and task not in version["deltas"]):
+    kind = version.kind_of(task)
+    if kind == "other" or (kind == "target" and task not in version.deltas):
         notes.append(f"version {number} holds no edit of task {task!r}: it is answered by the rest of the model")
     elif kind == "forgotten":
         notes.append(f"version {number} has forgotten task {task!r}")

@@ -23,6 +23,7 @@ from talos_ray.models import Family, base_tensors, hub_name, load_model
 from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, version_name
+from talos_ray.storage.version import Version
 from talos_ray.trust import versions
 from talos_ray.trust.export import check_empty, check_model, export, exported_weights
 
@@ -77,7 +78,7 @@ class Pulled:
 # ------------------------------------------------------------------------------------------------ there
 
 
-def chosen(folder: RunFolder, head: int, number: int | None) -> dict:
+def chosen(folder: RunFolder, head: int, number: int | None) -> Version:
     """The version to push: the one that is named, or head.
 
     Raises:
@@ -88,15 +89,15 @@ def chosen(folder: RunFolder, head: int, number: int | None) -> dict:
     newest = folder.load_version(folder.versions()[-1])
     if versions.is_held(folder, newest):
         raise TalosError(
-            f"{versions.standing(folder, newest['version'])}; wanted the number of the version to push; --version "
-            f"{newest['version']} pushes the one kept aside, and its card says so; --version {head} pushes head"
+            f"{versions.standing(folder, newest.number)}; wanted the number of the version to push; --version "
+            f"{newest.number} pushes the one kept aside, and its card says so; --version {head} pushes head"
         )
     return folder.load_version(head)
 
 
 def push(
     folder: RunFolder,
-    version: Mapping,
+    version: Version,
     edited: Family,
     base: Mapping[str, torch.Tensor],
     repo: str,
@@ -113,10 +114,10 @@ def push(
         TalosError: the Hub refuses it, or cannot be reached; the run is as before.
         StorageError: it was pushed, and the run's folder cannot be written to.
     """
-    number = version["version"]
+    number = version.number
     with TemporaryDirectory() as scratch:
         files = assemble(folder, version, edited, base, Path(scratch) / "files", whole=whole)
-        commit = hub.upload(Path(scratch) / "files", repo, f"Version {number}, model {version['model'][:12]}")
+        commit = hub.upload(Path(scratch) / "files", repo, f"Version {number}, model {version.model[:12]}")
     told = {"repo": repo, "commit": commit, "private": private, "form": "whole" if whole else "delta"}
     history.append(folder.store, "push", lambda before: ({}, {"version": number, **told}))
     return Pushed(
@@ -125,17 +126,17 @@ def push(
         address=hub.address(repo),
         private=private,
         version=number,
-        model=version["model"],
+        model=version.model,
         files=files,
     )
 
 
 def assemble(
-    folder: RunFolder, version: Mapping, edited: Family, base: Mapping[str, torch.Tensor], to: Path, *, whole: bool
+    folder: RunFolder, version: Version, edited: Family, base: Mapping[str, torch.Tensor], to: Path, *, whole: bool
 ) -> list[str]:
     """Write what is pushed into a new folder. Returns the names of its files."""
     model = folder.info()["spec"]["model"]
-    number = version["version"]
+    number = version.number
     on_hub = hub_name(model)
     licence = hub.licence_of(on_hub) if on_hub else None
     export(folder, version, edited, base, to, "whole" if whole else "delta", beside=BESIDE, licence=licence)
@@ -151,8 +152,8 @@ def assemble(
         "version": number,
         "kind": model.partition(":")[0],
         "base_name": model if on_hub or model == "demo" else None,
-        "base": version["base"],
-        "model": version["model"],
+        "base": version.base,
+        "model": version.model,
         "record": newest,
         "files": {name: _sha256(path) for name, path in _files(to).items()},
     }
@@ -251,7 +252,8 @@ def _check_record(folder: Path, told: Mapping, found: Mapping[str, Path], what: 
     """The version and its report are those of the run's events, and the model is the version's."""
     try:
         events = json.loads((folder / RECORD).read_bytes())["events"]
-        version = json.loads((folder / version_name(told["version"])).read_bytes())
+        name = version_name(told["version"])
+        version = Version.read(f"{what}: {name}", json.loads((folder / name).read_bytes()), told["version"])
         newest = history.follow(events, f"{what}: {RECORD}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{what} holds no record of version {told.get('version')}: {error}; {TAKE_AGAIN}") from None
@@ -259,7 +261,7 @@ def _check_record(folder: Path, told: Mapping, found: Mapping[str, Path], what: 
     for name in found:
         if name.startswith(("versions/", "report/")) and told["files"][name] != recorded.get(name):
             raise CorruptError(f"{what}: {name} is not the file that its record names; {TAKE_AGAIN}")
-    for key, wanted in {"record": newest, "base": version["base"], "model": version["model"]}.items():
+    for key, wanted in {"record": newest, "base": version.base, "model": version.model}.items():
         if told[key] != wanted:
             raise CorruptError(
                 f"{what}: {MANIFEST} says {key} {str(told[key])[:12]}, the record {wanted[:12]}; {TAKE_AGAIN}"

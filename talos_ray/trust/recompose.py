@@ -19,6 +19,7 @@ from talos_ray.core.segments import Blend
 from talos_ray.errors import TalosError
 from talos_ray.models import Family
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Composed:
         base: the base's weights there, [k].
     """
 
-    version: Mapping
+    version: Version
     mask: Mask | None = None
     base: torch.Tensor | None = None
 
@@ -96,7 +97,7 @@ def deltas_of(folder: RunFolder, mask: Mask, base: str, wanted: Mapping[str, str
     return deltas
 
 
-def edit_of(folder: RunFolder, version: Mapping, mask: Mask, deltas: Mapping[str, Delta]) -> Edit:
+def edit_of(folder: RunFolder, version: Version, mask: Mask, deltas: Mapping[str, Delta]) -> Edit:
     """The edit of a version.
 
     Args:
@@ -104,13 +105,10 @@ def edit_of(folder: RunFolder, version: Mapping, mask: Mask, deltas: Mapping[str
         deltas: those that the version names, by task.
     """
     blend, _ = folder.load_learned(version)
-    if "rows" in version:
-        mask, rows = folder.load_merged(version["rows"], mask.layout)
+    if version.rows is not None:
+        mask, rows = folder.load_merged(version.rows, mask.layout)
     else:
-        how = dict(version.get("merge", {}))
-        # Versions of earlier releases have a row a task and group of layers; since then groups are segments of the
-        # coefficients.
-        groups = how.pop("groups", None)
-        rows_by_group = any("@" in row for row in version["coefficients"])
-        mask, rows = merged(deltas, mask, groups=groups if rows_by_group else None, **how)
+        how = version.how
+        groups = how.groups if version.rows_by_group else None
+        mask, rows = merged(deltas, mask, groups=groups, **how.model_dump(exclude={"groups"}))
     return Edit(mask=mask, rows=rows, blend=blend)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from talos_ray import gate as gates
+from talos_ray import gate
 from talos_ray.config import Gate
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
 from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, answers_file, answers_name, robustness_name
+from talos_ray.storage.version import Summary, TaskScores, Version
 
 FRONT = {
     "html": "index.html",
@@ -27,7 +28,7 @@ MOST_TOLD = 6  # conditions in a sentence on why a version is kept aside
 
 
 def publish(
-    folder: RunFolder, version: dict, base: Answers, now: Answers, operation: str, *,
+    folder: RunFolder, version: Version, base: Answers, now: Answers, operation: str, *,
     at: int | None = None, log: Sequence[str] = (), **details: object,
 ) -> int:  # fmt: skip
     """Judge a version and store it with its answers and its report; in force if the spec's gate holds. Returns its
@@ -43,25 +44,23 @@ def publish(
     from talos_ray.report.page import render  # plots load slowly
 
     info = folder.info()
-    settings = Gate.model_validate(info["spec"].get("gate", {}))
-    in_force = True
-    if version["kind"] != "base":
-        targets, controls = version["targets"], version["controls"]
-        entangled = version.get("search", {}).get("disentanglement", {}).get("together")
+    if version.kind != "base":
+        targets, controls = version.targets, version.controls
         right = [{t: a.right(t) for t in (*targets, *controls)} for a in (base, now)]
-        judged = gates.judge(settings, targets, controls, *right, entangled)
-        version = {**version, "gate": {**judged, "settings": settings.model_dump()}}
-        in_force = gates.holds(settings, judged)
-        details["gate"] = judged["result"]
-        version["looks"] = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
+        settings = Gate.model_validate(info["spec"].get("gate", {}))
+        judged = gate.judge(settings, targets, controls, *right, version.search.disentanglement.together)
+        looks = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
+        version = version.with_fields(gate=judged, looks=looks)
+        details["gate"] = judged.result
         details["looked_at"] = dict(now.data)
+    in_force = version.passes
 
     @cache
-    def files(number: int) -> tuple[dict, dict[str, bytes]]:
+    def files(number: int) -> tuple[Version, dict[str, bytes]]:
         # Kept by number: a writer who came first leaves it as it is, unless it made a version too. Drawing takes
         # seconds, and whoever drew anew each time would always be the last.
         name, content = answers_file(number, now)
-        pages = render(folder, info, {"version": number, **version}, answers=now)
+        pages = render(folder, info, version.with_fields(version=number), answers=now)
         log_file = {f"logs/{number:04d}.txt": "".join(f"{line}\n" for line in log).encode()} if log else {}
         return version, {name: content, **log_file, **_pages(number, pages), **(_front(pages) if in_force else {})}
 
@@ -74,27 +73,23 @@ def _looks(folder: RunFolder, data: str) -> int:
     return sum(isinstance(found, dict) and data in found.values() for found in seen)
 
 
-def base_version(version: Mapping) -> dict:
+def base_version(version: Version) -> Version:
     """Version 0: the base itself, with the scores measured in the same pass as those of the first version."""
-    scores = {t: {"base": s["base"], "merged": s["base"]} for t, s in version["scores"].items()}
-    means = (
-        {"zero_shot": version["summary"]["zero_shot"], "merged": version["summary"]["zero_shot"]}
-        if version["targets"]
-        else {}
+    mean = version.summary.zero_shot
+    means = {"zero_shot": mean, "merged": mean} if version.targets else {}
+    return Version(
+        kind="base",
+        created=version.created,
+        base=version.base,
+        mask=version.mask,
+        deltas={},
+        model=version.base,
+        targets=version.targets,
+        controls=version.controls,
+        coefficients={},
+        scores={t: TaskScores(base=s.base, merged=s.base) for t, s in version.scores.items()},
+        summary=Summary(**means, control_kept=dict.fromkeys(version.controls, 1.0)),
     )
-    return {
-        "kind": "base",
-        "created": version["created"],
-        "base": version["base"],
-        "mask": version["mask"],
-        "deltas": {},
-        "model": version["base"],
-        "targets": version["targets"],
-        "controls": version["controls"],
-        "coefficients": {},
-        "scores": scores,
-        "summary": {**means, "control_kept": dict.fromkeys(version["controls"], 1.0)},
-    }
 
 
 def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
@@ -117,7 +112,7 @@ def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
     version = folder.load_version(to)
     if is_held(folder, version):
         raise TalosError(
-            f"version {to} of run {folder.store.uri!r} was never in force: {why(version)}; `talos approve` puts it "
+            f"version {to} of run {folder.store.uri!r} was never in force: {version.gate.why}; `talos approve` puts it "
             "in force all the same"
         )
     pages = {kind: folder.read(_page(to, kind)) for kind in FRONT}
@@ -150,15 +145,15 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
     pages = render(folder, folder.info(), version, approved, robustness, answers=answers_of(folder, number))
     files = {**_pages(number, pages), **_front(pages)}
     folder.set_head(
-        number, "approve", files, at=head, asked=asked, was=head, by=by, reason=reason, gate=version["gate"]["result"]
+        number, "approve", files, at=head, asked=asked, was=head, by=by, reason=reason, gate=version.gate.result
     )
 
 
-def check_sources(folder: RunFolder, version: Mapping) -> None:
+def check_sources(folder: RunFolder, version: Version) -> None:
     """Raises CorruptError unless what a version is made of, and its page tells of, is as it was recorded."""
-    made_of = {"mask.safetensors", "heads.safetensors", version.get("rows")}
+    made_of = {"mask.safetensors", "heads.safetensors", version.rows}
     folder.check(*sorted(made_of & set(history.recorded(folder.store))))
-    for task, mark in (version.get("deltas") or {}).items():
+    for task, mark in version.deltas.items():
         folder.check_delta(task, mark)
 
 
@@ -199,9 +194,10 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     from talos_ray.report.page import render, words_of
 
     words_of(language)
-    check_sources(folder, folder.load_version(number))
+    version = folder.load_version(number)
+    check_sources(folder, version)
     watched = [e for e in history.events(folder.store) if e["operation"] == "watch" and e["version"] == number]
-    version, approved, robustness = folder.load_version(number), folder.approval(number), folder.load_robustness(number)
+    approved, robustness = folder.approval(number), folder.load_robustness(number)
     answers = answers_of(folder, number)
     return render(
         folder, folder.info(), version, approved, robustness, language=language, watched=watched, answers=answers
@@ -213,11 +209,9 @@ def answers_of(folder: RunFolder, number: int) -> Answers | None:
     return folder.load_answers(number) if answers_name(number) in history.recorded(folder.store) else None
 
 
-def is_held(folder: RunFolder, version: Mapping) -> bool:
+def is_held(folder: RunFolder, version: Version) -> bool:
     """Whether a version's gate keeps it aside, and nobody has approved it."""
-    if (judged := version.get("gate")) is None or gates.holds(Gate.model_validate(judged["settings"]), judged):
-        return False
-    return folder.approval(version["version"]) is None
+    return not version.passes and folder.approval(version.number) is None
 
 
 def standing(folder: RunFolder, number: int) -> str:
@@ -225,15 +219,10 @@ def standing(folder: RunFolder, number: int) -> str:
     version = folder.load_version(number)
     if is_held(folder, version):
         return (
-            f"version {number} is kept aside, head is still {folder.head}: {why(version)}; report in "
+            f"version {number} is kept aside, head is still {folder.head}: {version.gate.why}; report in "
             f"{folder.store.path(_page(number, 'html'))}"
         )
     return f"version {number} is head; report in {folder.store.path('report/index.html')}"
-
-
-def why(version: Mapping) -> str:
-    """What a version's gate asks and does not find, the worst first."""
-    return "; ".join(gates.told(version["gate"], MOST_TOLD))
 
 
 def _page(number: int, kind: str) -> str:

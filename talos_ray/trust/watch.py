@@ -14,7 +14,8 @@ from talos_ray.core.metrics import accuracy
 from talos_ray.errors import SpecError
 from talos_ray.models import Family
 from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder, kind_of
+from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 from talos_ray.tasks import load_rows
 from talos_ray.trust.compare import ask
 
@@ -42,7 +43,7 @@ def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Ite
 
 def score(
     folder: RunFolder,
-    version: Mapping,
+    version: Version,
     task: Mapping,
     classes: list[str],
     path: Path,
@@ -60,23 +61,22 @@ def score(
     """
     name, rows = task["name"], load_rows(task, str(path.resolve()), classes)
     answers = {m: ask(family, name, rows, heads[m]) for m, family in models.items()}
-    kind = kind_of(version, name)
-    settings = Gate.model_validate(version.get("gate", {}).get("settings", {})).model_copy(
-        update={"target_gain": None, "disentanglement": None}
-    )
+    kind = version.kind_of(name)
+    settings = Gate.model_validate(version.gate.settings if version.gate else {})
+    settings = settings.model_copy(update={"target_gain": None, "disentanglement": None})
     right = [{name: answers[m].right(name)} for m in ("base", "now")]
     judged = gate.judge(settings, [name] * (kind == "target"), [name] * (kind == "control"), *right)
     told = {m: accuracy(*a.counts(name)).as_dict() for m, a in answers.items()}
     details = {"notes": list(rows.notes)} if rows.notes else {}
     return folder.record(
         "watch",
-        version=version["version"],
+        version=version.number,
         task=name,
         data=path.name,
         sha256=mark,
         scores=told,
-        gate=judged["result"],
-        why=gate.told(judged),
+        gate=judged.result,
+        why=judged.told,
         **details,
     )
 

@@ -33,7 +33,7 @@ def test_minilm_learns_and_keeps_what_it_knew(tmp_path):
         calibration={"samples_per_task": 64, "rounds": 2},
         train={"steps": 60, "batch_size": 32, "lr": 1e-3, "warmup_steps": 5},
     )
-    summary = run.version["summary"]
-    assert summary["zero_shot"] > 0.3  # it knows something: seven and two classes
-    assert summary["single"] > summary["zero_shot"] + 0.1 and summary["merged"] > summary["zero_shot"] + 0.05
-    assert summary["control_kept"]["currencies"] >= 0.9
+    summary = run.version.summary
+    assert summary.zero_shot > 0.3  # it knows something: seven and two classes
+    assert summary.single > summary.zero_shot + 0.1 and summary.merged > summary.zero_shot + 0.05
+    assert summary.control_kept["currencies"] >= 0.9

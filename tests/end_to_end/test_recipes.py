@@ -47,7 +47,7 @@ def test_a_recipe_runs_shrunk(path, tmp_path):
     assert told.exit_code in (0, 3), told.output  # made-up rows may not satisfy a gate
     assert json.loads(told.stdout)["kind"]
     run = talos_ray.open_run(f"{out}-smoke/run")
-    assert set(run.newest["coefficients"]) == {t.name for t in load_spec(path).tasks} and run.verify() == []
+    assert set(run.newest.coefficients) == {t.name for t in load_spec(path).tasks} and run.verify() == []
 
 
 def test_the_vision_recipes_are_as_published():

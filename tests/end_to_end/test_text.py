@@ -33,12 +33,12 @@ def test_a_model_learns_text_tasks(kind, tmp_path):
         "animals": True,
         "places": True,
     }
-    summary = run.version["summary"]
-    assert summary["merged"] > summary["zero_shot"] + 0.1
+    summary = run.version.summary
+    assert summary.merged > summary.zero_shot + 0.1
     inside = {"bert": ("encoder.layer.",), "t5": ("encoder.block.", "decoder.block."), "llama": ("model.layers.",)}[
         kind
     ]
     assert all(name.startswith(inside) for name in run.mask.layout.names)
     run.export(tmp_path / "out")  # what its own library loads: see tests/models
     again = load_model(f"{family}{tmp_path / 'out'}")
-    assert base_fingerprint(again) == run.version["model"]
+    assert base_fingerprint(again) == run.version.model

@@ -29,6 +29,7 @@ from talos_ray.models import base_tensors, hub_name, layout_of, load_model
 from talos_ray.orchestrate.plan import weights_of, with_commits
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import answers_file
+from talos_ray.storage.version import Version
 from talos_ray.trust.published import MANIFEST, RECORD, checked
 
 TOKEN = "hf_" + "thisIsNoRealTokenOfAnybody0000000"
@@ -63,15 +64,14 @@ def add_scored(run: talos_ray.Run, gate: Gate) -> None:
         t: {k: accuracy(int(r[t].sum()), len(r[t])).as_dict() for k, r in zip(("base", "merged"), right, strict=True)}
         for t in now.labels
     }
-    told = {k: v for k, v in run.folder.load_version(1).items() if k != "version"}
-    version = {**told, "scores": scores, "gate": {**judged, "settings": gate.model_dump()}}
-    version["summary"] = {"zero_shot": 0.5, "merged": 0.5, "control_kept": {"places": 1.0}}
+    summary = {"zero_shot": 0.5, "merged": 0.5, "control_kept": {"places": 1.0}}
+    version = run.folder.load_version(1).with_fields(scores=scores, gate=judged, summary=summary)
 
-    def files(number: int) -> tuple[dict, dict[str, bytes]]:
+    def files(number: int) -> tuple[Version, dict[str, bytes]]:
         page = f"<!doctype html><title>version {number}</title>".encode()
         return version, dict([answers_file(number, now), (f"report/{number:04d}.html", page)])
 
-    run.folder.add_version("version", files, in_force=judged["result"] == "pass")
+    run.folder.add_version("version", files, in_force=judged.result == "pass")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -89,11 +89,11 @@ def refused(kind: type[Exception], match: str, call) -> str:
 def test_what_is_pushed_comes_back_byte_by_byte_and_makes_the_same_model(run, server, tmp_path, whole):
     wanted = run.folder.load_version(2)
     pushed = run.push("me/mine", 2, whole=whole)
-    assert (pushed.private, pushed.version, pushed.model) == (True, 2, wanted["model"])
+    assert (pushed.private, pushed.version, pushed.model) == (True, 2, wanted.model)
     assert server.bodies("/api/repos/create") == [{"name": "mine", "organization": "me", "visibility": "private"}]
     assert server.repositories["me/mine"].private and pushed.commit == server.repositories["me/mine"].commits[-1][0]
     pulled = talos_ray.pull("me/mine", tmp_path / "back", deep=whole)
-    assert (pulled.commit, pulled.version, pulled.model) == (pushed.commit, 2, wanted["model"])
+    assert (pulled.commit, pulled.version, pulled.model) == (pushed.commit, 2, wanted.model)
     there = {n: d for n, d in server.repositories["me/mine"].commits[-1][1].items() if n != ".gitattributes"}
     back = files_of(tmp_path / "back")
     assert back == there and sorted(back) == pushed.files
@@ -112,14 +112,14 @@ def test_what_is_pushed_comes_back_byte_by_byte_and_makes_the_same_model(run, se
         elif name != "README.md":  # the card tells of more files
             assert back[name] == data
     if whole:
-        assert fingerprint(base_tensors(load_model(f"hf:{tmp_path / 'back'}"))) == wanted["model"]
+        assert fingerprint(base_tensors(load_model(f"hf:{tmp_path / 'back'}"))) == wanted.model
     else:
         tensors = dict(base_tensors(run.model(0)))
         delta = load_file(tmp_path / "back" / "delta.safetensors")
         for name in {n.rpartition("/")[0] for n in delta}:
             tensors[name] = tensors[name].clone()
             tensors[name].view(-1)[delta[f"{name}/index"]] = delta[f"{name}/value"]
-        assert fingerprint(tensors) == wanted["model"] != wanted["base"]
+        assert fingerprint(tensors) == wanted.model != wanted["base"]
 
 
 def test_the_token_is_nowhere_but_in_the_requests(run, server, tmp_path, capfd):
@@ -178,7 +178,7 @@ def test_what_was_made_anew_with_fitting_hashes_still_has_to_fit_the_record(run,
     refused(CorruptError, "versions/0002.json is not the file that its record names", lambda: checked(tmp_path / "back", "x"))
     remade("versions/0002.json", back["versions/0002.json"], model="0" * 64)
     refused(CorruptError, "talos.json says model 000000000000, the record", lambda: checked(tmp_path / "back", "x"))
-    remade("versions/0002.json", back["versions/0002.json"], model=run.version["model"])
+    remade("versions/0002.json", back["versions/0002.json"], model=run.version.model)
     events = json.loads(back[RECORD])["events"]
     del events[3]
     remade(RECORD, as_json({"events": events}))
@@ -218,7 +218,7 @@ def test_what_was_pushed_is_a_checkpoint_of_its_model(run, server, tmp_path, for
     place = str(tmp_path / "out") if form == "local delta" else f"hub:me/mine@{run.push('me/mine', 2, whole=form == 'whole').commit}"
     task, layout = Task(name="t", data="x", checkpoint=place), layout_of(run.model(0))
     found = weights_of(task, layout, run.info["spec"]["model"], base)
-    assert fingerprint(found) == run.folder.load_version(2)["model"]
+    assert fingerprint(found) == run.folder.load_version(2).model
     if form != "whole":
         other = {n: t + 1 for n, t in base.items()}
         refused(MismatchError, f"task 't' changes base {run.info['base'][:12]}, and this model is", lambda: weights_of(task, layout, run.info["spec"]["model"], other))
@@ -275,10 +275,10 @@ def test_the_card_is_what_the_hub_reads(run, tmp_path):
     assert (told["license"], told["library_name"], told["pipeline_tag"]) == ("apache-2.0", "transformers", "text-classification")
     assert "base_model" not in told and "datasets" not in told  # both lie on this machine alone
     assert str(tmp_path.parent) not in text.replace(run.path, "")
-    scores = run.folder.load_version(2)["scores"]
+    scores = run.folder.load_version(2).scores
     results = {r.dataset_name: r for r in card.data.eval_results}
-    assert {n: r.metric_value for n, r in results.items()} == {t: round(s["merged"]["value"], 4) for t, s in scores.items()}
-    assert results["animals"].metric_args == {"low": round(scores["animals"]["merged"]["low"], 4), "high": round(scores["animals"]["merged"]["high"], 4), "n": scores["animals"]["merged"]["n"]}
+    assert {n: r.metric_value for n, r in results.items()} == {t: round(s.merged.value, 4) for t, s in scores.items()}
+    assert results["animals"].metric_args == {"low": round(scores["animals"].merged.low, 4), "high": round(scores["animals"].merged.high, 4), "n": scores["animals"].merged.n}
     assert results["places"].dataset_type == "places" and results["places"].dataset_split == "test"
     run.export(tmp_path / "delta", 2, delta_only=True)
     assert ModelCard((tmp_path / "delta/README.md").read_text()).data.library_name == "talos_ray"
@@ -312,7 +312,7 @@ def test_the_commands_honour_the_hubs_own_settings(run, server, tmp_path):
     assert done.returncode == 0, done.stderr
     commit = json.loads(done.stdout)["commit"]
     back = talos("pull", f"me/mine@{commit}", str(tmp_path / "back"), "--json")
-    assert back.returncode == 0 and json.loads(back.stdout)["model"] == run.folder.load_version(2)["model"]
+    assert back.returncode == 0 and json.loads(back.stdout)["model"] == run.folder.load_version(2).model
     assert TOKEN not in done.stdout + done.stderr + back.stdout + back.stderr
     talos_ray.open_run(run.path)
     gone = talos("pull", "me/none", str(tmp_path / "none"))

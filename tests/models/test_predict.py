@@ -140,11 +140,11 @@ def with_edits(run: talos_ray.Run, *tasks: str) -> str:
 )
 def test_an_edit_is_switched_on_alone_and_off_again_bit_by_bit(kind, how, tmp_path):
     run = made(tmp_path, kind, **how)
-    first, second = run.version["targets"]
+    first, second = run.version.targets
     pipe = run.pipeline(second)
-    merged = run.version["model"]
+    merged = run.version.model
     if how:  # what is merged lies on more weights than the edits themselves
-        assert run.folder.load_merged(run.version["rows"], run.mask.layout)[0].k > run.mask.k
+        assert run.folder.load_merged(run.version.rows, run.mask.layout)[0].k > run.mask.k
 
     def now() -> str:
         return fingerprint(base_tensors(pipe.model))
@@ -181,7 +181,7 @@ def test_what_cannot_be_switched_on_leaves_the_model_as_it_is(bert):
         bert.only("places", on=load_model(bert.info["spec"]["model"])),
     ):
         pass
-    assert fingerprint(base_tensors(pipe.model)) == bert.version["model"]
+    assert fingerprint(base_tensors(pipe.model)) == bert.version.model
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -194,7 +194,7 @@ def test_a_model_that_was_moved_to_a_gpu_answers_there_and_gets_its_bytes_back(b
     with bert.only("places", on=pipe):
         inside = {n: t.cpu() for n, t in base_tensors(pipe.model).items()}
     assert fingerprint(inside) == with_edits(bert, "places")
-    assert fingerprint({n: t.cpu() for n, t in base_tensors(pipe.model).items()}) == bert.version["model"]
+    assert fingerprint({n: t.cpu() for n, t in base_tensors(pipe.model).items()}) == bert.version.model
 
 
 # ------------------------------------------------------------------------------- what inputs come as

@@ -106,7 +106,11 @@ def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, c
     assert tried[3]["work"] < min(r["work"] for r in tried[:2]) - 0.1
     top = max((r for r in tried if r["held"]), key=lambda r: r["merged"])
     best = next(r for r in tried if r["setting"] == choice["chosen"])
-    assert best["held"] and best["merged"] >= top["merged"] - 2 * top["error"] and run.version["choice"] == choice
+    assert (
+        best["held"]
+        and best["merged"] >= top["merged"] - 2 * top["error"]
+        and run.version.as_dict()["choice"] == choice
+    )
     assert all(1 / 3 < r["work"] < 0.8 for r in tried) and 0 < top["error"] < 0.2
     mask, lr = run.info["spec"]["mask"], run.info["spec"]["train"]["lr"]
     assert {k: mask[k] for k in ("strategy", "granularity", "keep", "layers")} == {

@@ -26,11 +26,11 @@ def bits(run) -> dict[str, object]:
     version = run.folder.load_version(1)
     return {
         "mask": run.mask.fingerprint,
-        "deltas": version["deltas"],
-        "dense": version["baseline"]["coefficients"],
-        "coefficients": version["coefficients"],
-        "model": version["model"],
-        "scores": version["scores"],
+        "deltas": version.deltas,
+        "dense": version.baseline.coefficients,
+        "coefficients": version.coefficients,
+        "model": version.model,
+        "scores": version.scores,
     }
 
 

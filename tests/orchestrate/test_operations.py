@@ -21,6 +21,7 @@ from talos_ray.core.layout import fingerprint
 from talos_ray.core.segments import layer_groups
 from talos_ray.models import base_tensors, load_model
 from talos_ray.spec import make_spec, resolve_task
+from talos_ray.storage.version import Version
 from talos_ray.tasks import load_task
 from talos_ray.trust.recompose import edit_of
 
@@ -60,7 +61,7 @@ def test_a_task_is_added_on_the_runs_mask_and_touches_no_other_delta(mine, capsy
     run = talos_ray.open_run(run.path)
     after = contents(run, "deltas")
     assert set(after) - set(before) == {"deltas/counts.safetensors"} and all(after[n] == c for n, c in before.items())
-    assert run.version["mask"] == mask and set(run.coefficients) == {"pointers", "scanned_digits", "sides", "counts"}
+    assert run.version.mask == mask and set(run.coefficients) == {"pointers", "scanned_digits", "sides", "counts"}
     trained = [e for e in run.history() if e["operation"] == "train"][-1]
     assert set(trained["deltas"]) == {"counts"}
     (coefficients, heads), (now, heads_now) = approved, run.folder.load_learned(run.version)
@@ -86,7 +87,7 @@ def test_what_lies_on_the_hub_is_imported_at_its_commit_and_the_history_says_whi
     number = run.head
     with logged_in(monkeypatch, "hf_" + "x" * 30, tmp_path / "cache") as hub:
         first = run.push("me/mine", number)
-        assert talos_ray.pull("me/mine", tmp_path / "back", deep=True).model == run.version["model"]
+        assert talos_ray.pull("me/mine", tmp_path / "back", deep=True).model == run.version.model
         run.import_(resolve_task("demo:counts").model_copy(update={"name": "dots"}), "hub:me/mine")
         hub.repositories["me/mine"].commit({"README.md": b"something else"})
     event = next(e for e in run.history() if e["operation"] == "import")
@@ -179,7 +180,7 @@ def test_an_adapter_comes_in_and_goes_out(mine, tmp_path, monkeypatch, capsys):
     done = CliRunner().invoke(app, ["export", run.path, "out", "--peft", "--json"])
     files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert json.loads(done.stdout) == [*files, "heads.safetensors"]
-    assert fingerprint(loaded("out")) == run.version["model"] and "a SHiRA adapter" in Path("out/README.md").read_text()
+    assert fingerprint(loaded("out")) == run.version.model and "a SHiRA adapter" in Path("out/README.md").read_text()
     assert run.export("alone", peft=True, task="dots") == files
     alone = loaded("alone")
     before, after = (torch.cat([t[n].flatten()[f] for n, f in flags.items()]) for t in (base, alone))
@@ -191,10 +192,10 @@ def test_some_tasks_are_merged_and_the_others_are_still_looked_at(mine):
     run, _ = mine
     deltas = contents(run, "deltas")
     run.merge(["sides", "pointers"], reason="a test")
-    assert set(run.coefficients) == {"sides", "pointers"} and run.version["targets"] == ["pointers", "sides"]
-    assert run.version["others"] == ["scanned_digits"] and "single" not in run.scores["scanned_digits"]
+    assert set(run.coefficients) == {"sides", "pointers"} and run.version.targets == ["pointers", "sides"]
+    assert run.version.others == ["scanned_digits"] and "single" not in run.scores["scanned_digits"]
     assert run.history()[-1]["operation"] == "merge" and run.history()[-1]["reason"] == "a test"
-    assert fingerprint(base_tensors(run.model())) == run.version["model"] and contents(run, "deltas") == deltas
+    assert fingerprint(base_tensors(run.model())) == run.version.model and contents(run, "deltas") == deltas
     page = Path(run.path, "report/index.html").read_text()
     assert "<td>scanned_digits</td><td>other</td>" in page
     with pytest.raises(TalosError, match="no target task 'side'.*did you mean 'sides'"):
@@ -207,9 +208,9 @@ def test_layers_may_have_coefficients_of_their_own(mine):
     values["search"] = {**values["search"], "granularity": "group", "merge": {"method": "linear", "groups": 2}}
     run = talos_ray.edit(**values)
     found = run.newest
-    assert found["learned"]["granularity"] == "group" and found["learned"]["count"] == 2
-    if run.head != found["version"]:
-        run.approve(found["version"], by="a test", reason="groups")
+    assert found.learned.granularity == "group" and found.learned.count == 2
+    if run.head != found.number:
+        run.approve(found.number, by="a test", reason="groups")
     before, _ = run.folder.load_learned(found)
     run.remove("sides")
     left, _ = run.folder.load_learned(run.newest)
@@ -222,10 +223,10 @@ def test_a_version_of_an_earlier_release_with_groups_of_layers_keeps_its_bits(mi
     """It has a row a task and group, and no file of coefficients."""
     run, _ = mine
     version = run.folder.load_version(1)
-    old = {k: v for k, v in version.items() if k not in ("learned", "rows")}
-    old |= {"merge": {**version["merge"], "groups": 2}, "coefficients": {f"{t}@{g}": 0.25 * (1 + int(g)) for t in run.deltas for g in "01"}}  # fmt: skip
+    old = {k: v for k, v in version.as_dict().items() if k not in ("learned", "rows")}
+    old |= {"merge": {**version.merge, "groups": 2}, "coefficients": {f"{t}@{g}": 0.25 * (1 + int(g)) for t in run.deltas for g in "01"}}  # fmt: skip
     family = load_model("demo")
-    edit_of(run.folder, old, run.mask, run.deltas).put(family, run.info["base"])
+    edit_of(run.folder, Version.model_validate(old), run.mask, run.deltas).put(family, run.info["base"])
     by_row = fingerprint(base_tensors(family))
     group = layer_groups(run.mask.layout.names, 2)
     params, wanted = dict(load_model("demo").module.named_parameters()), dict(family.module.named_parameters())
@@ -246,16 +247,16 @@ def test_what_leaves_the_mask_is_stored_as_what_it_is(mine):
     values["search"] = {**values["search"], "merge": {"method": "tsv"}}
     run = talos_ray.edit(**values)
     found = run.newest
-    mask, rows = run.folder.load_merged(found["rows"], run.mask.layout)
-    assert mask.k > run.mask.k and found["cost"]["weights_changed"] == mask.k and set(rows) == set(run.deltas)
-    assert found["cost"]["merged_bytes"] == Path(run.path, found["rows"]).stat().st_size > mask.k * 4 * len(rows)
-    assert run.model(found["version"]) and run.verify(deep=True) == []
-    run.rollback(found["version"])
+    mask, rows = run.folder.load_merged(found.rows, run.mask.layout)
+    assert mask.k > run.mask.k and found.cost.weights_changed == mask.k and set(rows) == set(run.deltas)
+    assert found.cost.merged_bytes == Path(run.path, found.rows).stat().st_size > mask.k * 4 * len(rows)
+    assert run.model(found.number) and run.verify(deep=True) == []
+    run.rollback(found.number)
     run.remove("sides")
     left = run.newest
-    assert left["merge"]["method"] == "tsv" and left["rows"] != found["rows"] and "sides" not in left["coefficients"]
-    Path(run.path, left["rows"]).write_bytes(b"x")
-    assert any(left["rows"] in p for p in run.verify())
+    assert left.how.method == "tsv" and left.rows != found.rows and "sides" not in left.coefficients
+    Path(run.path, left.rows).write_bytes(b"x")
+    assert any(left.rows in p for p in run.verify())
 
 
 def test_a_removed_task_leaves_no_trace(mine):
@@ -270,11 +271,11 @@ def test_a_removed_task_leaves_no_trace(mine):
     edit = edit_of(run.folder, run.version, run.mask, left)
     edit.put(family, run.info["base"])
     assert set(edit.rows) == set(edit.blend.values) == set(left) and "sides" not in run.heads()
-    assert fingerprint(base_tensors(family)) == run.version["model"] == fingerprint(base_tensors(run.model()))
+    assert fingerprint(base_tensors(family)) == run.version.model == fingerprint(base_tensors(run.model()))
     with pytest.raises(TalosError, match="holds no edit of task 'sides'"):
         run.remove("sides")
     run.remove("pointers").remove("scanned_digits")
-    assert run.version["model"] == run.info["base"] and run.coefficients == {}
+    assert run.version.model == run.info["base"] and run.coefficients == {}
     assert all(s["merged"] == s["base"] for s in run.scores.values())
 
 
@@ -287,24 +288,24 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
     run.rollback(0)
     run.forget("pointers", keep=0.9, at_most=1.0)
     version = run.version
-    told = version["negation"]
-    curve = told["curve"]
-    assert [p["pressure"] for p in curve][:2] in ([1.0], [1.0, 0.25], [1.0, 4.0])
-    assert told["after"] == min(p["target"] for p in curve if p["kept"] >= 0.9)
-    assert told["helpers"] == ["scanned_digits", "sides"] and run.heads() == {}
+    told = version.negation
+    curve = told.curve
+    assert [p.pressure for p in curve][:2] in ([1.0], [1.0, 0.25], [1.0, 4.0])
+    assert told.after == min(p.target for p in curve if p.kept >= 0.9)
+    assert told.helpers == ["scanned_digits", "sides"] and run.heads() == {}
     assert set(run.coefficients) == {"pointers", "scanned_digits", "sides"}
-    assert version["kind"] == "negation" and version["forgotten"] == ["pointers"] and version["targets"] == []
-    beyond = version["negation"]["beyond"]
-    n, right = sum(beyond["now"]["labels"]), version["scores"]["pointers"]["merged"]
+    assert version.kind == "negation" and version.forgotten == ["pointers"] and version.targets == []
+    beyond = told.beyond
+    n, right = sum(beyond["now"].labels), version.scores["pointers"].merged
     assert (
-        sum(beyond["now"]["predicted"]) == n == right["n"] and beyond["base"] == beyond["before"]
+        sum(beyond["now"].predicted) == n == right.n and beyond["base"] == beyond["before"]
     )  # head was the base
-    assert all(0 < beyond[m][kind]["value"] <= 1 for m in beyond for kind in ("probe", "retrained"))
-    assert version["negation"]["retrained_steps"] == 2
+    assert all(0 < getattr(beyond[m], kind).value <= 1 for m in beyond for kind in ("probe", "retrained"))
+    assert told.retrained_steps == 2
     page = Path(run.path, "report/index.html").read_text()
-    assert f"now {beyond['now']['probe']['value']:.3f}. Trained again for 2 steps" in page
+    assert f"now {beyond['now'].probe.value:.3f}. Trained again for 2 steps" in page
     assert "pointers forgotten" in page and "How pointers was forgotten" in page
-    assert fingerprint(base_tensors(run.model())) == version["model"]
+    assert fingerprint(base_tensors(run.model())) == version.model
     with pytest.raises(TalosError, match="holds no edit of task 'sides'; it holds: pointers"):  # it only helps
         run.remove("sides")
     with pytest.raises(TalosError, match="keep is 1.5"):

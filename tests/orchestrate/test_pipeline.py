@@ -81,10 +81,10 @@ def test_report_and_version_show_the_same_numbers(finished):
 
 def test_the_version_says_how_far_edits_disturb_each_other(finished):
     run, _ = finished
-    found = run.folder.load_version(1)["search"]
-    xi = found["disentanglement"]
-    assert xi["tasks"] == ["pointers", "scanned_digits", "sides"] and set(xi["together"]) == set(xi["tasks"])
-    assert all(0 <= v <= 1 for row in xi["pairs"] for v in row) and all(xi["pairs"][i][i] == 0 for i in range(3))
+    found = run.folder.load_version(1).search
+    xi = found.disentanglement
+    assert xi.tasks == ["pointers", "scanned_digits", "sides"] and set(xi.together) == set(xi.tasks)
+    assert all(0 <= v <= 1 for row in xi.pairs for v in row) and all(xi.pairs[i][i] == 0 for i in range(3))
     page = (Path(run.path) / "report/index.html").read_text()
     assert "Disentanglement error by pair of tasks" in page and "Mean coefficient by task and tensor" in page
 
@@ -92,9 +92,9 @@ def test_the_version_says_how_far_edits_disturb_each_other(finished):
 def test_the_probe_stands_beside_the_merged_model(finished):
     run, _ = finished
     version = run.folder.load_version(1)
-    targets = version["targets"]
-    assert set(version["probe"]) == set(targets) and all("probe" in version["scores"][t] for t in targets)
-    assert version["summary"]["probe"] == pytest.approx(sum(version["scores"][t]["probe"]["value"] for t in targets) / 3)
+    targets = version.targets
+    assert set(version.probe) == set(targets) and all(version.scores[t].probe for t in targets)
+    assert version.summary.probe == pytest.approx(sum(version.scores[t].probe.value for t in targets) / 3)
     enough = probe_would_do(version)
     page = (Path(run.path) / "report/0001.html").read_text()
     assert ("would do for: " + ", ".join(enough) in page) == bool(enough)
@@ -103,12 +103,12 @@ def test_the_probe_stands_beside_the_merged_model(finished):
 def test_what_was_learned_is_summarised_in_the_version(finished):
     run, _ = finished
     version = run.folder.load_version(1)
-    learned, (blend, heads) = version["learned"], run.folder.load_learned(version)
-    assert learned["granularity"] == "row" and sorted(heads) == learned["heads"] == sorted(run.heads(1))
+    learned, (blend, heads) = version.learned, run.folder.load_learned(version)
+    assert learned.granularity == "row" and sorted(heads) == learned.heads == sorted(run.heads(1))
     for task, a in blend.values.items():
-        assert len(a) == learned["count"] and learned["range"][task] == [float(a.min()), float(a.max())]
-        assert version["coefficients"][task] == pytest.approx(blend.means(run.mask)[task])
-    assert set(version["search"]["by_tensor"]["sides"]) == set(run.mask.indices)
+        assert len(a) == learned.count and learned.range[task] == [float(a.min()), float(a.max())]
+        assert version.coefficients[task] == pytest.approx(blend.means(run.mask)[task])
+    assert set(version.search.by_tensor["sides"]) == set(run.mask.indices)
 
 
 def test_scores_are_those_of_the_stored_deltas(finished):
@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_stored_deltas(finished):
         with torch.inference_mode():
             right = int((scorer(family, kind, head)(inputs).argmax(-1) == labels).sum())
         assert right / len(labels) == pytest.approx(
-            version["scores"][task.name]["merged"]["value"], abs=1.01 / len(labels)
+            version.scores[task.name].merged.value, abs=1.01 / len(labels)
         )
 
 
@@ -154,7 +154,7 @@ def test_rollback_restores_the_bases_fingerprint_and_can_be_undone(finished):
     with pytest.raises(TalosError, match="nothing before it"):
         run.rollback()
     run.rollback(1)
-    assert fingerprint(base_tensors(run.model())) == before == run.version["model"]
+    assert fingerprint(base_tensors(run.model())) == before == run.version.model
 
 
 def test_a_second_run_does_nothing_and_says_so(finished, capsys):
@@ -397,5 +397,5 @@ def test_spec_in_run_json_is_the_spec(finished):
     assert Spec.model_validate(stored["spec"]) == make_spec(values)
     assert (
         stored["software"]["ray"]
-        and mask_from_flags(run.mask.layout, run.mask.flags).fingerprint == run.version["mask"]
+        and mask_from_flags(run.mask.layout, run.mask.flags).fingerprint == run.version.mask
     )

@@ -66,15 +66,16 @@ def test_the_page_opens_offline_and_shows_the_versions_numbers(browser, pages, l
     assert ask(f"return {line}.getBoundingClientRect().bottom") < FOLD
     rows = ask("return [...document.querySelector('tbody').rows].map(r => [...r.cells].map(c => c.innerText))")
     shown = {r[0]: r for r in rows}
-    assert set(shown) == set(version["scores"])
-    for task, s in version["scores"].items():
+    assert set(shown) == set(version.scores)
+    for task, s in version.scores.items():
         for cell, kind in ((2, "base"), (3, "merged"), (5, "single")):
-            wanted = [f"{s[kind][k]:.3f}" for k in ("value", "low", "high")] if kind in s else []
+            score = getattr(s, kind)
+            wanted = [f"{x:.3f}" for x in (score.value, score.low, score.high)] if score is not None else []
             assert re.findall(r"\d\.\d{3}", shown[task][cell]) == wanted
-        assert shown[task][-1] == str(s["base"]["n"])
+        assert shown[task][-1] == str(s.base.n)
     foot = ask("return [...document.querySelector('tfoot').rows[0].cells].map(c => c.innerText)")
     for cell, name in ((2, "zero_shot"), (3, "merged"), (4, "gain")):
-        wanted = [f"{x:.3f}" for x in version["summary"]["intervals"][name]]
+        wanted = [f"{x:.3f}" for x in version.summary.intervals[name]]
         assert all(x in foot[cell] for x in wanted)
     plots = ask("return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), s.getAttribute('aria-label'), s.getBoundingClientRect().height])")  # fmt: skip
     assert len(plots) >= 6 and all(role == "img" and label and height > 100 for role, label, height in plots)

@@ -179,7 +179,7 @@ def world(finished, tmp_path):
         mask = run.folder.load_mask(prepared.base)
         arms = arms_of(prepared, mask)[:1]
         version = run.folder.load_version(1)
-        deltas = {"sparse": {t: run.folder.load_delta(t, f) for t, f in version["deltas"].items()}}
+        deltas = {"sparse": {t: run.folder.load_delta(t, f) for t, f in version.deltas.items()}}
         search_of = MergeSearch(s, prepared)
         return SimpleNamespace(session=s, search=search_of, arms=arms, deltas=deltas, ways=ways_of, look=single_look)
 
@@ -292,7 +292,7 @@ def test_without_a_control_task_or_with_one_target_alone(finished, tmp_path):
     values["search"] = {**values["search"], "granularity": "tensor"}
     alone = talos_ray.edit(**values)
     version = alone.version
-    assert version["search"]["pressure"] == 0.0 and version["learned"]["granularity"] == "tensor"
+    assert version.search.pressure == 0.0 and version.learned.granularity == "tensor"
     assert set(alone.coefficients) == {"sides"} and alone.verify(deep=True) == []
 
 
@@ -302,9 +302,9 @@ def test_the_grid_of_the_paper_is_still_there_and_nothing_is_evaluated_twice(fin
     shutil.copytree(run.path, values["output"])
     values["search"] = {"method": "grid", "shared_points": 3, "heads": "words", "merge": {"method": "ties"}}
     again = talos_ray.edit(**copy.deepcopy(values))
-    candidates = again.version["search"]["candidates"]
-    assert sorted(c["point"]["coefficient"] for c in candidates) == [0.0, 0.5, 1.0]
-    assert again.version["merge"]["method"] == "ties" and "learned" not in again.version
+    candidates = again.version.search.candidates
+    assert sorted(c.point["coefficient"] for c in candidates) == [0.0, 0.5, 1.0]
+    assert again.version.how.method == "ties" and again.version.learned is None
     assert len(set(again.coefficients.values())) == 1 and again.heads() == {}
     again.model()  # composed anew from the stored deltas, it has the recorded bits
     trials = {p: p.stat().st_mtime_ns for p in Path(values["output"]).glob("trials/*")}
@@ -326,8 +326,8 @@ def test_inputs_that_are_not_finite_end_the_search_with_what_is_wrong(world, mon
 
 def test_a_margin_that_no_candidate_has_is_told(finished):
     run, _ = finished
-    found = run.folder.load_version(1)["search"]
-    assert found["held_by_margin"] in (True, False) and found["candidates"][0]["kept"] > 0
+    found = run.folder.load_version(1).search
+    assert found.held_by_margin in (True, False) and found.candidates[0].kept > 0
     right = torch.ones(400, dtype=torch.bool)
     mean, error = margin([right], [right], 0.99)
     assert mean == pytest.approx(0.01) and error > 0

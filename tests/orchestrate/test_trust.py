@@ -48,7 +48,7 @@ def test_a_version_that_its_gate_keeps_aside_needs_an_approval(held, capsys):
     run, values = held
     number = run.folder.versions()[-1]
     before, version = run.head, run.folder.load_version(number)
-    assert before != number and run.held() and version["gate"]["result"] == gate.FAIL
+    assert before != number and run.held() and version.gate.result == gate.FAIL
     page = Path(run.path, f"report/{number:04d}.html").read_text()
     assert "Hold: mean gain of the targets is" in page and "Hold" not in Path(run.path, "report/index.html").read_text()
     talos_ray.edit(**values)
@@ -118,7 +118,7 @@ def test_two_versions_are_compared_input_by_input(mine):
     for task, c in found["tasks"].items():
         became = [r["became"] for r in rows if r["task"] == task]
         assert (became.count("right"), became.count("wrong")) == (c["won"], c["lost"])
-        assert len(became) / c["n"] == pytest.approx(mine.version["impact"]["flipped"][task])
+        assert len(became) / c["n"] == pytest.approx(mine.version.impact.flipped[task])
     assert all(Path(r["input"]).is_file() for r in rows if r["task"] == "sides")
 
 
@@ -128,7 +128,7 @@ def test_predictions_are_what_workers_recorded_and_one_edit_alone_scores_as_sing
         for version in (0, 1):
             found = mine.predict(list(split.rows[:][split.column]), task, version)
             assert found.best[:, 0].tolist() == mine.folder.load_answers(version).predicted[task].tolist()
-        if task in mine.version["targets"]:
+        if task in mine.version.targets:
             pipe = mine.pipeline(task, version=0)  # under the words' head
             with mine.only(task, on=pipe):
                 alone = pipe.answer(split, labelled=True).accuracy
@@ -193,7 +193,7 @@ def test_an_export_loads_in_open_clip_and_answers_bit_by_bit_alike(mine, tmp_pat
     names = mine.export(tmp_path / "whole")
     assert names == ["README.md", "heads.safetensors", "open_clip_config.json", "open_clip_model.safetensors"]
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'whole'}")
-    assert fingerprint(dict(model.state_dict())) == mine.version["model"]
+    assert fingerprint(dict(model.state_dict())) == mine.version.model
     heads, family = load_file(tmp_path / "whole/heads.safetensors"), mine.model()
     task = next(t for t in mine.info["spec"]["tasks"] if t["name"] == "pointers")
     images = load_task(talos_ray.Task.model_validate(task), 0).test.rows[:16]["image"]
@@ -206,7 +206,7 @@ def test_an_export_loads_in_open_clip_and_answers_bit_by_bit_alike(mine, tmp_pat
     told = yaml.safe_load(card.split("---")[1])
     values = {r["dataset"]["name"]: r["metrics"][0]["value"] for r in told["model-index"][0]["results"]}
     assert values == {t: round(s["merged"]["value"], 4) for t, s in mine.scores.items()}
-    assert all(mine.version[k] in card for k in ("base", "mask", "model")) and "Licence" in card
+    assert all(getattr(mine.version, k) in card for k in ("base", "mask", "model")) and "Licence" in card
     with pytest.raises(SpecError, match="is not empty"):
         mine.export(tmp_path / "whole")
 
@@ -217,7 +217,7 @@ def test_a_delta_alone_makes_the_version_from_the_base(mine, tmp_path):
     for name in {n.rpartition("/")[0] for n in delta}:
         base[name] = base[name].clone()
         base[name].view(-1)[delta[f"{name}/index"]] = delta[f"{name}/value"]
-    assert fingerprint(base) == mine.version["model"]
+    assert fingerprint(base) == mine.version.model
     with safe_open(tmp_path / "delta/delta.safetensors", "pt") as f:
         assert f.metadata()["base"] == mine.info["base"]
     mine.export(tmp_path / "base", 0, delta_only=True)
@@ -225,12 +225,12 @@ def test_a_delta_alone_makes_the_version_from_the_base(mine, tmp_path):
 
 
 def test_the_scope_of_a_change_is_what_changed(mine):
-    impact, family = mine.version["impact"], mine.model()
+    impact, family = mine.version.impact, mine.model()
     before, after = base_tensors(load_model("demo")), base_tensors(family)
     changed = {n: int((before[n] != after[n]).sum()) for n in before if not torch.equal(before[n], after[n])}
-    assert {n: t["changed"] for n, t in impact["tensors"].items()} == changed and changed
-    name, told = max(impact["tensors"].items(), key=lambda t: t[1]["relative"])
-    assert told["relative"] == pytest.approx(float((after[name] - before[name]).norm() / before[name].norm()), rel=1e-5)
+    assert {n: t.changed for n, t in impact.tensors.items()} == changed and changed
+    name, told = max(impact.tensors.items(), key=lambda t: t[1].relative)
+    assert told.relative == pytest.approx(float((after[name] - before[name]).norm() / before[name].norm()), rel=1e-5)
     page = Path(mine.path, "report/index.html").read_text()
     assert (
         f"{sum(changed.values()):,} weights in {len(changed)} tensors" in page
@@ -259,10 +259,10 @@ def test_after_two_hundred_operations_every_version_is_what_it_was(mine):
         return sum(p.stat().st_size for p in Path(run.path).rglob("*") if p.is_file())
 
     run, dice = mine, random.Random(0)
-    tasks, before, marks = sorted(run.deltas), size(), {n: run.folder.load_version(n)["model"] for n in (0, 1)}
+    tasks, before, marks = sorted(run.deltas), size(), {n: run.folder.load_version(n).model for n in (0, 1)}
     for _ in range(200):
         kind = dice.choices(("rollback", "merge", "remove", "approve"), (0.86, 0.06, 0.06, 0.02))[0]
-        held = [v["version"] for v in run.versions if versions.is_held(run.folder, v)]
+        held = [v.number for v in run.versions if versions.is_held(run.folder, v)]
         if kind == "merge":
             run.merge(dice.sample(tasks, dice.randint(1, len(tasks))), reason="a throw of the dice")
         elif kind == "remove" and run.coefficients:
@@ -272,10 +272,10 @@ def test_after_two_hundred_operations_every_version_is_what_it_was(mine):
         else:
             run.rollback(dice.choice([n for n in marks if n not in held]))
         newest = run.newest
-        marks.setdefault(newest["version"], newest["model"])
+        marks.setdefault(newest.number, newest.model)
     assert len(marks) > 15 and len(run.history()) > 200
     for number, mark in marks.items():
         found = run.model(number)
-        assert fingerprint(base_tensors(found)) == mark == run.folder.load_version(number)["model"]
+        assert fingerprint(base_tensors(found)) == mark == run.folder.load_version(number).model
     assert run.verify(deep=True) == []
     assert (size() - before) / 200 < 100_000  # bytes an operation

@@ -5,33 +5,37 @@ import torch
 from talos_ray import gate
 from talos_ray.config import Gate
 from talos_ray.report.page import decision, gain_kept, words_of
+from talos_ray.storage.version import Score, Summary, TaskScores, Version
 
 ENGLISH = words_of("en")
 
 
-def version(**settings) -> dict:
+def version(**settings) -> Version:
     """Of three targets, 1,000 test inputs each: one learnt well, one in part, one lost (.462 to .453)."""
     accuracy = {"a": (0.3, 0.9, 0.9), "b": (0.4, 0.6, 0.9), "c": (0.462, 0.453, 0.47)}
     inputs = torch.arange(1000)
     before = {t: inputs < round(1000 * base) for t, (base, _, _) in accuracy.items()}
     after = {t: inputs < round(1000 * merged) for t, (_, merged, _) in accuracy.items()}
     asked = Gate(control_keep=None, **settings)
-    scores = {
-        t: {"base": {"value": b}, "merged": {"value": m}, "single": {"value": s}} for t, (b, m, s) in accuracy.items()
-    }
-    return {
-        "kind": "edit",
-        "targets": list(accuracy),
-        "controls": [],
-        "scores": scores,
-        "summary": {"zero_shot": 0.387, "merged": 0.651, "control_kept": {}},
-        "gate": {**gate.judge(asked, list(accuracy), [], before, after), "settings": asked.model_dump()},
-    }
+    kinds = ("base", "merged", "single")
+    return Version(
+        kind="edit",
+        model="m",
+        coefficients={},
+        targets=list(accuracy),
+        scores={t: TaskScores(**{k: score(a) for k, a in zip(kinds, found, strict=True)}) for t, found in accuracy.items()},
+        summary=Summary(zero_shot=0.387, merged=0.651),
+        gate=gate.judge(asked, list(accuracy), [], before, after),
+    )
+
+
+def score(value: float) -> Score:
+    return Score(value=value, n=1000, low=value, high=value)
 
 
 def test_a_task_that_was_not_learnt_keeps_the_version_aside_and_is_named_first():
     found = version()
-    assert found["gate"]["result"] != gate.PASS and not gate.holds(Gate(), found["gate"])
+    assert found.gate.result != gate.PASS and not found.passes
     standing, line = decision(found, None, ENGLISH)
     assert standing == "hold" and "kept by target c is 0.981" in line
     _, _, rest = line.partition("wanted 1.000")

@@ -33,6 +33,8 @@ def test_no_text_is_without_use():
         "target_keep",
         "target_gain",
         "disentanglement",
+        "target",
+        "control",
         "other",
         *(f"by_{granularity}" for granularity in ("task", "group", "tensor", "row")),
         *(f"teacher_{teacher}" for teacher in ("edits", "labels", "both")),

@@ -15,6 +15,7 @@ from talos_ray.config import Gate
 from talos_ray.core.compose import Composer
 from talos_ray.core.layout import fingerprint
 from talos_ray.models import base_tensors
+from talos_ray.storage.version import GateResult, Version
 from talos_ray.tasks import load_inputs
 from talos_ray.trust.predict import Predictions
 
@@ -27,19 +28,21 @@ def add_version(run: talos_ray.Run, coefficients: Mapping[str, float], *, in_for
     family = run.model(0)
     deltas = [run.folder.load_delta(task) for task in coefficients]
     Composer(family.module, run.mask, deltas, run.info["base"]).compose(coefficients)
-    version = {
-        **{key: value for key, value in first.items() if key not in ("version", "learned", "rows")},
-        "deltas": {d.task: d.fingerprint for d in deltas},
-        "coefficients": dict(coefficients),
-        "model": fingerprint(base_tensors(family)),
-        **more,
-    }
+    version = Version.model_validate(
+        {
+            **{key: value for key, value in first.as_dict().items() if key not in ("learned", "rows")},
+            "deltas": {d.task: d.fingerprint for d in deltas},
+            "coefficients": dict(coefficients),
+            "model": fingerprint(base_tensors(family)),
+            **more,
+        }
+    )
     return run.folder.add_version("addition", lambda number: (version, {}), in_force=in_force)
 
 
-def held(**settings) -> dict:
+def held(**settings) -> GateResult:
     """What a version says of a gate that is not met."""
-    return {**UNMET, "settings": Gate(**settings).model_dump()}
+    return UNMET.with_fields(settings=Gate(**settings).model_dump())
 
 
 def wire(inputs: list) -> list:

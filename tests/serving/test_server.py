@@ -42,8 +42,8 @@ def test_every_version_and_edit_answers_as_predict_does(kind, tmp_path):
             found = server.predict(wire(inputs), task, version=version, top_k=2)
             wanted = run.predict(inputs, task, version, top_k=2)
             assert alike(found, wanted) and found.notes == wanted.notes
-            assert weights(server) == run.folder.load_version(wanted.version)["model"]
-        if task in run.version["deltas"]:
+            assert weights(server) == run.folder.load_version(wanted.version).model
+        if task in run.version.deltas:
             found = server.predict(wire(inputs), task, edit=SINGLE, top_k=2)
             wanted = single(run, task, inputs, 2)
             assert torch.equal(found.best, wanted.best) and torch.equal(found.scores, wanted.scores)

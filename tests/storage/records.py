@@ -13,7 +13,9 @@ from pathlib import Path
 from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 
+PLAIN = Version(model="m", coefficients={})
 RELEASE_0_1 = Path(__file__).parent / "release_0_1.tar.gz"
 CALLS = ("fsync", "replace", "link", "unlink", "rmdir", "mkdir")  # how a process changes a disk, besides writing bytes
 
@@ -29,9 +31,7 @@ def small_run(where: Path) -> RunFolder:
     """Three versions with a page each, without anything else."""
     folder = RunFolder(str(where))
     for _ in range(3):
-        folder.add_version(
-            "version", lambda n: ({"model": "m", "coefficients": {}}, {f"report/{n:04d}.html": b"page %d" % n})
-        )
+        folder.add_version("version", lambda n: (PLAIN, {f"report/{n:04d}.html": b"page %d" % n}))
     return folder
 
 

@@ -21,6 +21,7 @@ from talos_ray.secrets import blotted, refuse_secrets
 from talos_ray.shown import cell, filled, markdown, plain
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
+from talos_ray.storage.version import Version
 
 STRAYS = {
     "a folder called history": lambda d: write(d / "report/history/x.html"),
@@ -328,15 +329,15 @@ NASTY = "<img src=x onerror=alert(1)>"
 
 def test_pages_escape_whatever_is_filled_in(path):
     run = talos_ray.open_run(str(path))
-    version = run.folder.load_version(1)
+    version = run.folder.load_version(1).as_dict()
     version["coefficients"] = {f"t@{NASTY}": 0.5}
     version["scores"][NASTY] = version["scores"]["t"]
     version["targets"].append(NASTY)
     version["gate"]["checks"][0]["task"] = NASTY
     version["created"] = NASTY
-    html = page.render(run.folder, {**run.info, "software": {NASTY: NASTY}}, version, {"by": NASTY, "reason": NASTY})[
-        "html"
-    ].decode()
+    info = {**run.info, "software": {NASTY: NASTY}}
+    shown = Version.model_validate(version)
+    html = page.render(run.folder, info, shown, {"by": NASTY, "reason": NASTY})["html"].decode()
     assert "<img" not in html and "&lt;img src=x" in html
     assert "Content-Security-Policy" in html and "default-src 'none'" in html and "<script" not in html
 

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 import torch
+from records import PLAIN
 from writers import at_once
 
 from talos_ray import CorruptError, MismatchError, SpecError, StorageError
@@ -18,6 +19,7 @@ from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.storage import files, history
 from talos_ray.storage.run_folder import RunFolder, mask_at
+from talos_ray.storage.version import Version
 
 LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
 MASK = mask_from_flags(LAYOUT, torch.arange(27) % 3 == 0, {"strategy": "random", "keep": 1 / 3})
@@ -61,7 +63,7 @@ def test_a_run_folder_in_a_bucket(bucket):
     values = torch.randn(MASK.k).bfloat16()
     folder.save_delta(Delta("t", values, BASE, MASK.fingerprint, {"key": "k"}))
     folder.record("train", ["deltas/t.safetensors", "mask.safetensors"])
-    number = folder.add_version("version", lambda n: ({"coefficients": {"t": 0.5}, "model": BASE}, {}))
+    number = folder.add_version("version", lambda n: (Version(coefficients={"t": 0.5}, model=BASE), {}))
     again = RunFolder(bucket.format("team/first"))
     assert again.info()["base"] == BASE and again.load_mask(BASE).fingerprint == MASK.fingerprint
     assert torch.equal(again.load_delta("t").values, values) and again.head == number
@@ -191,5 +193,5 @@ def test_a_long_history_of_a_bucket_is_read_by_few_requests(bucket, monkeypatch)
 def test_four_processes_write_to_a_bucket_and_many_are_killed(bucket, tmp_path, seed):
     place = bucket.format(f"team/stress-{seed}")
     for _ in range(3):
-        RunFolder(place).add_version("version", lambda n: ({"model": "m", "coefficients": {}}, {}))
+        RunFolder(place).add_version("version", lambda n: (PLAIN, {}))
     at_once(place, tmp_path / "done", processes=4, count=100, kills=40, seed=seed, fork=False)

@@ -16,6 +16,7 @@ from talos_ray.core.mask import mask_from_flags
 from talos_ray.storage import history
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.version import Version
 
 LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
 MASK = mask_from_flags(LAYOUT, torch.arange(27) % 3 == 0, {"strategy": "random", "keep": 1 / 3})
@@ -188,13 +189,13 @@ def test_a_scheme_that_does_not_exist():
 
 def versioned(folder, n=3):
     for _ in range(n):
-        folder.add_version("version", lambda n: ({"model": str(n) * 64, "coefficients": {"t": float(n)}}, {}))
+        folder.add_version("version", lambda n: (Version(model=str(n) * 64, coefficients={"t": float(n)}), {}))
 
 
 def test_versions_head_and_history(folder):
     versioned(folder)
     folder.set_head(0, "rollback", was=2)
-    assert folder.head == 0 and folder.versions() == [0, 1, 2] and folder.load_version(2)["coefficients"] == {"t": 2.0}
+    assert folder.head == 0 and folder.versions() == [0, 1, 2] and folder.load_version(2).coefficients == {"t": 2.0}
     found = list(history.events(folder.store))
     assert [e["operation"] for e in found] == ["version"] * 3 + ["rollback"] and found[-1]["was"] == 2
     assert all(e["user"] and e["host"] and e["time"].endswith("+00:00") for e in found)
@@ -286,7 +287,7 @@ def test_of_two_writers_one_wins_and_nothing_is_lost(folder):
     def add(i: int) -> None:
         try:
             RunFolder(folder.store.uri).add_version(
-                "version", lambda n: ({"model": str(i), "coefficients": {}}, {f"report/{n:04d}.html": b"x"}), at=0
+                "version", lambda n: (Version(model=str(i), coefficients={}), {f"report/{n:04d}.html": b"x"}), at=0
             )
         except ConflictError as error:
             told.append(str(error))
@@ -319,15 +320,15 @@ def test_a_writer_that_was_cut_off_leaves_a_run_that_goes_on(folder, monkeypatch
 def test_two_hundred_random_operations_keep_every_version(folder):
     generator = torch.Generator().manual_seed(1)
     whole(folder)
-    models = {n: folder.load_version(n)["model"] for n in folder.versions()}
+    models = {n: folder.load_version(n).model for n in folder.versions()}
     for _ in range(200):
         if torch.rand((), generator=generator) < 0.3:
-            n = folder.add_version("version", lambda n: ({"model": f"{n}" * 8, "coefficients": {"t": 0.5}}, {}))
-            models[n] = folder.load_version(n)["model"]
+            n = folder.add_version("version", lambda n: (Version(model=f"{n}" * 8, coefficients={"t": 0.5}), {}))
+            models[n] = folder.load_version(n).model
         else:
             n = int(torch.randint(len(models), (), generator=generator))
             folder.set_head(n, "rollback", {"report/index.html": f"page {n}".encode()}, reason="a test")
         assert folder.head == n
-    assert {n: folder.load_version(n)["model"] for n in folder.versions()} == models
+    assert {n: folder.load_version(n).model for n in folder.versions()} == models
     assert history.verify(folder.store) == []
     assert sum(p.stat().st_size for p in Path(folder.store.root).rglob("*") if p.is_file()) < 1_000_000

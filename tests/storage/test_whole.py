@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from records import killed_at, old_run, small_run
+from records import PLAIN, killed_at, old_run, small_run
 from writers import at_once
 
 import talos_ray
@@ -57,9 +57,7 @@ def pages(path: Path) -> None:
 
 
 def version(path: Path) -> None:
-    RunFolder(str(path)).add_version(
-        "version", lambda n: ({"model": "m", "coefficients": {}}, {"report/index.html": b"new"})
-    )
+    RunFolder(str(path)).add_version("version", lambda n: (PLAIN, {"report/index.html": b"new"}))
 
 
 def beginning(path: Path) -> None:
@@ -299,7 +297,7 @@ def test_a_reader_between_an_event_and_its_files_waits_for_them(tmp_path, capfd)
         if len(list(history.events(folder.store))) == 4:
             break
     assert folder.head == 3 and not folder.store.exists("versions/0003.json")
-    assert folder.load_version(3)["version"] == 3 and history.verify(folder.store) == []
+    assert folder.load_version(3).number == 3 and history.verify(folder.store) == []
 
 
 @pytest.mark.parametrize("command", ["status", "rollback", "approve", "report", "diff", "export", "held", "model"])

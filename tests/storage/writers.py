@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from records import PLAIN
+
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
 
@@ -24,9 +26,7 @@ def work_of_one_process(path: str, seed: int, count: int, done: Path) -> None:
         folder = RunFolder(path)
         kind = dice.choices(("rollback", "approve", "version"), (4, 3, 3))[0]
         if kind == "version":
-            folder.add_version(
-                "version", lambda n: ({"model": "m", "coefficients": {}}, {f"report/{n:04d}.html": b"x"}), reason=mark
-            )
+            folder.add_version("version", lambda n: (PLAIN, {f"report/{n:04d}.html": b"x"}), reason=mark)
         else:
             folder.set_head(dice.randrange(3), kind, {"report/index.html": mark.encode()}, reason=mark)
         with open(done, "a") as out:
