@@ -33,7 +33,7 @@ class TaskScores(Stored):
     """What models score on one task. `merged`: the version, by the task's own head where it has one; `probe`: the base
     under a head of its own; `single`: the task's edit alone; `*_words`: the same by the frozen head."""
 
-    __pydantic_extra__: dict[str, Score]
+    __pydantic_extra__: dict[str, Score]  # of what else a later release may measure
 
     base: Score
     merged: Score
@@ -298,8 +298,8 @@ class Attempt(Stored):
 
 
 class Beyond(Stored):
-    """What a model still knows of a task: how often it predicts each class, and how often that is right; a linear
-    `probe` on its features; its score `retrained` a little."""
+    """What a model still knows of a task: how often it predicts each class on test data, and how often each is the
+    label; the score of a linear `probe` on its features, and its own when it was `retrained` a little."""
 
     predicted: list[Many]
     labels: list[Many]
