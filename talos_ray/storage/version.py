@@ -7,15 +7,17 @@ may write beside these fields is kept, and written as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from talos_ray.config import Merge
 from talos_ray.core.merging import coefficients_of
 from talos_ray.core.segments import Granularity
 from talos_ray.errors import CorruptError
 from talos_ray.storage.schema import Flag, Many, Number, Part, Stored, Text, fits
+
+if TYPE_CHECKING:
+    from talos_ray.config import Merge
 
 PASS, FAIL, OPEN = "pass", "fail", "not enough data to tell"
 
@@ -397,6 +399,8 @@ class Version(ArmResult):
     @property
     def how(self) -> Merge:
         """The method that made the rows which the coefficients multiply."""
+        from talos_ray.config import Merge  # loads slowly, and most that read a folder need it not
+
         return Merge.model_validate(self.merge)
 
     @property
