@@ -48,7 +48,7 @@ def main() -> None:
     started = time.monotonic()
     run = talos_ray.edit(**settings)
     version = run.newest
-    for stage, seconds in version["stages"]["seconds"].items():
+    for stage, seconds in version.stages.seconds.items():
         print(f"  {stage:20s}{seconds:8.1f} s")
     begun = time.monotonic()
     problems = run.verify()

@@ -45,10 +45,12 @@ def test_of_many_conditions_the_worst_are_told_and_the_others_counted():
     base = {t: right(100, 0.5) for t in tasks}
     now = {t: right(100, 0.5 if i < 30 else 0.1) for i, t in enumerate(tasks)}
     found = gate.judge(Gate(), tasks, [], base, now)
-    told = gate.told(found, 6)
+    told = found.why.split("; ")
     assert len(told) == 6 and all("target t3" in line for line in told[:5])  # those that are shown to have lost
     assert told[5] == "and 35 more conditions, 5 of them not met, which its report lists"
-    assert len(gate.told(found)) == 40 and gate.told(found, 40) == gate.told(found)
+    assert len(found.told) == 40
+    few = gate.judge(Gate(), tasks[:6], [], base, now)
+    assert few.why.split("; ") == few.told and len(few.told) == 6
 
 
 def test_every_condition_can_fail_and_names_its_task():

@@ -19,7 +19,10 @@ from talos_ray.storage.schema import Flag, Many, Number, Part, Stored, Text, fit
 if TYPE_CHECKING:
     from talos_ray.config import Merge
 
-PASS, FAIL, OPEN = "pass", "fail", "not enough data to tell"
+PASS = "pass"
+FAIL = "fail"
+OPEN = "not enough data to tell"
+MOST_TOLD = 6  # conditions in a sentence on why a version is kept aside
 
 
 class Score(Stored):
@@ -236,8 +239,16 @@ class GateResult(Stored):
 
     @property
     def why(self) -> str:
-        """The same in a line: what is asked and not found."""
-        return "; ".join(self.told)
+        """The same in a line: what is asked and not found, the worst first; of hundreds of tasks the rest is
+        counted."""
+        unmet = self.unmet
+        shown = unmet if len(unmet) <= MOST_TOLD else unmet[: MOST_TOLD - 1]
+        sentences = [str(check) for check in shown]
+        if more := unmet[len(shown) :]:
+            failed = sum(check.result == FAIL for check in more)
+            failing = f"{failed} of them not met, " if failed else ""
+            sentences.append(f"and {len(more)} more conditions, {failing}which its report lists")
+        return "; ".join(sentences)
 
 
 class Stages(Stored):

@@ -24,7 +24,6 @@ FRONT = {
     "impact.csv": "impact.csv",
     "xlsx": "scores.xlsx",
 }  # what shows the version in force
-MOST_TOLD = 6  # conditions in a sentence on why a version is kept aside
 
 
 def publish(

@@ -18,7 +18,7 @@ FLOORS = (
     ("tasks", "corruptions"),
     ("inputs",),
     ("models", "spec", "storage", "smoke"),
-    ("gate",),
+    ("gate", "user_files"),
     ("report", "scaffold", "estimate"),
     ("integrations",),
     ("trust",),
