@@ -1,32 +1,48 @@
-"""A first spec from a folder of data: every file or image folder in it becomes a task, with its columns guessed. What
-`check` reads is read here by the same readers."""
+"""A first spec from a folder of data: every file or image folder in it becomes a task, with its columns guessed. A
+guess is written only if it can be read as `check` reads it; of what is left out, the reason is written."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 import yaml
 
-from talos_ray.data.folders import IMAGES, SPLITS, files_below, has_tables, read_images, tables_in
-from talos_ray.data.tables import KINDS, as_numbers, read_table
+from talos_ray.data.folders import IMAGES, METADATA, SPLITS, files_below, has_tables, tables_in
+from talos_ray.data.pixels import HEAD, trouble_with
+from talos_ray.data.readers import holds_rows
+from talos_ray.data.tables import KINDS, Reading, as_numbers, read_table
 from talos_ray.errors import SpecError
+from talos_ray.spec import reads_text, resolve_task
+from talos_ray.tasks import TaskData, load_task
 
 MODELS = {"image": "open_clip:ViT-B-32/laion2b_s34b_b79k", "text": "hf:sentence-transformers/all-MiniLM-L6-v2"}
 PROMPTS = {"image": "a photo of a {}.", "text": "{}"}
-LABELS = ("label", "labels", "class", "category", "kind", "target", "y")
+# What columns are called, the surest names first. A column that is called so wins over what its values look like.
+CALLED = {
+    "image": ("image", "images", "img", "picture", "photo", "file", "file_name", "filename", "path"),
+    "text": ("text", "texts", "sentence", "content", "body", "review", "message", "comment", "document", "input"),
+    "label": ("label", "labels", "class", "category", "kind", "target", "y"),
+}
 UPDATES = 300  # of a task, where its rows bear them
 EPOCHS = 30  # at most
-TRAINED = 0.7  # of a task's rows, where the splits are cut from them
 BATCHES = {16: 400, 32: 2000, 64: float("inf")}  # size -> most training rows that it is for
 SHOWN = 8  # classes that a comment names
+LONG = 40  # characters of a class that it shows
+TOLD = 300  # characters of a reason
 LONGEST = 90  # characters of a task's name
+SHARD = re.compile(r"(?is)(.*?)(-\d+-of-\d+)?$")
 PLAIN = re.compile(r"[A-Za-z][\w./-]*$", re.ASCII)  # what YAML reads as it stands, if it is no word of its own
+# What readers raise: pyarrow's errors are most of them ValueErrors, and so are those of characters that are none.
+UNREADABLE = (SpecError, pa.ArrowException, OSError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -36,10 +52,13 @@ class Guess:
     name: str
     data: str
     kind: str
-    columns: dict[str, str]  # 'input' and 'label', where they are not the usual ones
-    classes: list[str]
-    rows: int
-    unlabelled: int = 0  # rows among them
+    columns: dict[str, str]  # 'input' and 'label'
+    loaded: TaskData
+    dropping: bool  # rows that lack something
+
+
+class Unclear(Exception):
+    """Why nothing is guessed."""
 
 
 def scaffold(folder: Path, model: str | None = None) -> str:
@@ -60,15 +79,16 @@ def scaffold(folder: Path, model: str | None = None) -> str:
         )
     kinds = [g.kind for g in found]
     kind = max(dict.fromkeys(kinds), key=kinds.count)
+    model = model or MODELS[kind]
     inside = any(g.data == "." for g in found) and folder.resolve() == Path.cwd()
     output = "../runs/mine" if inside else "runs/mine"  # never among the data
     return "\n".join(
         [
             "# Made by `talos init`. What is guessed is marked; `talos check` tells all that is wrong before anything "
             "runs.",
-            f"model: {scalar(model or MODELS[kind])}",
+            f"model: {scalar(model)}",
             "tasks:",
-            *(line for g in found if g.kind == kind for line in _lines(g)),
+            *(line for g in found if g.kind == kind for line in _lines(g, "text" if reads_text(model) else "image")),
             *(f"# left out, because it holds {g.kind}s: {comment(g.data)}" for g in found if g.kind != kind),
             *(f"# left out: {comment(why)}" for why in left),
             "# control:                    # what must hold: tasks that are looked at and never trained. Move one "
@@ -76,7 +96,7 @@ def scaffold(folder: Path, model: str | None = None) -> str:
             f"output: {output}             # a local path, or s3://bucket/folder",
             "# preset: auto                # also try masks and learning rates, in short runs",
             "# gate: {control_keep: 0.95}  # a version that does not meet it is kept aside",
-            _training([g.rows for g in found if g.kind == kind], model or MODELS[kind], kind),
+            _training([len(g.loaded.train) for g in found if g.kind == kind], model, kind),
             "# cluster: {gpus_per_worker: 1}",
             "",
         ]
@@ -84,9 +104,9 @@ def scaffold(folder: Path, model: str | None = None) -> str:
 
 
 def _training(rows: Sequence[int], model: str, kind: str) -> str:
-    """How long and how fast to train on tasks of so many rows: about `UPDATES` updates, in passes that few
+    """How long and how fast to train on tasks of so many training rows: about `UPDATES` updates, in passes that few
     rows bear."""
-    train = max(1, round(TRAINED * statistics.median(rows)))
+    train = max(1, round(statistics.median(rows)))
     batch = next(size for size, most in BATCHES.items() if train <= most)
     lr = "1.2e-3" if model == "demo" else "5.0e-4" if kind == "text" else "1.0e-4"
     an_epoch = max(1, train // batch)
@@ -98,15 +118,20 @@ def _training(rows: Sequence[int], model: str, kind: str) -> str:
     return f"train: {{epochs: {epochs}, batch_size: {batch}, lr: {lr}, warmup_steps: {max(1, updates // 10)}}}  {told}"
 
 
-def _lines(g: Guess) -> list[str]:
-    shown = ", ".join(g.classes[:SHOWN]) + (", …" if len(g.classes) > SHOWN else "")
-    unlabelled = f"    # missing: drop            # {g.unlabelled} rows have no label; fill them, or leave them out so"
+def _lines(g: Guess, read: str) -> list[str]:
+    """A task's lines in a spec whose model reads inputs of a kind."""
+    classes = g.loaded.classes
+    named = ", ".join(c if len(c) <= LONG else f"{c[:LONG]}…" for c in classes[:SHOWN])
+    shown = named + (", …" if len(classes) > SHOWN else "")
+    columns = {key: c for key, c in g.columns.items() if c != {"input": read, "label": "label"}[key]}
     return [
         f"  - name: {scalar(g.name)}",
         f"    data: {scalar(g.data)}",
-        *(f"    {key}: {scalar(column)}                # guessed" for key, column in g.columns.items()),
-        f"    # {len(g.classes)} classes: {comment(shown)}",
-        *([unlabelled] if g.unlabelled else []),
+        *([f"    kind: {g.kind}"] if g.kind != read else []),
+        *(f"    {key}: {scalar(column)}                # guessed" for key, column in columns.items()),
+        f"    # {len(classes)} classes: {comment(shown)}",
+        *(["    missing: drop                # guessed: fill the rows, or leave them out so"] if g.dropping else []),
+        *(f"    # {comment(note)[:TOLD]}" for note in g.loaded.notes if g.dropping),
         f'    prompts: ["{PROMPTS[g.kind]}"]   # {{}} stands for the class; say what it is in your own words',
     ]
 
@@ -126,28 +151,65 @@ def comment(text: str) -> str:
 def _tasks_in(folder: Path) -> tuple[list[Guess], list[str]]:
     """What lies in a folder, with names that are unique; and what was left out, and why."""
     if whole := _whole(folder):
-        return [replace(whole, data=".")], []
+        return [whole], []
     found: list[Guess] = []
     left: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    entries = [e for e in sorted(folder.iterdir()) if not e.name.startswith(".") and _could_be(e)]
+    parts = _parts(entries)
+    for path in entries:
+        if path in parts:
+            left.append(
+                f"{path.name}: by its name it belongs to {parts[path].name}; to use it, move both into a folder of "
+                "their own"
+            )
             continue
-        try:
-            guess = _guess(path)
-        except (SpecError, pa.ArrowException, OSError) as error:
-            left.append(f"{path.name}: {str(error).splitlines()[0]}")
-            continue
-        if guess is None:
-            if path.is_dir() or path.suffix.lower() in KINDS:
-                left.append(f"{path.name}: no classes were found in it")
-            continue
-        if not path.name.isascii() and not _utf8(path.name):
+        if not _utf8(path.name):
             left.append(f"{path.name!a}: its name is not UTF-8")
             continue
-        taken = {g.name for g in found}
-        names = [guess.name, *(f"{guess.name}_{i}" for i in range(2, len(found) + 3))]
-        found.append(replace(guess, name=next(n for n in names if n not in taken)))
+        try:
+            guess = _guess(folder, path, {g.name for g in found})
+        except (*UNREADABLE, Unclear) as error:
+            left.append(f"{path.name}: {_reason(error)}")
+            continue
+        found.append(guess)
+        if path.is_dir() and guess.data != path.name:
+            left.append(f"{path.name}: all but {guess.data}, because together they cannot be read")
     return found, left
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "its values lie too deep in each other to be read"
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half a character (a surrogate, like \\ud800), which is no text"
+    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    told = re.sub(r"^task '[^']*': ", "", told)
+    return told if len(told) <= TOLD else f"{told[:TOLD]}…"
+
+
+def _could_be(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in KINDS
+
+
+def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
+    """Files and folders that by their names are a part of what another holds: the training split of the same data, or
+    its first piece."""
+    sets: dict[tuple[str, ...], dict[str, list[Path]]] = {}
+    for path in sorted(entries, key=Path.is_dir):  # a table may list what lies in a folder of its name
+        stem, shard = SHARD.match(path.name if path.is_dir() else path.stem).groups()
+        words = re.split(r"[-_. ]", stem.lower())
+        place = next((i for i in (0, len(words) - 1) if words[i] in SPLITS), None)
+        if place is not None:
+            rest = (*words[:place], *words[place + 1 :])
+            sets.setdefault(rest, {}).setdefault(SPLITS[words[place]], []).append(path)
+        elif shard:
+            sets.setdefault(tuple(words), {}).setdefault("train", []).append(path)
+    found = {}
+    for splits in sets.values():
+        if "train" in splits:
+            first = splits["train"][0]
+            found |= {path: first for part in splits.values() for path in part if path != first}
+    return found
 
 
 def _utf8(name: str) -> bool:
@@ -158,44 +220,89 @@ def _utf8(name: str) -> bool:
 
 
 def _whole(folder: Path) -> Guess | None:
-    """The folder as one task: its folders are the classes, or the splits, of images; or its tables are the splits of
-    one set."""
+    """The folder as one task: its folders are the classes, or the splits, of images; its tables are the splits of one
+    set; or it lists its images."""
     try:
         files = [f.relative_to(folder) for f in files_below(folder)]
+        if any(str(f) in METADATA for f in files):
+            return _listed(folder, folder)
         tables = [f for f in files if f.suffix.lower() in KINDS]
         if tables:
-            stems = {f.stem.lower() for f in tables}
-            if len(tables) > 1 and all(len(f.parts) == 1 for f in tables) and stems <= set(SPLITS):
-                return _guess_tables(folder)
-            return None
+            tops = {folder / f.parts[0] for f in tables}
+            named = {SHARD.match(t.name if t.is_dir() else t.stem)[1].lower() for t in tops}
+            return _split_tables(folder, folder) if named <= set(SPLITS) and len(tables) > 1 else None
         images = [f for f in files if f.suffix.lower() in IMAGES]
         tops = {f.parts[0] for f in images}
         near = images and all(len(f.parts) == 2 for f in images)
         split = images and all(len(f.parts) == 3 for f in images) and {t.lower() for t in tops} <= set(SPLITS)
-        return _guess_images(folder) if near or split else None
-    except (SpecError, pa.ArrowException, OSError):
+        return _pictures(folder, folder) if near or split else None
+    except (*UNREADABLE, Unclear):
         return None
 
 
-def _guess(path: Path) -> Guess | None:
-    if path.is_dir():
-        return _guess_tables(path) if has_tables(path) else _guess_images(path)
-    return _guess_table(path, path) if path.suffix.lower() in KINDS else None
+def _guess(folder: Path, path: Path, taken: Collection[str]) -> Guess:
+    """What a file or a folder in a folder seems to be.
+
+    Raises:
+        Unclear: nothing that could be a task.
+        SpecError: `check` would refuse it.
+    """
+    if path.is_file():
+        return _read(folder, path, _roles(path), taken)
+    if has_tables(path):
+        return _split_tables(folder, path, taken)
+    return _listed(folder, path, taken) if holds_rows(path) else _pictures(folder, path, taken)
 
 
-def _guess_images(path: Path) -> Guess | None:
+def _pictures(folder: Path, path: Path, taken: Collection[str] = ()) -> Guess:
+    """A folder of images a class."""
     if not any(f.suffix.lower() in IMAGES for f in files_below(path)):
-        return None
-    images = read_images(path)
-    classes = list(images.classes)
-    rows = sum(map(len, images.splits.values()))
-    return Guess(_name(path), path.name, "image", {}, classes, rows) if len(classes) > 1 else None
+        raise Unclear("it holds no tables and no images")
+    return _read(folder, path, ("image", "image", "label"), taken)
 
 
-def _guess_tables(path: Path) -> Guess | None:
-    """A folder of a table a split: what train holds says what all hold."""
+def _listed(folder: Path, path: Path, taken: Collection[str] = ()) -> Guess:
+    """A folder of images with a table that says what they show; or what `datasets` saved, whose columns have names."""
+    tables = [f for f in files_below(path) if f.name in METADATA]
+    label = _roles(tables[0])[2] if tables else "label"
+    return _read(folder, path, ("image", "image", label), taken)
+
+
+def _split_tables(folder: Path, path: Path, taken: Collection[str] = ()) -> Guess:
+    """A folder of a table a split: what train holds says what all hold. Where they cannot be read together, train
+    alone."""
     splits = tables_in(path)
-    return _guess_table(path, splits["train"][0]) if "train" in splits else None
+    if "train" not in splits:
+        raise Unclear("none of its tables is called train")
+    roles = _roles(splits["train"][0])
+    try:
+        return _read(folder, path, roles, taken)
+    except SpecError:
+        if len(splits) == 1 or len(splits["train"]) > 1 or path == folder:
+            raise
+        return _read(folder, splits["train"][0], roles, taken)
+
+
+def _read(folder: Path, path: Path, roles: tuple[str, str, str], taken: Collection[str]) -> Guess:
+    """A guess that was tried: read as `check` reads it, without rows that lack something if need be."""
+    kind, source, label = roles
+    columns = {"input": source, "label": label}
+    name = _name(path)
+    name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    wanted = {"name": name, "data": str(path.absolute()), "kind": kind, "prompts": [PROMPTS[kind]], **columns}
+    data = str(path.relative_to(folder))
+    try:
+        loaded = load_task(resolve_task(wanted), 0)
+        dropping = False
+    except SpecError as refused:
+        try:
+            loaded = load_task(resolve_task({**wanted, "missing": "drop"}), 0)
+            dropping = True
+        except SpecError:
+            raise refused from None
+    if len(loaded.classes) < 2:
+        raise Unclear(f"its column {label!r} holds one class")
+    return Guess(name, data, kind, columns, loaded, dropping)
 
 
 def _name(path: Path) -> str:
@@ -203,57 +310,116 @@ def _name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", stem).lstrip("_.-")[:LONGEST] or "task"
 
 
-def _guess_table(path: Path, file: Path) -> Guess | None:
-    table = _read(file)
-    few = {c: _values(table, c) for c in table.column_names if _countable(table.schema.field(c).type)}
-    texts = [c for c in table.column_names if _is_text(table.schema.field(c).type)]
-    images = [c for c in texts if _names_image(file, table.column(c))]
-    images += [c for c in table.column_names if _holds_images(table.schema.field(c).type)]
-    longest = max(texts, key=lambda c: sum(len(str(v)) for v in table.column(c).to_pylist()), default=None)
-    source = images[0] if images else longest
-    labels = {c: values for c, values in few.items() if c != source and 1 < len(values) <= len(table) / 2}
-    if source is None or not labels:
-        return None
-    label = next((c for c in labels if c.lower() in LABELS), min(labels, key=lambda c: len(labels[c])))
-    kind = "image" if images else "text"
-    usual = {"input": kind, "label": "label"}
-    columns = {key: c for key, c in (("input", source), ("label", label)) if c != usual[key]}
-    return Guess(_name(path), path.name, kind, columns, labels[label], len(table), table.column(label).null_count)
+# ------------------------------------------------------------------------------------------- columns
 
 
-def _values(table: pa.Table, column: str) -> list[str]:
-    """What a column holds, as class names."""
-    return sorted(str(v) for v in table.column(column).unique().to_pylist() if v is not None)
+def _roles(file: Path) -> tuple[str, str, str]:
+    """Kind of the inputs, and the columns of inputs and labels: by their names; else labels are what has few values,
+    and inputs are the longest texts.
+
+    Raises:
+        Unclear: there are no two such columns.
+    """
+    table = _table(file)
+    names = [c for c in table.column_names if c.strip()]
+    images = [c for c in names if _holds_images(file, table.column(c))]
+    texts = [c for c in names if c not in images and _holds_texts(file, table.column(c))]
+    counts = {c: n for c in names if c not in images and (n := _classes(table.column(c))) > 1}
+    source = _called("image", images) or next(iter(images), None) or _called("text", texts)
+    label = _called("label", [c for c in counts if c != source])
+    rest = [c for c in texts if c != label]
+    if source is None and len(rest) == 1:
+        source = rest[0]
+    if label is None:  # of several with as few values, the last one: labels mostly stand behind
+        few = [c for c in reversed(counts) if c != source and counts[c] <= len(table) / 2]
+        label = min(few, key=counts.get, default=None)
+    if source is None:
+        source = max((c for c in rest if c != label), key=lambda c: _length(table.column(c)), default=None)
+    if source is None:
+        raise Unclear("it has no column of texts or images; wanted one")
+    if label is None:
+        raise Unclear("no classes were found in it; wanted a column in which values come again")
+    if source not in images and "{" in source:
+        raise Unclear(f"column {source!r} has a brace in its name, which stands for a template in a spec; rename it")
+    return "image" if source in images else "text", source, label
 
 
-def _names_image(file: Path, column: pa.ChunkedArray) -> bool:
-    first: Iterator[str] = (v for v in column.to_pylist() if v)
-    name = next(first, "")
-    return name.lower().endswith(tuple(IMAGES)) and (file.parent / name).is_file()
+def _called(role: str, columns: Sequence[str]) -> str | None:
+    """The column that by its name has a role: its whole name says so, or else its last word."""
+    for said in (str.lower, lambda name: re.split(r"[\W_]+", name.lower())[-1]):
+        for word in CALLED[role]:
+            if (found := next((c for c in columns if said(c.strip()) == word), None)) is not None:
+                return found
+    return None
+
+
+def _classes(column: pa.ChunkedArray) -> int:
+    """Different values of a column, if these can be classes; else 0."""
+    kind = column.type
+    if _is_text(kind):
+        column = as_numbers(column)
+    elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        return 0
+    values = column.unique().drop_null()
+    if pa.types.is_floating(values.type) and not all(v.is_integer() for v in values.to_pylist()):
+        return 0
+    return len(values)
+
+
+def _length(column: pa.ChunkedArray) -> float:
+    return pc.mean(pc.utf8_length(column.cast(pa.large_string()))).as_py() or 0
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _countable(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+def _holds_texts(file: Path, column: pa.ChunkedArray) -> bool:
+    """Texts, and no names of images, also of such as are not there."""
+    return _is_text(column.type) and not _first(column).lower().endswith(tuple(IMAGES))
 
 
-def _holds_images(kind: pa.DataType) -> bool:
+def _holds_images(file: Path, column: pa.ChunkedArray) -> bool:
+    """Images, or names of some that are there."""
+    kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        data = _first(column)
+        return bool(data) and trouble_with(data[:HEAD], data[-2:], len(data), lambda: io.BytesIO(data)) is None
+    if _is_text(kind):
+        name = _first(column)
+        return name.lower().endswith(tuple(IMAGES)) and "\0" not in name and (file.parent / name).is_file()
     return pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
 
 
-def _read(path: Path) -> pa.Table:
-    """A file's rows, dictionaries spelt out; an empty one is refused."""
+def _first(column: pa.ChunkedArray) -> str | bytes:
+    """The first value that says something."""
+    return next((v.as_py() for v in column if v.as_py()), b"" if pa.types.is_binary(column.type) else "")
+
+
+def _table(path: Path) -> pa.Table:
+    """A file's rows, dictionaries spelt out; of several columns of one name, none."""
     kind = KINDS[path.suffix.lower()]
-    table = pyarrow.parquet.read_table(path) if kind == "parquet" else read_table(path)
+    if kind == "csv":
+        table = read_table(path, Reading(columns=_once(_header(path))))
+    else:
+        table = pyarrow.parquet.read_table(path) if kind == "parquet" else read_table(path)
     if not len(table):
-        raise OSError("it holds no rows")
+        raise Unclear("it holds no rows")
+    table = table.select([i for i, n in enumerate(table.column_names) if n in _once(table.column_names)])
     for i, field in enumerate(table.schema):
-        column = table.column(i)
         if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.name, column.cast(field.type.value_type))
-        elif kind == "csv":
-            table = table.set_column(i, field.name, as_numbers(column))
+            table = table.set_column(i, field.name, table.column(i).cast(field.type.value_type))
     return table
+
+
+def _once(names: Sequence[str]) -> list[str]:
+    return [n for n in names if n.strip() and names.count(n) == 1]
+
+
+def _header(path: Path) -> list[str]:
+    """The names of a CSV or TSV file's columns; none where they cannot be read, of which its reader tells."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            return next(csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+    except (csv.Error, UnicodeDecodeError):
+        return []

@@ -99,7 +99,7 @@ def make_spec(values: dict[str, Any]) -> Spec:
         items = () if items is None else items if isinstance(items, list | tuple) else (items,)
         for item in items:
             with problems:
-                found.append(resolve_task(item, _reads_text(model)))
+                found.append(resolve_task(item, reads_text(model)))
     if values.get("tasks") in (None, [], ()):
         problems.lines.append(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
@@ -132,7 +132,7 @@ def is_there(path: str) -> bool:
         return False
 
 
-def _reads_text(model: str) -> bool:
+def reads_text(model: str) -> bool:
     """What a task's inputs are where it does not say: by the model's configuration if it lies here, else by its
     name."""
     kind, _, named = model.partition(":")

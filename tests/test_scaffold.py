@@ -1,14 +1,16 @@
 """A first spec from a folder: what is guessed, and that it is a spec."""
 
 import csv
+import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from images import write_images
+from PIL import Image
 
 from talos_ray import SpecError, load_spec
-from talos_ray.scaffold import scaffold
+from talos_ray.scaffold import scaffold, scalar
 from talos_ray.tasks import load_task
 
 
@@ -34,8 +36,6 @@ def test_texts_in_files_become_tasks(tmp_path):
 
 
 def test_images_in_folders_and_lists_become_tasks(tmp_path):
-    from PIL import Image
-
     for kind in ("cat", "dog"):
         (tmp_path / "pets" / kind).mkdir(parents=True)
         for i in range(12):
@@ -73,3 +73,130 @@ def test_how_long_is_trained_follows_how_many_rows_there_are(tmp_path, rows, wan
     (tmp_path / "spec.yaml").write_text(scaffold(tmp_path))
     train = load_spec(tmp_path / "spec.yaml").train
     assert train.model_dump(exclude_defaults=True) == {k: v for k, v in wanted.items() if getattr(type(train)(), k) != v}
+
+
+def made(folder):
+    """The tasks of the spec that init writes, each with what check reads by it."""
+    (folder / "spec.yaml").write_text(scaffold(folder), encoding="utf-8")
+    return [(task, load_task(task, 0)) for task in load_spec(folder / "spec.yaml").tasks]
+
+
+AB = ["a", "b"] * 20
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "source", "label"),
+    [
+        (("text", "label"), [(i % 2, c) for i, c in enumerate(AB)], "text", "label"),  # as few texts as classes
+        (("label", "text"), [(c * 90, f"t{i}") for i, c in enumerate(AB)], "text", "label"),  # longer than the texts
+        (("phone", "kind"), [(1000 + i % 9, c) for i, c in enumerate(AB)], "phone", "kind"),
+        (("text", "label"), [(1000 + i, c) for i, c in enumerate(AB)], "text", "label"),  # every number once
+        (("text", "label", ""), [(f"t{i}", c, "") for i, c in enumerate(AB)], "text", "label"),
+        (("", "text", "label", "", ""), [(i, f"t{i}", c, "", "") for i, c in enumerate(AB)], "text", "label"),
+        (("id", "review_text", "verdict"), [(i, f"t{i}", c) for i, c in enumerate(AB)], "review_text", "verdict"),
+        (("a{b}", "note", "label"), [(f"long {i}", f"t{i}", c) for i, c in enumerate(AB)], None, "a brace in its name"),
+        (("{text}", "label"), [(f"t{i}", c) for i, c in enumerate(AB)], None, "a brace in its name"),
+        (("text", "label"), [(f"t{i}", f"{i % 2}.0") for i in range(40)], "text", "label"),
+        (("text", "score"), [(f"t{i}", f"0.{i % 2 + 1}") for i in range(40)], None, "no classes were found"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_columns_are_told_by_their_names_and_else_by_their_values(tmp_path, header, rows, source, label):
+    write_csv(tmp_path / "t.csv", header, rows)
+    if source is None:
+        with pytest.raises(SpecError, match=label):
+            scaffold(tmp_path)
+        return
+    ((task, data),) = made(tmp_path)
+    assert (task.input, task.label) == (source, label)
+    place = header.index(label)
+    numbers = {"0.0": "0", "1.0": "1"}  # as check reads whole ones
+    assert set(data.classes) == {numbers.get(row[place], row[place]) for row in rows}
+
+
+def picture(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (4, 4), shade).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("columns", "source", "classes"),
+    [
+        ({"text": [f"t{i}" for i in range(40)], "label": [0.0, 1.0] * 20}, "text", ("0", "1")),
+        ({"text": [f"t{i}" for i in range(40)], "label": pa.array(AB, pa.string_view())}, "text", ("a", "b")),
+        ({"label": pa.array(AB).dictionary_encode(), "t": [f"t{i}" for i in range(40)]}, "t", ("a", "b")),
+        ({"image": [picture(i) for i in range(40)], "label": AB}, "image", ("a", "b")),
+        ({"body": AB, "label": [0, 1] * 20}, "body", ("0", "1")),
+    ],
+    ids=["float", "view", "dictionary", "bytes", "numbers"],
+)
+def test_parquet_of_any_types(tmp_path, columns, source, classes):
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    ((task, data),) = made(tmp_path)
+    assert (task.input, task.label, data.classes) == (source, "label", classes)
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "rows"),
+    [
+        (("train.csv", "test.csv"), ".", 80),
+        (("train/x.csv", "test/x.csv"), ".", 80),
+        (("train-00000-of-00002.csv", "train-00001-of-00002.csv", "test-00000-of-00001.csv"), ".", 120),
+        (("train.csv", "test.csv", "sample_submission.csv"), "train.csv", 40),
+        (("a_train.csv", "a_test.csv"), "a_train.csv", 40),
+        (("x-00000-of-00002.csv", "x-00001-of-00002.csv"), "x-00000-of-00002.csv", 40),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_one_set_of_data_is_one_task(tmp_path, files, data, rows):
+    for number, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        header = ("id", "label") if name.startswith("sample") else ("text", "label")
+        few = [(f"{number} {i}", c) for i, c in enumerate(AB)][: 1 if name.startswith("sample") else None]
+        write_csv(tmp_path / name, header, few)
+    ((_, found),) = made(tmp_path)
+    written = (tmp_path / "spec.yaml").read_text()
+    assert f"data: {scalar(data)}\n" in written
+    assert sum(map(len, (found.train, found.validation, found.test))) == rows
+    assert data == "." or f"# left out: {files[1]}: by its name it belongs to {data}" in written
+
+
+def test_a_split_without_labels_is_left_out(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data" / "train.csv", ("text", "label"), [(f"t{i}", c) for i, c in enumerate(AB)])
+    write_csv(tmp_path / "data" / "test.csv", ("text",), [(f"q{i}",) for i in range(9)])
+    ((task, found),) = made(tmp_path)
+    assert task.data.endswith("data/train.csv") and found.classes == ("a", "b")
+
+
+def test_a_folder_that_lists_its_images_and_rows_without_labels(tmp_path):
+    for place in (tmp_path / "x", tmp_path / "y"):
+        place.mkdir()
+        for i in range(40):
+            (place / f"{i}.png").write_bytes(picture(i))
+        write_csv(place / "metadata.csv", ("file_name", "side"), [(f"{i}.png", c) for i, c in enumerate(AB)])
+    assert [(t.name, t.label, d.classes) for t, d in made(tmp_path)] == [(n, "side", ("a", "b")) for n in "xy"]
+    ((whole, found),) = made(tmp_path / "x")  # also where the folder itself is the one
+    assert (whole.name, whole.input, found.classes) == ("x", "image", ("a", "b"))
+    write_csv(tmp_path / "x" / "metadata.csv", ("file_name", "side"), [(f"{i}.png", c) for i, c in enumerate(AB)])
+    (tmp_path / "t").mkdir()
+    write_csv(tmp_path / "t" / "t.csv", ("text", "label"), [(f"t{i}", c) for i, c in enumerate([*AB, ""])])
+    ((dropping, found),) = made(tmp_path / "t")
+    assert dropping.missing == "drop" and len(found.train) + len(found.validation) + len(found.test) == 40
+    assert "1 of 41 rows of train are left out" in (tmp_path / "t" / "spec.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"text": "\\ud800", "label": "a"}', "half a character|surrogate"),
+        ('{"text":' + "[" * 5000 + "]" * 5000 + ',"label":"a"}', "too deep|deep"),
+    ],
+    ids=["surrogate", "deep"],
+)
+def test_what_cannot_be_read_is_told_in_a_line(tmp_path, line, told):
+    (tmp_path / "t.jsonl").write_text(f"{line}\n" * 20)
+    with pytest.raises(SpecError, match=told) as caught:
+        scaffold(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
