@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.utils.data
+from PIL import Image
 
+from talos_ray.data.pixels import as_rgb, decoding
 from talos_ray.errors import SpecError
 from talos_ray.tasks import Split
 
@@ -128,21 +130,26 @@ class Examples:
         return room[index]
 
     def fresh(self, index: list[int]) -> torch.Tensor:
-        """Inputs [n, ...] of some positions, decoded and preprocessed now."""
-        try:
-            rows = self.split.rows[index][self.split.column]
-        except OSError as error:
-            bad = next(i for i in index if not self._readable(i))
-            raise SpecError(
-                f"input {self.split.words(bad)!r} (row {bad}) cannot be decoded: {error}; mend or drop its file"
-            ) from None
-        return self.preprocess(rows)
+        """Inputs [n, ...] of some positions, decoded and preprocessed now.
 
-    def _readable(self, i: int) -> bool:
+        Raises:
+            SpecError: an image that cannot be decoded, by its name.
+        """
         try:
-            return bool(self.split.rows[[i]][self.split.column])
-        except OSError:
-            return False
+            return self.preprocess(self.split.rows[index][self.split.column])
+        except Exception:  # if it is an image's fault, by which of them; anything else goes on as it is
+            for i in index:
+                self._check_decodes(i)
+            raise
+
+    def _check_decodes(self, i: int) -> None:
+        try:
+            with decoding():
+                value = self.split.rows[[i]][self.split.column][0]
+                if isinstance(value, Image.Image):
+                    as_rgb(value)
+        except SpecError as error:
+            raise SpecError(f"input {self.split.words(i)!r} (row {i}): {error}") from None
 
     def _on_this_node(self, node: Node, one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
         """A file with all inputs and a byte for each that is there. What is in it is a function of its name: the

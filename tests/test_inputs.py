@@ -136,5 +136,5 @@ def test_an_input_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "7.png").write_bytes(b"\x89PNG, and nothing that belongs there\x60\x82")
     kinds = {"validation_split": "train", "test_split": "train"}
     split = load_task(Task(name="t", data=str(path), input="file", label="side", **kinds), 0).train
-    with pytest.raises(SpecError, match=r"input '.*7\.png' \(row 7\) cannot be decoded"):
+    with pytest.raises(SpecError, match=r"input '.*7\.png' \(row 7\): it cannot be decoded"):
         Examples(split, Reader()).batch(torch.arange(10))

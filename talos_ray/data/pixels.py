@@ -6,12 +6,14 @@ transparency, so that what was hidden comes to light.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from talos_ray.errors import SpecError
 
@@ -19,8 +21,22 @@ GROUND = (255, 255, 255)  # what transparent pixels are laid on
 MOST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels; Pillow takes more for an attack, and refuses to decode them
 DEEP = 65535 / 255  # steps of 16 bits in one of 8
 SURE = 256 << 10  # bytes; a JPEG that is smaller cannot hold as many pixels as are refused
-HEAD = 33  # bytes of a PNG that say how large and how deep it is
-ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"\x60\x82"}  # first and last two bytes of a JPEG and a PNG file
+HEAD = 33  # bytes of a PNG that say how large and how deep it is, and their checksum
+PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x60\x82"
+JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever a decoder raises within the block becomes a SpecError: of a broken file each raises errors of its own
+    kinds."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SpecError(f"it cannot be decoded ({reason[:200]}); mend or drop it") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -29,9 +45,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         SpecError: values of which nobody can tell how light they are.
     """
+    with decoding():  # what was opened and not yet read
+        image.load()
     if image.mode.startswith(("I", "F")):
         return _scaled(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, tuple) and max(hidden) > 255:  # of 16 bits, where the pixels have kept the upper 8
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
+    if hidden is not None or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (*GROUND, 255))
         return Image.alpha_composite(ground, rgba).convert("RGB")
@@ -54,57 +76,54 @@ def _scaled(image: Image.Image) -> Image.Image:
                 "bits"
             )
         scaled = values / DEEP
+        if isinstance(hidden := image.info.get("transparency"), int):
+            scaled = np.where(values == hidden, GROUND[0], scaled)
     return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
 
 
 def trouble_with(start: bytes, end: bytes, size: int, whole: Callable[[], Path | io.BytesIO]) -> str | None:
-    """Why an image cannot be read as it is; None if it can. Only where its first HEAD bytes, its last two and its size
-    leave that open is the file opened, so it is cheap to ask.
+    """Why an image cannot be read as it is; None if it can. Of PNG, JPEG and WebP, its first HEAD bytes, its last two
+    and its size say whether it is whole, so it is cheap to ask; what these leave open is decoded, and so are all other
+    formats.
 
     Args:
         whole: gives what Pillow opens.
     """
-    if ENDS.get(start[:2], end) != end or not start:  # cut off, or bytes behind its end
-        return _decoded(whole())
-    if start.startswith(b"\x89PNG") and len(start) == HEAD:
-        width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
-        return _too_large(width, height)
-    if start.startswith(b"\xff\xd8") and size < SURE:
-        return None
-    return _opened(whole())
+    if start.startswith(PNG) and len(start) == HEAD and end == PNG_END:
+        width = int.from_bytes(start[16:20], "big")
+        height = int.from_bytes(start[20:24], "big")
+        if width and height and zlib.crc32(start[12:29]) == int.from_bytes(start[29:], "big"):
+            return _too_large(width, height)
+    elif start.startswith(JPEG) and end == JPEG_END:
+        return None if size < SURE else _trouble(whole(), decode=False)
+    elif start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return _trouble(whole(), decode=size < 8 + int.from_bytes(start[4:8], "little"))
+    return _trouble(whole(), decode=True)
 
 
 def head_and_tail(path: Path) -> tuple[bytes, bytes, int]:
-    """First HEAD bytes of a file, its last two, and its size."""
-    with path.open("rb") as file:
-        start = file.read(HEAD)
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 2))
-        return start, file.read(), size
-
-
-def _decoded(source: Path | io.BytesIO) -> str | None:
+    """First HEAD bytes of a file, its last two, and its size; nothing of one that cannot be read."""
     try:
-        with Image.open(source) as image:
-            image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"it cannot be decoded ({error}); mend or drop it"
-    return None
+        with path.open("rb") as file:
+            start = file.read(HEAD)
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - 2))
+            return start, file.read(), size
+    except OSError:
+        return b"", b"", 0
 
 
-def _opened(source: Path | io.BytesIO) -> str | None:
-    """By Pillow: formats whose headers are not read here, and depths that only their values explain."""
+def _trouble(source: Path | io.BytesIO, decode: bool) -> str | None:
+    """By Pillow: by the header alone where neither `decode` nor the depth asks for the values."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(source) as image:
+        with decoding(), Image.open(source) as image:
             if told := _too_large(*image.size):
                 return told
-            if image.mode.startswith(("I", "F")):
+            if decode or image.mode.startswith(("I", "F")):
                 as_rgb(image)
     except SpecError as error:
         return str(error)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        return f"it cannot be decoded ({error}); mend or drop it"
     finally:
         Image.MAX_IMAGE_PIXELS = before
     return None

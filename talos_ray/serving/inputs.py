@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from talos_ray.data.pixels import decoding
 from talos_ray.errors import SpecError
 from talos_ray.serving.record import Refused
 
@@ -51,6 +52,7 @@ def _picture(place: int, words: Any) -> Image.Image:
     except binascii.Error as error:
         raise SpecError(f"input {place} is no base64 ({error}); wanted an image file in base64") from None
     try:
-        return datasets.Image().decode_example({"bytes": content, "path": None})
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SpecError(f"input {place} cannot be decoded as an image: {error}; send a whole image file") from None
+        with decoding():
+            return datasets.Image().decode_example({"bytes": content, "path": None})
+    except SpecError as error:
+        raise SpecError(f"input {place}: {error}") from None

@@ -1,6 +1,8 @@
 """Pixels of any depth come out as light as they went in, or are refused by name."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from PIL import Image
 
 from talos_ray import SpecError, Task
 from talos_ray.data import pixels
-from talos_ray.data.pixels import as_rgb
+from talos_ray.data.pixels import as_rgb, head_and_tail, trouble_with
+from talos_ray.inputs import Examples
 from talos_ray.orchestrate.plan import _check_images
 from talos_ray.tasks import load_task
 
@@ -72,3 +75,93 @@ def test_what_cannot_be_read_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels, "MOST", 15)
     with pytest.raises(SpecError, match="20 image|it has 4 x 4 pixels; wanted at most 0 megapixels"):
         _check_images(load_task(task, 0))
+
+
+def told(path) -> str | None:
+    return trouble_with(*head_and_tail(path), lambda: path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["png", "jpg", "webp", "avif", "bmp", "gif", "tif", "ppm", "tga", "jp2", "pcx", "sgi", "ico", "dib"]
+)
+def test_what_is_cut_off_is_seen_by_check(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path)
+    whole = path.read_bytes()
+    assert told(path) is None
+    for part in (2, 3):
+        path.write_bytes(whole[: len(whole) * (part - 1) // part])
+        assert "cannot be decoded" in told(path)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, bits: int, colour: int, values: bytes, more: bytes = b"") -> bytes:
+    """One row of pixels."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + more + chunk(b"IDAT", zlib.compress(b"\0" + values)) + chunk(b"IEND", b"")
+
+
+SOUND = png(2, 8, 2, b"\0" * 6)
+TEXT = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 3_000_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "by_check"),
+    [
+        ("no-pixels.png", png(0, 8, 2, b""), True),
+        ("checksum.png", SOUND[:30] + b"X" + SOUND[31:], True),
+        ("short.png", png(2, 8, 2, b"\0"), False),
+        ("comment.png", png(2, 8, 2, b"\0" * 6, TEXT), False),  # Pillow takes it for an attack
+        ("above.pgm", b"P2 2 1 255\n1 999\n", True),
+        ("empty.png", b"", True),
+        ("words.bmp", b"<html>", True),
+    ],
+)
+def test_broken_files_are_named_by_check_or_when_they_are_decoded(tmp_path, name, data, by_check):
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert ("cannot be decoded" in (told(path) or "")) == by_check
+    for c in ("a", "b"):
+        (tmp_path / "x" / c).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (4, 4), i).save(tmp_path / "x" / c / f"{i}.png")
+    path.rename(tmp_path / "x" / "a" / name)
+    loaded = load_task(Task(name="t", data=str(tmp_path / "x"), validation_share=0.05, test_share=0.05), 0)
+    for split in (loaded.train, loaded.validation, loaded.test):
+        places = [i for i in range(len(split)) if split.words(i).endswith(name)]
+        if places:
+            with pytest.raises(SpecError, match=f"{name}' .row {places[0]}.: it cannot be decoded") as caught:
+                Examples(split, lambda images: [as_rgb(image) for image in images]).fresh(list(range(len(split))))
+            assert len(str(caught.value).splitlines()) == 1
+            return
+    raise AssertionError("the file is in no split")
+
+
+def test_what_is_wrong_elsewhere_is_no_image_s_fault(tmp_path):
+    for c in ("a", "b"):
+        (tmp_path / c).mkdir()
+        for i in range(10):
+            Image.new("L", (4, 4), i).save(tmp_path / c / f"{i}.png")
+
+    def fails(images) -> None:
+        raise ValueError("no memory")
+
+    with pytest.raises(ValueError, match="no memory"):
+        Examples(load_task(Task(name="t", data=str(tmp_path)), 0).train, fails).fresh([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("colour", "hidden", "values", "wanted"),
+    [
+        (0, (65535,), (65535, 0), [255, 0]),
+        (0, (0,), (0, 257), [255, 1]),
+        (2, (0x1234,) * 3, (0x1234,) * 3 + (0x4321,) * 3, [255, 0x43]),
+    ],
+    ids=["white", "black", "colours"],
+)
+def test_transparency_of_16_bits(colour, hidden, values, wanted):
+    data = png(2, 16, colour, struct.pack(f">{len(values)}H", *values), chunk(b"tRNS", struct.pack(f">{len(hidden)}H", *hidden)))
+    assert np.asarray(as_rgb(Image.open(io.BytesIO(data))))[0, :, 0].tolist() == wanted

@@ -118,8 +118,8 @@ def test_images_come_in_base64_and_never_from_a_path(demo, tmp_path):
     assert alike(server.predict([sent[0], f"data:image/png;base64,{sent[1]}"], "sides", top_k=2), wanted)
     for bad, said in (
         (str(files[1]), "input 1 is no base64"),
-        (base64.b64encode(b"no image").decode(), "input 1 cannot be decoded as an image"),
-        (sent[1][:80], "input 1 cannot be decoded as an image"),
+        (base64.b64encode(b"no image").decode(), "input 1: it cannot be decoded"),
+        (sent[1][:80], "input 1: it cannot be decoded"),
         (7, "input 1 is int; wanted an image file in base64"),
     ):
         with pytest.raises(Refused, match=said) as error:
