@@ -61,7 +61,7 @@ def _version() -> str:
 
 def cache_folder() -> Path:
     """Where drawn data are kept: `$TALOS_CACHE`, or `~/.cache/talos_ray`."""
-    return Path(os.environ.get("TALOS_CACHE") or Path.home() / ".cache" / "talos_ray")
+    return Path(os.environ.get("TALOS_CACHE") or "~/.cache/talos_ray").expanduser()
 
 
 def materialize(name: str) -> dict[str, str]:

@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.errors import SpecError
+from talos_ray.orchestrate.ray_internals import running_here
 
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0"  # as Ray names its longest one
 LONGEST = 107  # bytes of the path of a socket on Linux
@@ -21,6 +23,7 @@ SHARED = Path("/dev/shm")
 LEAST = 200 << 20  # bytes for Ray's object store
 ANSWERS = 5.0  # seconds that a cluster has to answer a knock
 HOST = re.compile(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d+)$")
+OTHERS = re.compile(r"(?!https?:|ray:)[A-Za-z][\w.]*://")  # addresses of what others plug into Ray, which they judge
 
 
 def check_machine(address: str | None) -> None:
@@ -40,6 +43,14 @@ def check_caches() -> None:
     """Raises SpecError unless caches can be written."""
     from datasets import config
 
+    if (named := os.environ.get("TALOS_CACHE", "")).startswith("~"):
+        try:
+            cache_folder()
+        except RuntimeError:
+            raise SpecError(
+                f"TALOS_CACHE is {named!r}, and there is no such user here; wanted a folder that can be written; write "
+                "its path in full"
+            ) from None
     try:
         own = cache_folder()
         theirs = Path(os.environ.get("HF_DATASETS_CACHE") or config.HF_DATASETS_CACHE)
@@ -62,13 +73,20 @@ def _unwritable(folder: Path) -> str | None:
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
         return f"{str(there)!r} is a file"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"no permission in {str(there)!r}"
+    try:  # a file without a name: permissions alone do not tell, of a system's own folders or for its administrator
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return f"no file can be made in {str(there)!r} ({error.strerror})"
     return None
 
 
 def _check_temporary() -> None:
     folder = temporary_folder()
+    if not folder.is_absolute():
+        raise SpecError(
+            f"Ray cannot start: its folder {str(folder)!r} (from {_named()}) is relative, and its processes have other "
+            "working folders; wanted a whole path, like /tmp; correct it"
+        )
     if (length := len(os.fsencode(folder / SOCKET))) > LONGEST:
         raise SpecError(
             f"Ray cannot start: its sockets below {str(folder)!r} (from {_named()}) would have paths of {length} "
@@ -93,13 +111,27 @@ def _named() -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Knock where a cluster is said to be. Other forms of addresses are Ray's to judge."""
-    if (found := HOST.match(address)) is None:
+    """Knock where a cluster is said to be."""
+    place = address
+    if address == "auto":
+        named = os.environ.get("RAY_ADDRESS")  # which Ray prefers
+        place = named if named and named != "auto" else running_here()
+    if place is None:
+        raise SpecError(
+            "no Ray runs on this machine that the address 'auto' could mean; start one with `ray start --head`, or "
+            "leave cluster.address out and unset RAY_ADDRESS"
+        )
+    if place == "auto" or OTHERS.match(place):
         return
+    if (found := HOST.match(place)) is None:
+        raise SpecError(
+            f"{place!r} is no address of a Ray cluster; wanted HOST:PORT, 'ray://HOST:PORT' or 'auto'; correct "
+            "cluster.address, or RAY_ADDRESS if that is not set"
+        )
     try:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=ANSWERS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise SpecError(
-            f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave "
+            f"no Ray cluster answers at {place!r}: {error}; start one with `ray start --head`, or leave "
             "cluster.address out and unset RAY_ADDRESS"
         ) from None

@@ -6,6 +6,7 @@ anew, which is
 - The wording of two kinds of messages: that Ray's own processes were too slow to start, and that its memory monitor
 ended a worker.
   Where it changes, a start is not tried again, and the message is shown as Ray words it.
+- Which Ray on this machine the address `auto` means. Without it `auto` is not looked at before Ray itself does.
 """
 
 from __future__ import annotations
@@ -38,3 +39,17 @@ def memory_used(message: str) -> tuple[str, str] | None:
     """What a node had used, and the limit, where Ray's memory monitor ended a worker."""
     found = MEMORY.search(message)
     return (found[1], found[2]) if found else None
+
+
+def running_here() -> str | None:
+    """The address of the Ray on this machine that `auto` means; None if there is none, 'auto' if nobody can tell."""
+    try:
+        from ray._private.services import get_ray_address_from_environment
+    except ImportError:
+        return "auto"
+    try:
+        return get_ray_address_from_environment("auto", None)
+    except ConnectionError:
+        return None
+    except Exception:  # as of another signature
+        return "auto"

@@ -10,6 +10,7 @@ import ray
 
 from talos_ray import SpecError
 from talos_ray.config import Cluster
+from talos_ray.demo.tasks import cache_folder
 from talos_ray.orchestrate import cluster, machine
 from talos_ray.orchestrate.cluster import check_local, check_output
 from talos_ray.storage.run_folder import RunFolder
@@ -37,6 +38,10 @@ def test_temporary_folders_that_cannot_be_written(tmp_path, monkeypatch):
         refused(lambda: machine.check_machine(None), r"\(from TMPDIR\) cannot be written: .*is a file")
     monkeypatch.setenv("TMPDIR", "/tmp")
     machine.check_machine(None)
+    monkeypatch.setenv("TMPDIR", "rel")
+    refused(lambda: machine.check_machine(None), r"'rel' \(from TMPDIR\) is relative")
+    monkeypatch.setenv("RAY_TMPDIR", "/proc")
+    refused(lambda: machine.check_machine(None), r"'/proc' \(from RAY_TMPDIR\) cannot be written: .*in '/proc'")
 
 
 def test_no_room_for_the_object_store(monkeypatch):
@@ -49,11 +54,11 @@ def test_no_room_for_the_object_store(monkeypatch):
 def test_no_home_and_caches_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.delenv("TALOS_CACHE", raising=False)
 
-    def no_home() -> None:
+    def no_home(path) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.home", no_home)
+        patch.setattr("pathlib.Path.expanduser", no_home)
         refused(machine.check_caches, "HOME is not set.*set HOME, or TALOS_CACHE and HF_HOME")
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("TALOS_CACHE", str(tmp_path / "file" / "cache"))
@@ -61,6 +66,14 @@ def test_no_home_and_caches_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("TALOS_CACHE", str(tmp_path / "new" / "cache"))
     machine.check_caches()
     assert not (tmp_path / "new").exists()  # looked at, and not made
+    assert not list(tmp_path.glob("tmp*"))
+    monkeypatch.setenv("TALOS_CACHE", "/proc/cache")
+    refused(machine.check_caches, r"the cache '/proc/cache' cannot be written: .*in '/proc'.*; set TALOS_CACHE")
+    monkeypatch.setenv("TALOS_CACHE", "~nobody-of-that-name/cache")
+    refused(machine.check_caches, r"TALOS_CACHE is '~nobody-of-that-name/cache', and there is no such user")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TALOS_CACHE", "~/cache")
+    assert cache_folder() == tmp_path / "cache"
 
 
 def test_a_dead_address_is_told_at_once_and_a_live_one_is_not(monkeypatch):
@@ -71,6 +84,27 @@ def test_a_dead_address_is_told_at_once_and_a_live_one_is_not(monkeypatch):
         check_local(Cluster())
     refused(lambda: check_local(Cluster()), rf"no Ray cluster answers at '127.0.0.1:{port}'.*unset RAY_ADDRESS")
     refused(lambda: check_local(Cluster(address="ray://127.0.0.1:1")), "no Ray cluster answers")
+
+
+@pytest.mark.parametrize("address", ["foo", "127.0.0.1", "http://127.0.0.1:8265", "ray://somewhere"])
+def test_what_is_no_address_is_told(address, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    refused(lambda: check_local(Cluster()), f"'{address}' is no address of a Ray cluster; wanted HOST:PORT")
+    refused(lambda: check_local(Cluster(address="auto")), "is no address of a Ray cluster")  # Ray prefers the variable
+
+
+def test_auto_is_looked_for_on_this_machine(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(machine, "running_here", lambda: None)
+    refused(lambda: check_local(Cluster()), "no Ray runs on this machine that the address 'auto' could mean")
+    monkeypatch.setattr(machine, "running_here", lambda: "127.0.0.1:1")  # which has ended since
+    refused(lambda: check_local(Cluster()), "no Ray cluster answers at '127.0.0.1:1'")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(machine, "running_here", lambda: f"127.0.0.1:{server.getsockname()[1]}")
+        check_local(Cluster())
+    machine.check_machine("anyscale://cluster")  # what others plug into Ray is theirs to judge
 
 
 def test_a_start_that_was_too_slow_is_tried_again_and_other_failures_are_told(monkeypatch):

@@ -25,3 +25,17 @@ def test_what_the_memory_monitor_says_is_read_and_any_other_wording_is_shown_as_
     assert internals.memory_used(known) == ("7.50GB", "8.00GB")
     assert cluster.root_cause(RuntimeError(known)).startswith("a worker ran out of memory (its node used 7.50GB of 8.00GB)")
     assert cluster.root_cause(RuntimeError("memory: 7.5 of 8 GB")) == "memory: 7.5 of 8 GB"
+
+
+def test_where_auto_cannot_be_asked_it_is_left_to_ray(monkeypatch):
+    from ray._private import services
+
+    def gone(*_) -> str:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(services, "get_ray_address_from_environment", gone)
+    assert internals.running_here() is None
+    monkeypatch.setattr(services, "get_ray_address_from_environment", lambda: "of another signature")
+    assert internals.running_here() == "auto"
+    monkeypatch.delattr(services, "get_ray_address_from_environment")
+    assert internals.running_here() == "auto"
