@@ -74,14 +74,22 @@ def options(settings: Cluster) -> dict[str, object]:
     return found
 
 
+def _connected() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def check_start(settings: Cluster) -> None:
+    """Raises SpecError if this process is connected to no Ray, and none can be joined or started. Starts nothing."""
+    if not _connected():
+        check_machine(remote_address(settings))
+
+
 def check_local(settings: Cluster) -> None:
     """Raises SpecError if this machine (or the cluster that is connected already) can never give one team what it asks
-    for, or Ray cannot start on it. Starts nothing."""
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    for. Starts nothing."""
+    if _connected():
         check_connected(settings)
-        return
-    check_machine(remote_address(settings))
-    if remote_address(settings) is None:
+    elif remote_address(settings) is None:
         import torch
 
         here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}

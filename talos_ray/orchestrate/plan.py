@@ -85,12 +85,13 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         SpecError: model, tasks, data, resources and output: a line for everything that is wrong.
     """
     from talos_ray.orchestrate.calibrate import calibration_split
-    from talos_ray.orchestrate.cluster import check_local, check_output
+    from talos_ray.orchestrate.cluster import check_local, check_output, check_start
     from talos_ray.orchestrate.machine import check_caches
     from talos_ray.orchestrate.watch import check_tracker
 
     progress.begin("check", "spec, data and model")
     check_caches()  # alone, because without them nothing else can be looked at
+    check_start(spec.cluster)  # alone, because to look at the data may take minutes
     problems = Problems()
     with problems:
         check_output(spec.output, [t.data for t in (*spec.tasks, *spec.control) if is_here(t)])

@@ -12,7 +12,7 @@ from talos_ray import SpecError
 from talos_ray.config import Cluster
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.orchestrate import cluster, machine
-from talos_ray.orchestrate.cluster import check_local, check_output
+from talos_ray.orchestrate.cluster import check_output, check_start
 from talos_ray.storage.run_folder import RunFolder
 
 
@@ -81,29 +81,29 @@ def test_a_dead_address_is_told_at_once_and_a_live_one_is_not(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        check_local(Cluster())
-    refused(lambda: check_local(Cluster()), rf"no Ray cluster answers at '127.0.0.1:{port}'.*unset RAY_ADDRESS")
-    refused(lambda: check_local(Cluster(address="ray://127.0.0.1:1")), "no Ray cluster answers")
+        check_start(Cluster())
+    refused(lambda: check_start(Cluster()), rf"no Ray cluster answers at '127.0.0.1:{port}'.*unset RAY_ADDRESS")
+    refused(lambda: check_start(Cluster(address="ray://127.0.0.1:1")), "no Ray cluster answers")
 
 
 @pytest.mark.parametrize("address", ["foo", "127.0.0.1", "http://127.0.0.1:8265", "ray://somewhere"])
 def test_what_is_no_address_is_told(address, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    refused(lambda: check_local(Cluster()), f"'{address}' is no address of a Ray cluster; wanted HOST:PORT")
-    refused(lambda: check_local(Cluster(address="auto")), "is no address of a Ray cluster")  # Ray prefers the variable
+    refused(lambda: check_start(Cluster()), f"'{address}' is no address of a Ray cluster; wanted HOST:PORT")
+    refused(lambda: check_start(Cluster(address="auto")), "is no address of a Ray cluster")  # Ray prefers the variable
 
 
 def test_auto_is_looked_for_on_this_machine(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(machine, "running_here", lambda: None)
-    refused(lambda: check_local(Cluster()), "no Ray runs on this machine that the address 'auto' could mean")
+    refused(lambda: check_start(Cluster()), "no Ray runs on this machine that the address 'auto' could mean")
     monkeypatch.setattr(machine, "running_here", lambda: "127.0.0.1:1")  # which has ended since
-    refused(lambda: check_local(Cluster()), "no Ray cluster answers at '127.0.0.1:1'")
+    refused(lambda: check_start(Cluster()), "no Ray cluster answers at '127.0.0.1:1'")
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(machine, "running_here", lambda: f"127.0.0.1:{server.getsockname()[1]}")
-        check_local(Cluster())
+        check_start(Cluster())
     machine.check_machine("anyscale://cluster")  # what others plug into Ray is theirs to judge
 
 
