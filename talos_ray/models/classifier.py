@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from talos_ray.errors import SpecError, nearest
-from talos_ray.models.hf import PAD, attended, blocks, cut, padded, stacks, used
+from talos_ray.models.hf import PAD, attended, blocks, cut, filler, padded, stacks, used
 
 AUTO = AutoModelForSequenceClassification
 
@@ -30,8 +30,8 @@ class Classifier:
         self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
         self.edited = stacks(module) if module.config.is_encoder_decoder else (f"{blocks(module)}.",)
         # A decoder is read at the last token that is not its padding: so there has to be one.
-        known = (module.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        module.config.pad_token_id = next(i for i in known if i is not None and i >= 0)
+        known = (module.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        module.config.pad_token_id = filler(module, *known)
 
     def preprocess(self, examples: list) -> torch.Tensor:
         return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)

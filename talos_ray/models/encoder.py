@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from talos_ray.config import filled
 from talos_ray.errors import SpecError
-from talos_ray.models.hf import LENGTH, PAD, attended, beside, blocks, cut, padded, used
+from talos_ray.models.hf import LENGTH, PAD, attended, beside, blocks, cut, filler, padded, used
 
 AUTO = AutoModel
 SCALE = (
@@ -40,7 +40,7 @@ class Encoder:
     def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:
         self.module, self.tokenizer, self.pooling, self.length = module.eval(), tokenizer, pooling, length
         self.edited = (f"{blocks(module)}.",)
-        self.filler = tokenizer.pad_token_id or 0  # any token: nothing attends to it
+        self.filler = filler(module, tokenizer.pad_token_id)
 
     def preprocess(self, examples: list) -> torch.Tensor:
         return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)
@@ -87,7 +87,8 @@ class Encoder:
 
 def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
     """Raises SpecError where sentence-transformers would make something else of the tokens than `Encoder` can."""
-    told, modules = beside(where, POOLING), beside(where, MODULES)
+    told = beside(where, POOLING)
+    modules = [m.get("type", "?") if isinstance(m, dict) else m for m in beside(where, MODULES, list)]
     old = [n.removeprefix("pooling_mode_") for n, on in told.items() if on is True and n.startswith("pooling_mode_")]
     named = told.get("pooling_mode") or [POOLINGS.get(name, name) for name in old]
     modes = [named] if isinstance(named, str) else list(named)
@@ -96,7 +97,7 @@ def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
             f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS.values())};"
             " take another encoder"
         )
-    if more := [kind for m in modules if (kind := m["type"].rpartition(".")[2]) not in READ]:
+    if more := [kind for m in modules if (kind := str(m).rpartition(".")[2]) not in READ]:
         raise SpecError(
             f"model {where!r} goes on with {', '.join(more)} behind its transformer, which is not read; wanted "
             f"{', '.join(READ)} only; take another encoder"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
+import struct
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError
-from talos_ray.models.weights import check_folder, is_adapter
+from talos_ray.models.weights import Json, check_folder, is_adapter, read_json
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
@@ -56,27 +58,32 @@ def load(name: str, pretrained: bool = True):
         family = import_module(f"talos_ray.models.{_family(name, config)}")
         tokenizer = AutoTokenizer.from_pretrained(where)
         lost: set[str] = set()
+        extra: set[str] = set()
         if pretrained:
             module, told = family.AUTO.from_pretrained(where, config=config, dtype=dtype, output_loading_info=True)
             lost = set(told["missing_keys"])
+            extra = set(told["unexpected_keys"])
         else:
             module = family.AUTO.from_config(config, dtype=dtype)
     except ImportError as error:  # before the others: what is missing is said first
         raise SpecError(
             f"model {name!r} needs a library that is not here: {_first(error)}; install it with pip"
         ) from None
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-        raise SpecError(f"model {name!r} cannot be loaded: {_first(error)}") from None
-    except (SafetensorError, UnpicklingError, EOFError) as error:
+    except SpecError:
+        raise
+    except (SafetensorError, UnpicklingError, EOFError, struct.error) as error:
         raise SpecError(
             f"model {name!r}: its weights cannot be read: {_first(error)}; they were cut off or are not what their "
             "name says; download them again"
         ) from None
+    except Exception as error:  # of whatever kind: files that others wrote lead transformers anywhere
+        raise SpecError(f"model {name!r} cannot be loaded: {_first(error)}") from None
     if getattr(config, "quantization_config", None) is not None:
         raise SpecError(
             f"model {name!r} is quantised, and weights of a few bits cannot be edited by a sparse delta; take the "
             "model that it was made of"
         )
+    _check_all_layers(name, module, extra)
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
     limits = (longest, LONGEST, tokenizer.model_max_length)  # -1 where there is none (XLNet)
     made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
@@ -86,6 +93,27 @@ def load(name: str, pretrained: bool = True):
             f"the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
         )
     return made
+
+
+def _check_all_layers(name: str, module: nn.Module, extra: Iterable[str]) -> None:
+    """Raises SpecError where a checkpoint holds more layers than its configuration says: transformers would leave out
+    the upper ones without a word.
+
+    Args:
+        extra: names of tensors that have no place in the module.
+    """
+    # A checkpoint's names may begin with what the module itself is called where it is a part of another.
+    begin = rf"(?:{re.escape(module.base_model_prefix)}\.)?"
+    for place, layers in module.named_modules():
+        if isinstance(layers, nn.ModuleList):
+            numbered = re.compile(rf"{begin}{re.escape(place)}\.(\d+)\.")
+            numbers = [int(found[1]) for key in extra if (found := numbered.match(key))]
+            if (there := max(numbers, default=-1) + 1) > len(layers):
+                raise SpecError(
+                    f"model {name!r}: its weights hold {there} layers of {place!r}, and its config.json says "
+                    f"{len(layers)}; wanted as many; correct config.json, or save the shortened model with "
+                    "save_pretrained"
+                )
 
 
 def _first(error: Exception) -> str:
@@ -136,12 +164,18 @@ def stacks(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"{n}.{blocks(m)}." for n, m in module.named_modules() if id(m) in parts)
 
 
-def beside(where: str, name: str) -> dict:
+def beside(where: str, name: str, kind: type[Json] = dict) -> Json:
     """A JSON file beside the model, as sentence-transformers puts there; empty if there is none."""
     found = cached_file(
         where, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    return read_json(Path(found), f"model {where!r}", kind) if found else kind()
+
+
+def filler(module: nn.Module, *tokens: int | None) -> int:
+    """The first of some tokens that the model has an embedding of; any, if none is. It stands where nothing attends."""
+    known = len(module.get_input_embeddings().weight)
+    return next((token for token in tokens if token is not None and 0 <= token < known), 0)
 
 
 def padded(rows: list[list[int]], length: int | None = None) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,8 @@ ADAPTERS_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 POINTER = b"version https://git-lfs"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HEADER = 8  # bytes that say how long a safetensors header is
+Json = TypeVar("Json", dict, list)
+FLOATS = ("F16", "BF16", "F32", "F64")  # dtypes of weights, as safetensors names them
 
 
 def check_file(path: Path, what: str) -> None:
@@ -33,22 +36,44 @@ def check_file(path: Path, what: str) -> None:
             f"in {str(path.parent)!r}, or download it again"
         )
     if path.suffix == ".safetensors":
-        _check_whole(path, size, what)
+        _dtypes(path, what)
 
 
-def _check_whole(path: Path, size: int, what: str) -> None:
+def _dtypes(path: Path, what: str) -> dict[str, str]:
+    """Every tensor's dtype in a safetensors file, which is looked at without reading a tensor.
+
+    Raises:
+        SpecError: it is no such file, or cut off.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         header = int.from_bytes(file.read(HEADER), "little")
         if header > size - HEADER:
             raise SpecError(_cut(path, what, size, HEADER + header))
         try:
             told = json.loads(file.read(header))
-            ends = [t["data_offsets"][1] for name, t in told.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            tensors = {name: t for name, t in told.items() if name != "__metadata__"}
+            end = max((t["data_offsets"][1] for t in tensors.values()), default=0)
+            dtypes = {name: t["dtype"] for name, t in tensors.items()}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise SpecError(f"{what}: {path.name} is no safetensors: {error}; write or download it again") from None
-    wanted = HEADER + header + max(ends, default=0)
+    wanted = HEADER + header + end
     if size < wanted:
         raise SpecError(_cut(path, what, size, wanted))
+    return dtypes
+
+
+def _check_weights(path: Path, what: str) -> None:
+    """Raises SpecError where a safetensors file holds weights of integers or of 8-bit floating-point numbers: they mean
+    something only together with scales that stand elsewhere."""
+    odd = {n: d for n, d in _dtypes(path, what).items() if n.endswith("weight") and d not in FLOATS}
+    if odd:
+        name = next(iter(odd))
+        raise SpecError(
+            f"{what}: {len(odd)} weights of {path.name} are of other dtypes than floating-point ones of 16 or 32 bits, "
+            f"the first is {name!r} of {odd[name]}; wanted float32, bfloat16 or float16; take the model that it was "
+            "made of"
+        )
 
 
 def _cut(path: Path, what: str, size: int, wanted: int) -> str:
@@ -74,7 +99,9 @@ def check_folder(folder: Path, what: str) -> None:
         p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model")
     ):
         check_file(path, what)
-    told = _json(folder / "config.json", what) if (folder / "config.json").is_file() else {}
+        if path.suffix == ".safetensors":
+            _check_weights(path, what)
+    told = read_json(folder / "config.json", what) if (folder / "config.json").is_file() else {}
     if (how := told.get("quantization_config")) is not None:
         method = how.get("quant_method", "?") if isinstance(how, Mapping) else "?"
         raise SpecError(
@@ -85,11 +112,17 @@ def check_folder(folder: Path, what: str) -> None:
         shards_of(folder, what)
 
 
-def _json(path: Path, what: str) -> dict:
+def read_json(path: Path, what: str, kind: type[Json] = dict) -> Json:
+    """An object of a JSON file, or a list. Raises SpecError if it holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{what}: {path.name} is no JSON: {error}; download or write it again") from None
+    if not isinstance(found, kind):
+        raise SpecError(
+            f"{what}: {path.name} holds {type(found).__name__}; wanted {kind.__name__}; download or write it again"
+        )
+    return found
 
 
 def is_adapter(folder: Path) -> bool:
@@ -103,7 +136,13 @@ def shards_of(folder: Path, what: str) -> list[Path]:
     Raises:
         SpecError: one of them is not there.
     """
-    names = sorted(set(_json(folder / INDEX, what).get("weight_map", {}).values()))
+    places = read_json(folder / INDEX, what).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise SpecError(
+            f"{what}: {INDEX} has no weight_map from tensors to files; wanted what save_pretrained writes; download or "
+            "write it again"
+        )
+    names = sorted(set(places.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise SpecError(
             f"{what}: {len(missing)} of the {len(names)} files that {INDEX} names are missing, the first is "
@@ -123,6 +162,7 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for file in files:
         check_file(file, what)
+        _check_weights(file, what)
         try:
             with safe_open(file, "pt") as opened:
                 names = list(opened.keys())

@@ -70,6 +70,58 @@ def test_files_that_are_not_what_they_look_like(tmp_path):
     refused(lambda: load_model(model), r"is quantised \(gptq\)")
 
 
+def changed(folder: Path, **more) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+
+
+def junk(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"junk")
+
+
+def as_integers(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    whole = {n: t.to(torch.int8) if t.dim() == 2 else t for n, t in weights.items()}
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("break_it", "match"),
+    [
+        (lambda f: (f / "config.json").write_text("[]"), "config.json holds list; wanted dict"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is no JSON"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json holds list; wanted dict"),
+        (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'), "has no weight_map"),
+        (lambda f: (f / "sentence_bert_config.json").write_text("[1]"), "config.json holds list; wanted dict"),
+        (lambda f: (f / "modules.json").write_text('{"a": 1}'), "modules.json holds dict; wanted list"),
+        (lambda f: (f / "modules.json").write_text("[1]"), "goes on with 1 behind its transformer"),
+        (junk, "its weights cannot be read: .*download them again"),
+        (as_integers, r"weights of model.safetensors are of other dtypes .*the first is '.*' of I8; wanted float32"),
+        (
+            lambda f: changed(f, num_hidden_layers=1),
+            "its weights hold 2 layers of 'encoder.layer', and its config.json says 1",
+        ),
+    ],
+    ids=["config", "deep", "index", "map", "length", "modules", "module", "pickle", "int8", "layers"],
+)
+def test_folders_that_are_no_model(tmp_path, break_it, match):
+    model = save_model(tmp_path, "bert")
+    break_it(tmp_path)
+    refused(lambda: load_model(model), match)
+
+
+def test_padding_that_the_model_has_no_embedding_of_is_not_read(tmp_path):
+    model = save_model(tmp_path, "bert")
+    texts = ["horse", "the horse and the hammer of a meadow"]
+    wanted = load_model(model)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**told, "pad_token": "<nope>"}))
+    family = load_model(model)
+    assert family.tokenizer.pad_token_id >= len(family.module.get_input_embeddings().weight)
+    assert torch.equal(family.features(family.preprocess(texts)), wanted.features(wanted.preprocess(texts)))
+
+
 def test_what_a_checkpoint_has_changed_is_told():
     base = {"w": torch.randn(8, 8), "b": torch.randn(8)}
     assert "is the base itself" in compared(dict(base), base, "x")
