@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from string import Formatter
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from talos_ray.errors import SpecError
@@ -17,6 +28,8 @@ from talos_ray.secrets import blotted, refuse_secrets
 from talos_ray.shown import plain
 
 LONGEST_PATH = 1024
+HALF = re.compile("[\ud800-\udfff]")  # which is no text, and cannot be stored
+WIDE = re.compile(r"[{}]|\d{4}")  # in a template's format: a width of another column's, or of 1,000 characters and more
 CHOICE = "\x1f"  # ASCII's unit separator: stands before every answer that an input brings along
 
 
@@ -25,10 +38,39 @@ class _Settings(BaseModel):
 
     later: ClassVar[frozenset[str]] = frozenset()  # settings that came after results were addressed without them
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Values that pydantic would take for others, or that cannot be stored."""
+        kinds = _leaves(cls.model_fields[info.field_name].annotation)
+        for part in _parts(value):
+            if isinstance(part, bool) and kinds & {int, float} and bool not in kinds:
+                raise PydanticCustomError("number_wanted", "wanted a number, and no yes or no")
+            if isinstance(part, str) and HALF.search(part):
+                raise ValueError(f"{shortly(part)} holds half a character (a surrogate); wanted a text; correct it")
+        return value
+
     def keyed(self) -> dict[str, Any]:
         """What addresses a result of these settings: a later one counts where it is not at its default."""
         plain = {f for f in self.later if getattr(self, f) == type(self).model_fields[f].default}
         return self.model_dump(exclude=plain)
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    inside = get_args(annotation)
+    return {annotation}.union(*map(_leaves, inside))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value, or what a list or mapping holds."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _parts(part)
+    else:
+        yield value
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -537,6 +579,7 @@ class Task(_Settings):
     )
     prompts: tuple[str, ...] = Field(
         ("a photo of a {}.",),
+        json_schema_extra={"minItems": 1},
         description=(
             "templates for the zero-shot head; {} is the class name, other braces are as they stand. Just '{}' for a "
             "model that reads text"
@@ -638,6 +681,8 @@ class Task(_Settings):
     @field_validator("prompts")
     @classmethod
     def _has_slot(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not prompts:
+            raise ValueError("an empty list; wanted at least one template, like 'a photo of a {}.'")
         for p in prompts:
             if (places := p.count("{}")) != 1:
                 found = f"has {{}} {places} times" if places else "has no {}"
@@ -645,6 +690,21 @@ class Task(_Settings):
                     f"prompt {p!r} {found}; wanted one place for the class name, like 'a photo of a {{}}.'"
                 )
         return prompts
+
+    @field_validator("input", "choices")
+    @classmethod
+    def _of_moderate_width(cls, found: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for template in _parts(found or ()):
+            try:
+                formats = [how or "" for _, _, how, _ in Formatter().parse(template)]
+            except ValueError:  # whoever reads the rows tells what is wrong with it
+                continue
+            if wide := next(filter(WIDE.search, formats), None):
+                raise ValueError(
+                    f"{shortly(template)} formats a column as {shortly(wide)}; wanted a width of at most 999 that is "
+                    "written there; take it out"
+                )
+        return found
 
     @model_validator(mode="after")
     def _shares(self) -> Task:
@@ -820,8 +880,8 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
         return plain(f"{path}: {wanted}" if path else wanted)
     if kind == "string_type" and isinstance(found, bool | int | float | date):
         return (
-            f"spec key {path!r} is {found!r}; wanted a text: YAML reads yes, no, numbers and dates as such; put it "
-            f"into quotation marks, like {_quoted(found)}"
+            f"spec key {path!r} is {shortly(found)}; wanted a text: YAML reads yes, no, numbers and dates as such, 01 "
+            f"as 1 and 1:30 as 90; put what is written there into quotation marks, like {_quoted(found)}"
         )
     for said, meant in SAID.items():
         wanted = wanted.replace(said, meant)
@@ -830,7 +890,9 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
 
 
 def _quoted(found: object) -> str:
-    return {True: '"yes"', False: '"no"'}[found] if isinstance(found, bool) else f'"{found}"'
+    """An example of a text that YAML reads as a value; what was written need not be it."""
+    text = {True: "yes", False: "no"}[found] if isinstance(found, bool) else str(found)
+    return f'"{text}" for {text}'
 
 
 def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a line: a value in it may be a file's whole content
+
 
 class TalosError(Exception):
     """A mistake that the user can mend. The message is complete; the CLI prints it without a traceback."""
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(in_short(part) if isinstance(part, str) else part for part in told))
 
 
 class SpecError(TalosError):
@@ -53,6 +58,15 @@ class Problems:
     def tell(self) -> None:
         if self.lines:
             raise SpecError("\n".join(dict.fromkeys(self.lines)))
+
+
+def in_short(text: str) -> str:
+    """A text without the middle of its longest lines, whose beginnings name the thing, and whose ends say the fix."""
+    return "\n".join(line if len(line) <= LONGEST else _ends(line) for line in text.split("\n"))
+
+
+def _ends(line: str) -> str:
+    return f"{line[:500]} … ({len(line):,} characters) … {line[-300:]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from talos_ray.errors import in_short
 from talos_ray.shown import plain, plain_lines
 
 QUIET_SECONDS = 10.0  # between two lines about the same stage in a plain log
@@ -75,6 +76,7 @@ class Progress:
         return {name: round(s["seconds"], 3) for name, s in self.stages.items() if "seconds" in s}
 
     def say(self, line: str) -> None:
+        line = in_short(line)
         self._keep(line)
         (self.live.console if self.live else self.console).print(plain_lines(line), highlight=False, markup=False)
 

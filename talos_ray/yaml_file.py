@@ -60,10 +60,13 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     shown = f"{what} file {plain(path)!r}"
     try:
         there = path.is_file()
+        other = path.exists() and not there
         size = path.stat().st_size if there else 0
         data = path.read_bytes() if there and size <= MOST_BYTES else b""
     except (OSError, ValueError) as error:
         raise SpecError(f"{shown} cannot be read: {error}; check the path") from None
+    if other:
+        raise SpecError(f"{shown} is a folder, a pipe or a device; wanted a file; check the path")
     if not there:
         raise SpecError(f"{shown} does not exist; wanted a YAML file; see examples/ for some")
     if size > MOST_BYTES:

@@ -52,6 +52,11 @@ def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:
     if data.task.choices is not None:  # every row brings its own answers
         return
     rows = head.flatten(1) if head.ndim > 1 else head[:, None]
+    if odd := torch.nonzero(~rows.isfinite().all(1)).flatten().tolist():
+        raise SpecError(
+            f"task {data.task.name!r}: the head of {_told(data, odd)} holds NaN or infinite values; wanted finite "
+            f"ones; {REWORD}, or mend the model"
+        )
     if rows.is_floating_point():
         rows = (rows.float() / rows.abs().max().clamp(min=1e-30) / SAME).round()
     _, which, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)

@@ -152,7 +152,12 @@ def test_a_base_that_is_not_finite_and_heads_that_cannot_work(tmp_path):
         "have the same head: .*behind the end of what it reads",
     )
     family, data = load_model(model), load_task(make_spec({"model": model, "tasks": [task], "output": "x"}).tasks[0], 0)
-    check_head(family, data, make_head(family, data, 0))
+    head = make_head(family, data, 0)
+    check_head(family, data, head)
+    for odd in (float("nan"), float("inf")):
+        broken = head.clone()
+        broken[1, 2] = odd
+        refused(lambda broken=broken: check_head(family, data, broken), r"head of classes 'no' .*holds NaN or infinite")
     weights = load_file(tmp_path / "m" / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][3, 5] = float("inf")
     save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
