@@ -118,11 +118,15 @@ def value_changed(value: object, dice: random.Random) -> object:
 def structure_changed(run: Path, dice: random.Random) -> bool:
     """A JSON file with something odd in it, and all hashes made anew."""
     path = dice.choice([p for p in files_of(run) if p.suffix == ".json" and p.name != "head.json"])
-    before = json.loads(path.read_text())
-    after = value_changed(before, dice)
-    path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
-    # What is odd elsewhere may be what stood here: None for None is no change.
-    return made_anew(run) and json.dumps(after) != json.dumps(before)
+    before = said(run)
+    path.write_text(json.dumps(value_changed(json.loads(path.read_text()), dice), indent=1, sort_keys=True) + "\n")
+    # What is odd elsewhere may be what stood here, and a hash that was changed is put right with all the others.
+    return made_anew(run) and said(run) != before
+
+
+def said(run: Path) -> list[str]:
+    """What all JSON files of a run say, whatever their events are called."""
+    return [json.dumps(json.loads(p.read_text()), sort_keys=True) for p in files_of(run) if p.suffix == ".json"]
 
 
 def made_anew(run: Path) -> bool:
@@ -260,7 +264,7 @@ def told(work: Callable[[], object], seen: collections.Counter, what: str) -> ob
         seen[f"hang: {what}"] += 1
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        seen[f"traceback: {what}: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}"] += 1
+        seen[f"traceback: {what}: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error}"[:300]] += 1
     finally:
         signal.alarm(0)
     return None
@@ -273,6 +277,7 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="*", default=["report"], help="commands to leave out; drawing reports takes a second each"
     )
+    parser.add_argument("--attacks", nargs="*", default=sorted(ATTACKS), choices=sorted(ATTACKS), help="by default all")
     parser.add_argument("--keep", help="a folder for what was taken for what it is not")
     asked = parser.parse_args()
     dice, seen, kinds = random.Random(asked.seed), collections.Counter(), collections.Counter()
@@ -292,7 +297,7 @@ def main() -> int:
                 Path("spec.yaml").write_bytes(spec_text(dice))
                 told(lambda: load_spec("spec.yaml"), seen, "spec")
                 continue
-            name = dice.choice(sorted(ATTACKS))
+            name = dice.choice(asked.attacks)
             kinds[name] += 1
             box = work / "box"
             run = box / "run"

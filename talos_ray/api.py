@@ -198,8 +198,12 @@ class Run:
 
     @property
     def spec(self) -> Spec:
-        """What was asked for, resolved: presets, recipes and paths filled in."""
-        return Spec.model_validate({**self.info["spec"], "output": self.path})
+        """What was asked for, resolved: presets, recipes and paths filled in.
+
+        Raises:
+            CorruptError: run.json holds what no spec may say.
+        """
+        return self.folder.stored(Spec, {**self.info["spec"], "output": self.path})
 
     @property
     def head(self) -> int:
@@ -545,7 +549,7 @@ class Run:
 
     def _test_inputs(self, task: Mapping) -> Split | None:
         try:
-            return load_task(Task.model_validate(task), self.info["spec"]["seed"]).test
+            return load_task(self.folder.stored(Task, task), self.info["spec"]["seed"]).test
         except SpecError:  # the data have moved; the answers are here all the same
             return None
 

@@ -93,7 +93,7 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
     """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked
     before anything starts."""
     folder = RunFolder(uri)
-    spec = Spec.model_validate({**folder.info()["spec"], "output": uri})
+    spec = folder.stored(Spec, {**folder.info()["spec"], "output": uri})
     names = [t.name for t in spec.tasks]
     for task in tasks:
         if task not in names:

@@ -36,6 +36,7 @@ LEAST = 30
 NAME = re.compile(r"(?P<number>\d{8})(?:-(?P<digest>[0-9a-f]{64}))?\.json")
 # Files that come and go while a task trains. Each carries a digest of its own.
 CHECKPOINT = re.compile(r"(?:baseline/)?checkpoints/[^/]+/step-\d{8}\.safetensors")
+MOST = 10**9  # versions of a run: a number beyond is none that anything here has written
 SEGMENT = 64  # events that are also kept together in an object store, where each file costs a request
 TOGETHER = re.compile(r"(?P<first>\d{8})-(?P<last>\d{8})\.events\.json")
 NOW = "now.json"  # how far the process is that works on the run; it is there only meanwhile
@@ -397,8 +398,8 @@ def _misfit(event: Mapping, number: int) -> str | None:
             return f"{key} is {event.get(key)!r}, wanted a text"
     for key in ("head", "version", "versions"):
         value = event.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            return f"{key} is {value!r}, wanted a number from 0"
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST):
+            return f"{key} is {str(value)[:40]}, wanted a number from 0"
     files = event.get("files")
     if not isinstance(files, dict):
         return f"files is {type(files).__name__}, wanted names and hashes"

@@ -25,7 +25,7 @@ from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecErr
 from talos_ray.shown import plain
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
-from talos_ray.storage.schema import delta_of, finite, mask_of, run_of
+from talos_ray.storage.schema import Shape, delta_of, finite, fits, mask_of, run_of
 from talos_ray.storage.version import Learned, Version
 
 FORMAT = 3  # of run.json; 2 named events by number and hash
@@ -205,8 +205,16 @@ class RunFolder:
             )
         self.check("run.json")
         info = run_of(self.store.path("run.json"), info)
-        info["spec"]["search"] = _search_today(info["spec"].get("search", {}))
+        info["spec"]["search"] = _search_today(info["spec"].get("search") or {})
         return info
+
+    def stored(self, settings: type[Shape], found: Mapping, name: str = "run.json") -> Shape:
+        """Settings as a file of the run holds them.
+
+        Raises:
+            CorruptError: names file and field, where they are none that a spec may have.
+        """
+        return fits(settings, self.store.path(name), found)
 
     def begin(
         self,

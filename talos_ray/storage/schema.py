@@ -23,7 +23,7 @@ def _as_it_is(value: float, check: Callable[[float], float]) -> float:
 # A whole number in the place of a float stays one: a file is written again byte by byte as it was.
 Number = Annotated[FiniteFloat, Field(strict=True), WrapValidator(_as_it_is)]
 Part = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1), WrapValidator(_as_it_is)]
-Many = Annotated[int, Field(strict=True, ge=0)]
+Many = Annotated[int, Field(strict=True, ge=0, le=1 << 60)]
 Text = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -44,9 +44,23 @@ class Stored(BaseModel):
         return self.model_validate({**self.as_dict(), **more})
 
 
+class _Task(Stored):
+    name: Text
+    data: Text | None = None
+
+
+class _Spec(Stored):
+    model: Text
+    seed: Annotated[int, Field(strict=True)]
+    tasks: list[_Task]
+    control: list[_Task]
+    search: dict[str, Any] | None = None
+    gate: dict[str, Any] | None = None
+
+
 class _Run(Stored):
     format: Many
-    spec: dict[str, Any]
+    spec: _Spec
     base: Text
     identity: dict[str, Any]
     software: dict[str, Text]

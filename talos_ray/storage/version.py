@@ -412,7 +412,7 @@ class Version(ArmResult):
         """The method that made the rows which the coefficients multiply."""
         from talos_ray.config import Merge  # loads slowly, and most that read a folder need it not
 
-        return Merge.model_validate(self.merge)
+        return fits(Merge, f"version {self.number}, merge", self.merge)
 
     @property
     def rows_by_group(self) -> bool:

@@ -17,6 +17,7 @@ from talos_ray.models.heads import LINEAR_WORDS
 from talos_ray.shown import markdown
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.schema import fits
 from talos_ray.storage.version import Score, Version
 from talos_ray.trust import versions
 
@@ -157,7 +158,7 @@ def _result(name: str, task: Mapping, score: Score) -> EvalResult:
 
 def _data_on_hub(task: Mapping) -> str | None:
     """What the Hub calls a task's data, if they are its."""
-    return None if is_here(Task.model_validate(task)) else task["data"]
+    return None if is_here(fits(Task, "run.json", task)) else task["data"]
 
 
 def _data_shown(task: Mapping) -> str:

@@ -46,7 +46,7 @@ def publish(
     if version.kind != "base":
         targets, controls = version.targets, version.controls
         right = [{t: a.right(t) for t in (*targets, *controls)} for a in (base, now)]
-        settings = Gate.model_validate(info["spec"].get("gate", {}))
+        settings = folder.stored(Gate, info["spec"].get("gate") or {})
         judged = gate.judge(settings, targets, controls, *right, version.search.disentanglement.together)
         looks = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
         version = version.with_fields(gate=judged, looks=looks)

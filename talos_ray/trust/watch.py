@@ -14,7 +14,7 @@ from talos_ray.core.metrics import accuracy
 from talos_ray.errors import SpecError
 from talos_ray.models import Family
 from talos_ray.storage import history
-from talos_ray.storage.run_folder import RunFolder
+from talos_ray.storage.run_folder import RunFolder, version_name
 from talos_ray.storage.version import Version
 from talos_ray.tasks import load_rows
 from talos_ray.trust.compare import ask
@@ -62,7 +62,7 @@ def score(
     name, rows = task["name"], load_rows(task, str(path.resolve()), classes)
     answers = {m: ask(family, name, rows, heads[m]) for m, family in models.items()}
     kind = version.kind_of(name)
-    settings = Gate.model_validate(version.gate.settings if version.gate else {})
+    settings = folder.stored(Gate, version.gate.settings if version.gate else {}, version_name(version.number))
     settings = settings.model_copy(update={"target_gain": None, "disentanglement": None})
     right = [{name: answers[m].right(name)} for m in ("base", "now")]
     judged = gate.judge(settings, [name] * (kind == "target"), [name] * (kind == "control"), *right)
