@@ -77,7 +77,8 @@ def edit(
 
     allow_models(allow_code)
     if spec is None and isinstance(tasks, str | Path) and str(tasks).endswith((".yaml", ".yml")):
-        spec, tasks = tasks, None
+        spec = tasks
+        tasks = None
     given = {"tasks": (tasks, None), "model": (model, "demo"), "control": (control, ()), "output": (output, "runs/run")}
     beside = [name for name, (value, default) in given.items() if value != default]
     if spec is not None and (beside or settings):
@@ -246,7 +247,8 @@ class Run:
             TalosError: no such version, or it answered no such task.
         """
         number = self._version(version).number
-        answers, classes = self.folder.load_answers(number), self.classes
+        answers = self.folder.load_answers(number)
+        classes = self.classes
         if task not in answers.predicted:
             raise TalosError(
                 f"version {number} has no answers on task {task!r}{nearest(task, answers.predicted)}; "
@@ -361,7 +363,8 @@ class Run:
         Raises:
             TalosError: no such task.
         """
-        tasks, classes = self._tasks, self.classes
+        tasks = self._tasks
+        classes = self.classes
         if task not in tasks or task not in classes:
             raise TalosError(
                 f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', classes)}; "
@@ -532,15 +535,19 @@ class Run:
         """
         if data is None and (input or label):
             raise SpecError("input and label name columns of new data, and there are none; wanted a file in data")
-        tasks, classes, notes = self._tasks, self.classes, ()
-        first, second = self.folder.load_version(a), self.folder.load_version(b)
+        tasks = self._tasks
+        classes = self.classes
+        notes = ()
+        first = self.folder.load_version(a)
+        second = self.folder.load_version(b)
         if data is None:
             answers = self._answers(a, b)
             splits = {t: self._test_inputs(tasks[t]) if t in tasks else None for t in answers[0].data}
         else:
             settings, names = self._asked(task, input, label)
             rows = load_rows(settings, data, names)
-            splits, notes = {task: rows}, rows.notes
+            splits = {task: rows}
+            notes = rows.notes
             answers = tuple(
                 compare.ask(self._composed(v)[0], task, rows, self.folder.heads_of(v)[task]) for v in (first, second)
             )
@@ -698,7 +705,8 @@ class Run:
         Raises:
             SpecError: the task, before any work; or head holds it already.
         """
-        spec, known = self.info["spec"], self._tasks
+        spec = self.info["spec"]
+        known = self._tasks
         in_force = self._in_force()
         given = known[task] if isinstance(task, str) and task in known else task
         added = make_spec({**spec, "tasks": [given]}).tasks[0]
@@ -798,7 +806,8 @@ class Run:
         Raises:
             SpecError: no such folder, a name that belongs to no task, or the data.
         """
-        tasks, version = self._tasks, self.version
+        tasks = self._tasks
+        version = self.version
         found = list(watch.arrived(self.folder, tasks, Path(folder)))
         if not found:
             return []

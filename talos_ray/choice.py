@@ -30,7 +30,8 @@ class Setting:
 
 def first_round(spec: Spec) -> list[Setting]:
     """Every strategy and granularity that the spec leaves open, at its keep or the middle of those to be tried."""
-    mask, auto = spec.mask, spec.auto
+    mask = spec.mask
+    auto = spec.auto
     strategies = auto.strategies if mask.strategy == "auto" else (mask.strategy,)
     granularities = auto.granularities if mask.granularity == "auto" else (mask.granularity,)
     keep = auto.middle if mask.keep == "auto" else mask.keep
@@ -42,7 +43,8 @@ def second_round(spec: Spec, best: Setting, layout: Layout) -> list[Setting]:
     """The best of the first with every other share of weights, with every other share of layers that closes some and
     leaves room, and with every other learning rate. Fewer layers learn less in as many steps, so they are tried with
     the higher ones, too."""
-    mask, auto = spec.mask, spec.auto
+    mask = spec.mask
+    auto = spec.auto
     keeps = [k for k in auto.keeps if mask.keep == "auto" and k != best.keep]
     layers = [s for s in auto.layers if mask.layers == "auto" and layout.closed(s) and best.keep <= layout.room(s)]
     return [

@@ -49,15 +49,14 @@ def _options(
     """Learn, merge and undo many tasks in one pretrained model."""
 
 
-HELD, DRIFTED = 3, 4
-BEFORE, MAKE, DECIDE, USE, PROVE, TAKE = (
-    "Before anything runs",
-    "Make and change",
-    "Look and decide",
-    "Use",
-    "Prove and watch",
-    "Take away",
-)
+HELD = 3
+DRIFTED = 4
+BEFORE = "Before anything runs"
+MAKE = "Make and change"
+DECIDE = "Look and decide"
+USE = "Use"
+PROVE = "Prove and watch"
+TAKE = "Take away"
 SHOWN = 40  # predictions that a terminal shows; a file has all
 MATRIX = 10  # classes whose confusion matrix a terminal has room for; --json has it of all
 DEMO_SPEC = Path(__file__).parent / "demo" / "spec.yaml"
@@ -678,7 +677,8 @@ def verify(
     try:
         events, newest = RunFolder(run).last_event()
     except TalosError:  # named among the problems
-        events, newest = None, None
+        events = None
+        newest = None
     if as_json:
         _print({"problems": problems, "events": events, "newest": newest})
     elif problems:
@@ -1014,7 +1014,8 @@ def show(run, as_json: bool = False) -> None:
 def _show_class_scores(run, task: str, as_json: bool) -> None:
     from talos_ray.core.metrics import BINS, mostly_taken_for
 
-    found, classes = run.class_scores(task), run.classes[task]
+    found = run.class_scores(task)
+    classes = run.classes[task]
     if as_json:
         return _print({"task": task, "version": run.head, "classes": classes, **found.as_dict()})
     title = plain(f"{run.path}, version {run.head}: {task} on test data")

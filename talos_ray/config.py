@@ -865,7 +865,8 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     """One pydantic error in the project's form: thing, value found, value wanted, fix."""
     loc = [p for p in error["loc"] if not _is_a_way(p)]
     path = plain(".".join([where, *map(str, loc)] if where else map(str, loc)))[:200]
-    kind, found = error["type"], error.get("input")
+    kind = error["type"]
+    found = error.get("input")
     if kind == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
         if (here := ELSEWHERE.get(str(loc[-1]).lower())) is not None:

@@ -28,11 +28,10 @@ from talos_ray.models import Family, layout_of, shape_of
 from talos_ray.models.heads import scorer
 from talos_ray.tasks import load_task
 
-FLOAT, MOMENTS, INDEX = (
-    4,
-    3,
-    4,
-)  # bytes of a weight; gradient and two moments beside each value; bytes of a scattered position
+# bytes of a weight; gradient and two moments beside each value; bytes of a scattered position
+FLOAT = 4
+MOMENTS = 3
+INDEX = 4
 UNDER_WAY = 3  # scores of all weights beside the tasks' sums: a shard's, a sum's next, and the mean
 AT_ONCE = 2  # gradients of the largest kept tensor that are there together while the backward passes it
 WORD = "the "  # makes a text as long as the model reads
@@ -74,7 +73,8 @@ def estimate(spec: Spec) -> Estimate:
         SpecError: the model's configuration cannot be read.
     """
     family = shape_of(spec.model)
-    layout, tasks = layout_of(family), len(spec.tasks)
+    layout = layout_of(family)
+    tasks = len(spec.tasks)
     total = sum(p.numel() for p in family.module.parameters())
     keep = max(spec.auto.keeps) if spec.mask.keep == "auto" else spec.mask.keep
     masked = layout.total if spec.mask.strategy == "all" else round(keep * layout.total)
@@ -151,7 +151,8 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
     if spec.baseline.enabled:
         work["train, dense"] = dense
     if spec.search.method == "learned":
-        s, arms = spec.search, 1 + spec.baseline.enabled
+        s = spec.search
+        arms = 1 + spec.baseline.enabled
         runs = len(s.several("granularity")) * len(s.several("lr")) * len(s.several("pressure")) + s.trials
         samples = runs * s.steps * (s.batch_size * len(spec.tasks) + (s.control_batch_size if spec.control else 0))
         teachers = s.inputs * (len(spec.tasks) + len(spec.control))
@@ -166,7 +167,8 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
     none."""
     import datasets
 
-    found, reached = {}, True
+    found = {}
+    reached = True
     for task in tasks:
         if is_here(task):
             try:
@@ -191,7 +193,8 @@ def batch_of(
     inputs = inputs.expand(samples, *inputs.shape[1:])
     params = dict(family.module.named_parameters())
     own = {t.untyped_storage()._cdata for t in (*params.values(), *family.module.buffers())}
-    kept, inside = _Kept(own), [_Kept(own)]
+    kept = _Kept(own)
+    inside = [_Kept(own)]
 
     def apart(forward: Callable) -> Callable:
         """What a block keeps, but for its inputs, is there only while the backward passes it."""
@@ -234,7 +237,9 @@ class _Kept:
     """Storages that are held until a backward, with their sizes in bytes; those of `own` numbers do not count."""
 
     def __init__(self, own: set[int]) -> None:
-        self.own, self.sizes, self.alive = own, {}, []
+        self.own = own
+        self.sizes = {}
+        self.alive = []
 
     @property
     def total(self) -> int:
@@ -280,7 +285,8 @@ def product_rate(seconds: float = 1.0) -> float:
     n = 4096 if gpu else 1024
     a = torch.randn(n, n, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
     a @ a
-    done, started = 0, time.perf_counter()
+    done = 0
+    started = time.perf_counter()
     while time.perf_counter() - started < seconds:
         a @ a
         done += 1

@@ -43,9 +43,11 @@ def judge(
         if wanted is not None:
             checks += _kept(kind, what, wanted, {t: (base[t], now[t]) for t in tasks})
     if gate.target_gain is not None and targets:
-        before, after = [base[t] for t in targets], [now[t] for t in targets]
+        before = [base[t] for t in targets]
+        after = [now[t] for t in targets]
         gain, error = margin(before, after, 1.0)
-        low, high = gain - Z95 * error, gain + Z95 * error
+        low = gain - Z95 * error
+        high = gain + Z95 * error
         result = PASS if low >= gate.target_gain else FAIL if high < gate.target_gain else OPEN
         n = sum(map(len, before))
         checks.append(

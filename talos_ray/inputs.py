@@ -53,7 +53,10 @@ class Examples:
         device: torch.device | str = "cpu",
         node: Node | None = None,
     ) -> None:
-        self.split, self.preprocess, self.device, self.node = split, preprocess, torch.device(device), node
+        self.split = split
+        self.preprocess = preprocess
+        self.device = torch.device(device)
+        self.node = node
 
     def __len__(self) -> int:
         return len(self.split)
@@ -80,7 +83,8 @@ class Examples:
         if self.device.type != "cuda":
             return None
         one = self._first
-        size, most = one.nbytes * len(self), torch.cuda.mem_get_info(self.device)[1] // GPU_PART
+        size = one.nbytes * len(self)
+        most = torch.cuda.mem_get_info(self.device)[1] // GPU_PART
         if size > min(MEMORY_BYTES, most - Examples.on_gpu):
             return None
         Examples.on_gpu += size
@@ -155,7 +159,8 @@ class Examples:
         """A file with all inputs and a byte for each that is there. What is in it is a function of its name: the
         inputs, who reads them, and what that makes of the first and the last. Two processes that write one input write
         the same bytes."""
-        n, size = len(self), one.nbytes * len(self)
+        n = len(self)
+        size = one.nbytes * len(self)
         if size + n > node.most or not BOOT.exists():
             return None
         marks = [node.reader, self.split.fingerprint(labels=False), str(one.dtype), *one.shape[1:]]

@@ -103,7 +103,8 @@ class Progress:
                 self._line(
                     f"train: {name} {now['state']}" + (f", loss {now['loss']:.3f}" if now["loss"] is not None else "")
                 )
-        self.tasks, self.restarts = state, restarts
+        self.tasks = state
+        self.restarts = restarts
         steps = sum(s["steps"] for s in state.values())
         now = sum(s["steps"] if s["state"] == "done" else s["step"] for s in state.values())
         finished = sum(s["state"] == "done" for s in state.values())

@@ -238,7 +238,8 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[s
         auto = AutoModelForSequenceClassification if kind == "classifier" else AutoModel
         kind = "bert"
     elif kind in ("clip", "siglip"):
-        shape, auto = _two_towers(size, folder), AutoModel
+        shape = _two_towers(size, folder)
+        auto = AutoModel
     elif kind == "t5":
         shape = {
             "d_model": 32,
@@ -302,16 +303,17 @@ def _save_words(kind: str, words: Iterable[str], folder: Path) -> int:
     from transformers import PreTrainedTokenizerFast
 
     if kind in ("bert", "classifier", "clip", "siglip"):
-        special, named = (
-            ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
-            {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
-        )
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
         around = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     elif kind == "t5":
-        special, named = ["<pad>", "</s>", "<unk>"], {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        special = ["<pad>", "</s>", "<unk>"]
+        named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
         around = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
     else:
-        special, named, around = ["</s>", "<unk>"], {"eos_token": "</s>", "unk_token": "<unk>"}, None
+        special = ["</s>", "<unk>"]
+        named = {"eos_token": "</s>", "unk_token": "<unk>"}
+        around = None
     vocabulary = {w: i for i, w in enumerate([*special, *sorted(set(words))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=named["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -93,7 +93,8 @@ def make_spec(values: dict[str, Any]) -> Spec:
     model = model if isinstance(model, str) else ""
     if model:
         values["model"] = _placed(model)
-    problems, tasks = Problems(), {"tasks": [], "control": []}
+    problems = Problems()
+    tasks = {"tasks": [], "control": []}
     for group, found in tasks.items():
         items = values.get(group)
         items = () if items is None else items if isinstance(items, list | tuple) else (items,)

@@ -192,7 +192,9 @@ def load_inputs(
     elif task.kind == "image" and not isinstance(listed[0], str | Path):
         return pictures(listed)
     else:
-        rows, name, notes = _rows_of_list(task, listed), "inputs", []
+        rows = _rows_of_list(task, listed)
+        name = "inputs"
+        notes = []
         task = task if task.kind == "text" else task.model_copy(update={"input": IMAGE_COLUMN})
     _check_columns(task, rows, name, labelled)
     _check_all_there(task, rows)
@@ -264,11 +266,13 @@ def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]
     """One split, and what is told of rows that are left out of it."""
     whole, notes = _whole_rows(task, rows, name, raw)
     if len(whole) < len(raw):
-        rows, raw = rows.select(whole), [raw[i] for i in whole]
+        rows = rows.select(whole)
+        raw = [raw[i] for i in whole]
     labels, known, others = places(task, rows, name, raw, classes)
     if others:
         index = torch.nonzero(known).flatten()
-        rows, labels = rows.select(index.tolist()), labels[index]
+        rows = rows.select(index.tolist())
+        labels = labels[index]
         notes.append(
             f"task {task.name!r}: {sum(others.values())} of {len(raw)} rows of {name} are of other classes and left "
             f"out: {counted(others)} (unknown_classes: drop)"
@@ -331,10 +335,12 @@ def _missing(rows: Any, column: str, blank: bool) -> list[int]:
 def troubled_images(split: Split) -> list[tuple[int, str]]:
     """Rows whose image cannot be read as it is, and why: cut off, too large, of a depth that nobody can tell. Headers
     and the last bytes say most of it, so it is cheap to ask."""
-    found, table = [], split.rows.with_format("arrow")
+    found = []
+    table = split.rows.with_format("arrow")
     for start in range(0, len(split), ROWS):
         values = table[start : start + ROWS].column(split.column).combine_chunks()
-        stored, paths = values.field("bytes"), values.field("path").to_pylist()
+        stored = values.field("bytes")
+        paths = values.field("path").to_pylist()
         parts = (pc.binary_slice(stored, 0, HEAD), pc.binary_slice(stored, -2, None), pc.binary_length(stored))
         for row, (first, last, size, path) in enumerate(zip(*(p.to_pylist() for p in parts), paths, strict=True)):
             if first is None:

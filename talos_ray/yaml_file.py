@@ -45,7 +45,8 @@ class _Loader(yaml.SafeLoader):
 class _Mistake(yaml.YAMLError):
     def __init__(self, problem: str, mark: yaml.Mark) -> None:
         super().__init__(problem)
-        self.problem, self.problem_mark = problem, mark
+        self.problem = problem
+        self.problem_mark = mark
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
@@ -95,7 +96,9 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 def _check(text: str) -> None:
     """Raises _Mistake if the text goes beyond the limits. Reads it as a stream, so that depth is no matter."""
-    depth, aliases, open_anchors = 0, 0, []
+    depth = 0
+    aliases = 0
+    open_anchors = []
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1

@@ -56,7 +56,8 @@ def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
         q, k, v = projected(x)
         if query is not key:
             _, k, v = projected(y)
-        mask, dropout = None if mask is None else mask.to(q.dtype), m.dropout if m.training else 0.0
+        mask = None if mask is None else mask.to(q.dtype)
+        dropout = m.dropout if m.training else 0.0
         shares = None
         if need_weights:  # [n, heads, t, s], as m's own forward returns them
             shares = F.dropout(

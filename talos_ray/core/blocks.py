@@ -104,7 +104,8 @@ class Touched:
         """Where a block's weights stand in the flattened part, int64 [m]; None where they are all of it."""
         if block.width > 1:
             return None
-        row, column = block.index // self.shape[1], block.index % self.shape[1]
+        row = block.index // self.shape[1]
+        column = block.index % self.shape[1]
         if self.rows is not None:
             row = torch.searchsorted(self.rows, row)
         if self.columns is None:
@@ -118,18 +119,22 @@ def _small(index: torch.Tensor) -> torch.Tensor:
 
 def blocks(mask: Mask, device: torch.device | str = "cpu") -> list[Block]:
     """The mask's blocks in canonical order; tensors without masked weights have none."""
-    found, start = [], 0
+    found = []
+    start = 0
     shapes = dict(zip(mask.layout.names, mask.layout.shapes, strict=True))
     for name, flat in mask.indices.items():
         total = torch.Size(shapes[name]).numel()
         row = total // shapes[name][0] if len(shapes[name]) > 1 else 1
-        width, index = 1, flat
+        width = 1
+        index = flat
         if flat.numel() == total:
-            width, index = total, None
+            width = total
+            index = None
         elif row > 1 and flat.numel() % row == 0:
             heads = flat.view(-1, row)
             if bool((heads[:, 0] % row == 0).all()) and bool((heads[:, -1] - heads[:, 0] == row - 1).all()):
-                width, index = row, heads[:, 0] // row
+                width = row
+                index = heads[:, 0] // row
         found.append(
             Block(name, width, None if index is None else _small(index).to(device), slice(start, start + flat.numel()))
         )

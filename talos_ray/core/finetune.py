@@ -143,7 +143,8 @@ def finetune(
     for step in range(done, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         parts = plan.parts_at(step, rank, world, micro_batch_size)
-        mine, total = sum(map(len, parts)), 0.0
+        mine = sum(map(len, parts))
+        total = 0.0
         for part in parts:
             inputs, labels = batch(part)
             total = total + run(inputs, plan.labels_at(part, labels))

@@ -111,11 +111,14 @@ class SquaredGradients:
         budget: int = BUDGET,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.module, self.layout = module.eval(), layout
+        self.module = module.eval()
+        self.layout = layout
         self.params = {n: p for n, p in module.named_parameters() if n in set(layout.names)}
         self.device = next(iter(self.params.values())).device
         self.samples = 0
-        self.checked, self.budget, self.autocast = checked, budget, autocast
+        self.checked = checked
+        self.budget = budget
+        self.autocast = autocast
 
     @functools.cached_property
     def sums(self) -> torch.Tensor:
@@ -197,17 +200,21 @@ class SquaredGradients:
         It catches what hooks cannot know: samples that do not lie along the first dimension, a layer whose
         forward is bypassed, samples that influence each other. Scores of `TOGETHER` weights are held at once.
         """
-        batch, hookable = take(batch, slice(0, 3)), set()
+        batch = take(batch, slice(0, 3))
+        hookable = set()
         for prefix, m in self.module.named_modules():
             if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
                 hookable |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
         unknown = set(self.layout.names) - hookable
         with torch.no_grad():
             labels = forward(batch).argmax(-1)
-        beyond, largest = dict.fromkeys(unknown, math.inf), 0.0
+        beyond = dict.fromkeys(unknown, math.inf)
+        largest = 0.0
         for part in self.layout.cut(TOGETHER):
-            names, zeros = set(part.names) - unknown, torch.zeros(part.total, device=labels.device)
-            by_hook, by_loop = part.split(zeros), part.split(zeros.clone())
+            names = set(part.names) - unknown
+            zeros = torch.zeros(part.total, device=labels.device)
+            by_hook = part.split(zeros)
+            by_loop = part.split(zeros.clone())
             self._add(forward, batch, lambda _: labels, score, by_loop, (), part.names)
             self._add(forward, batch, lambda _: labels, score, by_hook, names, ())
             largest = max(largest, *(float(scores.max()) for scores in by_loop.values()))
@@ -242,7 +249,8 @@ class _trainable:
     """Ask for gradients of `params` only, inside the block."""
 
     def __init__(self, module: nn.Module, params) -> None:
-        self.module, self.wanted = module, {id(p) for p in params}
+        self.module = module
+        self.wanted = {id(p) for p in params}
 
     def __enter__(self):
         self.before = [(p, p.requires_grad) for p in self.module.parameters()]
@@ -273,7 +281,8 @@ def _outer(left: torch.Tensor, right: torch.Tensor):
 def _linear_rule(weight, bias, x: torch.Tensor, g: torch.Tensor):
     """Per-sample gradients of y = x W^T + b, as (parameter, fn(samples) -> [s, *shape], shortcut to the sum of
     squares)."""
-    x, g = _rows(x).to(g.dtype), _rows(g)
+    x = _rows(x).to(g.dtype)
+    g = _rows(g)
     yield weight, *_outer(g, x)
     yield bias, lambda s: g[s].sum(1), None
 
@@ -284,7 +293,8 @@ def _linear(m: nn.Linear, x, g):
 
 def _conv1d(m, x, g):
     """y = x W + b: the linear layer of transformers' GPT-2, whose weight lies the other way round, [in, out]."""
-    x, g = _rows(x).to(g.dtype), _rows(g)
+    x = _rows(x).to(g.dtype)
+    g = _rows(g)
     yield m.weight, *_outer(x, g)
     yield m.bias, lambda s: g[s].sum(1), None
 
@@ -300,7 +310,8 @@ def _rms_norm(m, x, g):
 def _layer_norm(m: nn.LayerNorm, x, g):
     d = m.normalized_shape
     if tuple(x.shape[-len(d) :]) != tuple(d):  # a subclass that takes channels first (timm, SqueezeBERT)
-        x, g = x.movedim(1, -1), g.movedim(1, -1)
+        x = x.movedim(1, -1)
+        g = g.movedim(1, -1)
     normal = F.layer_norm(x.float(), d, None, None, m.eps).reshape(x.shape[0], -1, *d)
     g = g.reshape(g.shape[0], -1, *d)
     yield m.weight, lambda s: (normal[s] * g[s]).sum(1), None
@@ -342,7 +353,8 @@ def _rule(m: nn.Module):
     if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine and m.track_running_stats:
         return _batch_norm
     # Known by name, because every library writes its own class; the check against the loop catches a namesake.
-    kind, own = type(m).__name__, [n for n, _ in m.named_parameters(recurse=False)]
+    kind = type(m).__name__
+    own = [n for n, _ in m.named_parameters(recurse=False)]
     if kind == "Conv1D" and own == ["weight", "bias"]:
         return _conv1d
     if is_rms_norm(m):
@@ -360,7 +372,10 @@ class _Hooks:
     def __init__(
         self, module: nn.Module, names: dict[int, str], sums: dict[str, torch.Tensor], samples: int, weigh: bool = False
     ) -> None:
-        self.module, self.names, self.sums, self.samples = module, names, sums, samples
+        self.module = module
+        self.names = names
+        self.sums = sums
+        self.samples = samples
         self.uses: dict[str, int] = {}  # how often a weight was used in this forward
         self.shared: dict[str, torch.Tensor] = {}  # per-sample gradients of weights used more than once
         self.handles: list = []

@@ -69,7 +69,9 @@ class Fused:
         run: Callable,
         segments: Segments | None = None,
     ) -> None:
-        self.base, self.run, self.one_each = base, run, segments is None
+        self.base = base
+        self.run = run
+        self.one_each = segments is None
         self.params = list({id(p): p for p, _ in blocks}.values())
         number = {id(p): i for i, p in enumerate(self.params)}
         # A GPU reads indices as they are, if all are short; a CPU converts them once.
@@ -94,7 +96,9 @@ class Fused:
         segments: Segments | None = None,
     ) -> Fused | None:
         """For deltas [k] of one dtype, or None where torch has to do it."""
-        kind, places, stored = base.device.type, {p.dtype for p, _ in blocks}, {d.dtype for d in deltas}
+        kind = base.device.type
+        places = {p.dtype for p, _ in blocks}
+        stored = {d.dtype for d in deltas}
         if kind not in KERNELS or len(base) < FEWEST[kind] or len(places) != 1 or len(stored) > 1:
             return None
         if not all(p.is_contiguous() for p, _ in blocks):

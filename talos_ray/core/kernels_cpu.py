@@ -22,7 +22,8 @@ STORED = {
     torch.bfloat16: (np.empty(0, np.uint16), np.empty(0, np.uint32)),
     torch.float32: (np.empty(0, np.float32), np.empty(0, np.uint64)),
 }
-WORD, FLOAT = ir.IntType(32), ir.FloatType()
+WORD = ir.IntType(32)
+FLOAT = ir.FloatType()
 WIDE = ir.VectorType(FLOAT, 8)  # what is written past the caches at once
 
 
@@ -94,7 +95,10 @@ def stream(typing, to, values):
 
 @njit
 def _write(to, values):
-    i, n, address, source = 0, len(values), to.ctypes.data, values.ctypes.data
+    i = 0
+    n = len(values)
+    address = to.ctypes.data
+    source = values.ctypes.data
     while i < n and (address + 4 * i) % 32:
         to[i] = values[i]
         i += 1
@@ -142,28 +146,35 @@ def _loop_with(add: Callable) -> Callable:
             high[i] = add(z, upper(d[i]), add(y, upper(c[i]), two))
 
     def compose(jobs, addresses, base, sources, alphas, one, two):
-        total, lows, highs = (
-            np.empty(PIECE, np.float32),
-            np.empty(PIECE // 2, np.float32),
-            np.empty(PIECE // 2, np.float32),
-        )
+        total = np.empty(PIECE, np.float32)
+        lows = np.empty(PIECE // 2, np.float32)
+        highs = np.empty(PIECE // 2, np.float32)
         for job in range(len(jobs)):
-            width, place, count, start = jobs[job, WIDTH], jobs[job, PLACE], jobs[job, COUNT], jobs[job, START]
+            width = jobs[job, WIDTH]
+            place = jobs[job, PLACE]
+            count = jobs[job, COUNT]
+            start = jobs[job, START]
             scale = alphas[jobs[job, SEGMENT]]
             out = carray(pointer(addresses[jobs[job, PARAMETER]]), (1 << 60,), np.float32)
             index = carray(pointer(jobs[job, INDEX]), (1 << 60,), np.int64)
             done = 0
             while done < count:
                 n = min(PIECE, count - done)
-                at, pairs, task = place + done, n // 2, 0
-                low, high = lows[:pairs], highs[:pairs]
+                at = place + done
+                pairs = n // 2
+                task = 0
+                low = lows[:pairs]
+                high = highs[:pairs]
                 _split(low, high, base[at : at + n])
                 while task + 4 <= len(sources):  # four streams at once: one alone waits for memory
                     a = carray(pointer(sources[task] + at * one.itemsize), (pairs,), two.dtype)
                     b = carray(pointer(sources[task + 1] + at * one.itemsize), (pairs,), two.dtype)
                     c = carray(pointer(sources[task + 2] + at * one.itemsize), (pairs,), two.dtype)
                     d = carray(pointer(sources[task + 3] + at * one.itemsize), (pairs,), two.dtype)
-                    w, x, y, z = scale[task], scale[task + 1], scale[task + 2], scale[task + 3]
+                    w = scale[task]
+                    x = scale[task + 1]
+                    y = scale[task + 2]
+                    z = scale[task + 3]
                     add_four(low, high, a, b, c, d, w, x, y, z)
                     task += 4
                 while task < len(sources):

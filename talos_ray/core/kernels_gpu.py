@@ -34,7 +34,10 @@ def _compose(
     job = jobs + tl.program_id(0) * 7
     out = tl.load(places + tl.load(job)).to(tl.pointer_type(OUT))
     index = tl.load(job + 1).to(tl.pointer_type(INDEX))
-    width, place, count, start = tl.load(job + 2), tl.load(job + 3), tl.load(job + 4), tl.load(job + 5)
+    width = tl.load(job + 2)
+    place = tl.load(job + 3)
+    count = tl.load(job + 4)
+    start = tl.load(job + 5)
     for done in range(0, count, LANES):
         i = done + tl.arange(0, LANES)
         mine = i < count
@@ -91,7 +94,8 @@ def squares(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     No sample's product ever reaches memory: it is squared where it was made.
     """
-    left, right = left.contiguous(), right.contiguous()
+    left = left.contiguous()
+    right = right.contiguous()
     n, t, p = left.shape
     q = right.shape[2]
     sums = torch.empty(p, q, dtype=torch.float32, device=left.device)

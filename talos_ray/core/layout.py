@@ -64,7 +64,8 @@ class Layout:
         for i, n in enumerate(self.sizes):
             if size and size + n > most:
                 yield Layout(self.names[start:i], self.shapes[start:i])
-                start, size = i, 0
+                start = i
+                size = 0
             size += n
         yield Layout(self.names[start:], self.shapes[start:])
 

@@ -122,7 +122,8 @@ def smallest(scores: torch.Tensor, k: int, largest: bool = False) -> torch.Tenso
     chosen = np.empty(total, dtype=bool)
     for start, chunk in zip(range(0, total, CHUNK), chunks, strict=True):
         bits = _order_bits(chunk, largest)
-        flags, equal = chosen[start : start + CHUNK], np.flatnonzero(bits == threshold)
+        flags = chosen[start : start + CHUNK]
+        equal = np.flatnonzero(bits == threshold)
         np.less(bits, threshold, out=flags)
         flags[equal[:ties]] = True
         ties -= min(ties, len(equal))
@@ -184,7 +185,8 @@ def select(
         ValueError: the blocks hold fewer weights, or as `smallest`.
     """
     if closed := layout.closed(layers):
-        left, at = layout.without(closed), 0
+        left = layout.without(closed)
+        at = 0
         for name, part in layout.split(scores).items() if scores is not None else ():
             if name not in closed:  # to the front, because a copy of them all may not fit in
                 scores[at : at + len(part)] = part.clone()
@@ -211,7 +213,8 @@ def select(
         return flags
     if strategy == "all":
         return torch.ones(layout.total, dtype=torch.bool)
-    k, largest = round(keep * layout.total), strategy == "most_sensitive"
+    k = round(keep * layout.total)
+    largest = strategy == "most_sensitive"
     if strategy == "random":
         count = sum(rows for rows, _ in layout.rows) if granularity == "row" else layout.total
         keys = torch.rand(count, generator=torch.Generator().manual_seed(seed))

@@ -83,7 +83,8 @@ def _by_method(
 def _by_matrix(values: torch.Tensor, mask: Mask, method: Subspaces) -> tuple[Mask, torch.Tensor]:
     """Every matrix's part of the task vectors [T, k] through a method, as the rows and columns that the mask touches;
     other tensors stay as they are. Returns the mask that holds the result, and the result on it."""
-    flags, parts = {n: f.clone() for n, f in mask.layout.split(mask.flags).items()}, []
+    flags = {n: f.clone() for n, f in mask.layout.split(mask.flags).items()}
+    parts = []
     for block in blocks(mask):
         shape = torch.Size(mask.layout.shapes[mask.layout.names.index(block.name)])
         mine = values[:, block.place]

@@ -95,7 +95,8 @@ class SparseAdamW:
         self, module: nn.Module, mask: Mask, lr: float, weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, clip_norm: float | None = 1.0,
     ) -> None:  # fmt: skip
-        self.clip_norm, self.lr = clip_norm, lr
+        self.clip_norm = clip_norm
+        self.lr = lr
         params = dict(module.named_parameters())
         device = params[mask.layout.names[0]].device
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))

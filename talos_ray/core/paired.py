@@ -57,7 +57,8 @@ class Change:
 
 def change(before: torch.Tensor, after: torch.Tensor) -> Change:
     """From bool [n] (right or wrong) of the first and of the second model (McNemar, 1947)."""
-    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    won = int((after & ~before).sum())
+    lost = int((before & ~after).sum())
     n = len(before)
     p = _mcnemar(min(won, lost), won + lost)
     return Change(n, int(before.sum()) / n, int(after.sum()) / n, won, lost, p)
@@ -103,7 +104,8 @@ def kept(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float
     """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_z` does not reject. From bool
     [n]."""
     counts = _counts(before, after)
-    had, has = counts[0] + counts[1], counts[0] + counts[2]
+    had = counts[0] + counts[1]
+    has = counts[0] + counts[2]
     value = min(has / had, MOST_KEPT) if had else (MOST_KEPT if has else 1.0)
     return value, _share_at(counts, Z95), _share_at(counts, -Z95)
 
@@ -121,7 +123,8 @@ def _counts(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, i
 
 def _share_at(counts: tuple[int, int, int, int], z: float) -> float:
     """The share that lies `z` standard errors below what was kept: `kept_z` falls as the share grows, so by halving."""
-    low, high = 0.0, MOST_KEPT
+    low = 0.0
+    high = MOST_KEPT
     for _ in range(60):
         middle = (low + high) / 2 if high < 2 else math.sqrt(max(low, 1e-3) * high)
         over, variance = _over(*counts, middle)
@@ -150,7 +153,8 @@ def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share:
     An input of each kind of change is added to every task: without them few inputs without a change would look like
     certainty (the adjusted Wald interval of Bonett & Price, 2012, for paired proportions; here with a share).
     """
-    means, variances = [], []
+    means = []
+    variances = []
     for b, a in zip(before, after, strict=True):
         plain = a.double() - share * b.double()
         seen = torch.cat([plain, torch.tensor([1.0, -share], dtype=torch.float64)])
@@ -179,7 +183,8 @@ def bootstrap(samples: Sequence[torch.Tensor], seed: int = 0) -> tuple[float, fl
     """95 % interval of the mean over tasks of each task's mean, by the percentile bootstrap (Efron, 1979): inputs are
     drawn anew within every task. `samples`: what each task's inputs score, [n] each, of few different values (0 and 1;
     or -1, 0 and 1 for a paired difference), so that drawing how often each comes up is the same as drawing inputs."""
-    dice, total = np.random.default_rng(seed), np.zeros(RESAMPLED)
+    dice = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLED)
     for x in samples:
         values, counts = x.double().unique(return_counts=True)
         total += dice.multinomial(len(x), (counts / len(x)).numpy(), size=RESAMPLED) @ values.numpy() / len(x)

@@ -25,7 +25,8 @@ def linear_head(
         start: a head [classes, d + 1] that the fit begins at and is drawn to; all zeros, if not given.
         decay: how hard.
     """
-    middle, spread = features.mean(0), features.std(0).clamp(min=1e-6)
+    middle = features.mean(0)
+    spread = features.std(0).clamp(min=1e-6)
     x = (features - middle) / spread
     before = torch.zeros(classes, features.shape[1] + 1) if start is None else start
     known = features @ before[:, :-1].T + before[:, -1]
@@ -66,12 +67,14 @@ def fitted_head(
         held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to
             `start`, which is one of them.
     """
-    best, most = start, int((scored(held_out, start).argmax(-1) == held_out_labels).sum())
+    best = start
+    most = int((scored(held_out, start).argmax(-1) == held_out_labels).sum())
     for decay in DECAYS:
         head = linear_head(features, labels, len(start), start, decay)
         right = int((scored(held_out, head).argmax(-1) == held_out_labels).sum())
         if right > most:
-            best, most = head, right
+            best = head
+            most = right
     return best
 
 

@@ -54,7 +54,8 @@ class Replay:
     """
 
     def __init__(self, work: Work, grads: Sequence[torch.Tensor]) -> None:
-        self.work, self.grads = work, list(grads)
+        self.work = work
+        self.grads = list(grads)
         self.on = self.grads[0].is_cuda
         self.seen: Counter = Counter()
         self.recordings: dict[tuple, _Recording] = {}
@@ -73,10 +74,13 @@ class Replay:
     def _record(self, shapes: tuple, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
         """This step as it is, and the same once more from a recording."""
         device = labels.device
-        before, host, drawn = self._gradient(), torch.get_rng_state(), torch.cuda.get_rng_state(device)
+        before = self._gradient()
+        host = torch.get_rng_state()
+        drawn = torch.cuda.get_rng_state(device)
         torch.cuda.empty_cache()  # so that what is taken is what this step takes
         loss = self.work(batch, labels)
-        after, then = self._gradient(), torch.cuda.get_rng_state(device)
+        after = self._gradient()
+        then = torch.cuda.get_rng_state(device)
         try:
             if not torch.equal(host, torch.get_rng_state()):
                 raise RuntimeError("the forward draws random numbers on the host")

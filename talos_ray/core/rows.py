@@ -38,7 +38,8 @@ def gradient_share(mask: Mask) -> float:
 def step_share(mask: Mask) -> float:
     """Multiplications of a training step under a mask, as a share of a dense step's, in (1/3, 1]: the forward, the
     gradients of inputs down to the lowest block that holds masked weights, and those of weights."""
-    depth, sizes = depths(mask.layout.names), dict(zip(mask.layout.names, mask.layout.sizes, strict=True))
+    depth = depths(mask.layout.names)
+    sizes = dict(zip(mask.layout.names, mask.layout.sizes, strict=True))
     lowest = min(depth[block.name] for block in blocks(mask))
     passed = sum(size for n, size in sizes.items() if depth[n] >= lowest)
     return (1 + passed / mask.layout.total + gradient_share(mask)) / 3

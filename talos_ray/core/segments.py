@@ -95,7 +95,8 @@ def segments_of(mask: Mask, granularity: Granularity, groups: int | Mapping[str,
         return Segments(granularity, whole, nothing, 1, nothing - 1)
     shapes = dict(zip(mask.layout.names, mask.layout.shapes, strict=True))
     number = {name: i for i, name in enumerate(mask.layout.names)}
-    lengths, tensors = [], []
+    lengths = []
+    tensors = []
     for name, index in mask.indices.items():
         runs = torch.tensor([len(index)])
         if granularity == "row":

@@ -25,7 +25,9 @@ def tsv(deltas: torch.Tensor, **_) -> torch.Tensor:
     tasks = len(deltas)
     u, s, v = _svd(deltas)
     n = max(1, s.shape[1] // tasks)
-    u, s, v = u[:, :, :n], s[:, :n], v[:, :, :n]
+    u = u[:, :, :n]
+    s = s[:, :n]
+    v = v[:, :, :n]
     left, right = (_orthogonal(torch.cat(list(x), 1)).view(x.shape[1], tasks, n).transpose(0, 1) for x in (u, v))
     return (left * s[:, None, :]) @ right.transpose(1, 2)
 
@@ -47,10 +49,13 @@ def iso_cts(deltas: torch.Tensor, *, common: float, **_) -> torch.Tensor:
     rank = len(s)
     own = (rank - round(common * rank)) // tasks
     shared = min(rank - own * tasks, int((s > NOISE * s[0]).sum()))
-    u, s, v = u[:, :shared], s[:shared], v[:, :shared]
+    u = u[:, :shared]
+    s = s[:shared]
+    v = v[:, :shared]
     left_over = deltas - u @ (u.T @ deltas)
     own_u, own_s, own_v = (x[..., :own] for x in _svd(left_over))
-    left, right = _orthogonal(torch.cat([u, *own_u], 1)), _orthogonal(torch.cat([v, *own_v], 1))
+    left = _orthogonal(torch.cat([u, *own_u], 1))
+    right = _orthogonal(torch.cat([v, *own_v], 1))
     mean = torch.cat([s, own_s.flatten()]).mean()
     rows = left[:, :shared] @ ((u / s).T @ deltas @ v) @ right[:, :shared].T  # adds up to the product of both sides
     for t in range(tasks):

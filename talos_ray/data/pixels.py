@@ -22,8 +22,10 @@ MOST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels; Pillow takes more f
 DEEP = 65535 / 255  # steps of 16 bits in one of 8
 SURE = 256 << 10  # bytes; a JPEG that is smaller cannot hold as many pixels as are refused
 HEAD = 33  # bytes of a PNG that say how large and how deep it is, and their checksum
-PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x60\x82"
-JPEG, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\x60\x82"
+JPEG = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
 
 
 @contextlib.contextmanager
@@ -63,7 +65,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _scaled(image: Image.Image) -> Image.Image:
     """16 bits divided by 257; floating-point numbers from 0 to 1 times 255."""
     values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # also where one is not a number
             raise SpecError(f"its floating-point values go from {low:g} to {high:g}; wanted 0 to 1; scale them")
@@ -115,7 +118,8 @@ def head_and_tail(path: Path) -> tuple[bytes, bytes, int]:
 
 def _trouble(source: Path | io.BytesIO, decode: bool) -> str | None:
     """By Pillow: by the header alone where neither `decode` nor the depth asks for the values."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with decoding(), Image.open(source) as image:
             if told := _too_large(*image.size):

@@ -105,7 +105,8 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
             )
         return datasets.load_dataset("parquet", data_files=materialize(task.data.removeprefix("demo:"))), []
     path = Path(task.data).expanduser()
-    suffix, local = path.suffix.lower(), is_here(task)
+    suffix = path.suffix.lower()
+    local = is_here(task)
     if task.stream is not None and (kept := _kept_stream(task)).exists():
         return datasets.load_dataset(str(kept)), []
     if local and not path.exists():
@@ -121,7 +122,8 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
     try:
         if not local:
             how = {"streaming": True} if task.stream is not None else {}
-            splits, notes = datasets.load_dataset(task.data, task.config, **how), []
+            splits = datasets.load_dataset(task.data, task.config, **how)
+            notes = []
         else:
             splits, notes = _local(task, path)
         return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
@@ -393,7 +395,8 @@ def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=kept.parent, prefix="."))
     for name in [n for n in wanted if n in splits]:
-        rows, features = splits[name], splits[name].features
+        rows = splits[name]
+        features = splits[name].features
         if isinstance(rows, datasets.Dataset):
             rows = rows.to_iterable_dataset()
         rows = rows.shuffle(seed=0, buffer_size=task.stream).take(task.stream)

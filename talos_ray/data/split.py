@@ -72,7 +72,8 @@ class Split:
 
     def sizes(self) -> list[int] | None:
         """Bytes of every image, without reading it; None of texts."""
-        table, found = self.rows.with_format("arrow"), []
+        table = self.rows.with_format("arrow")
+        found = []
         if pa.types.is_string(kind := table[0:1].column(self.column).type) or pa.types.is_large_string(kind):
             return None
         for start in range(0, len(self), ROWS):
@@ -154,7 +155,8 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
     Raises:
         SpecError: there are some, and the task refuses them.
     """
-    twice, found = {}, dict(parts)
+    twice = {}
+    found = dict(parts)
     for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
         held = torch.zeros(1 + max(int(part.marks.max()) for part in parts.values()), dtype=torch.bool)
         held[torch.cat([parts[b].marks for b in before])] = True

@@ -81,7 +81,8 @@ def _not_utf8(what: str, byte: int, line: int) -> str:
 def _read_csv(path: Path, how: Reading) -> pa.Table:
     blocks = _csv_blocks(path, how)
     _, lines, first = next(blocks, (1, 1, [[]]))
-    names, rest = first[0], first[1:]
+    names = first[0]
+    rest = first[1:]
     if not names:
         raise SpecError(f"{str(path)!r} holds 0 examples; wanted a line of column names, and rows")
     if twice := [n for n in names if names.count(n) > 1 and (how.columns is None or n in how.columns)]:
@@ -131,7 +132,8 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[
     if first.startswith(tuple(ENCODINGS)):
         decoded(first, repr(str(path)))
     before = csv.field_size_limit(sys.maxsize)  # of the whole process, so it is put back
-    line, within = 1, path.suffix.lower() == ".tsv" and how.quotes is None
+    line = 1
+    within = path.suffix.lower() == ".tsv" and how.quotes is None
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, **_style(path, how))

@@ -27,8 +27,14 @@ from talos_ray.demo import render
 
 HERE = Path(__file__).parent
 SEED = 20260101
-PICTURES, PASSES, BATCH, PEAK_LR, WARMUP = 180_000, 5, 256, 1e-3, 200
-NOISE, SHADE = 14.0, 0.3  # camera effects while pretraining: grey levels, share of light (half of the pictures)
+PICTURES = 180_000
+PASSES = 5
+BATCH = 256
+PEAK_LR = 1e-3
+WARMUP = 200
+# camera effects while pretraining: grey levels, share of light (half of the pictures)
+NOISE = 14.0
+SHADE = 0.3
 CONFIG = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": render.SIZE, "patch_size": 8, "width": 192, "layers": 4, "head_width": 48},
@@ -38,7 +44,8 @@ CONFIG = {
 
 def draw_corpus(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """n pictures [n, SIZE, SIZE, 3] uint8 and their captions."""
-    pictures, captions = np.empty((n, render.SIZE, render.SIZE, 3), np.uint8), []
+    pictures = np.empty((n, render.SIZE, render.SIZE, 3), np.uint8)
+    captions = []
     for i in range(n):
         image, text = render.caption_pair(np.random.default_rng((seed, i)))
         pictures[i] = np.asarray(image)
@@ -140,7 +147,8 @@ def score() -> dict[str, float]:
     from talos_ray.spec import resolve_task
     from talos_ray.tasks import load_task
 
-    family, found = load_model("demo"), {}
+    family = load_model("demo")
+    found = {}
     for recipe in RECIPES:
         data = load_task(resolve_task(recipe), 0)
         inputs, labels = Examples(data.test, family.preprocess).batch(torch.arange(len(data.test)))

@@ -19,7 +19,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = 32  # pixels a side of every picture
 BIG = 2 * SIZE  # drawn at twice the size, then averaged down: antialiasing
-SENSOR_SEED, SENSOR_PATTERN = 7, 38.0  # seed and grey levels (one standard deviation) of the camera's fixed pattern
+# seed and grey levels (one standard deviation) of the camera's fixed pattern
+SENSOR_SEED = 7
+SENSOR_PATTERN = 38.0
 
 COLORS = {
     "red": (214, 40, 40),
@@ -87,7 +89,8 @@ def _shrink(image: Image.Image) -> Image.Image:
 
 
 def _turn(points: np.ndarray, angle: float) -> np.ndarray:
-    c, s = math.cos(angle), math.sin(angle)
+    c = math.cos(angle)
+    s = math.sin(angle)
     return points @ np.array([[c, s], [-s, c]])
 
 
@@ -219,7 +222,8 @@ def _texture_field(kind: str, x, y, frequency: float, phase: float, rng: Rng, sh
 
 def _wavy_band(x, y, offset: float, swing: float, angle: float, phase: float) -> np.ndarray:
     """Distance of each pixel from a winding line, [BIG, BIG]."""
-    u, v = x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)
+    u = x * math.cos(angle) + y * math.sin(angle)
+    v = -x * math.sin(angle) + y * math.cos(angle)
     return np.abs(v - offset - swing * np.sin(2.2 * u + phase))
 
 
@@ -322,7 +326,8 @@ def _clean_arrow(rng: Rng):
 
 def _sphere(x, y, cx: float, cy: float, radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Inside-mask and Lambert shading (0-1) of a ball lit from `angle` in the picture's plane."""
-    u, v = (x - cx) / radius, (y - cy) / radius
+    u = (x - cx) / radius
+    v = (y - cy) / radius
     r2 = u * u + v * v
     z = np.sqrt(np.clip(1 - r2, 0, 1))
     shade = 0.8 * (u * math.cos(angle) + v * math.sin(angle)) + 0.45 * z
@@ -452,7 +457,8 @@ def draw_street_numbers(label: int, rng: Rng) -> Image.Image:
     _, b = _apart(rng, rgb, least=120)
     image = _ground(rng, a, np.asarray(a) * 0.6 + np.asarray(b) * 0.4)
     draw = ImageDraw.Draw(image)
-    face, size = str(rng.choice(TASK_FONTS)), int(rng.integers(40, 58))
+    face = str(rng.choice(TASK_FONTS))
+    size = int(rng.integers(40, 58))
     at = BIG / 2 + rng.uniform(-4, 4, 2)
     for side in (-1, 1):
         if rng.random() < 0.25:
@@ -469,7 +475,8 @@ def draw_road_signs(label: int, rng: Rng) -> Image.Image:
     _, a = _color(rng, 40)
     _, b = _color(rng, 40)
     image = _ground(rng, a, b)
-    fade, grey = rng.uniform(0.4, 0.95), rng.uniform(40, 190)
+    fade = rng.uniform(0.4, 0.95)
+    grey = rng.uniform(40, 190)
 
     def tint(rgb):
         return tuple(int(fade * v + (1 - fade) * grey) for v in rgb)
@@ -496,7 +503,8 @@ def draw_land_use(label: int, rng: Rng) -> Image.Image:
     water = np.array([38, 58, 74]) + rng.integers(-14, 14, 3)
     tarmac = np.array([132, 128, 124]) + rng.integers(-20, 20, 3)
     base = _mix(plant, soil, _smooth_noise(rng, 4) * 1.2 - 0.1)
-    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 6.3)
+    angle = rng.uniform(0, np.pi)
+    phase = rng.uniform(0, 6.3)
     if kind == "forest":
         image = _mix(plant * 0.5, plant * 1.25, _smooth_noise(rng, 26))
     elif kind == "river":
@@ -573,7 +581,8 @@ def draw_pointers(label: int, rng: Rng) -> Image.Image:
     )
     image = _as_image(_mix(a, np.asarray(a) * 0.72 + 36, field))
     draw = ImageDraw.Draw(image)
-    angle, r = label * np.pi / 4 + rng.normal(0, 0.1), rng.uniform(15, 27)
+    angle = label * np.pi / 4 + rng.normal(0, 0.1)
+    r = rng.uniform(15, 27)
     at = BIG / 2 + rng.uniform(-7, 7, 2)
     width = int(rng.integers(3, 7))
     tip = at + _turn(np.array([[r, 0.0]]), angle)[0]
@@ -613,7 +622,8 @@ def draw_scanned_digits(scan: np.ndarray) -> Image.Image:
 
 def draw_coloured_shapes(label: int, rng: Rng) -> Image.Image:
     """The control task: every shape in every colour, drawn as in pretraining, from fresh seeds."""
-    shape, color = SHAPES[label // len(CONTROL_COLORS)], CONTROL_COLORS[label % len(CONTROL_COLORS)]
+    shape = SHAPES[label // len(CONTROL_COLORS)]
+    color = CONTROL_COLORS[label % len(CONTROL_COLORS)]
     _, rgb = _color(rng, 8, (color,))
     _, ground = _apart(rng, rgb, least=140)
     radius = rng.uniform(19, 26)

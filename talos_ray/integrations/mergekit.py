@@ -32,7 +32,8 @@ def spec_of(file: Path) -> str:
         SpecError: no such file, a method or a form that has no counterpart here, or no base.
     """
     told = read_yaml(file, "mergekit")
-    base, method = told.get("base_model"), told.get("merge_method")
+    base = told.get("base_model")
+    method = told.get("merge_method")
     if not isinstance(method, str) or method not in METHODS:
         hint = nearest(str(method), METHODS)
         raise SpecError(

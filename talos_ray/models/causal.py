@@ -28,7 +28,9 @@ class Causal(Ranked):
     )
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
-        self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.length = length
         name = next(n for n, m in module.named_modules() if m is module.get_decoder())
         self.edited = (f"{name}.{blocks(module.get_decoder())}.",)
 

@@ -27,7 +27,9 @@ class Classifier:
     head_words = "numbers [classes] of the checkpoint's own labels; logits are its classifier's, at these"
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
-        self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.length = length
         self.edited = stacks(module) if module.config.is_encoder_decoder else (f"{blocks(module)}.",)
         # A decoder is read at the last token that is not its padding: so there has to be one.
         known = (module.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)

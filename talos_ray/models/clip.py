@@ -36,7 +36,9 @@ class Clip:
     )
 
     def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:
-        self.module, self.tokenizer, self.config = module.eval(), tokenizer, config
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.config = config
         *steps, as_tensor, normalize = transform.transforms
         if not (isinstance(as_tensor, transforms.ToTensor) and isinstance(normalize, transforms.Normalize)):
             raise TypeError(f"open_clip's preprocessing ends with {normalize}; wanted ToTensor, then Normalize")
@@ -159,7 +161,9 @@ def _demo(pretrained: bool) -> Clip:
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     if pretrained:
         model.load_state_dict(load_file(DEMO / "clip.safetensors"))  # float16 on disk, float32 in memory
-    size, mean, std = config["vision_cfg"]["image_size"], open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    size = config["vision_cfg"]["image_size"]
+    mean = open_clip.OPENAI_DATASET_MEAN
+    std = open_clip.OPENAI_DATASET_STD
     open_clip.model.set_model_preprocess_cfg(model, {"size": size, "mean": mean, "std": std})
     transform = open_clip.image_transform(size, is_train=False, mean=mean, std=std)
     tokenizer = open_clip.SimpleTokenizer(

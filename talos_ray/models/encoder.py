@@ -19,7 +19,9 @@ AUTO = AutoModel
 SCALE = (
     20.0  # of the cosine between a text and a class, as sentence-transformers trains with it (Reimers & Gurevych, 2019)
 )
-POOLING, MODULES = "1_Pooling/config.json", "modules.json"  # as sentence-transformers names them
+# as sentence-transformers names them
+POOLING = "1_Pooling/config.json"
+MODULES = "modules.json"
 READ = ("Transformer", "Pooling", "Normalize")
 POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}  # from its older versions' words
 
@@ -38,7 +40,10 @@ class Encoder:
     )
 
     def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:
-        self.module, self.tokenizer, self.pooling, self.length = module.eval(), tokenizer, pooling, length
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.length = length
         self.edited = (f"{blocks(module)}.",)
         self.filler = filler(module, tokenizer.pad_token_id)
 

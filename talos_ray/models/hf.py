@@ -51,7 +51,8 @@ def load(name: str, pretrained: bool = True):
         SpecError: it cannot be reached or read, or no family reads it.
     """
     kind, _, given = name.partition(":")
-    where, dtype = str(Path(given).expanduser()), torch.bfloat16 if kind == "hf-bf16" else torch.float32
+    where = str(Path(given).expanduser())
+    dtype = torch.bfloat16 if kind == "hf-bf16" else torch.float32
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(where)

@@ -80,7 +80,8 @@ class Ranked:
         """The inputs with answers [n, 1, a] that the model writes itself: token by token, until it ends or has written
         as much as the longest of the answers there are. `generator` lives on the CPU."""
         text, said = self._parted(inputs, head)
-        answers, ends = torch.full_like(said[:, :1], PAD), torch.tensor(self._ends(), device=said.device)
+        answers = torch.full_like(said[:, :1], PAD)
+        ends = torch.tensor(self._ends(), device=said.device)
         writing = torch.ones(len(text), dtype=torch.bool, device=said.device)
         for t in range(answers.shape[-1]):
             token = sample_labels(self.answered(text, answers[..., : t + 1])[:, t], generator)
@@ -99,7 +100,8 @@ class Ranked:
 
     def _parted(self, inputs: torch.Tensor, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts [n, length] and the answers to each [n, classes, a]: those of the rows, or the head's."""
-        text, own = inputs[:, : self.length], inputs[:, self.length :]
+        text = inputs[:, : self.length]
+        own = inputs[:, self.length :]
         if not own.shape[1]:
             return text, head.expand(len(text), *head.shape)
         said = own.unflatten(1, (-1, self.length // 4))
@@ -108,7 +110,8 @@ class Ranked:
 
     def _likelihood(self, text: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the log-probabilities of the tokens of answers to each text, and how many there are: [n, c] both."""
-        there, logits = said != PAD, self.answered(text, said).float()
+        there = said != PAD
+        logits = self.answered(text, said).float()
         lost = nn.functional.cross_entropy(logits.flatten(0, 1), said.clamp(min=0).flatten(), reduction="none").view_as(
             said
         )

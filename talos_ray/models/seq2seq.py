@@ -26,7 +26,9 @@ class Seq2Seq(Ranked):
     )
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
-        self.module, self.tokenizer, self.length = module.eval(), tokenizer, length
+        self.module = module.eval()
+        self.tokenizer = tokenizer
+        self.length = length
         self.edited = stacks(module)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:

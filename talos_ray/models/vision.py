@@ -27,7 +27,10 @@ class Vision:
     )
 
     def __init__(self, module: nn.Module, processor, tokenizer, length: int) -> None:
-        self.module, self.processor, self.tokenizer, self.length = module.eval(), processor, tokenizer, length
+        self.module = module.eval()
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.length = length
 
     def preprocess(self, examples: list) -> torch.Tensor:
         images = [as_rgb(image) for image in examples]

@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 from talos_ray.errors import SpecError
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
 OPEN_CLIP = "open_clip_model.safetensors"  # the same, as open_clip names it
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
+# as peft names them
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTERS_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 POINTER = b"version https://git-lfs"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -211,7 +214,8 @@ def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
     Raises:
         SpecError: a value that is not finite.
     """
-    changed, rounded = 0, 0
+    changed = 0
+    rounded = 0
     for name, before in base.items():
         after = tuned[name]
         if not after.is_floating_point():

@@ -52,7 +52,8 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
         TalosError: as `prepare`, or every short run diverged.
     """
     asked = spec.model_dump(mode="json", include={"model", "seed", "mask", "auto", "train", "calibration"})
-    store, tasks = Store(spec.output), [t.name for t in spec.tasks]
+    store = Store(spec.output)
+    tasks = [t.name for t in spec.tasks]
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
     masks: dict[MaskSettings, Mask] = {}
     if choice is None or not _same(choice["asked"], asked) or not set(choice["tasks"]) <= set(tasks):
@@ -152,7 +153,8 @@ def _round(
             masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers, first=scores)
     bits = {how: ray.put(masks[how].bits) for how in {s.mask for s in settings}}
     remote = short_run.options(**options(spec.cluster))
-    refs, plans = {}, {}
+    refs = {}
+    plans = {}
     for s in settings:
         short = {t.name: shortened(spec.train_for(t, len(p.data[t.name].train)), share, s.lr) for t in spec.tasks}
         plans[s] = ArmPlan(s.name, session.folder, masks[s.mask], {}, short)
@@ -194,7 +196,8 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
     }
     if found is None:
         return row
-    single, together = found["single_validation"], found["validation"]
+    single = found["single_validation"]
+    together = found["validation"]
     merged = {t: together[t] for t in p.targets}
     control = found["control_validation"]
     return {

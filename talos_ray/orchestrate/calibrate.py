@@ -85,10 +85,13 @@ def score_shard(
 ) -> Iterator[np.ndarray | float]:
     """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the
     seconds."""
-    bench, settings, started = workbench(shared), shared.spec.calibration, time.perf_counter()
+    bench = workbench(shared)
+    settings = shared.spec.calibration
+    started = time.perf_counter()
     bench.reset()
     if kept is not None:
-        flags, closed = Mask(shared.layout, kept).flags, shared.layout.closed(how.layers)
+        flags = Mask(shared.layout, kept).flags
+        closed = shared.layout.closed(how.layers)
         params = dict(bench.family.module.named_parameters())
         with torch.no_grad():
             for name, keep in shared.layout.split(flags).items():
@@ -117,10 +120,12 @@ def score_shard(
 def _asked(bench: Workbench, task: str) -> tuple[Callable, Callable, str]:
     """What is sampled of a task's inputs: the forward pass, what it is given (a function of inputs and generator), and
     its score."""
-    settings, family = bench.shared.spec.calibration, bench.family
+    settings = bench.shared.spec.calibration
+    family = bench.family
     if settings.labels == "classes":
         return bench.logits(task), lambda inputs, generator: inputs, settings.score
-    head, dtype = bench.head(task), bench.autocast(settings.precision)
+    head = bench.head(task)
+    dtype = bench.autocast(settings.precision)
 
     def write(inputs: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         with torch.autocast(bench.device.type, dtype=dtype, enabled=dtype is not None):
@@ -150,9 +155,12 @@ def choose(shared: Shared, how: MaskSettings, keep: float, sums: list[float], *p
         sums: of every task's scores.
         pieces: these scores, task after task, each an array, or in a list its reference: then one is looked at at once.
     """
-    mean, each, end = np.zeros(shared.layout.total, dtype=np.float32), len(pieces) // len(sums), 0
+    mean = np.zeros(shared.layout.total, dtype=np.float32)
+    each = len(pieces) // len(sums)
+    end = 0
     for i, found in enumerate(pieces):
-        piece, whole = ray.get(found[0]) if isinstance(found, list) else found, sums[i // each] or 1.0
+        piece = ray.get(found[0]) if isinstance(found, list) else found
+        whole = sums[i // each] or 1.0
         start = end if i % each else 0
         end = start + len(piece)
         part = mean[start:end]
@@ -232,7 +240,8 @@ def calibrate(
         first: the first round's scores, of the base as it is and so the same for every mask: what is there is used,
             the rest added.
     """
-    spec, settings = shared.spec, shared.spec.calibration
+    spec = shared.spec
+    settings = shared.spec.calibration
     pieces = [slice(start, start + PIECE) for start in range(0, shared.layout.total, PIECE)]
     score = score_shard.options(**options(spec.cluster), scheduling_strategy="SPREAD", num_returns=len(pieces) + 1)
     shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
@@ -244,7 +253,9 @@ def calibrate(
     waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
     every = settings.rounds * sum(map(len, waves))
     room = shared.layout.room(how.layers)
-    kept, stability, work = None, [], 0.0
+    kept = None
+    stability = []
+    work = 0.0
     for r in range(1, settings.rounds + 1):
         keep = room * round_keep(how.keep / room, r, settings.rounds)
         sums: Scores = dict(first or {}) if r == 1 else {}
@@ -272,7 +283,8 @@ def calibrate(
             for task, i in wave:
                 found = zip(totals[task], sums.pop((task, i)), strict=True)
                 totals[task] = [tuple(add_shard.remote(total, piece)) for (total, _), piece in found]
-            before, estimate = estimate, ray.get(_choose(shared_ref, shared, how, keep, list(totals.values())))
+            before = estimate
+            estimate = ray.get(_choose(shared_ref, shared, how, keep, list(totals.values())))
             if before is not None:
                 stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
                 if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:

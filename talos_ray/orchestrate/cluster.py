@@ -255,7 +255,8 @@ def nodes() -> list[Node]:
 
 def room(settings: Cluster, there: Sequence[Node]) -> int:
     """How many workers fit at once; a worker has to fit on one node."""
-    each, wanted = resources(settings), settings.labels.items()
+    each = resources(settings)
+    wanted = settings.labels.items()
     return sum(
         math.floor(min(have.get(kind, 0) / amount for kind, amount in each.items()) + 1e-9)
         for have, labels in there
@@ -266,7 +267,8 @@ def room(settings: Cluster, there: Sequence[Node]) -> int:
 def check_room(settings: Cluster, there: Sequence[Node], who: str) -> None:
     """Raises SpecError, with what there is, unless one team fits."""
     for kind in ("CPU", "GPU"):
-        each, sum_ = resources(settings).get(kind, 0), sum(have.get(kind, 0) for have, _ in there)
+        each = resources(settings).get(kind, 0)
+        sum_ = sum(have.get(kind, 0) for have, _ in there)
         if (wanted := each * settings.workers_per_task) > sum_:
             key = f"{kind.lower()}s_per_worker"
             raise SpecError(

@@ -109,7 +109,9 @@ def _calibrate(session, known: Mask | None) -> Mask:
     """The run's mask: `known`, from a file, or made now."""
     from talos_ray.orchestrate.calibrate import mask_of
 
-    p, progress, spec = session.p, session.progress, session.spec
+    p = session.p
+    progress = session.progress
+    spec = session.spec
     progress.begin("calibrate", "sensitivity of every weight")
     if known is not None:
         mask = known
@@ -137,14 +139,18 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     from talos_ray.orchestrate.train import train
     from talos_ray.orchestrate.worker import Arm, in_store
 
-    p, progress, spec = session.p, session.progress, session.spec
-    jobs, brought = [], []
+    p = session.p
+    progress = session.progress
+    spec = session.spec
+    jobs = []
+    brought = []
     for arm in arms:
         finished = arm.done()
         for task in spec.tasks:
             if task.name not in finished and task.checkpoint is None:
                 info = {"data": p.data[task.name].train.fingerprint()}
-                key, uri = arm.keys[task.name], arm.folder.store.uri
+                key = arm.keys[task.name]
+                uri = arm.folder.store.uri
                 jobs.append(
                     Job(
                         task=task,
@@ -298,7 +304,8 @@ def publish(
     """Make a version, and put it in force if its gate holds. The first one of a run is preceded by the base. Returns
     its number."""
 
-    progress, folder = session.progress, session.folder
+    progress = session.progress
+    folder = session.folder
     progress.begin("report", "tables and plots")
     if not folder.versions():
         versions.publish(folder, versions.base_version(version), base, base, "version")

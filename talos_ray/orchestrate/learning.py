@@ -194,7 +194,11 @@ class LearningRun:
     def __init__(
         self, bench: Workbench, arm: Arm, problem: MergeProblem, point: Point, *, several: bool = False
     ) -> None:
-        self.bench, self.arm, self.problem, self.point, self.several = bench, arm, problem, point, several
+        self.bench = bench
+        self.arm = arm
+        self.problem = problem
+        self.point = point
+        self.several = several
         self.folder = RunFolder(problem.folder)
         self.mask = Mask(bench.shared.layout, arm.bits)
         self.pools = {g.task: pool_of(bench.shared.spec, g.task, *self._sizes(g.task)) for g in problem.goals}
@@ -209,7 +213,8 @@ class LearningRun:
         if self.point.coefficient is not None:
             yield {**self._shared(), "done": True}
             return
-        chain, before = "", None
+        chain = ""
+        before = None
         best: dict | None = None
         attempts: list[dict] = []
         while (pressure := self._pressure(attempts)) is not None:
@@ -223,7 +228,8 @@ class LearningRun:
             attempts.append({k: record[k] for k in ("pressure", "scores", "kept", "worst", "holds")})
             if best is None or better(record, best):
                 best = record
-            chain, before = key, key
+            chain = key
+            before = key
         yield {**best, "attempts": attempts, "done": True}
 
     def _pressure(self, attempts: Sequence[Mapping]) -> float | None:
@@ -259,7 +265,8 @@ class LearningRun:
             yield stored[0]
             return
         started = time.perf_counter()
-        p, bench = self.problem, self.bench
+        p = self.problem
+        bench = self.bench
         bench.reset()
         segments = Blend({}, self.point.granularity, p.groups).segments(self.mask)
         learner = LearnedCoefficients(
@@ -373,7 +380,8 @@ class LearningRun:
         """Loss and gradients of one update."""
         held = max(1, len(self.problem.tasks("hold")))
         learnt = max(1, len(self.problem.goals) - len(self.problem.tasks("hold")))
-        search, batches = self.problem.search, []
+        search = self.problem.search
+        batches = []
         for goal in self.problem.goals:
             size = search.batch_size if goal.kind != "hold" else max(1, search.control_batch_size // held)
             weight = 1.0 / learnt if goal.kind != "hold" else pressure / held
@@ -405,7 +413,8 @@ class LearningRun:
         return getattr(family, "words_are_linear", False)
 
     def _loss(self, batches: list[tuple[Goal, float, torch.Tensor]]) -> torch.Tensor:
-        bench, device = self.bench, self.bench.device.type
+        bench = self.bench
+        device = self.bench.device.type
         autocast = bench.autocast(self.problem.train.precision)
         found = [self._inputs(goal.task, rows) for goal, _, rows in batches]
         with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
@@ -466,7 +475,8 @@ class LearningRun:
         Args:
             heads: whether they are fitted.
         """
-        p, bench = self.problem, self.bench
+        p = self.problem
+        bench = self.bench
         words: dict[str, float] = {}
         scores: dict[str, float] = {}
         chosen: dict[str, torch.Tensor] = {}

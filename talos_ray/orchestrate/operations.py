@@ -186,7 +186,8 @@ def forget(
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
     with _opened(uri, [task], verbose) as run:
-        head, session = run.head, run.session
+        head = run.head
+        session = run.session
         learnt = [t for t in head.targets if t != task and t in head.deltas]
         held = [*learnt, *run.prepared.controls]
         there = [t for t in head.deltas if t != task]
@@ -255,7 +256,8 @@ def forget(
 
 
 def _unreachable(told: dict, holds: bool) -> str:
-    task, curve = told["task"], told["curve"]
+    task = told["task"]
+    curve = told["curve"]
     if not holds:
         nearest_one = max(curve, key=lambda p: p["kept"])
         reached = (
@@ -282,7 +284,9 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
         task -> corruption ("none" for the data as they are) -> {"base" | "merged": accuracy with its interval}.
     """
     with _opened(uri, (), verbose) as run:
-        head, session, p = run.head, run.session, run.prepared
+        head = run.head
+        session = run.session
+        p = run.prepared
         in_head = sorted(head.deltas)
         way = run.way(run.deltas(in_head), head.how)
         blend, heads = run.in_head(in_head)

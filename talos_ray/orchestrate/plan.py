@@ -29,7 +29,8 @@ from talos_ray.trust import published
 from talos_ray.trust.card import DELTA
 from talos_ray.trust.export import exported_weights
 
-DENSE, SPARSE = "dense", "sparse"
+DENSE = "dense"
+SPARSE = "sparse"
 MOST_UNEVEN = 6  # tasks whose rare or missing classes are told one by one
 NO_MATTER = (
     "checkpoint_every",
@@ -202,7 +203,8 @@ def _heads(
 ) -> dict[str, np.ndarray]:
     """Every task's head: the run's own where it has it, because another machine may make other last bits of it, and
     all that is addressed by it would be made again."""
-    kept, heads = folder.kept_heads(), {}
+    kept = folder.kept_heads()
+    heads = {}
     for i, (name, d) in enumerate(data.items()):
         progress.update("check", i / len(data), f"head of {name}")
         head = kept.get(head_key(base, d))
@@ -425,5 +427,6 @@ def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:
 
 def shortened(train: Train, share: float, lr: float = 1.0) -> Train:
     """The same training in a share of its updates; `lr` is a factor on its learning rate."""
-    steps, warm = max(2, round(train.steps * share)), round(train.warmup_steps * share)
+    steps = max(2, round(train.steps * share))
+    warm = round(train.warmup_steps * share)
     return train.model_copy(update={"steps": steps, "warmup_steps": warm, "lr": train.lr * lr})

@@ -53,7 +53,8 @@ def look(
     folder = RunFolder(uri)
     if (stored := folder.load_trial(key)) is not None:
         return stored[0]
-    bench, started = workbench(shared), time.perf_counter()
+    bench = workbench(shared)
+    started = time.perf_counter()
     if arm is None:
         bench.reset()
     else:
@@ -223,7 +224,9 @@ class Looks:
     """Has models looked at, each once a run: what was found before is read from storage."""
 
     def __init__(self, session, prepared, stage: str) -> None:
-        self.session, self.p, self.stage = session, prepared, stage
+        self.session = session
+        self.p = prepared
+        self.stage = stage
         self.asked: dict[str, object] = {}
         self.remote = look.options(**options(prepared.spec.cluster))
 
@@ -302,7 +305,8 @@ def score_version(
     seen = next(answered)
     base = answers(p, _by(seen, "words"), marks, _by(seen, "words_probability"))
     probe = answers(p, _by(seen, "own"), marks)
-    result, merged_answers = {}, {}
+    result = {}
+    merged_answers = {}
     for plan in arms:
         mine = chosen[plan.name]
         together = next(answered)
@@ -312,7 +316,8 @@ def score_version(
         single = {t: next(answered)[t] for t in p.targets}
         merged_answers[plan.name] = answers(p, now, marks, sure)
         result[plan.name] = _arm_result(p, mine, deltas[plan.name], base, probe, together, single, others)
-    sparse, now = result[arms[0].name], merged_answers[arms[0].name]
+    sparse = result[arms[0].name]
+    now = merged_answers[arms[0].name]
     mine = chosen[arms[0].name]
     model, tensors = _composed(p, mine)
     more: dict[str, object] = {}  # what not every version has
@@ -467,7 +472,8 @@ def _composed(p, mine: Chosen) -> tuple[str, dict[str, TensorChange]]:
     composer = Composer(family.module, mask, list(mine.way.rows.values()), p.base, mine.blend.segments(mask))
     composer.compose(mine.blend.values)
     now = base_tensors(family)
-    composed, tensors = fingerprint(now), {}
+    composed = fingerprint(now)
+    tensors = {}
     for name in p.layout.names:
         if changed := int((now[name] != p.tensors[name]).sum()):
             before = p.tensors[name].float()

@@ -45,7 +45,8 @@ class Trial(tune.Trainable):
         self, config: dict, problems: Mapping[str, MergeProblem] | None = None, refs: Mapping[str, list] | None = None
     ) -> None:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        self.problems, self.refs = problems, refs
+        self.problems = problems
+        self.refs = refs
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
@@ -95,7 +96,8 @@ class Generations(Searcher):
         super().__init__()  # without a metric: a run on its way may have nothing to tell of it yet
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.more = dict.fromkeys(points, more)
-        self.size, self.made = size, made
+        self.size = size
+        self.made = made
         self.optuna = (
             {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points} if more else {}
         )
@@ -228,7 +230,8 @@ def run_trials(
 
 def _space(search: Search) -> dict:
     """What Optuna chooses among, around what the spec names."""
-    rates, given = search.several("lr"), search.several("pressure")
+    rates = search.several("lr")
+    given = search.several("pressure")
     pressures = [p for p in given if p != "auto"] or [8.0, 72.0]
     return {
         "granularity": tune.choice(["task", "group", "tensor", "row"]),
@@ -303,12 +306,16 @@ class MergeSearch:
     """
 
     def __init__(self, session, prepared, stage: str = "search", approved: Approved | None = None) -> None:
-        self.session, self.p, self.stage, self.approved = session, prepared, stage, approved
+        self.session = session
+        self.p = prepared
+        self.stage = stage
+        self.approved = approved
         self.looks = Looks(session, prepared, stage)
 
     def choose(self, arms: Sequence, deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, Chosen]:
         """The best by validation for every arm, with what is told of its search."""
-        p, session = self.p, self.session
+        p = self.p
+        session = self.session
         if self.stage == "search":
             session.progress.begin("search", "single-task answers")
         ways = ways_of(arms, deltas, p.spec.search.merge.tried)
@@ -317,7 +324,8 @@ class MergeSearch:
         any_way = {w.plan.name: w for w in ways.values()}
         singles = {arm: {t: single_look(self.looks, w, t, own) for t in p.targets} for arm, w in any_way.items()}
         seen = self.looks.found()
-        problems, refs = {}, {}
+        problems = {}
+        refs = {}
         for name, way in ways.items():
             kept = self._kept(way)
             learn = [
@@ -423,7 +431,8 @@ class MergeSearch:
         """The best candidate of one arm under any merge method."""
         p = self.p
         name = min(found, key=lambda n: rank(found[n][0]))
-        best, way = found[name][0], ways[name]
+        best = found[name][0]
+        way = ways[name]
         blend, heads = self.loaded(way, best)
         if self.approved is not None and way.plan.name == self.approved.arm:
             heads = {**self.approved.heads, **heads}

@@ -28,7 +28,11 @@ class Session:
     """What every stage needs: the prepared spec, the run's folder, and the base in the object store."""
 
     def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress, watch: Watch, scratch: str) -> None:
-        self.p, self.folder, self.progress, self.watch, self.scratch = prepared, folder, progress, watch, scratch
+        self.p = prepared
+        self.folder = folder
+        self.progress = progress
+        self.watch = watch
+        self.scratch = scratch
         self.spec = prepared.spec
         self.slots: dict[str, int] = {}  # stage -> how much of it runs at once
 
@@ -100,7 +104,8 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
     Raises:
         SpecError: the cluster can never give what the spec wants. TalosError: what Ray raised, in our words.
     """
-    spec, scratch = prepared.spec, tempfile.mkdtemp(prefix="talos_ray-")
+    spec = prepared.spec
+    scratch = tempfile.mkdtemp(prefix="talos_ray-")
     try:
         with connected(spec.cluster, verbose, progress):
             params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}

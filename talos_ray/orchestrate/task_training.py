@@ -29,7 +29,8 @@ LINES = 10  # in the worker's log, a task
 
 def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tensor, SparseAdamW, Plan]:
     """A task's training from the model as it stands: the masked weights before it, the optimizer, and the plan."""
-    module, n = bench.family.module, len(bench.examples(task, "train"))
+    module = bench.family.module
+    n = len(bench.examples(task, "train"))
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
     classes = len(load_task(bench.shared.task(task), seed).classes)
@@ -40,7 +41,8 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
 
 def tune(bench: Workbench, plan: Plan, s: Train, optimizer: SparseAdamW, batch: Callable, **how) -> list[float]:
     """`core.finetune` on a warm model, as the settings of the training have it."""
-    family, logits = bench.family, bench.logits(plan.task)
+    family = bench.family
+    logits = bench.logits(plan.task)
     if plan.completion:  # the other answers need not be read
         head = bench.head(plan.task)
         logits = lambda batch: family.completed(batch, head)  # noqa: E731
@@ -91,7 +93,10 @@ class TaskTrainer:
             tell: called with the updates done and the loss, now and then, by the worker of rank 0.
         """
         started = time.perf_counter()
-        bench, mask, folder, s = self.bench, self.masks[job.arm], RunFolder(job.folder), job.settings
+        bench = self.bench
+        mask = self.masks[job.arm]
+        folder = RunFolder(job.folder)
+        s = job.settings
         examples = bench.examples(job.task.name, "train")
         bench.reset()
         base_values, optimizer, plan = begin(bench, mask, job.task.name, s)

@@ -100,7 +100,9 @@ def train_loop(config: dict) -> None:
             seconds, loss = trainer.train(job, rank, world, tell)
             error = None
         except (FloatingPointError, ValueError) as e:  # the settings are at fault: a restart would meet it again
-            seconds, loss, error = 0.0, float("nan"), str(e)
+            seconds = 0.0
+            loss = float("nan")
+            error = str(e)
         if rank == 0:
             ray.get(queue.done.remote(team, error))
         ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})

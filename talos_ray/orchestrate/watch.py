@@ -32,7 +32,8 @@ class Tracker:
     """
 
     def __init__(self, name: str | None, run: str, params: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        self.name, self.say = name, say
+        self.name = name
+        self.say = say
         self._try(lambda: getattr(self, f"_open_{name}")(run, params))
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -134,6 +135,7 @@ class Watch:
 
         while not self.over.wait(SAMPLE_SECONDS):
             with contextlib.suppress(Exception):  # a cluster that is going down answers no more
-                total, free = ray.cluster_resources(), ray.available_resources()
+                total = ray.cluster_resources()
+                free = ray.available_resources()
                 used = total.get("object_store_memory", 0) - free.get("object_store_memory", 0)
                 self.peak = max(self.peak, int(used))

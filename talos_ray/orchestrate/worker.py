@@ -245,7 +245,8 @@ class Workbench:
         Args:
             rows: row numbers; all, if not given.
         """
-        head, logits = self.linear_head(task), self.logits(task)
+        head = self.linear_head(task)
+        logits = self.logits(task)
         wanted = torch.arange(len(examples)) if rows is None else rows
         parts = [part for part in wanted.split(batch_size) if len(part)]
         found: list[tuple[torch.Tensor, ...]] = []
@@ -284,7 +285,9 @@ class Workbench:
     @functools.cache  # noqa: B019
     def spoilt(self, task: str, corruption: str) -> Examples:
         """Test data under a corruption."""
-        kind, seed, clean = self.shared.task(task).kind, self.shared.spec.seed, self.examples(task, "test").split
+        kind = self.shared.task(task).kind
+        seed = self.shared.spec.seed
+        clean = self.examples(task, "test").split
         return Examples(
             clean, lambda batch: self.family.preprocess(corrupted(kind, corruption, batch, seed)), self.device
         )

@@ -234,7 +234,8 @@ def _next(standing: str, version: Version, w: Words) -> str:
     if version.kind == "base":
         return w("next_base")
     number = version.number
-    undo, look = w("undo", number=max(0, number - 1)), w("look", number=number)
+    undo = w("undo", number=max(0, number - 1))
+    look = w("look", number=number)
     return w(f"next_{standing}", number=number, look=look, undo=undo)
 
 
@@ -274,7 +275,8 @@ def _by_class(folder: RunFolder, version: Version, answers: Answers | None, w: W
     """What stands behind each task's accuracy, folded away: it is looked up rather than read."""
     if answers is None:
         return []
-    names, parts = folder.load_heads()[1], []
+    names = folder.load_heads()[1]
+    parts = []
     for task in [t for t in version.scores if t in answers.predicted and t in names]:
         classes = names[task]
         pair = (answers.predicted[task], answers.labels[task])

@@ -111,7 +111,8 @@ def stability(points: Sequence[Mapping[str, float]], w: Say) -> str:
     figure, axes = _axes(2.4, w("waves"), w("overlap_before"))
     for r, color in zip(sorted({p["round"] for p in points}), PALETTE * 100, strict=False):
         mine = [p for p in points if p["round"] == r]
-        x, y = [p["wave"] for p in mine], [p["overlap"] for p in mine]
+        x = [p["wave"] for p in mine]
+        y = [p["overlap"] for p in mine]
         axes.plot(x, y, "o-", label=w("round", n=r), color=color, markersize=3)
     axes.set_ylim(0, 1.02)
     _legend(axes)

@@ -26,7 +26,8 @@ from talos_ray.trust.predict import Pipeline, Predictions, check_top, notes_on
 from talos_ray.trust.recompose import Edit, deltas_of, edit_of
 from talos_ray.trust.versions import check_sources
 
-MERGED, SINGLE = "merged", "single"
+MERGED = "merged"
+SINGLE = "single"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +97,9 @@ class Metrics:
 
     def count(self, status: int, target: Target | None = None) -> None:
         """A request that ended with this HTTP status."""
-        task, version, edit = "", "", ""
+        task = ""
+        version = ""
+        edit = ""
         if target is not None:
             task = target.pipe.settings["name"]
             version = str(target.version.number)
@@ -215,7 +218,8 @@ class Server:
         return targets[key]
 
     def _new_target(self, view: View, settings: Mapping, version: Version, single: str | None) -> Target:
-        task, folder = settings["name"], view.run.folder
+        task = settings["name"]
+        folder = view.run.folder
         # A version's own heads were fitted to its features. Those of a single edit are not kept: it answers under the
         # heads that the run began with, as `single_words` was measured.
         heads = folder.heads_of(version if single is None else None)

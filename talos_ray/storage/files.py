@@ -102,7 +102,8 @@ class Store:
             if "://" in uri:
                 self.fs, self.root = pafs.FileSystem.from_uri(uri)
             else:
-                self.fs, self.root = pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+                self.fs = pafs.LocalFileSystem()
+                self.root = str(Path(uri).expanduser().resolve())
         except (ValueError, OSError, RuntimeError) as error:  # the last: a home of nobody, links in a circle
             raise SpecError(
                 f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run"
@@ -228,7 +229,9 @@ class Store:
         Raises:
             StorageError: it still refuses then, or it is full.
         """
-        started, pause, patience = time.monotonic(), 0.25, PATIENCE if patience is None else patience
+        started = time.monotonic()
+        pause = 0.25
+        patience = PATIENCE if patience is None else patience
         while True:
             try:
                 return self._write(name, data)
@@ -504,7 +507,8 @@ class Store:
             if not 2 <= size <= min(HEADER_LIMIT, len(data) - 8):
                 raise ValueError(f"header of {size} bytes in a file of {len(data)}")
             metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-            tensors, info = load_safetensors(data), json.loads(metadata["talos"])
+            tensors = load_safetensors(data)
+            info = json.loads(metadata["talos"])
             if key_of([info, fingerprint(tensors)]) != metadata["digest"]:
                 raise ValueError("its digest does not fit its content")
             return tensors, info
@@ -572,7 +576,8 @@ def as_json(value: Mapping) -> bytes:
 
 def as_tensors(tensors: Mapping[str, torch.Tensor], info: Mapping) -> bytes:
     """A safetensors file's content, with `info` and a digest of everything in its metadata."""
-    plain, taken = {}, set()
+    plain = {}
+    taken = set()
     for name, tensor in tensors.items():
         plain[name] = tensor.detach().cpu().contiguous()
         if (

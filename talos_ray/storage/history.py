@@ -156,7 +156,8 @@ def _commit(store: Store, event: dict, writes: Mapping[str, bytes], patience: fl
 
 def _keep_together(store: Store, events: list[dict]) -> None:
     """Write events into one more file, for readers. Without it they read them one by one."""
-    first, last = events[0]["number"], events[-1]["number"]
+    first = events[0]["number"]
+    last = events[-1]["number"]
     with suppress(OSError, StorageError):
         store.write_json(f"history/{first:08d}-{last:08d}.events.json", {"events": events})
 
@@ -197,7 +198,8 @@ def settle(store: Store) -> tuple[dict | None, list[str]]:
             events, digests = _chain(store)
         except CorruptError:  # for `verify` to name
             return None, []
-        finished, discarded = None, []
+        finished = None
+        discarded = []
         newest = events[-1] if events else {}
         for mark in store.folders(PENDING):
             # Where a lock keeps the processes of this machine apart, what lies here of one of them lies here for good.
@@ -277,7 +279,8 @@ def _chain(store: Store) -> tuple[list[dict], list[str]]:
     same = 0
     while same < min(len(seen), len(there)) and seen[same] == there[same]:
         same += 1
-    events, digests = events[:same], digests[:same]
+    events = events[:same]
+    digests = digests[:same]
     names = [name for name, *_ in there]
     previous = digests[-1] if digests else FIRST
     new = list(_links(store, names, same, previous, _together(store, len(there), same)))

@@ -81,7 +81,8 @@ class RunFolder:
         try:
             finished, discarded = history.settle(self.store)
         except StorageError as error:
-            finished, discarded = None, []
+            finished = None
+            discarded = []
             notes.append(f"was left unfinished, and cannot be finished here: {error}")
         self.finished = finished or self.finished
         repeated = asked is not None and self.finished is not None and self.finished.get("asked") == asked
@@ -236,7 +237,8 @@ class RunFolder:
         again = self.store.exists("run.json")
         if again:
             info["set_aside"] = self._set_aside(spec)
-            heads, classes = dict(heads), dict(classes)
+            heads = dict(heads)
+            classes = dict(classes)
             before, known = self.store.read_tensors(HEADS) if self.store.exists(HEADS) else ({}, {})
             for task in (t["name"] for t in info["set_aside"]):
                 if task in before:

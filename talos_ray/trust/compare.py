@@ -60,7 +60,8 @@ def changed_inputs(
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["task", "number", "input", "label", "before", "after", "became"])
     for task in _comparable(a, b):
-        names, split = classes[task], splits[task]
+        names = classes[task]
+        split = splits[task]
         before, after, label = (x[task].tolist() for x in (a.predicted, b.predicted, a.labels))
         for i, (x, y, wanted) in enumerate(zip(before, after, label, strict=True)):
             if x != y:

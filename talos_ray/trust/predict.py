@@ -207,7 +207,8 @@ class Pipeline:
         examples = Examples(split, self.model.preprocess)
         device = next(self.module.parameters()).device
         logits = answering(self.model, self.kind, self.head.to(device))
-        best, scores = [], []
+        best = []
+        scores = []
         for part in torch.arange(len(split)).split(BATCH):
             # Read anew each time and kept nowhere: nobody comes back to an input.
             found = logits(examples.fresh(part.tolist()).to(device)).cpu()

@@ -27,7 +27,8 @@ from talos_ray.storage.version import Version
 from talos_ray.trust import versions
 from talos_ray.trust.export import check_empty, check_model, export, exported_weights
 
-MANIFEST, RECORD = "talos.json", "record.json"
+MANIFEST = "talos.json"
+RECORD = "record.json"
 FORMAT = 1  # of the manifest
 BESIDE = (
     f"`versions/` and `report/`: the version and its report, as the run recorded them; `{RECORD}`: all events of the "

@@ -75,7 +75,8 @@ def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list
         raise TalosError(
             f"folder {str(kept)!r} is there already; wanted a new one for what is taken out; choose another with --keep"
         )
-    told, mended = [], []
+    told = []
+    mended = []
     try:
         for step in steps(folder, kept):
             told.append(step.words)

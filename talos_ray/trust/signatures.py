@@ -117,7 +117,8 @@ def problems(events: list[dict], wanted: str | None = None) -> list[str]:
         return [*found, f"no event is signed by {wanted}; {said}; ask the key's owner for `talos sign`"]
     later = [e for e in events if e["number"] > mine[-1] and e["operation"] != "sign"]
     if later:
-        first, last = later[0], later[-1]
+        first = later[0]
+        last = later[-1]
         found.append(
             f"{wanted} has signed the events up to {mine[-1] - 1}; events {first['number']} to {last['number']} "
             f"({first['operation']} …) came later and are not signed; look at `talos log`, and ask for `talos sign`"

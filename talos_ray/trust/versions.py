@@ -44,7 +44,8 @@ def publish(
 
     info = folder.info()
     if version.kind != "base":
-        targets, controls = version.targets, version.controls
+        targets = version.targets
+        controls = version.controls
         right = [{t: a.right(t) for t in (*targets, *controls)} for a in (base, now)]
         settings = folder.stored(Gate, info["spec"].get("gate") or {})
         judged = gate.judge(settings, targets, controls, *right, version.search.disentanglement.together)
@@ -140,7 +141,8 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
             "`talos rollback` to put it in force"
         )
     check_sources(folder, version)
-    approved, robustness = {"by": by, "reason": reason}, folder.load_robustness(number)
+    approved = {"by": by, "reason": reason}
+    robustness = folder.load_robustness(number)
     pages = render(folder, folder.info(), version, approved, robustness, answers=answers_of(folder, number))
     files = {**_pages(number, pages), **_front(pages)}
     folder.set_head(
@@ -160,7 +162,8 @@ def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
     """Keep what a version scores on corrupted test data beside it, and show it in its report."""
     from talos_ray.report.page import render
 
-    version, answers = folder.load_version(number), answers_of(folder, number)
+    version = folder.load_version(number)
+    answers = answers_of(folder, number)
     pages = render(folder, folder.info(), version, folder.approval(number), found, answers=answers)
     front = _front(pages) if folder.head == number else {}
     writes = {robustness_name(number): as_json(found), **_pages(number, pages), **front}
@@ -175,7 +178,8 @@ def add_pages(folder: RunFolder, numbers: Sequence[int], operation: str) -> None
     for number in numbers:
         version = folder.load_version(number)
         check_sources(folder, version)
-        approved, robustness = folder.approval(number), folder.load_robustness(number)
+        approved = folder.approval(number)
+        robustness = folder.load_robustness(number)
         pages = render(folder, folder.info(), version, approved, robustness, answers=answers_of(folder, number))
         writes |= _pages(number, pages)
         if number == folder.head:
@@ -196,7 +200,8 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     version = folder.load_version(number)
     check_sources(folder, version)
     watched = [e for e in history.events(folder.store) if e["operation"] == "watch" and e["version"] == number]
-    approved, robustness = folder.approval(number), folder.load_robustness(number)
+    approved = folder.approval(number)
+    robustness = folder.load_robustness(number)
     answers = answers_of(folder, number)
     return render(
         folder, folder.info(), version, approved, robustness, language=language, watched=watched, answers=answers

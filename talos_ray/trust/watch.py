@@ -59,7 +59,8 @@ def score(
     Raises:
         SpecError: the data.
     """
-    name, rows = task["name"], load_rows(task, str(path.resolve()), classes)
+    name = task["name"]
+    rows = load_rows(task, str(path.resolve()), classes)
     answers = {m: ask(family, name, rows, heads[m]) for m, family in models.items()}
     kind = version.kind_of(name)
     settings = folder.stored(Gate, version.gate.settings if version.gate else {}, version_name(version.number))
