@@ -39,6 +39,7 @@ FINAL = (  # refusals that waiting does not mend
 OBJECT_STORES = ("s3", "gcs", "abfs")  # publish an object when its upload ends, and cannot rename
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, as in its own specification
 LEASE = 600.0  # seconds after which a process of another machine, of which nothing was heard, counts as gone
+DELAYED = "allow_delayed_open"  # what pyarrow calls it
 QUEUE = "writing"  # on object stores: a ticket of every process that writes, or waits to
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)  # what file systems without hard links say
 
@@ -89,6 +90,14 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:24] or "_"
 
 
+def _by_one_request(uri: str) -> str:
+    """An S3 URI by which small objects are put in one request; else pyarrow begins, fills and ends an upload in parts
+    for each, which is three."""
+    if urlsplit(uri).scheme != "s3" or DELAYED in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{DELAYED}=true"
+
+
 class Store:
     """A folder named by a local path or a URI (`s3://…`, `gs://…`, `hdfs://…`). Names inside use '/'.
 
@@ -100,7 +109,7 @@ class Store:
         refuse_secrets(uri, "output")
         try:
             if "://" in uri:
-                self.fs, self.root = pafs.FileSystem.from_uri(uri)
+                self.fs, self.root = pafs.FileSystem.from_uri(_by_one_request(uri))
             else:
                 self.fs = pafs.LocalFileSystem()
                 self.root = str(Path(uri).expanduser().resolve())

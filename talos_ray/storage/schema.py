@@ -51,7 +51,7 @@ class _Task(Stored):
 
 class _Spec(Stored):
     model: Text
-    seed: Annotated[int, Field(strict=True)]
+    seed: Annotated[int, Field(strict=True)] = 0
     tasks: list[_Task]
     control: list[_Task]
     search: dict[str, Any] | None = None
@@ -93,6 +93,8 @@ def fits(model: type[Shape], path: str, found: Mapping) -> Shape:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise CorruptError(f"{path}: field {where!r} is missing; restore it from a copy") from None
         value = repr(first.get("input"))[:60]
         wanted = first["msg"].removeprefix("Input should be ")
         raise CorruptError(f"{path}: field {where!r} is {value}; wanted {wanted}; restore it from a copy") from None

@@ -58,7 +58,7 @@ def bucket():
 
 def test_a_run_folder_in_a_bucket(bucket):
     folder = RunFolder(bucket.format("team/first"))
-    folder.begin({"seed": 0}, BASE, {"base": BASE}, {"t": torch.ones(2, 3)}, {"t": ["x", "y"]})
+    folder.begin({"model": "demo", "seed": 0, "tasks": [], "control": []}, BASE, {"base": BASE}, {"t": torch.ones(2, 3)}, {"t": ["x", "y"]})
     folder.save_mask(MASK, BASE)
     values = torch.randn(MASK.k).bfloat16()
     folder.save_delta(Delta("t", values, BASE, MASK.fingerprint, {"key": "k"}))

@@ -21,6 +21,7 @@ from talos_ray.storage.version import Version
 LAYOUT = Layout(("a", "b"), ((4, 5), (7,)))
 MASK = mask_from_flags(LAYOUT, torch.arange(27) % 3 == 0, {"strategy": "random", "keep": 1 / 3})
 BASE = "b" * 64
+SPEC = {"model": "demo", "seed": 0, "tasks": [], "control": []}
 HEADS = {"a": torch.ones(2, 3)}
 
 
@@ -161,7 +162,7 @@ def test_storage_that_refuses_for_a_while_is_asked_again(folder, monkeypatch):
 
 def test_another_run_and_other_files_are_refused_and_left_alone(folder, tmp_path):
     folder.check_new()
-    folder.begin({}, BASE, {"base": BASE, "tasks": ["a"]}, HEADS, {"a": ["x", "y"]})
+    folder.begin(SPEC, BASE, {"base": BASE, "tasks": ["a"]}, HEADS, {"a": ["x", "y"]})
     folder.check_new(BASE, {"base": BASE, "tasks": ["a"]})
     with pytest.raises(
         SpecError, match=r"another run: its tasks is \['a'\], this spec's is \['b'\]; choose another output"
@@ -226,7 +227,7 @@ def test_an_edited_history_is_found(folder, tmp_path, attack):
 
 def whole(folder):
     """A run with a file of every kind that lies beside the versions."""
-    folder.begin({"seed": 0}, BASE, {"base": BASE}, HEADS, {"a": ["x", "y"]})
+    folder.begin(SPEC, BASE, {"base": BASE}, HEADS, {"a": ["x", "y"]})
     folder.save_mask(MASK, BASE)
     folder.record("calibrate", ["mask.safetensors"])
     for value in (1.0, 2.0):  # the first moves to the archive
