@@ -416,7 +416,7 @@ def test_what_the_command_refuses_costs_nothing(bert, tmp_path):
     (tmp_path / "old.csv").write_text("kept")
     assert "neither .csv nor .json" in refused("-", "--output", tmp_path / "x.txt", stdin="a")
     assert "its folder does not exist" in refused("-", "--output", tmp_path / "no" / "x.csv", stdin="a")
-    assert "row 1 of the list of inputs has no text" in refused("-", "--output", tmp_path / "old.csv", stdin="a\n\nb\n")
+    assert "row 1 of the list of inputs has no text" in refused("-", "--output", tmp_path / "new.csv", stdin="a\n\nb\n")
     assert "has no label column" in refused("-", "--label", "label", stdin="a\n")
     assert "a file of texts is named alone" in refused(tmp_path / "old.csv", tmp_path / "old.csv")
     assert (tmp_path / "old.csv").read_text() == "kept" and sorted(p.name for p in tmp_path.iterdir()) == ["old.csv"]
