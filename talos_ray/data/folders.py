@@ -17,9 +17,9 @@ from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError
 
 SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "valset", "devset"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "testset"), "test"),
 }
 # What Pillow opens by these names.
 IMAGES = frozenset(
@@ -104,7 +104,9 @@ UNREAD = frozenset(
     ]
 )
 TOOLS = frozenset((".git", ".ipynb_checkpoints", ".cache", ".dvc", ".thumbnails", ".Trash"))  # which keep copies
-SHARD = re.compile(r"[-_.]?(\d{1,6})-of-(\d{1,6})$")  # as train-00000-of-00002.parquet ends, without its suffix
+SHARD = re.compile(
+    r"[-_.]?(\d{1,6})[-_]of[-_](\d{1,6})([-_][0-9a-f]{8,})?$"
+)  # train-00000-of-00002, or with a hash behind
 SHOWN = 3  # files that a message names
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder names a list of images
 PUBLISHED = (
@@ -178,16 +180,19 @@ def told_some(files: Sequence[object]) -> str:
 # ---------------------------------------------------------------------------------------------- images
 
 
-def read_images(root: Path, classes: Collection[str] = ()) -> Images:
-    """The images of `root/CLASS/file`, or of `root/SPLIT/CLASS/file`. `classes`: names that are known to be classes,
-    also where they sound like splits.
+def read_images(root: Path, classes: Collection[str] = (), beside: Collection[str] = ()) -> Images:
+    """The images of `root/CLASS/file`, or of `root/SPLIT/CLASS/file`.
+
+    Args:
+        classes: names that are known to be classes, also where they sound like splits.
+        beside: files, as paths from the root, that are known to be no images.
 
     Raises:
         SpecError: an image that has no class, or two possible ones; a file that nobody can read.
     """
     folder = _unwrapped(root)
     files = [f.relative_to(folder) for f in files_below(folder)]
-    _check_readable(root, files)
+    _check_readable(root, [f for f in files if str((folder / f).relative_to(root)) not in beside])
     images = [f for f in files if f.suffix.lower() in IMAGES]
     if not images:
         raise SpecError(f"{str(root)!r} holds 0 images; wanted a folder of images a class, like {root.name}/cat/1.png")
@@ -305,7 +310,7 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
             f"{str(root)!r} holds tables of several kinds, {told_some(list(kinds.values()))}; wanted one kind; name "
             "one file in `data`, or move the others"
         )
-    _check_shards(root, tables)
+    check_shards(root, tables)
     parts = {f: split_of(f) for f in tables}
     if nameless := [f for f, part in parts.items() if part is None]:
         if len(nameless) < len(tables):
@@ -329,11 +334,13 @@ def passed_over(root: Path) -> list[Path]:
 def _is_odd(file: Path) -> bool:
     """Whether a file is neither a table nor an image, nor anything that is known to lie beside data."""
     suffix = file.suffix.lower()
+    if file.name.startswith("_") and not suffix:  # _SUCCESS and the like, of those who write tables in parts
+        return False
     known = suffix in KINDS or suffix in IMAGES or suffix in BESIDE or suffix in UNREAD
     return not known and file.name.lower() not in NAMELESS
 
 
-def _check_shards(root: Path, tables: Sequence[Path]) -> None:
+def check_shards(root: Path, tables: Sequence[Path]) -> None:
     """Raises SpecError where a table says that it is one of several, and another of these is not there."""
     found: dict[tuple[Path, str, int], set[int]] = {}
     for f in tables:
@@ -349,16 +356,18 @@ def _check_shards(root: Path, tables: Sequence[Path]) -> None:
 
 
 def split_of(file: Path) -> str | None:
-    """The split that a table's name begins or ends with (train-00000-of-00002, mnist_train), or that a folder of it is
-    called."""
+    """The split that stands in a table's name as a word (train-00000-of-00002, mnist_train, imdb_train_small; of
+    several the one at its beginning, else at its end), or that a folder of it is called."""
     words = re.split(r"[-_. ]+", SHARD.sub("", file.stem.lower()))
-    named = [words[0], words[-1], *(p.lower() for p in reversed(file.parts[:-1]))]
+    if len({SPLITS[w] for w in words if w in SPLITS}) > 1:
+        words = [words[0], words[-1]]
+    named = [*words, *(p.lower() for p in reversed(file.parts[:-1]))]
     return next((SPLITS[n] for n in named if n in SPLITS), None)
 
 
 def split_of_folder(file: Path) -> str:
-    """The split that the first folder of a path is called, '' if it is called otherwise."""
-    return SPLITS.get(file.parts[0].lower(), "") if len(file.parts) > 1 else ""
+    """The split that a folder on a path is called, the outermost first; '' if none is."""
+    return next((SPLITS[p.lower()] for p in file.parts[:-1] if p.lower() in SPLITS), "")
 
 
 def has_tables(root: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from talos_ray.config import Task
-from talos_ray.data.tables import DIGITS, WHOLE
+from talos_ray.data.tables import DECIMAL, DIGITS, WHOLE
 from talos_ray.errors import SpecError, nearest
 
 SHOWN = 8  # classes that a message names
@@ -62,10 +62,12 @@ def _names_in(task: Task, values: set) -> tuple[str, ...]:
             f"task {task.name!r}: its labels are numbers in one split ({_some(numbers)}) and words in another "
             f"({_some(words)}); wanted one kind; correct the rows, or name all classes in `classes`"
         )
-    truths = {str(v) for v in values if isinstance(v, bool)}
     names = {str(v) for v in values}
-    # A column of truth values in one split, and of the words for them in another, has two classes and not four.
-    names = {n for n in names if n in truths or not (truths and n.lower() in TRUTHS)} | truths
+    for truth in TRUTHS:
+        # Written in several ways, as columns of truth values, spreadsheets and scripts do: that is one class.
+        written = {n for n in names if n.lower() == truth}
+        if len(written) > 1:
+            names = names - written | {truth.capitalize()}
     return tuple(sorted(names))
 
 
@@ -131,6 +133,8 @@ def said(task: Task, rows: Any, split: str) -> list:
     for row, value in enumerate(values):
         if isinstance(value, float):
             value = values[row] = None if value != value else int(value) if value.is_integer() else value
+            if isinstance(value, float) and _by_number(task.classes or ()).get(value) is not None:
+                value = values[row] = _by_number(task.classes)[value]
         if isinstance(value, str) and not value.strip():
             value = values[row] = None
         if not (value is None or isinstance(value, str | int)):
@@ -193,10 +197,11 @@ def places(
         SpecError: a label outside the classes, where the task does not leave such rows out.
     """
     index = {name: i for i, name in enumerate(classes)}
+    numbers = {number: index[name] for number, name in _by_number(classes).items()}
     # Where classes are called by numbers (ratings from 1 to 5, with an "unknown" among them or not), a number is the
     # name of one, in every split and in new data; else it is its place.
-    named = any(map(DIGITS.match, classes)) or not all(_whole(v) for v in raw if v is not None)
-    found = [-1 if v is None else v if not named and _whole(v) else _place_of(v, index) for v in raw]
+    named = bool(numbers) or any(map(DIGITS.match, classes)) or not all(_whole(v) for v in raw if v is not None)
+    found = [-1 if v is None else v if not named and _whole(v) else _place_of(v, index, numbers) for v in raw]
     labels = torch.tensor(found, dtype=torch.int64)
     known = (labels >= 0) & (labels < len(classes))
     outside = [i for i in torch.nonzero(~known).flatten().tolist() if raw[i] is not None]
@@ -213,9 +218,17 @@ def places(
     return labels, known, others
 
 
-def _place_of(label: object, index: Mapping[str, int]) -> int:
-    """The place of a class by its name, -1 if there is none; true and false are the same in any case."""
+def _by_number(classes: Iterable[str]) -> dict[float, str]:
+    """The classes that are called by numbers, as numbers are written: '1', '2.0', but not '007'."""
+    return {float(c): c for c in classes if WHOLE.match(c) or DECIMAL.match(c)}
+
+
+def _place_of(label: object, index: Mapping[str, int], numbers: Mapping[float, int]) -> int:
+    """The place of a class by its name, -1 if there is none; true and false are the same in any case, and 1 is what
+    1.0 is."""
     name = str(label)
+    if name not in index and _whole(label):
+        return numbers.get(float(label), -1)
     if name not in index and name.lower() in TRUTHS:
         name = next((known for known in index if known.lower() == name.lower()), name)
     return index.get(name, -1)

@@ -3,6 +3,7 @@ Hub."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -22,7 +23,9 @@ from talos_ray.config import CHOICE, Task
 from talos_ray.data.folders import (
     IMAGES,
     METADATA,
+    PUBLISHED,
     Images,
+    check_shards,
     files_below,
     has_tables,
     hidden_data,
@@ -40,18 +43,7 @@ from talos_ray.errors import SpecError, nearest
 SAVED = ("dataset_info.json", "dataset_dict.json")  # of what save_to_disk wrote
 FILE_NAME = "file_name"  # column of a metadata table, as datasets' imagefolder has it
 IMAGE = "image"  # column of the images that it lists
-CARD_SAYS = (
-    "sep",
-    "delimiter",
-    "header",
-    "names",
-    "column_names",
-    "skiprows",
-    "quotechar",
-    "quoting",
-    "field",
-    "encoding",
-)
+CARD_SAYS = ("header", "names", "column_names", "skiprows", "quotechar", "quoting", "field", "encoding", "na_values")
 NOTHING = "nothing"  # what a column without any value holds
 CARD = "README.md"  # in whose first lines a data set may say which of its files are which split
 
@@ -131,7 +123,7 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
         raise SpecError(f"task {task.name!r}: {error}") from None
     except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
         cause = error.__cause__ or error  # datasets wraps what a file's reader has said
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        reason = " ".join(str(cause).split()) or type(cause).__name__
         kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
 
@@ -168,18 +160,63 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         if found.empty:
             notes.append(f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images")
         return _images(found), notes
+    if task.config is not None and not _describes_itself(path):
+        raise SpecError(
+            f"config is {task.config!r}, but no README.md of {task.data!r} names configs; wanted the folder of one "
+            "alone; leave config out, and name that folder in data"
+        )
     if not has_tables(path):
+        if _describes_itself(path):
+            raise SpecError(
+                f"{CARD} of {task.data!r} says which files are which split, which is read of tables only; wanted the "
+                "images in folders that are called train and test; move them, or take `configs` out of it"
+            )
         return _listed_images(task, path), notes
+    if notes_only := _notes_beside_images(task, path):
+        found = read_images(path, task.classes or (), beside=notes_only)
+        notes.append(f"task {task.name!r}: of {task.data} these tables are not read: {told_some(notes_only)}")
+        return _images(found), notes
     if others := passed_over(path):
         notes.append(f"task {task.name!r}: of {task.data} these files are not read: {told_some(others)}")
     if not _describes_itself(path):
         return _tables(task, tables_in(path)), notes
     # Its card says which files are which split; what is in them is read as strictly as without it, unless the card
     # says how it wants them read.
-    files, own_way = _files_by_card(task, path)
-    if own_way:
+    builder = datasets.load_dataset_builder(str(path), task.config, cache_dir=_cache(task))
+    files = {str(split): [Path(f) for f in found] for split, found in (builder.config.data_files or {}).items()}
+    check_shards(path, [f.relative_to(path) for found in files.values() for f in found if f.is_relative_to(path)])
+    if not _is_plain(builder.config, files):
+        notes.append(f"task {task.name!r}: {task.data} is read as its {CARD} says, by rules that guess what is missing")
         return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), notes
-    return _tables(task, files), notes
+    named = (builder.info.features or {}).get(task.label)
+    splits = _tables(task, files, getattr(builder.config, "delimiter", None) or getattr(builder.config, "sep", None))
+    for split, rows in splits.items():
+        # The card may name the classes that the files have only numbers for.
+        if isinstance(named, datasets.ClassLabel) and rows.features[task.label].dtype.startswith(("int", "uint")):
+            splits[split] = rows.cast_column(task.label, named)
+    return splits, notes
+
+
+def _notes_beside_images(task: Task, path: Path) -> list[str]:
+    """The tables of a folder, if none of them has the column of the task's images, and there are images: then they are
+    notes beside these (a list of class names, say)."""
+    if task.kind != "image" or task.templated:
+        return []
+    files = list(files_below(path))
+    tables = [f for f in files if f.suffix.lower() in KINDS and f.name not in PUBLISHED]
+    if not any(f.suffix.lower() in IMAGES for f in files) or any(task.input in _columns_in(f) for f in tables):
+        return []
+    return [str(f.relative_to(path)) for f in tables]
+
+
+def _columns_in(path: Path) -> list[str]:
+    """The columns of a table; none, if it cannot be read as one."""
+    try:
+        if KINDS[path.suffix.lower()] == "parquet":
+            return pq.read_schema(path).names
+        return read_table(path, Reading(columns=())).column_names
+    except (SpecError, OSError, pa.ArrowException):
+        return []
 
 
 def _check_filled(path: Path) -> None:
@@ -192,22 +229,21 @@ def _check_filled(path: Path) -> None:
             )
 
 
-def _files_by_card(task: Task, path: Path) -> tuple[dict[str, list[Path]], bool]:
-    """The tables of each split by a data set's card, and whether only `datasets` can read them as the card wants."""
-    import datasets
-
-    builder = datasets.load_dataset_builder(str(path), task.config, cache_dir=_cache(task))
-    files = {str(split): [Path(f) for f in found] for split, found in (builder.config.data_files or {}).items()}
+def _is_plain(config: Any, files: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether the tables that a data set's card names can be read as strictly as others: of one kind, and with
+    nothing said on how but what stands between cells."""
     kinds = {KINDS.get(f.suffix.lower()) for found in files.values() for f in found}
-    plain = type(builder.config)(name=builder.config.name, data_dir=builder.config.data_dir)
-    told = {k: v for k, v in vars(builder.config).items() if k in CARD_SAYS and v != getattr(plain, k)}
-    return files, bool(told) or None in kinds or len(kinds) != 1
+    plain = type(config)(name=config.name, data_dir=config.data_dir)
+    told = [key for key in CARD_SAYS if getattr(config, key, None) != getattr(plain, key, None)]
+    return not told and len(kinds) == 1 and None not in kinds
 
 
 def _check_types(paths: Sequence[Path], columns: set[str], schemas: Sequence[pa.Schema]) -> None:
     """Raises SpecError unless all files of a split have the same columns, and in those that are needed the same kind
     of values."""
-    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+    for path, schema in zip(paths, schemas, strict=True):
+        if twice := sorted(n for n in columns if schema.names.count(n) > 1):
+            raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted one; rename the other")
         if set(schema.names) != set(schemas[0].names):
             raise SpecError(
                 f"{str(path)!r} has other columns ({', '.join(schema.names)}) than {str(paths[0])!r} "
@@ -246,34 +282,61 @@ def holds_rows(path: Path) -> bool:
     return saved or has_tables(path) or any(f.name in METADATA for f in files_below(path))
 
 
-def _tables(task: Task, files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
-    """Tables of one kind, read strictly; Parquet, which cannot slide, by datasets, which maps it into memory."""
+def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | None = None) -> dict[str, Any]:
+    """Tables of one kind, read strictly; Parquet, which cannot slide, by datasets, which maps it into memory.
+
+    Args:
+        delimiter: what stands between the cells of CSV files, if it is not what their suffix says.
+    """
     import datasets
 
     needed = {*columns_of(task), task.label}
-    how = Reading(task.label, needed, task.quotes, task.missing_words)
+    how = Reading(task.label, needed, task.quotes, task.missing_words, delimiter)
     found = {}
     for split, paths in files.items():
         if KINDS[paths[0].suffix.lower()] == "parquet":
             _check_types(paths, needed, [pq.read_schema(path) for path in paths])
             read = datasets.load_dataset(
-                "parquet", data_files={"rows": [str(p) for p in paths]}, cache_dir=_cache(task)
+                "parquet", data_files={"rows": [glob.escape(str(p)) for p in paths]}, cache_dir=_cache(task)
             )
             found[split] = read["rows"]
             continue
-        found[split] = datasets.Dataset(_read_alike(paths, how))
+        images = task.input if task.kind == "image" and not task.templated else None
+        found[split] = datasets.Dataset(_read_alike(paths, how, images))
     return found
 
 
-def _read_alike(paths: Sequence[Path], how: Reading) -> pa.Table:
+def _read_alike(paths: Sequence[Path], how: Reading, images: str | None = None) -> pa.Table:
     """The files of a split as one table. Where labels are numbers in some CSV files only, all are texts, as they were
-    written."""
+    written.
+
+    Args:
+        images: a column whose texts are paths; those that lead somewhere from the table's own folder become whole.
+    """
     tables = [read_table(path, how) for path in paths]
     labels = {_kind_of(t.schema.field(how.label).type) for t in tables if how.label in t.column_names} - {NOTHING}
     if len(labels) > 1 and KINDS[paths[0].suffix.lower()] == "csv":
         tables = [read_table(path, replace(how, label=None)) for path in paths]
     _check_types(paths, set(how.columns or ()), [t.schema for t in tables])
+    if images is not None:
+        tables = [_with_paths(path, table, images) for path, table in zip(paths, tables, strict=True)]
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _with_paths(path: Path, table: pa.Table, column: str) -> pa.Table:
+    """A table whose images are named from where it lies."""
+    if column not in table.column_names or _kind_of(table.schema.field(column).type) != "texts":
+        return table
+
+    def whole(name: str | None) -> str | None:
+        beside = None if name is None else path.parent / name
+        try:
+            return str(beside) if beside is not None and beside.is_file() else name
+        except (OSError, ValueError):  # too long, or with a zero in it: told with its row, later
+            return name
+
+    names = [whole(name) for name in table[column].to_pylist()]
+    return table.set_column(table.column_names.index(column), column, pa.array(names, pa.string()))
 
 
 def _cache(task: Task) -> str:
@@ -312,24 +375,23 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
 
     columns = {*columns_of(task), task.label} - {IMAGE}
     how = Reading(task.label, {*columns, FILE_NAME}, task.quotes, task.missing_words)
+    lists = [f for f in files_below(path) if f.name in METADATA]
+    tables = [_metadata(f, how) for f in lists]
+    labels = {_kind_of(t.schema.field(task.label).type) for t in tables if task.label in t.column_names} - {NOTHING}
+    if len(labels) > 1:  # as in `_read_alike`
+        tables = [_metadata(f, replace(how, label=None)) for f in lists]
     listed: dict[str, list[pa.Table]] = {}
-    seen: dict[str, Path] = {}
-    for metadata in [f for f in files_below(path) if f.name in METADATA]:
-        rows = pq.read_table(metadata) if metadata.suffix == ".parquet" else read_table(metadata, how)
-        if FILE_NAME not in rows.column_names:
-            raise SpecError(
-                f"{str(metadata)!r} has no column {FILE_NAME!r}; it has: {', '.join(rows.column_names)}; wanted the "
-                "images' names there; rename one"
-            )
+    seen: set[str] = set()
+    for metadata, rows in zip(lists, tables, strict=True):
         images = [_image_in(metadata, row, name) for row, name in enumerate(rows[FILE_NAME].to_pylist())]
         for row, image in enumerate(images):
-            real = os.path.realpath(image)
-            if real in seen:
+            # By its own name, not by what it is a link to: caches keep equal files once.
+            if str(image) in seen:
                 raise SpecError(
                     f"{str(metadata)!r}, row {row}: {image.name!r} is listed twice; wanted a row an image; take one out"
                 )
-            seen[real] = image
-        parts = [split_of_folder(image.relative_to(path)) for image in images]
+            seen.add(str(image))
+        parts = [split_of_folder(image.relative_to(os.path.abspath(path))) for image in images]
         rows = rows.drop_columns([FILE_NAME]).append_column(IMAGE, pa.array([str(f) for f in images], pa.string()))
         for part in dict.fromkeys(parts):
             listed.setdefault(part, []).append(rows.filter(pa.array([p == part for p in parts])))
@@ -340,7 +402,7 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
             "none; move them"
         )
     there = [f for f in files_below(path) if f.suffix.lower() in IMAGES]
-    if lost := [f for f in there if os.path.realpath(f) not in seen]:
+    if lost := [f for f in there if os.path.abspath(f) not in seen]:
         raise SpecError(
             f"{str(path)!r}: {len(lost)} of {len(there)} images are not in its metadata, {told_some(lost)}; wanted a "
             "row each; add them or move them away"
@@ -349,14 +411,33 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
     return {part: datasets.Dataset(rows).cast_column(IMAGE, datasets.Image()) for part, rows in joined.items()}
 
 
+def _metadata(path: Path, how: Reading) -> pa.Table:
+    """A list of images.
+
+    Raises:
+        SpecError: it does not say which, or has a column that is called as they are.
+    """
+    rows = pq.read_table(path) if path.suffix == ".parquet" else read_table(path, how)
+    if FILE_NAME not in rows.column_names:
+        raise SpecError(
+            f"{str(path)!r} has no column {FILE_NAME!r}; it has: {', '.join(rows.column_names)}; wanted the images' "
+            "names there; rename one"
+        )
+    if IMAGE in rows.column_names:
+        raise SpecError(
+            f"{str(path)!r} has a column {IMAGE!r} of its own, which is what its images are called; rename the column"
+        )
+    return rows
+
+
 def _image_in(metadata: Path, row: int, name: object) -> Path:
     """The image that a row of a folder's metadata names.
 
     Raises:
         SpecError: there is none.
     """
-    image = metadata.parent / str(name) if name is not None else metadata.parent
-    if not image.is_file():
+    image = Path(os.path.abspath(metadata.parent / str(name)))
+    if name is None or not image.is_file():
         raise SpecError(
             f"{str(metadata)!r}, row {row}: {FILE_NAME} is {str(name)[:100]!r}, and there is no such file beside it; "
             "wanted an image; correct the row"

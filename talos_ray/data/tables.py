@@ -45,6 +45,7 @@ class Reading:
     columns: Collection[str] | None = None  # those that are needed; of the others only their names are kept
     quotes: str | None = None  # 'csv', 'none', or what the file's kind says
     missing_words: Collection[str] = ()  # cells that count as missing, besides empty ones
+    delimiter: str | None = None  # between cells; what the file's kind says, if not given
 
 
 def read_table(path: Path, how: Reading = Reading()) -> pa.Table:
@@ -107,7 +108,7 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
         total += len(rows)
     columns = {n: pa.chunked_array(part, pa.string()) for n, part in parts.items()}
     if swallowing and how.quotes != "csv":  # somebody who says csv has looked
-        _check_swallowed(path, names, swallowing, columns[how.label], how.label)
+        _check_swallowed(path, names, swallowing, columns[how.label], how)
     words = pa.array(["", *how.missing_words])
     for name, column in columns.items():
         columns[name] = pc.if_else(pc.is_in(column, words), pa.scalar(None, pa.string()), column)
@@ -165,7 +166,7 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[
 
 def _style(path: Path, how: Reading) -> dict[str, object]:
     """How Python's own reader is to split lines."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = how.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     return {"delimiter": delimiter, "strict": True, **({"quoting": csv.QUOTE_NONE} if how.quotes == "none" else {})}
 
 
@@ -215,15 +216,16 @@ def _uneven(path: Path, line: int, rows: Sequence[Sequence[str]], names: Sequenc
 
 
 def _check_swallowed(
-    path: Path, names: Sequence[str], rows: list[list[str]], labels: pa.ChunkedArray, label: str
+    path: Path, names: Sequence[str], rows: list[list[str]], labels: pa.ChunkedArray, how: Reading
 ) -> None:
     """Raises SpecError where lines that a cell goes over look like rows themselves: a quotation mark has swallowed
     them."""
-    place = names.index(label)
+    place = names.index(how.label)
+    delimiter = _style(path, how)["delimiter"]
     known = set(labels.unique().to_pylist()) - {None, ""}
 
     def is_row(line: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> bool:
-        ways = (line.split(","), next(csv.reader([line]), []))
+        ways = (line.split(delimiter), next(csv.reader([line], delimiter=delimiter), []))
         whole = [[*before, *cells, *after] for cells in ways]
         return any(len(cells) == len(names) and cells[place] in known for cells in whole)
 
@@ -249,10 +251,10 @@ def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of texts as numbers, where all of them are numbers written as numbers are; else as it is. 007 is a
     name."""
     values = [v for v in column.unique().to_pylist() if v is not None]
-    if not values or max(map(len, values)) > DIGITS_KEPT or "-0" in values:
+    if not values or "-0" in values:
         return column
     if all(map(WHOLE.match, values)):
-        return column.cast(pa.int64())
+        return column if max(map(len, values)) > DIGITS_KEPT else column.cast(pa.int64())
     if all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
         return column.cast(pa.float64())
     return column

@@ -8,6 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_reading import TEXT, csv_of, pictures, read, refused, total
 
 from talos_ray import Task
@@ -280,3 +281,123 @@ def test_a_split_without_rows_is_named(tmp_path):
     for text in ("", "\n\n", "[]"):
         (tmp_path / "lines" / "test.jsonl").write_text(text)
         refused("test.jsonl' holds 0 examples", tmp_path / "lines", **TEXT)
+
+
+def test_classes_that_are_called_by_decimals_are_found_by_them(tmp_path):
+    classes = ("1.0", "2.0", "3.0")
+    task = Task(**TEXT, data=csv_of(tmp_path / "x.csv", [(f"w {n}", n) for n in ("1.0", "2.0") * 12]), classes=classes)
+    as_written(load_task(task, 0).train, classes)
+    swapped = task.model_copy(update={"classes": ("2.0", "1.0")})
+    as_written(load_task(swapped, 0).train, swapped.classes)
+    parquet = {"text": [f"w {n:.1f}" for n in (1.0, 2.0)] * 12, "label": [1.0, 2.0] * 12}
+    pq.write_table(pa.table(parquet), tmp_path / "x.parquet")
+    as_written(load_task(task.model_copy(update={"data": str(tmp_path / "x.parquet")}), 0).train, classes)
+    as_written(load_rows(task.model_dump(), task.data, classes), classes)
+    halves = csv_of(tmp_path / "y.csv", [(f"w {n}", n) for n in ("1.5", "2.0", "2.5") * 12])
+    as_written(load_task(Task(**TEXT, data=halves, classes=("1.5", "2.0", "2.5")), 0).train, ("1.5", "2.0", "2.5"))
+    refused("row 0 of split 'train' has label 0.123456789", csv_of(tmp_path / "z.csv", [(f"w {i}", (i + 1) * 0.12345678901234567) for i in range(60)]), **TEXT)
+
+
+def test_a_truth_value_is_one_class_however_it_is_written(tmp_path):
+    (tmp_path / "a").mkdir()
+    csv_of(tmp_path / "a" / "train.csv", [(f"w {i}", ("TRUE", "FALSE")[i % 2]) for i in range(20)])
+    csv_of(tmp_path / "a" / "test.csv", [(f"v {i}", ("True", "False", "true")[i % 3]) for i in range(9)])
+    assert total(tmp_path / "a", **TEXT) == {"True": 16, "False": 13}
+    assert total(csv_of(tmp_path / "b.csv", [(f"w {i}", ("TRUE", "FALSE")[i % 2]) for i in range(20)]), **TEXT) == {"TRUE": 10, "FALSE": 10}
+
+
+def test_files_whose_names_look_like_patterns_are_read_alone(tmp_path):
+    def one(name: str, word: str) -> Path:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text": [f"{word} {i}" for i in range(24)], "label": ["a", "b"] * 12}), tmp_path / name)
+        return tmp_path / name
+
+    one("a1.parquet", "other")
+    one("xzy.parquet", "other")
+    for name in ("a[1].parquet", "a*.parquet", "x?y.parquet"):
+        rows = load_task(Task(**TEXT, data=str(one(name, "own"))), 0).train.rows
+        assert all(t.startswith("own") for t in rows[:]["text"])
+    one("da [v2]/train.parquet", "own")
+    assert total(tmp_path / "da [v2]", **TEXT) == {"a": 12, "b": 12}
+
+
+def test_a_card_that_names_what_stands_between_cells_is_read_strictly(tmp_path):
+    (tmp_path / "README.md").write_text(CARD.replace("  data_files:", "  sep: ';'\n  data_files:"))
+
+    def write(rows: str) -> None:
+        for name in ("rows", "other"):
+            (tmp_path / f"{name}.csv").write_text("text;label\n" + rows.replace("w ", f"{name} "))
+
+    write("".join(f"w {i};{('007', '7x', 'None')[i % 3]}\n" for i in range(30)))
+    assert total(tmp_path, **TEXT) == {"007": 20, "7x": 20, "None": 20}
+    write("".join(f"w {i};{'ab'[i % 2]}\n" for i in range(30)) + "hello 0;a;x\n")
+    refused("line 32: 3 cells; wanted 2", tmp_path, **TEXT)
+    write('"open;a\nw 1";b\n' + "".join(f"w {i};{'ab'[i % 2]}\n" for i in range(30)))
+    refused("inside of it looks like a row", tmp_path, **TEXT)
+
+
+def test_classes_that_a_card_names_and_files_that_it_misses(tmp_path):
+    head = "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': neg\n          '1': pos\n"
+    (tmp_path / "README.md").write_text(head + "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n")
+    (tmp_path / "data").mkdir()
+    rows = {"text": [f"{('neg', 'pos')[i % 2]} {i} {('neg', 'pos')[i % 2]}" for i in range(24)], "label": [0, 1] * 12}
+    pq.write_table(pa.table(rows), tmp_path / "data" / "train-00000-of-00001-0123456789abcdef.parquet")
+    found = load_task(Task(**TEXT, data=str(tmp_path)), 0)
+    assert found.classes == ("neg", "pos")
+    as_written(found.train, found.classes)
+    (tmp_path / "data" / "train-00000-of-00001-0123456789abcdef.parquet").rename(tmp_path / "data" / "train-00000-of-00002.parquet")
+    refused("of the 2 files called 'train' 1 cannot be found, the first is number 1", tmp_path, **TEXT)
+    with pytest.raises(Exception, match="config is 'cola', but no README.md"):
+        (tmp_path / "README.md").unlink()
+        load_task(Task(**TEXT, data=str(tmp_path), config="cola"), 0)
+
+
+def test_lists_of_images_in_split_folders_and_of_linked_images(tmp_path):
+    how = {"input": "image", "label": "kind"}
+    for folder in ("data/train", "data/test"):
+        pictures(tmp_path / "a" / folder, [f"{i}.png" for i in range(12)])
+        rows = "".join(f"{i}.png,{(i % 2) if folder == 'data/train' else 'x'}\n" for i in range(12))
+        (tmp_path / "a" / folder / "metadata.csv").write_text(f"file_name,kind\n{rows}")
+    found = read(tmp_path / "a", **how, classes=("0", "1", "x"))
+    assert found["test"] == {"x": 12} and sum(found["train"].values()) + sum(found["validation"].values()) == 12
+    pictures(tmp_path / "blobs", ["same.png"])
+    (tmp_path / "b").mkdir()
+    for i in range(20):
+        (tmp_path / "b" / f"{i}.png").symlink_to(tmp_path / "blobs" / "same.png")
+    rows = "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(20))
+    (tmp_path / "b" / "metadata.csv").write_text(f"file_name,kind\n{rows}")
+    assert total(tmp_path / "b", **how) == {"x": 10, "y": 10}
+    (tmp_path / "b" / "20.png").symlink_to(tmp_path / "blobs" / "same.png")
+    refused("1 of 21 images are not in its metadata", tmp_path / "b", **how)
+
+
+def test_tables_beside_class_folders_are_notes(tmp_path):
+    root = Path(pictures(tmp_path / "a", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(9)]))
+    (root / "cat_to_name.json").write_text('{"cat": "a cat"}')
+    (root / "labels.csv").write_text("a,b\n1,2\n")
+    found = load_task(Task(name="t", data=str(root)), 0)
+    assert found.classes == ("cat", "dog") and "these tables are not read: 'cat_to_name.json', 'labels.csv'" in found.notes[0]
+
+
+def test_tables_in_split_folders_name_images_beside_themselves(tmp_path):
+    for split, colour in (("train", 10), ("test", 200)):
+        (tmp_path / split / "img").mkdir(parents=True)
+        rows = []
+        for i in range(12):
+            Image.new("RGB", (4, 4), (colour, i, 0)).save(tmp_path / split / "img" / f"{i}.png")
+            rows.append(f"img/{i}.png,{'ab'[i % 2]}\n")
+        (tmp_path / split / "list.csv").write_text("image,label\n" + "".join(rows))
+    pictures(tmp_path, [f"img/{i}.png" for i in range(12)])
+    data = load_task(Task(name="t", data=str(tmp_path)), 0)
+    for split, colour in ((data.train, 10), (data.test, 200)):
+        assert {image.getpixel((0, 0))[0] for image in split.rows[:][split.column]} == {colour}
+
+
+def test_a_split_word_anywhere_in_a_name(tmp_path):
+    for i, (train, test) in enumerate((("imdb_train_small", "imdb_test_small"), ("trainset", "testset"))):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        csv_of(folder / f"{train}.csv", [(f"w {i}", "ab"[i % 2]) for i in range(20)])
+        csv_of(folder / f"{test}.csv", [(f"v {i}", "ab"[i % 2]) for i in range(8)])
+        (folder / "_SUCCESS").write_text("")
+        assert sum(read(folder, **TEXT)["test"].values()) == 8

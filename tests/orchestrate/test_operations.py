@@ -349,8 +349,6 @@ def test_test_data_decide_nothing(finished, tmp_path):
     )
     other = talos_ray.edit(**values)
     a, b = run.folder.load_version(1), other.newest  # which the gate keeps aside: on such labels nothing was learnt
-    assert (a["mask"], a["deltas"], a["coefficients"], a["merge"], a["model"]) == (
-        b["mask"], b["deltas"], b["coefficients"], b["merge"], b["model"],
-    )  # fmt: skip
-    assert a["scores"]["sides"] != b["scores"]["sides"] and a["scores"]["held"] == b["scores"]["held"]
+    assert (a.mask, a.deltas, a.coefficients, a.merge, a.model) == (b.mask, b.deltas, b.coefficients, b.merge, b.model)
+    assert a.scores["sides"] != b.scores["sides"] and a.scores["held"] == b.scores["held"]
     assert control["name"] == "held"
