@@ -96,7 +96,7 @@ def test_a_pipe_is_called_what_it_is(tmp_path):
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(SpecError, match="is a folder, a pipe or a device; wanted a file"):
             load_spec(path)
-    with pytest.raises(SpecError, match="pipe' is a pipe, a socket or a device; wanted files and folders"):
+    with pytest.raises(SpecError, match="pipe' is a pipe, a socket or a device; wanted a file"):
         list(files_below(tmp_path))
 
 

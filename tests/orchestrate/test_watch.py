@@ -8,12 +8,16 @@ import pytest
 
 from talos_ray import SpecError
 from talos_ray.orchestrate.watch import Tracker, Watch, check_tracker
+from talos_ray.storage.version import Version
 
 STATE = {
     "sparse/a": {"step": 3, "steps": 9, "loss": 0.5, "state": "training"},
     "sparse/b": {"step": 0, "steps": 9, "loss": None, "state": "waiting"},
 }
-SCORES = {"a": {"base": {"value": 0.25}, "merged": {"value": 0.75}}}
+SCORES = {kind: {"value": value, "n": 4, "low": 0.0, "high": 1.0} for kind, value in (("base", 0.25), ("merged", 0.75))}
+VERSION = Version(
+    model="m", coefficients={}, scores={"a": SCORES}, summary={"merged": 0.75, "control_kept": {}}
+)  # as it is read
 
 
 def told(tracker: Tracker) -> None:
@@ -21,7 +25,7 @@ def told(tracker: Tracker) -> None:
     watch.training(STATE, 1)
     watch.training(STATE, 1)
     watch.candidate("sparse", 1, 0.625, 0.625)
-    watch.version(SCORES, {"merged": 0.75, "control_kept": {}})
+    watch.version(VERSION)
     tracker.close()
 
 
