@@ -30,8 +30,10 @@ PROMPTS = {"image": "a photo of a {}.", "text": "{}"}
 CALLED = {
     "image": ("image", "images", "img", "picture", "photo", "file", "file_name", "filename", "path"),
     "text": ("text", "texts", "sentence", "content", "body", "review", "message", "comment", "document", "input"),
-    "label": ("label", "labels", "class", "category", "kind", "target", "y"),
+    "label": ("label", "labels", "class", "category", "sentiment", "kind", "target", "y"),
 }
+# A name that begins so says that it is a label, whatever stands behind: `label_text` holds the names of classes.
+LABELLED = re.compile(r"\s*(?i:labels?|class(es)?|categor(y|ies)|sentiments?|targets?)(?=[\W_\dA-Z]|$)")
 UPDATES = 300  # of a task, where its rows bear them
 EPOCHS = 30  # at most
 BATCHES = {16: 400, 32: 2000, 64: float("inf")}  # size -> most training rows that it is for
@@ -325,9 +327,13 @@ def _roles(file: Path) -> tuple[str, str, str]:
     images = [c for c in names if _holds_images(file, table.column(c))]
     texts = [c for c in names if c not in images and _holds_texts(file, table.column(c))]
     counts = {c: n for c in names if c not in images and (n := _classes(table.column(c))) > 1}
-    source = _called("image", images) or next(iter(images), None) or _called("text", texts)
-    label = _called("label", [c for c in counts if c != source])
-    rest = [c for c in texts if c != label]
+    # Where hardly a value comes again, there are no classes, whatever the column is called.
+    labelled = [c for c in names if LABELLED.match(c) and counts.get(c, 0) <= len(table) / 2]
+    free = [c for c in texts if c not in labelled]
+    source = _called("image", images) or next(iter(images), None) or _called("text", free)
+    others = [c for c in counts if c != source]
+    label = _called("label", others) or next((c for c in others if c in labelled), None)
+    rest = [c for c in free if c != label]
     if source is None and len(rest) == 1:
         source = rest[0]
     if label is None:  # of several with as few values, the last one: labels mostly stand behind
