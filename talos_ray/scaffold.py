@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 import yaml
 
-from talos_ray.data.folders import IMAGES, METADATA, SPLITS, files_below, has_tables, tables_in
+from talos_ray.data.folders import IMAGES, METADATA, SPLITS, files_below, has_tables, split_of, tables_in
 from talos_ray.data.pixels import HEAD, trouble_with
 from talos_ray.data.readers import holds_rows
 from talos_ray.data.tables import KINDS, Reading, as_numbers, read_table
@@ -160,10 +160,7 @@ def _tasks_in(folder: Path) -> tuple[list[Guess], list[str]]:
     parts = _parts(entries)
     for path in entries:
         if path in parts:
-            left.append(
-                f"{path.name}: by its name it belongs to {parts[path].name}; to use it, move both into a folder of "
-                "their own"
-            )
+            left.append(f"{path.name}: {_why_apart(path, parts)}")
             continue
         if not _utf8(path.name):
             left.append(f"{path.name!a}: its name is not UTF-8")
@@ -175,8 +172,49 @@ def _tasks_in(folder: Path) -> tuple[list[Guess], list[str]]:
             continue
         found.append(guess)
         if path.is_dir() and guess.data != path.name:
-            left.append(f"{path.name}: all but {guess.data}, because together they cannot be read")
+            train = folder / guess.data
+            tables = [f for f in files_below(path) if f.suffix.lower() in KINDS and f != train]
+            odd = {f: why for f in tables if (why := _odd_beside(path, train, f, guess.columns.values()))}
+            told = f"{path.name}: all but {guess.data}, because together they cannot be read"
+            fix = f"; to read the others, move away {_told(odd)}" if len(odd) < len(tables) else f": {_told(odd)}"
+            left.append(f"{told}{fix}" if odd else told)
     return found, left
+
+
+def _why_apart(path: Path, parts: dict[Path, Path]) -> str:
+    """Why what by its name is a part of a set is not read with it, and what to do; of a table that cannot be, what it
+    lacks."""
+    train = parts[path]
+    others = [p for p, whole in parts.items() if whole == train]
+    usual = f"by its name it belongs to {train.name}; to use it, move both into a folder of their own"
+    if any(p.is_dir() for p in (train, *others)):
+        return usual
+    try:
+        columns = _roles(train)[1:]
+    except (*UNREADABLE, Unclear):  # of which its own line tells
+        return usual
+    odd = {p: why for p in others if (why := _odd_beside(p.parent, train, p, columns))}
+    if path in odd:
+        return f"it belongs to {train.name}, and cannot be read with it: {odd[path]}"
+    return f"{usual}, without {_told(odd)}, and name that folder in `data`" if odd else usual
+
+
+def _odd_beside(root: Path, train: Path, table: Path, columns: Collection[str]) -> str | None:
+    """Why a table of a folder cannot be read together with its training split; None if nothing speaks against it."""
+    if KINDS[table.suffix.lower()] != KINDS[train.suffix.lower()]:
+        return f"it is of another kind than {train.name}"
+    if split_of(table.relative_to(root)) is None and not SHARD.match(table.stem)[2]:
+        return "its name tells no split"
+    try:
+        names = _table(table).column_names
+    except (*UNREADABLE, Unclear) as error:
+        return _reason(error)
+    lacks = next((c for c in columns if c not in names), None)
+    return f"it has no column {lacks!r}" if lacks else None
+
+
+def _told(odd: dict[Path, str]) -> str:
+    return ", ".join(f"{path.name} ({why})" for path, why in odd.items())
 
 
 def _reason(error: Exception) -> str:
@@ -198,20 +236,37 @@ def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
     its first piece."""
     sets: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     for path in sorted(entries, key=Path.is_dir):  # a table may list what lies in a folder of its name
-        stem, shard = SHARD.match(path.name if path.is_dir() else path.stem).groups()
-        words = re.split(r"[-_. ]", stem.lower())
-        place = next((i for i in (0, len(words) - 1) if words[i] in SPLITS), None)
-        if place is not None:
-            rest = (*words[:place], *words[place + 1 :])
-            sets.setdefault(rest, {}).setdefault(SPLITS[words[place]], []).append(path)
-        elif shard:
-            sets.setdefault(tuple(words), {}).setdefault("train", []).append(path)
+        rest, split = _set_of(path)
+        if split is not None:
+            sets.setdefault(rest, {}).setdefault(split, []).append(path)
+        elif SHARD.match(path.name if path.is_dir() else path.stem)[2]:
+            sets.setdefault(rest, {}).setdefault("train", []).append(path)
     found = {}
     for splits in sets.values():
         if "train" in splits:
             first = splits["train"][0]
             found |= {path: first for part in splits.values() for path in part if path != first}
     return found
+
+
+def _set_of(path: Path) -> tuple[tuple[str, ...], str | None]:
+    """The words of a name that stand for a set, and the split that it begins or ends with."""
+    words = re.split(r"[-_. ]+", SHARD.match(path.name if path.is_dir() else path.stem)[1].lower())
+    place = next((i for i in (0, len(words) - 1) if words[i] in SPLITS), None)
+    return (tuple(words), None) if place is None else ((*words[:place], *words[place + 1 :]), SPLITS[words[place]])
+
+
+def _is_one_set(tops: Collection[Path]) -> bool:
+    """Whether all of a folder's tables, and folders of tables, are called like splits of one set. A folder's name has
+    to be a split's and nothing more, as its reader wants it; a JSON note beside tables of another kind counts not."""
+    split = {top: _set_of(top) for top in tops}
+    kinds = {top.suffix.lower() for top, (_, part) in split.items() if part}
+    sets = {
+        rest if part and not (rest and top.is_dir()) else None
+        for top, (rest, part) in split.items()
+        if part or top.suffix.lower() != ".json" or kinds & {".json", ".jsonl", ".ndjson"}
+    }
+    return len(sets) == 1 and None not in sets
 
 
 def _utf8(name: str) -> bool:
@@ -230,9 +285,8 @@ def _whole(folder: Path) -> Guess | None:
             return _listed(folder, folder)
         tables = [f for f in files if f.suffix.lower() in KINDS]
         if tables:
-            tops = {folder / f.parts[0] for f in tables}
-            named = {SHARD.match(t.name if t.is_dir() else t.stem)[1].lower() for t in tops}
-            return _split_tables(folder, folder) if named <= set(SPLITS) and len(tables) > 1 else None
+            whole = len(tables) > 1 and _is_one_set({folder / f.parts[0] for f in tables})
+            return _split_tables(folder, folder) if whole else None
         images = [f for f in files if f.suffix.lower() in IMAGES]
         tops = {f.parts[0] for f in images}
         near = images and all(len(f.parts) == 2 for f in images)
@@ -273,7 +327,14 @@ def _listed(folder: Path, path: Path, taken: Collection[str] = ()) -> Guess:
 def _split_tables(folder: Path, path: Path, taken: Collection[str] = ()) -> Guess:
     """A folder of a table a split: what train holds says what all hold. Where they cannot be read together, train
     alone."""
-    splits = tables_in(path)
+    try:
+        splits = tables_in(path)
+    except SpecError:
+        near = [f for f in files_below(path) if f.parent == path and f.suffix.lower() in KINDS]
+        train = [f for f in near if _set_of(f)[1] == "train"]
+        if path == folder or len(train) != 1 or KINDS[train[0].suffix.lower()] == "json":
+            raise
+        return _read(folder, train[0], _roles(train[0]), taken)  # the rest is told of as left out
     if "train" not in splits:
         raise Unclear("none of its tables is called train")
     roles = _roles(splits["train"][0])

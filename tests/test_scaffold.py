@@ -150,7 +150,10 @@ def test_parquet_of_any_types(tmp_path, columns, source, classes):
         (("train/x.csv", "test/x.csv"), ".", 80),
         (("train-00000-of-00002.csv", "train-00001-of-00002.csv", "test-00000-of-00001.csv"), ".", 120),
         (("train.csv", "test.csv", "sample_submission.csv"), "train.csv", 40),
-        (("a_train.csv", "a_test.csv"), "a_train.csv", 40),
+        (("a_train.csv", "a_test.csv"), ".", 80),
+        (("a_train.csv", "a_test.csv", "b.md"), ".", 80),
+        (("train_a.csv", "a_val.csv", "a-test-00000-of-00001.csv"), ".", 120),
+        (("a_train.csv", "a_test.csv", "id.csv"), "a_train.csv", 40),
         (("x-00000-of-00002.csv", "x-00001-of-00002.csv"), "x-00000-of-00002.csv", 40),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
@@ -158,8 +161,11 @@ def test_parquet_of_any_types(tmp_path, columns, source, classes):
 def test_one_set_of_data_is_one_task(tmp_path, files, data, rows):
     for number, name in enumerate(files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        header = ("id", "label") if name.startswith("sample") else ("text", "label")
-        few = [(f"{number} {i}", c) for i, c in enumerate(AB)][: 1 if name.startswith("sample") else None]
+        if name.endswith(".md"):
+            (tmp_path / name).write_text("mine")
+            continue
+        header = ("id", "label") if name.startswith(("sample", "id")) else ("text", "label")
+        few = [(f"{number} {i}", c) for i, c in enumerate(AB)][: 1 if name.startswith(("sample", "id")) else None]
         write_csv(tmp_path / name, header, few)
     ((_, found),) = made(tmp_path)
     written = (tmp_path / "spec.yaml").read_text()
@@ -174,6 +180,38 @@ def test_a_split_without_labels_is_left_out(tmp_path):
     write_csv(tmp_path / "data" / "test.csv", ("text",), [(f"q{i}",) for i in range(9)])
     ((task, found),) = made(tmp_path)
     assert task.data.endswith("data/train.csv") and found.classes == ("a", "b")
+
+
+def test_what_keeps_splits_from_being_read_together_is_told_with_a_fix_that_works(tmp_path):
+    for name in ("train", "valid"):
+        write_csv(tmp_path / f"{name}.csv", ("text", "label"), [(f"{name} {i}", c) for i, c in enumerate(AB)])
+    write_csv(tmp_path / "test.csv", ("text",), [(f"q{i}",) for i in range(9)])
+    made(tmp_path)
+    written = (tmp_path / "spec.yaml").read_text()
+    assert "test.csv: it belongs to train.csv, and cannot be read with it: it has no column 'label'" in written
+    assert "move both into a folder of their own, without test.csv (it has no column 'label')" in written
+    (tmp_path / "own").mkdir()
+    for name in ("train.csv", "valid.csv"):
+        (tmp_path / name).rename(tmp_path / "own" / name)
+    (tmp_path / "test.csv").unlink()
+    ((_, found),) = made(tmp_path)
+    assert len(found.validation) == 40
+
+
+def test_a_note_beside_splits_loses_none_of_them_unsaid(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        write_csv(tmp_path / "d" / f"{name}.csv", ("text", "label"), [(f"{name} {i}", c) for i, c in enumerate(AB)])
+    (tmp_path / "d" / "label_map.json").write_text('{"0": "a", "1": "b"}')
+    ((_, found),) = made(tmp_path)
+    if len(found.train) + len(found.validation) + len(found.test) < 80:  # a reader that does not pass the note over
+        assert "to read the others, move away label_map.json" in (tmp_path / "spec.yaml").read_text()
+        (tmp_path / "d" / "label_map.json").unlink()
+        ((_, found),) = made(tmp_path)
+    assert len(found.test) == 40
+    (tmp_path / "d" / "label_map.json").write_text('{"0": "a", "1": "b"}')
+    ((_, found),) = made(tmp_path / "d")
+    assert len(found.test) == 40 or "test.csv: by its name it belongs" in (tmp_path / "d" / "spec.yaml").read_text()
 
 
 def test_a_folder_that_lists_its_images_and_rows_without_labels(tmp_path):
