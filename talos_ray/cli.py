@@ -348,7 +348,7 @@ def report(
     run: Folder,
     version: Annotated[Optional[int], typer.Argument(help="A version; head, if not given.")] = None,
     lang: Annotated[str, typer.Option(help="en or ja.")] = "en",
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    out: Annotated[str, typer.Option(metavar="FILE", help="The page.")] = "report.html",
     overwrite: Overwrite = False,
 ) -> None:
     """Write the report on a version as one page, with what `watch` has found since.
@@ -544,7 +544,9 @@ def compare(
     task: Annotated[Optional[str], typer.Option(help="The task of the run that the new data belong to.")] = None,
     input: InputColumn = None,
     label: LabelColumn = None,
-    out: Annotated[Optional[Path], typer.Option(help="CSV of every input that the two answer differently.")] = None,
+    out: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="CSV of every input that the two answer differently.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     allow_code: AllowCode = None,
@@ -557,7 +559,7 @@ def compare(
     from talos_ray.api import open_run
 
     if out:
-        user_files.check_free(out, overwrite=overwrite)
+        user_files.check_free(out, overwrite=overwrite, inputs=[data] if data else [])
     found, changed = open_run(run).compare(a, b, task, data, input=input, label=label)
     _show_change(found, as_json)
     if out:
@@ -583,7 +585,9 @@ def predict(
     ] = None,
     top_k: Annotated[int, typer.Option(help="Classes that are told of each input, the likeliest first.")] = 1,
     version: Annotated[Optional[int], typer.Option(help="Which version; head, if not given.")] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A .csv or .json file for all.")] = None,
+    output: Annotated[
+        Optional[str], typer.Option("--output", "-o", metavar="FILE", help="A .csv or .json file for all.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     allow_code: AllowCode = None,
@@ -596,7 +600,7 @@ def predict(
     from talos_ray.trust.predict import check_output, inputs_of
 
     if output:
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, inputs=[] if inputs == ["-"] else inputs)
     found = open_run(run).predict(inputs_of(inputs), task, version, top_k=top_k, input=input, label=label)
     if output:
         found.write(output, overwrite=overwrite)

@@ -128,11 +128,12 @@ class Predictions:
         user_files.write(path, text.encode(), overwrite=overwrite)
 
 
-def check_output(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raises SpecError unless predictions can be written to a file of this name: asked before an hour is spent."""
+def check_output(path: str | Path, *, overwrite: bool = False, inputs: Sequence[str | Path] = ()) -> None:
+    """Raises SpecError unless predictions of some inputs can be written to a file of this name: asked before an hour
+    is spent."""
     if Path(path).suffix.lower() not in FILES:
         raise SpecError(f"output {str(path)!r} is neither {' nor '.join(FILES)}; wanted one of them; rename it")
-    user_files.check_free(path, overwrite=overwrite)
+    user_files.check_free(path, overwrite=overwrite, inputs=inputs)
 
 
 def inputs_of(words: Sequence[str]) -> str | list[str] | list[Path]:

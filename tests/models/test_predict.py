@@ -216,6 +216,8 @@ def test_no_file_of_the_users_is_written_over(bert, tmp_path, monkeypatch):
 
     for command in (ask, compare):
         assert "'in.csv' is there already; wanted a new file" in told(*command, "in.csv")
+        assert "'in.csv' is read as input 'in.csv'" in told(*command, "in.csv", "--overwrite")
+        assert "'s3://b/x.csv' is a URI; wanted a local path" in told(*command, "s3://b/x.csv")
     assert f"{run}/run.csv' lies in the run" in told(*ask, f"{run}/run.csv", "--overwrite")
     assert "lies in the run" in told(*compare, f"{run}/run.json", "--overwrite")
     assert "lies in the run" in told("report", run, "1", "--out", f"{run}/report/0001.html", "--overwrite")
