@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import statistics
 from collections.abc import Collection, Sequence
@@ -41,6 +42,7 @@ SHOWN = 8  # classes that a comment names
 LONG = 40  # characters of a class that it shows
 TOLD = 300  # characters of a reason
 LONGEST = 90  # characters of a task's name
+LONGEST_NAME = 255  # characters of a file's name
 SHARD = re.compile(r"(?is)(.*?)(-\d+-of-\d+)?$")
 PLAIN = re.compile(r"[A-Za-z][\w./-]*$", re.ASCII)  # what YAML reads as it stands, if it is no word of its own
 # What readers raise: pyarrow's errors are most of them ValueErrors, and so are those of characters that are none.
@@ -443,7 +445,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _holds_texts(file: Path, column: pa.ChunkedArray) -> bool:
     """Texts, and no names of images, also of such as are not there."""
-    return _is_text(column.type) and not _first(column).lower().endswith(tuple(IMAGES))
+    if not _is_text(column.type):
+        return False
+    first = _first(column)
+    return not first.lower().endswith(tuple(IMAGES)) or max(map(len, first.split("/"))) > LONGEST_NAME
 
 
 def _holds_images(file: Path, column: pa.ChunkedArray) -> bool:
@@ -454,7 +459,7 @@ def _holds_images(file: Path, column: pa.ChunkedArray) -> bool:
         return bool(data) and trouble_with(data[:HEAD], data[-2:], len(data), lambda: io.BytesIO(data)) is None
     if _is_text(kind):
         name = _first(column)
-        return name.lower().endswith(tuple(IMAGES)) and "\0" not in name and (file.parent / name).is_file()
+        return name.lower().endswith(tuple(IMAGES)) and os.path.isfile(file.parent / name)
     return pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from talos_ray.config import CHOICE, HUB_NAME, Task, validated
-from talos_ray.data.folders import IMAGES, state_of
+from talos_ray.data.folders import IMAGES, has_tables, state_of
 from talos_ray.data.given import (
     IMAGE_COLUMN,
     NO_LABEL,
@@ -36,6 +37,7 @@ from talos_ray.errors import SpecError, nearest
 
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
+LONGEST = 300  # characters of a path that a message names
 LOOKED = 64  # texts that are looked at to see whether they are names of image files
 
 
@@ -215,7 +217,12 @@ def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     if not isinstance(inputs, str | Path):
         return list(inputs)
     path = Path(inputs).expanduser()
-    if not is_here(task) and (path.suffix.lower() in IMAGES or not HUB_NAME.match(str(inputs))):
+    try:
+        here = is_here(task)
+        named = HUB_NAME.match(str(inputs)) and path.suffix.lower() not in IMAGES
+    except SpecError:  # nothing can be called so
+        here = named = False
+    if not here and not named:
         raise SpecError(
             f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; "
             f"wanted one, or a list of {task.kind}s; check the path"
@@ -439,7 +446,7 @@ def _as_inputs(task: Task, rows, split: str):
             raise SpecError(f"task {task.name!r}: column {task.input!r} of split {split!r} {HELD}")
         folder = _folder_of(task)
         first = values[:LOOKED].to_pylist()
-        if all(v.lower().endswith(tuple(IMAGES)) and "\0" not in v and (folder / v).is_file() for v in first):
+        if all(v.lower().endswith(tuple(IMAGES)) and os.path.isfile(folder / v) for v in first):
             raise SpecError(
                 f"task {task.name!r}: column {task.input!r} of {task.data} holds names of image files, like "
                 f"{first[0]!r}; wanted texts; set kind: image, or input to another column"
@@ -449,22 +456,59 @@ def _as_inputs(task: Task, rows, split: str):
         folder = _folder_of(task)
         paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input][:]]
         for row, p in enumerate(paths):
-            if not Path(p).is_file():
-                raise SpecError(
-                    f"task {task.name!r}: row {row} of {task.data} names image {p!r}, which does not exist; wanted a "
-                    "path relative to the file's folder"
-                )
+            _check_is_file(task, row, p)
         return rows_of_images(paths, task.input), task.input
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
         return rows.cast_column(task.input, Image()), task.input
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
-        return rows.cast_column(task.input, datasets.Image()), task.input
+        return _with_files(task, rows).cast_column(task.input, datasets.Image()), task.input
     if not isinstance(feature, Image):
         raise SpecError(
             f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or "
             "image paths; set input to such a column"
         )
-    return rows, task.input
+    return _with_files(task, rows), task.input
+
+
+def _with_files(task: Task, rows: Any) -> Any:
+    """Rows of images that may name files instead of holding bytes, with paths from the folder of the table that names
+    them.
+
+    Raises:
+        SpecError: there is no such file.
+    """
+    import datasets
+
+    place = Path(task.data).expanduser()
+    if task.data.startswith("demo:") or not os.path.exists(place) or (place.is_dir() and not holds_rows(place)):
+        return rows  # what the Hub's tools or a folder's reader have found themselves
+    values = rows.with_format("arrow")[:].column(task.input)
+    alone = pc.indices_nonzero(pc.is_null(pc.struct_field(values, "bytes"))).to_pylist()
+    if not alone:
+        return rows
+    # Tables' paths begin in their folder; those of metadata, and of what `datasets` saved, are files' as they stand.
+    folder = _folder_of(task) if place.is_file() or has_tables(place) else Path()
+    paths = pc.struct_field(values, "path").to_pylist()
+    for row in alone:
+        paths[row] = str(folder / paths[row])
+        _check_is_file(task, row, paths[row])
+    if len(alone) == len(paths):
+        return rows_of_images(paths, task.input)
+    chunks = []
+    for chunk in values.chunks:
+        own = pa.array(paths[: len(chunk)], pa.string())
+        paths = paths[len(chunk) :]
+        chunks.append(pa.StructArray.from_arrays([chunk.field("bytes"), own], ["bytes", "path"]))
+    mixed = datasets.Dataset(pa.table({task.input: pa.chunked_array(chunks)}))
+    return mixed.cast_column(task.input, datasets.Image())
+
+
+def _check_is_file(task: Task, row: int, path: str) -> None:
+    if not os.path.isfile(path):  # where `Path` would raise of a name that is too long
+        raise SpecError(
+            f"task {task.name!r}: row {row} of {task.data} names image {path[:LONGEST]!r}, which does not exist; "
+            "wanted a path relative to the file's folder; correct it"
+        )
 
 
 def _folder_of(task: Task) -> Path:

@@ -3,6 +3,7 @@ images in memory."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +91,12 @@ def image_files(values: Sequence[str | Path]) -> list[str]:
     for i, value in enumerate(values):
         if not str(value).strip():
             raise SpecError(f"input {i} is empty; wanted an image file or a folder; take it out")
-        path = Path(value).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(value))
+        if os.path.isdir(path):
             found += map(str, images_below(path))
-        elif not path.is_file():
-            raise SpecError(f"input {str(value)!r} does not exist; wanted an image file or a folder; check the path")
+        elif not os.path.isfile(path):  # where `Path` would raise of a name that is too long
+            told = repr(str(value)[:200])
+            raise SpecError(f"input {told} does not exist; wanted an image file or a folder; check the path")
         elif path.suffix.lower() in KINDS:
             raise SpecError(f"input {str(value)!r} is a table among others; wanted one table alone, or image files")
         else:

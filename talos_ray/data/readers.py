@@ -49,10 +49,22 @@ CARD = "README.md"  # in whose first lines a data set may say which of its files
 
 
 def is_here(task: Task) -> bool:
-    """Whether a task's data are the demo's, or a file or folder, and not a name of the Hugging Face Hub."""
+    """Whether a task's data are the demo's, or a file or folder, and not a name of the Hugging Face Hub.
+
+    Raises:
+        SpecError: neither can be called so.
+    """
     path = Path(task.data).expanduser()
     named = path.suffix.lower() in KINDS or task.data.startswith((".", "/", "~", "demo:"))
-    return named or path.exists()
+    try:
+        return path.exists() or named
+    except OSError as error:
+        if named and isinstance(error, PermissionError):
+            return True
+        raise SpecError(
+            f"task {task.name!r}: data {task.data[:200]!r} is no name of a file ({error.strerror}); wanted a file or "
+            "folder that can be read, or a name of the Hub; check the path"
+        ) from None
 
 
 def state_of_data(task: Task) -> str:
