@@ -303,7 +303,8 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
             f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or "
             "move away"
         )
-    tables = [f for f in files if f.suffix.lower() in KINDS]
+    beside = _json_notes(files)
+    tables = [f for f in files if f.suffix.lower() in KINDS and f not in beside]
     kinds = {KINDS[f.suffix.lower()]: f for f in tables}
     if len(kinds) > 1:
         raise SpecError(
@@ -328,7 +329,16 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
 
 def passed_over(root: Path) -> list[Path]:
     """Files beside a folder's tables of which nobody can tell whether they hold rows: they are not read."""
-    return [f.relative_to(root) for f in files_below(root) if _is_odd(f) or f.suffix.lower() == ".txt"]
+    files = [f.relative_to(root) for f in files_below(root)]
+    beside = _json_notes(files)
+    return [f for f in files if _is_odd(f) or f.suffix.lower() == ".txt" or f in beside]
+
+
+def _json_notes(files: Sequence[Path]) -> list[Path]:
+    """JSON files beside tables of another kind, which no split is named by: a list of class names, say."""
+    json_files = [f for f in files if f.suffix.lower() == ".json" and f.name not in PUBLISHED]
+    others = any(f.suffix.lower() in KINDS and f.suffix.lower() != ".json" for f in files)
+    return [f for f in json_files if others and split_of(f) is None]
 
 
 def _is_odd(file: Path) -> bool:

@@ -142,13 +142,13 @@ def test_a_split_is_named_at_either_end_and_no_file_is_lost(tmp_path):
         (folder / odd).write_text("x")
         refused(f"'{odd}' cannot be read", folder, **TEXT)
         (folder / odd).unlink()
-    for odd in ("part.pq", "part-0001", "more.txt", ".hidden/more.csv"):
+    for odd in ("part.pq", "part-0001", "more.txt", ".hidden/more.csv", "label_map.json"):
         (folder / odd).parent.mkdir(exist_ok=True)
         (folder / odd).write_text("x")
     (folder / "README.md").write_text("what this is")
     notes = load_task(Task(**TEXT, data=str(folder)), 0).notes
     assert "the hidden folders '.hidden' are not read" in notes[0]
-    assert "these files are not read: 'more.txt', 'part-0001', 'part.pq'" in notes[1] and len(notes) == 2
+    assert "these files are not read: 'label_map.json', 'more.txt', 'part-0001' and 1 more" in notes[1] and len(notes) == 2
 
     shards = tmp_path / "s"
     shards.mkdir()
