@@ -566,7 +566,7 @@ class RunFolder:
     def add_version(
         self,
         operation: str,
-        render: Callable[[int], tuple[Version, Mapping[str, bytes]]],
+        render: Callable[[int], tuple[Version | Mapping, Mapping[str, bytes]]],
         *,
         in_force: bool = True,
         at: int | None = None,
@@ -575,7 +575,7 @@ class RunFolder:
         """Add the next version and put it in force, or keep it aside. Returns its number.
 
         Args:
-            render: number -> (the version, more files that belong to it).
+            render: number -> (the version, or its content as a mapping; more files that belong to it).
             at: head when the work on it began, if it was made from head.
 
         Raises:
@@ -585,7 +585,8 @@ class RunFolder:
         def build(before: dict) -> tuple[dict[str, bytes], dict[str, object]]:
             self._check_head(at, before)
             number = before.get("versions", 0)
-            version, files = render(number)
+            content, files = render(number)
+            version = content if isinstance(content, Version) else Version.model_validate(content)
             writes = {version_name(number): as_json(version.with_fields(version=number).as_dict()), **files}
             more = {
                 "version": number,

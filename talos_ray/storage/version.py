@@ -407,6 +407,17 @@ class Version(ArmResult):
             raise CorruptError(f"{path}: field 'version' is {version.number}; wanted {number}; restore it from a copy")
         return version
 
+    def __getitem__(self, field: str) -> Any:
+        """A field as the file has it: for scripts of users, for whom a version was a dict once."""
+        return self.as_dict()[field]
+
+    def __contains__(self, field: object) -> bool:
+        return field in self.as_dict()
+
+    def get(self, field: str, default: Any = None) -> Any:
+        """The same, or what is given, where the file has no such field."""
+        return self.as_dict().get(field, default)
+
     @property
     def how(self) -> Merge:
         """The method that made the rows which the coefficients multiply."""

@@ -8,6 +8,7 @@ import pytest
 from recorded import made
 from records import PLAIN, old_run
 
+import talos_ray
 from talos_ray import CorruptError
 from talos_ray.storage import version as format_of
 from talos_ray.storage.files import as_json
@@ -99,3 +100,16 @@ def test_the_formats_page_names_every_field():
     models = [m for m in vars(format_of).values() if isinstance(m, type) and issubclass(m, Stored)]
     fields = {f.alias or name for m in models for name, f in m.model_fields.items()}
     assert len(fields) > 80 and sorted(fields - named) == []
+
+
+def test_a_version_can_still_be_asked_as_the_dict_that_it_was(tmp_path):
+    run = talos_ray.open_run(str(old_run(tmp_path)))
+    version = run.versions[1]
+    stored = json.loads(Path(run.path, "versions/0001.json").read_text())
+    assert {field: version[field] for field in stored} == stored and all(field in version for field in stored)
+    assert version.get("gone") is None and version.get("gone", 3) == 3 and "gone" not in version
+    with pytest.raises(KeyError):
+        version["gone"]
+    content = {k: v for k, v in stored.items() if k != "version"}
+    number = run.folder.add_version("version", lambda n: (content, {}))
+    assert run.folder.load_version(number).as_dict() == {**stored, "version": number}
