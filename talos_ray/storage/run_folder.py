@@ -206,8 +206,8 @@ class RunFolder:
             )
         self.check("run.json")
         info = run_of(self.store.path("run.json"), info)
-        info["spec"]["search"] = _search_today(info["spec"].get("search") or {})
-        return info
+        spec = {"model": "", "seed": 0, "tasks": [], "control": [], **info["spec"]}
+        return {**info, "spec": {**spec, "search": _search_today(spec.get("search") or {})}}
 
     def stored(self, settings: type[Shape], found: Mapping, name: str = "run.json") -> Shape:
         """Settings as a file of the run holds them.
@@ -586,7 +586,7 @@ class RunFolder:
             self._check_head(at, before)
             number = before.get("versions", 0)
             content, files = render(number)
-            version = content if isinstance(content, Version) else Version.model_validate(content)
+            version = Version.of(content)
             writes = {version_name(number): as_json(version.with_fields(version=number).as_dict()), **files}
             more = {
                 "version": number,

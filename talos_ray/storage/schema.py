@@ -50,10 +50,10 @@ class _Task(Stored):
 
 
 class _Spec(Stored):
-    model: Text
+    model: Text = ""
     seed: Annotated[int, Field(strict=True)] = 0
-    tasks: list[_Task]
-    control: list[_Task]
+    tasks: list[_Task] = []
+    control: list[_Task] = []
     search: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
 

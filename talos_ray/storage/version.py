@@ -407,6 +407,15 @@ class Version(ArmResult):
             raise CorruptError(f"{path}: field 'version' is {version.number}; wanted {number}; restore it from a copy")
         return version
 
+    @classmethod
+    def of(cls, content: Version | Mapping) -> Version:
+        """The same, or what a mapping of its fields says.
+
+        Raises:
+            CorruptError: a field of it is not what it should be.
+        """
+        return content if isinstance(content, cls) else fits(cls, "version", content)
+
     def __getitem__(self, field: str) -> Any:
         """A field as the file has it: for scripts of users, for whom a version was a dict once."""
         return self.as_dict()[field]

@@ -43,6 +43,7 @@ def publish(
     from talos_ray.report.page import render  # plots load slowly
 
     info = folder.info()
+    version = Version.of(version)
     if version.kind != "base":
         targets = version.targets
         controls = version.controls
@@ -73,8 +74,9 @@ def _looks(folder: RunFolder, data: str) -> int:
     return sum(isinstance(found, dict) and data in found.values() for found in seen)
 
 
-def base_version(version: Version) -> Version:
+def base_version(version: Version | Mapping) -> Version:
     """Version 0: the base itself, with the scores measured in the same pass as those of the first version."""
+    version = Version.of(version)
     mean = version.summary.zero_shot
     means = {"zero_shot": mean, "merged": mean} if version.targets else {}
     return Version(
