@@ -104,9 +104,8 @@ UNREAD = frozenset(
     ]
 )
 TOOLS = frozenset((".git", ".ipynb_checkpoints", ".cache", ".dvc", ".thumbnails", ".Trash"))  # which keep copies
-SHARD = re.compile(
-    r"[-_.]?(\d{1,6})[-_]of[-_](\d{1,6})([-_][0-9a-f]{8,})?$"
-)  # train-00000-of-00002, or with a hash behind
+# How a name ends of which there are several: train-00000-of-00002, with a hash behind or without.
+SHARD = re.compile(r"[-_.]?(\d{1,6})[-_]of[-_](\d{1,6})([-_][0-9a-f]{8,})?$")
 SHOWN = 3  # files that a message names
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder names a list of images
 PUBLISHED = (
@@ -357,8 +356,8 @@ def check_shards(root: Path, tables: Sequence[Path]) -> None:
         if shard := SHARD.search(f.stem):
             found.setdefault((f.parent, f.stem[: shard.start()], int(shard[2])), set()).add(int(shard[1]))
     for (folder, name, count), numbers in found.items():
-        wanted = set(range(count)) if min(numbers) < count and 0 in numbers else set(range(1, count + 1))
-        if lost := sorted(wanted - numbers):
+        first = 0 if 0 in numbers else 1
+        if lost := sorted(set(range(first, first + count)) - numbers):
             raise SpecError(
                 f"{str(root / folder)!r}: of the {count} files called {name!r} {len(lost)} cannot be found, the first "
                 f"is number {lost[0]}; wanted all of them; get them, or rename the others"

@@ -130,11 +130,12 @@ def said(task: Task, rows: Any, split: str) -> list:
         )
     if isinstance(feature, datasets.ClassLabel):
         values = _named(task, feature.names, values)
+    numbers = _by_number(task.classes or ())
     for row, value in enumerate(values):
         if isinstance(value, float):
             value = values[row] = None if value != value else int(value) if value.is_integer() else value
-            if isinstance(value, float) and _by_number(task.classes or ()).get(value) is not None:
-                value = values[row] = _by_number(task.classes)[value]
+            if isinstance(value, float):
+                value = values[row] = numbers.get(value, value)
         if isinstance(value, str) and not value.strip():
             value = values[row] = None
         if not (value is None or isinstance(value, str | int)):

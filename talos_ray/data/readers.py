@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import Formatter
@@ -36,7 +36,7 @@ from talos_ray.data.folders import (
     tables_in,
     told_some,
 )
-from talos_ray.data.tables import KINDS, Reading, read_table
+from talos_ray.data.tables import KINDS, Reading, column_names, read_table
 from talos_ray.demo.tasks import RECIPES, cache_folder, materialize
 from talos_ray.errors import SpecError, nearest
 
@@ -165,6 +165,7 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         splits = datasets.load_from_disk(str(path))
         return (splits if isinstance(splits, dict) else {task.train_split: splits}), []
     notes = []
+    by_card = _describes_itself(path)
     if hidden := hidden_data(path):
         notes.append(f"task {task.name!r}: of {task.data} the hidden folders {told_some(hidden)} are not read")
     if not holds_rows(path):
@@ -172,13 +173,13 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         if found.empty:
             notes.append(f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images")
         return _images(found), notes
-    if task.config is not None and not _describes_itself(path):
+    if task.config is not None and not by_card:
         raise SpecError(
             f"config is {task.config!r}, but no README.md of {task.data!r} names configs; wanted the folder of one "
             "alone; leave config out, and name that folder in data"
         )
     if not has_tables(path):
-        if _describes_itself(path):
+        if by_card:
             raise SpecError(
                 f"{CARD} of {task.data!r} says which files are which split, which is read of tables only; wanted the "
                 "images in folders that are called train and test; move them, or take `configs` out of it"
@@ -190,23 +191,30 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         return _images(found), notes
     if others := passed_over(path):
         notes.append(f"task {task.name!r}: of {task.data} these files are not read: {told_some(others)}")
-    if not _describes_itself(path):
+    if not by_card:
         return _tables(task, tables_in(path)), notes
-    # Its card says which files are which split; what is in them is read as strictly as without it, unless the card
-    # says how it wants them read.
+    splits, told = _tables_by_card(task, path)
+    return splits, [*notes, *told]
+
+
+def _tables_by_card(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Tables whose splits a data set's card names, and what somebody should know of them. What is in them is read as
+    strictly as without a card, unless it says how it wants them read."""
+    import datasets
+
     builder = datasets.load_dataset_builder(str(path), task.config, cache_dir=_cache(task))
     files = {str(split): [Path(f) for f in found] for split, found in (builder.config.data_files or {}).items()}
     check_shards(path, [f.relative_to(path) for found in files.values() for f in found if f.is_relative_to(path)])
     if not _is_plain(builder.config, files):
-        notes.append(f"task {task.name!r}: {task.data} is read as its {CARD} says, by rules that guess what is missing")
-        return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), notes
+        told = f"task {task.name!r}: {task.data} is read as its {CARD} says, by rules that guess what is missing"
+        return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), [told]
     named = (builder.info.features or {}).get(task.label)
     splits = _tables(task, files, getattr(builder.config, "delimiter", None) or getattr(builder.config, "sep", None))
     for split, rows in splits.items():
         # The card may name the classes that the files have only numbers for.
         if isinstance(named, datasets.ClassLabel) and rows.features[task.label].dtype.startswith(("int", "uint")):
             splits[split] = rows.cast_column(task.label, named)
-    return splits, notes
+    return splits, []
 
 
 def _notes_beside_images(task: Task, path: Path) -> list[str]:
@@ -226,7 +234,7 @@ def _columns_in(path: Path) -> list[str]:
     try:
         if KINDS[path.suffix.lower()] == "parquet":
             return pq.read_schema(path).names
-        return read_table(path, Reading(columns=())).column_names
+        return column_names(path)
     except (SpecError, OSError, pa.ArrowException):
         return []
 
@@ -294,6 +302,11 @@ def holds_rows(path: Path) -> bool:
     return saved or has_tables(path) or any(f.name in METADATA for f in files_below(path))
 
 
+def _reading(task: Task, columns: set[str]) -> Reading:
+    """How a task wants its tables read, of which so many columns are needed."""
+    return Reading(label=task.label, columns=columns, quotes=task.quotes, missing_words=task.missing_words)
+
+
 def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | None = None) -> dict[str, Any]:
     """Tables of one kind, read strictly; Parquet, which cannot slide, by datasets, which maps it into memory.
 
@@ -303,7 +316,7 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
     import datasets
 
     needed = {*columns_of(task), task.label}
-    how = Reading(task.label, needed, task.quotes, task.missing_words, delimiter)
+    how = replace(_reading(task, needed), delimiter=delimiter)
     found = {}
     for split, paths in files.items():
         if KINDS[paths[0].suffix.lower()] == "parquet":
@@ -319,20 +332,26 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
 
 
 def _read_alike(paths: Sequence[Path], how: Reading, images: str | None = None) -> pa.Table:
-    """The files of a split as one table. Where labels are numbers in some CSV files only, all are texts, as they were
-    written.
+    """The files of a split as one table.
 
     Args:
         images: a column whose texts are paths; those that lead somewhere from the table's own folder become whole.
     """
-    tables = [read_table(path, how) for path in paths]
-    labels = {_kind_of(t.schema.field(how.label).type) for t in tables if how.label in t.column_names} - {NOTHING}
-    if len(labels) > 1 and KINDS[paths[0].suffix.lower()] == "csv":
-        tables = [read_table(path, replace(how, label=None)) for path in paths]
+    tables = _read_each(paths, how, read_table)
     _check_types(paths, set(how.columns or ()), [t.schema for t in tables])
     if images is not None:
         tables = [_with_paths(path, table, images) for path, table in zip(paths, tables, strict=True)]
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _read_each(paths: Sequence[Path], how: Reading, read: Callable[[Path, Reading], pa.Table]) -> list[pa.Table]:
+    """Tables that belong together. Where labels are numbers in some CSV files only, all are texts, as they were
+    written."""
+    tables = [read(path, how) for path in paths]
+    labels = {_kind_of(t.schema.field(how.label).type) for t in tables if how.label in t.column_names}
+    if len(labels - {NOTHING}) > 1:
+        tables = [read(path, replace(how, label=None)) for path in paths]
+    return tables
 
 
 def _with_paths(path: Path, table: pa.Table, column: str) -> pa.Table:
@@ -386,12 +405,9 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
     import datasets
 
     columns = {*columns_of(task), task.label} - {IMAGE}
-    how = Reading(task.label, {*columns, FILE_NAME}, task.quotes, task.missing_words)
+    how = _reading(task, {*columns, FILE_NAME})
     lists = [f for f in files_below(path) if f.name in METADATA]
-    tables = [_metadata(f, how) for f in lists]
-    labels = {_kind_of(t.schema.field(task.label).type) for t in tables if task.label in t.column_names} - {NOTHING}
-    if len(labels) > 1:  # as in `_read_alike`
-        tables = [_metadata(f, replace(how, label=None)) for f in lists]
+    tables = _read_each(lists, how, _metadata)
     listed: dict[str, list[pa.Table]] = {}
     seen: set[str] = set()
     for metadata, rows in zip(lists, tables, strict=True):

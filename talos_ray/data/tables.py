@@ -57,6 +57,18 @@ def read_table(path: Path, how: Reading = Reading()) -> pa.Table:
     return _read_json(path, how) if KINDS[path.suffix.lower()] == "json" else _read_csv(path, how)
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of a CSV, TSV, JSON or JSON Lines file, without reading more of it than its kind asks for.
+
+    Raises:
+        SpecError: as `read_table`, of what is read.
+    """
+    if KINDS[path.suffix.lower()] == "json":
+        return read_table(path, Reading(columns=())).column_names
+    _, _, first = next(_csv_blocks(path, Reading()), (1, 1, [[]]))
+    return first[0]
+
+
 def decoded(data: bytes, what: str) -> str:
     """UTF-8, with a byte order mark or without.
 

@@ -401,3 +401,9 @@ def test_a_split_word_anywhere_in_a_name(tmp_path):
         csv_of(folder / f"{test}.csv", [(f"v {i}", "ab"[i % 2]) for i in range(8)])
         (folder / "_SUCCESS").write_text("")
         assert sum(read(folder, **TEXT)["test"].values()) == 8
+
+
+def test_a_table_of_images_that_slides_is_no_note(tmp_path):
+    root = Path(pictures(tmp_path / "a", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(9)]))
+    (root / "list.csv").write_text("image,label\ncat/0.png,x\ncat/1.png,x,y\n")
+    refused("list.csv', line 3: 3 cells; wanted 2", root)
