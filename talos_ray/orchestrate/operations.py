@@ -133,7 +133,7 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
             raise TalosError(
                 f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
             )
-        deltas = {SPARSE: {d.task: in_store(d) for d in run.arm.finished() if d.task in chosen_tasks}}
+        deltas = {SPARSE: {d.task: in_store(d) for d in run.arm.finished(but=set(done) - set(chosen_tasks))}}
         prepared = run.of(chosen_tasks)
         chosen = MergeSearch(run.session, prepared).choose([run.arm], deltas)
         others = run.others(chosen_tasks)
@@ -191,7 +191,7 @@ def forget(
         learnt = [t for t in head.targets if t != task and t in head.deltas]
         held = [*learnt, *run.prepared.controls]
         there = [t for t in head.deltas if t != task]
-        helpers = {d.task: d for d in run.arm.finished() if d.task not in (task, *there)}
+        helpers = {d.task: d for d in run.arm.finished(but=(task, *there))}
         deltas = dict(sorted({**run.deltas([*there, task]), **helpers}.items()))
         way = run.way(deltas, head.how)
         blend, heads = run.in_head(there)

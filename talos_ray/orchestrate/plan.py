@@ -5,7 +5,7 @@ Every stage's result is addressed by what decides it. What must be refused is re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -396,10 +396,14 @@ class ArmPlan:
         infos = {t: self.folder.delta_info(t) for t in self.keys}
         return {t: info["fingerprint"] for t, info in infos.items() if self._fits(t, info)}
 
-    def finished(self) -> Iterator[Delta]:
-        """Those deltas, one by one: together they may be more than this process has room for."""
+    def finished(self, but: Collection[str] = ()) -> Iterator[Delta]:
+        """Those deltas, one by one: together they may be more than this process has room for.
+
+        Args:
+            but: tasks whose deltas are not read.
+        """
         for task in self.done():
-            delta = self.folder.load_delta(task)
+            delta = None if task in but else self.folder.load_delta(task)
             if delta is not None:
                 yield delta
 
