@@ -17,7 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 import yaml
 
-from talos_ray.data.folders import IMAGES, METADATA, SPLITS, files_below, has_tables, split_of, tables_in
+from talos_ray.data.folders import (
+    IMAGES,
+    METADATA,
+    SPLITS,
+    SetName,
+    files_below,
+    has_tables,
+    json_notes,
+    split_of,
+    tables_in,
+)
 from talos_ray.data.pixels import HEAD, trouble_with
 from talos_ray.data.readers import holds_rows
 from talos_ray.data.tables import KINDS, Reading, as_numbers, read_table
@@ -43,7 +53,6 @@ LONG = 40  # characters of a class that it shows
 TOLD = 300  # characters of a reason
 LONGEST = 90  # characters of a task's name
 LONGEST_NAME = 255  # characters of a file's name
-SHARD = re.compile(r"(?is)(.*?)(-\d+-of-\d+)?$")
 PLAIN = re.compile(r"[A-Za-z][\w./-]*$", re.ASCII)  # what YAML reads as it stands, if it is no word of its own
 # What readers raise: pyarrow's errors are most of them ValueErrors, and so are those of characters that are none.
 UNREADABLE = (SpecError, pa.ArrowException, OSError, ValueError, RecursionError)
@@ -205,7 +214,7 @@ def _odd_beside(root: Path, train: Path, table: Path, columns: Collection[str]) 
     """Why a table of a folder cannot be read together with its training split; None if nothing speaks against it."""
     if KINDS[table.suffix.lower()] != KINDS[train.suffix.lower()]:
         return f"it is of another kind than {train.name}"
-    if split_of(table.relative_to(root)) is None and not SHARD.match(table.stem)[2]:
+    if split_of(table.relative_to(root)) is None and not SetName.of(table.stem).shard:
         return "its name tells no split"
     try:
         names = _table(table).column_names
@@ -238,11 +247,10 @@ def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
     its first piece."""
     sets: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     for path in sorted(entries, key=Path.is_dir):  # a table may list what lies in a folder of its name
-        rest, split = _set_of(path)
+        called = _called_set(path)
+        split = called.split or ("train" if called.shard else None)
         if split is not None:
-            sets.setdefault(rest, {}).setdefault(split, []).append(path)
-        elif SHARD.match(path.name if path.is_dir() else path.stem)[2]:
-            sets.setdefault(rest, {}).setdefault("train", []).append(path)
+            sets.setdefault(called.words, {}).setdefault(split, []).append(path)
     found = {}
     for splits in sets.values():
         if "train" in splits:
@@ -251,24 +259,18 @@ def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
     return found
 
 
-def _set_of(path: Path) -> tuple[tuple[str, ...], str | None]:
-    """The words of a name that stand for a set, and the split that it begins or ends with."""
-    words = re.split(r"[-_. ]+", SHARD.match(path.name if path.is_dir() else path.stem)[1].lower())
-    place = next((i for i in (0, len(words) - 1) if words[i] in SPLITS), None)
-    return (tuple(words), None) if place is None else ((*words[:place], *words[place + 1 :]), SPLITS[words[place]])
-
-
 def _is_one_set(tops: Collection[Path]) -> bool:
     """Whether all of a folder's tables, and folders of tables, are called like splits of one set. A folder's name has
     to be a split's and nothing more, as its reader wants it; a JSON note beside tables of another kind counts not."""
-    split = {top: _set_of(top) for top in tops}
-    kinds = {top.suffix.lower() for top, (_, part) in split.items() if part}
-    sets = {
-        rest if part and not (rest and top.is_dir()) else None
-        for top, (rest, part) in split.items()
-        if part or top.suffix.lower() != ".json" or kinds & {".json", ".jsonl", ".ndjson"}
-    }
-    return len(sets) == 1 and None not in sets
+    notes = json_notes([Path(top.name) for top in tops if not top.is_dir()])
+    called = {top: _called_set(top) for top in tops if Path(top.name) not in notes}
+    if any(top.is_dir() and name.words for top, name in called.items()):
+        return False
+    return all(name.split for name in called.values()) and len({name.words for name in called.values()}) == 1
+
+
+def _called_set(path: Path) -> SetName:
+    return SetName.of(path.name if path.is_dir() else path.stem)
 
 
 def _utf8(name: str) -> bool:
@@ -333,7 +335,7 @@ def _split_tables(folder: Path, path: Path, taken: Collection[str] = ()) -> Gues
         splits = tables_in(path)
     except SpecError:
         near = [f for f in files_below(path) if f.parent == path and f.suffix.lower() in KINDS]
-        train = [f for f in near if _set_of(f)[1] == "train"]
+        train = [f for f in near if SetName.of(f.stem).split == "train"]
         if path == folder or len(train) != 1 or KINDS[train[0].suffix.lower()] == "json":
             raise
         return _read(folder, train[0], _roles(train[0]), taken)  # the rest is told of as left out

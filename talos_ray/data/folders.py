@@ -302,7 +302,7 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
             f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or "
             "move away"
         )
-    beside = _json_notes(files)
+    beside = json_notes(files)
     tables = [f for f in files if f.suffix.lower() in KINDS and f not in beside]
     kinds = {KINDS[f.suffix.lower()]: f for f in tables}
     if len(kinds) > 1:
@@ -329,11 +329,11 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
 def passed_over(root: Path) -> list[Path]:
     """Files beside a folder's tables of which nobody can tell whether they hold rows: they are not read."""
     files = [f.relative_to(root) for f in files_below(root)]
-    beside = _json_notes(files)
+    beside = json_notes(files)
     return [f for f in files if _is_odd(f) or f.suffix.lower() == ".txt" or f in beside]
 
 
-def _json_notes(files: Sequence[Path]) -> list[Path]:
+def json_notes(files: Sequence[Path]) -> list[Path]:
     """JSON files beside tables of another kind, which no split is named by: a list of class names, say."""
     json_files = [f for f in files if f.suffix.lower() == ".json" and f.name not in PUBLISHED]
     others = any(f.suffix.lower() in KINDS and f.suffix.lower() != ".json" for f in files)
@@ -364,14 +364,35 @@ def check_shards(root: Path, tables: Sequence[Path]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class SetName:
+    """What the name of a table or a folder says: mnist_train-00000-of-00002 is a shard of mnist's training split."""
+
+    words: tuple[str, ...]  # without the split's: what the splits of one set have in common
+    split: str | None
+    shard: bool
+
+    @classmethod
+    def of(cls, name: str) -> SetName:
+        """Of a name without its ending. A split is a word of it; of several the one at its beginning, else the one at
+        its end."""
+        whole = SHARD.sub("", name.lower())
+        words = tuple(re.split(r"[-_. ]+", whole))
+        places = [i for i, word in enumerate(words) if word in SPLITS]
+        if len({SPLITS[words[i]] for i in places}) > 1:
+            places = [i for i in places if i in (0, len(words) - 1)]
+        shard = len(whole) < len(name)
+        if not places:
+            return cls(words, None, shard)
+        at = places[0]
+        return cls(words[:at] + words[at + 1 :], SPLITS[words[at]], shard)
+
+
 def split_of(file: Path) -> str | None:
-    """The split that stands in a table's name as a word (train-00000-of-00002, mnist_train, imdb_train_small; of
-    several the one at its beginning, else at its end), or that a folder of it is called."""
-    words = re.split(r"[-_. ]+", SHARD.sub("", file.stem.lower()))
-    if len({SPLITS[w] for w in words if w in SPLITS}) > 1:
-        words = [words[0], words[-1]]
-    named = [*words, *(p.lower() for p in reversed(file.parts[:-1]))]
-    return next((SPLITS[n] for n in named if n in SPLITS), None)
+    """The split that stands in a table's name as a word (train-00000-of-00002, mnist_train, imdb_train_small), or that
+    a folder of it is called."""
+    folders = (SPLITS[p.lower()] for p in reversed(file.parts[:-1]) if p.lower() in SPLITS)
+    return SetName.of(file.stem).split or next(folders, None)
 
 
 def split_of_folder(file: Path) -> str:
