@@ -189,6 +189,7 @@ def test_a_long_history_of_a_bucket_is_read_by_few_requests(bucket, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # some 600 operations of 32 requests each, against a server of one thread
 @pytest.mark.parametrize("seed", range(3))
 def test_four_processes_write_to_a_bucket_and_many_are_killed(bucket, tmp_path, seed):
     place = bucket.format(f"team/stress-{seed}")
