@@ -662,6 +662,8 @@ class Task(_Settings):
     def _can_be_a_place(cls, place: str | None) -> str | None:
         if place is None:
             return None
+        if not place.strip():
+            raise ValueError(f"{place!r} is no path; wanted one, or a name; write it there")
         if len(place) > LONGEST_PATH or "\0" in place:
             raise ValueError(
                 f"{shortly(place)} is no path; wanted one of at most {LONGEST_PATH} characters, without a byte 0"
@@ -812,9 +814,10 @@ def shortly(value: object) -> str:
 
 # What pydantic says, in the words of all other messages.
 SAID = {
-    "Input should be": "wanted",
     "String should match pattern": "wanted a text that matches",
     "String should have": "wanted a text of",
+    "Input should be a valid tuple": "wanted a list",
+    "Input should be": "wanted",
     "Tuple should have": "wanted",
     "List should have": "wanted",
     "Keys should be strings": "wanted a text as key",
@@ -879,6 +882,11 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
     wanted = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return plain(f"{path}: {wanted}" if path else wanted)
+    if kind == "string_type" and found is None and isinstance(loc[-1], int):  # in a list, where nothing is no text
+        return (
+            f"spec key {path!r} is null; wanted a text: YAML reads null, ~ and what is empty as nothing; put what is "
+            'written there into quotation marks, like "null", or take it out'
+        )
     if kind == "string_type" and isinstance(found, bool | int | float | date):
         return (
             f"spec key {path!r} is {shortly(found)}; wanted a text: YAML reads yes, no, numbers and dates as such, 01 "

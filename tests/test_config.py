@@ -160,3 +160,12 @@ def test_nothing_that_is_given_beside_a_spec_is_dropped(tmp_path):
             talos_ray.edit(spec=path, **given)
     with pytest.raises(SpecError, match="'unknown' does not exist"):  # it is read as a spec
         talos_ray.edit(str(path))
+
+
+def test_what_yaml_reads_as_nothing_and_what_is_no_list():
+    task = {"name": "x", "data": "demo:counts"}
+    refused("missing_words.1' is null; .*quotation marks, like \"null\"", tasks=[{**task, "missing_words": ["N/A", None]}])
+    refused("missing_words' is 'N/A'; wanted a list", tasks=[{**task, "missing_words": "N/A"}])
+    refused("classes' is {0: 'neg', 1: 'pos'}; wanted a list", tasks=[{**task, "classes": {0: "neg", 1: "pos"}}])
+    refused("' ' is no path", tasks=[{**task, "data": " "}])
+    refused("'' is no path", tasks=[{**task, "data": ""}])
