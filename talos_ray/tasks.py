@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from talos_ray.config import CHOICE, HUB_NAME, Task, validated
+from talos_ray.config import CHOICE, HUB_NAME, Task, shortly, validated
 from talos_ray.data.folders import IMAGES, has_tables, state_of
 from talos_ray.data.given import (
     IMAGE_COLUMN,
@@ -38,6 +38,7 @@ from talos_ray.errors import SpecError, nearest
 UNEVEN = 10  # a class with less than such a part of the largest one's examples is told
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
 LONGEST = 300  # characters of a path that a message names
+NAMED = 20  # columns that one names
 LOOKED = 64  # texts that are looked at to see whether they are names of image files
 
 
@@ -104,13 +105,10 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
             f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class "
             f"({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
         )
-    apart_ones = len(set(names.values())) == len(names)  # a split that is named twice is meant to be the same
-    whole = [split for split, _ in made.values()]
-    by_name = dict(zip(made, marked(whole) if apart_ones else whole, strict=True))
+    by_name = dict(zip(made, marked([split for split, _ in made.values()]), strict=True))
     parts = cut_missing(task, {kind: by_name[name] for kind, name in names.items()}, seed)
-    if apart_ones:
-        parts, doubles = apart(task, parts)
-        notes += [doubles] if doubles else []
+    parts, doubles = apart(task, parts, names)
+    notes += [doubles] if doubles else []
     return TaskData(task, classes, **parts, notes=tuple(notes))
 
 
@@ -194,6 +192,7 @@ def load_inputs(
     elif task.kind == "image" and not isinstance(listed[0], str | Path):
         return pictures(listed)
     else:
+        task = task.model_copy(update={"missing_words": ()})  # which are of tables
         rows = _rows_of_list(task, listed)
         name = "inputs"
         notes = []
@@ -215,6 +214,7 @@ def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     if not isinstance(inputs, str | Path | Iterable):
         raise SpecError(f"task {task.name!r}: the inputs are {type(inputs).__name__}; wanted a list, also of one: […]")
     if not isinstance(inputs, str | Path):
+        _check_is_list(task, inputs)
         return list(inputs)
     path = Path(inputs).expanduser()
     try:
@@ -232,6 +232,22 @@ def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     return [path] if task.kind == "image" and (alone or pictures_alone) else None
 
 
+def _check_is_list(task: Task, inputs: Any) -> None:
+    """Raises SpecError for what can be gone through, but not input by input: a mapping's keys, a table's columns, an
+    image's lines, what has no order."""
+    kind = type(inputs).__name__
+    if isinstance(inputs, Mapping) or hasattr(inputs, "columns"):
+        raise SpecError(
+            f"task {task.name!r}: the inputs are a {kind}, which is gone through by its keys; wanted a list; name one "
+            "of its columns, or make a mapping of every row"
+        )
+    if isinstance(inputs, bytes | bytearray | set | frozenset):
+        raise SpecError(f"task {task.name!r}: the inputs are {kind}; wanted a list, in an order that stays; make one")
+    shape = getattr(inputs, "shape", ())
+    if task.kind == "image" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))):
+        raise SpecError(f"task {task.name!r}: the inputs are one image {list(shape)}; wanted a list, also of one: […]")
+
+
 def _rows_of_list(task: Task, listed: Sequence[Any]) -> Any:
     if task.kind == "image":
         if odd := [i for i, value in enumerate(listed) if not isinstance(value, str | Path)]:
@@ -247,12 +263,17 @@ def _check_all_there(task: Task, rows: Any) -> None:
     if len(rows) == 0:
         raise SpecError(f"task {task.name!r}: {task.data} holds 0 inputs; wanted at least 1; check the data")
     for column in dict.fromkeys(columns_of(task)):
-        if empty := _missing(rows, column, blank=not task.templated):
+        if empty := _missing(task, rows, column):
             more = f" ({len(empty)} rows have none)" if len(empty) > 1 else ""
             raise SpecError(
                 f"task {task.name!r}: row {empty[0]} of {task.data} has no {task.kind} in column {column!r}{more}; "
                 "wanted one in every row, because each is answered; fill it, or take it out"
             )
+    if task.templated and (empty := _all_blank(rows, columns_of(task))):
+        raise SpecError(
+            f"task {task.name!r}: row {empty[0]} of {task.data} has no text in any of its columns; wanted one in every "
+            "row, because each is answered; fill it, or take it out"
+        )
 
 
 def _with_labels(task: Task, split: Split, rows: Any, name: str) -> Split:
@@ -285,8 +306,10 @@ def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]
             f"out: {counted(others)} (unknown_classes: drop)"
         )
     if not len(labels):
+        why = "".join(f" ({note.removeprefix(f'task {task.name!r}: ')})" for note in notes[-1:])
         raise SpecError(
-            f"task {task.name!r}: no row of split {name!r} of {task.data} is left; wanted at least 1; check the data"
+            f"task {task.name!r}: no row of split {name!r} of {task.data} is left{why}; wanted at least 1; check the "
+            "data"
         )
     return Split(*_as_inputs(task, rows, name), labels), notes
 
@@ -303,8 +326,10 @@ def _whole_rows(task: Task, rows: Any, split: str, raw: list) -> tuple[list[int]
         lacking[f"no label in column {task.label!r}"] = labels
     what = "image" if task.kind == "image" else "text"
     for column in dict.fromkeys(columns_of(task)):
-        if empty := _missing(rows, column, blank=not task.templated):
+        if empty := _missing(task, rows, column):
             lacking[f"no {what} in column {column!r}"] = empty
+    if task.templated and (empty := _all_blank(rows, columns_of(task))):
+        lacking["no text in any of its columns"] = empty
     gone = sorted({i for found in lacking.values() for i in found})
     if not gone:
         return list(range(len(raw))), []
@@ -323,9 +348,9 @@ def _whole_rows(task: Task, rows: Any, split: str, raw: list) -> tuple[list[int]
     return [i for i in range(len(raw)) if i not in left], [told]
 
 
-def _missing(rows: Any, column: str, blank: bool) -> list[int]:
-    """Rows whose value is null; with `blank`, also those of an empty text; of images, those of neither bytes nor a
-    path."""
+def _missing(task: Task, rows: Any, column: str) -> list[int]:
+    """Rows whose value is null, or a word that stands for none; where a column is the whole input, also those of an
+    empty text; of images, those of neither bytes nor a path."""
     values = rows.with_format("arrow")[:].column(column)
     kind = values.type
     empty = pc.is_null(values)
@@ -334,9 +359,23 @@ def _missing(rows: Any, column: str, blank: bool) -> list[int]:
     if pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}:
         both = pc.and_(pc.is_null(pc.struct_field(values, "bytes")), pc.is_null(pc.struct_field(values, "path")))
         empty = pc.or_(empty, both)
-    elif blank and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        empty = pc.or_(empty, pc.equal(pc.fill_null(pc.utf8_trim_whitespace(values), ""), ""))
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        empty = pc.or_(empty, pc.is_in(values, pa.array(task.missing_words, kind)))
+        empty = empty if task.templated else pc.or_(empty, _blank(values))
     return pc.indices_nonzero(empty).to_pylist()
+
+
+def _blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(pc.fill_null(pc.utf8_trim_whitespace(texts), ""), "")
+
+
+def _all_blank(rows: Any, columns: Sequence[str]) -> list[int]:
+    """Rows of which a template's columns hold nothing but empty texts: what stands around these is no input."""
+    table = rows.with_format("arrow")[:]
+    texts = [table.column(column) for column in dict.fromkeys(columns)]
+    if not all(pa.types.is_string(t.type) or pa.types.is_large_string(t.type) for t in texts):
+        return []
+    return pc.indices_nonzero(functools.reduce(pc.and_, map(_blank, texts))).to_pylist()
 
 
 def troubled_images(split: Split) -> list[tuple[int, str]]:
@@ -407,7 +446,7 @@ def _filled(task: Task, rows, split: str):
             if text.count(CHOICE) != len(task.choices or ()):
                 raise SpecError(f"task {task.name!r}: row {number} of split {split!r} {HELD}")
             return {"input": text}
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(
                 f"task {task.name!r}: row {number} of split {split!r} does not fit the template "
                 f"{told_template(task)!r}: {type(error).__name__} {error}; correct the row, or the template"
@@ -416,13 +455,24 @@ def _filled(task: Task, rows, split: str):
     return rows.map(fill, with_indices=True, remove_columns=columns_of(task), load_from_cache_file=False)
 
 
+def _told_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
 def _check_columns(task: Task, rows, split: str, labelled: bool = True) -> None:
+    if labelled and task.label in columns_of(task):
+        raise SpecError(
+            f"task {task.name!r}: column {task.label!r} is its label, and stands in its input "
+            f"{told_template(task) if task.templated else task.input!r}, too, where every answer could be read; wanted "
+            "two columns; set input or label to another"
+        )
     for key, column in (*(("input", c) for c in columns_of(task)), *([("label", task.label)] if labelled else [])):
         if column not in rows.column_names:
             raise SpecError(
                 f"task {task.name!r}: column {column!r} is not in split {split!r} of "
                 f"{task.data}{nearest(column, rows.column_names)}; "
-                f"it has: {', '.join(rows.column_names)}; set {key} to one of them"
+                f"it has: {_told_names(rows.column_names)}; set {key} to one of them"
             )
 
 
@@ -438,8 +488,8 @@ def _as_inputs(task: Task, rows, split: str):
     if task.kind == "text":
         if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
             raise SpecError(
-                f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted texts; set input "
-                "to such a column"
+                f"task {task.name!r}: column {task.input!r} of {task.data} holds {shortly(feature)}; wanted texts; set "
+                "input to such a column"
             )
         values = rows.with_format("arrow")[:].column(task.input)
         if pc.any(pc.match_substring(values, CHOICE)).as_py():
@@ -464,8 +514,8 @@ def _as_inputs(task: Task, rows, split: str):
         return _with_files(task, rows).cast_column(task.input, datasets.Image()), task.input
     if not isinstance(feature, Image):
         raise SpecError(
-            f"task {task.name!r}: column {task.input!r} of {task.data} holds {feature}; wanted images, image bytes or "
-            "image paths; set input to such a column"
+            f"task {task.name!r}: column {task.input!r} of {task.data} holds {shortly(feature)}; wanted images, image "
+            "bytes or image paths; set input to such a column"
         )
     return _with_files(task, rows), task.input
 

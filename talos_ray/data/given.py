@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from talos_ray.config import HALF, shortly
 from talos_ray.data.folders import images_below
 from talos_ray.data.pixels import as_rgb
 from talos_ray.data.split import Split
@@ -126,7 +127,17 @@ def rows_of_texts(values: Sequence[Any], column: str) -> Any:
     for i, value in enumerate(values):
         if not isinstance(value, str):
             raise SpecError(f"input {i} is {type(value).__name__}; wanted a text; a file of texts is named alone")
+        _check_whole(i, value)
     return datasets.Dataset(pa.table({column: pa.array(values, pa.string())}))
+
+
+def _check_whole(place: int, value: object) -> None:
+    """Raises SpecError for a text that holds half a character, as names of files and arguments in another encoding
+    do."""
+    if isinstance(value, str) and HALF.search(value):
+        raise SpecError(
+            f"input {place}, {shortly(value)}, holds half a character (a surrogate); wanted a text; correct it"
+        )
 
 
 def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
@@ -144,6 +155,8 @@ def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
                 f"input {i} has no value for {lacks[0]!r}; wanted a mapping with {', '.join(map(repr, columns))}, "
                 "because the task's inputs are made of several columns"
             )
+        for column in columns:
+            _check_whole(i, value[column])
     try:
         return datasets.Dataset(pa.table({c: pa.array([value[c] for value in values]) for c in columns}))
     except (pa.ArrowException, TypeError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from talos_ray.config import Task
+from talos_ray.config import Task, shortly
 from talos_ray.data.tables import DECIMAL, DIGITS, WHOLE
 from talos_ray.errors import SpecError, nearest
 
@@ -36,6 +36,8 @@ def class_names(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str,
     else:
         names = _names_in(task, {v for column in columns for v in column} - {None})
     _check_apart(task, "classes", names)
+    if isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float")):
+        _check_numbers_apart(task, names)
     if task.phrases is not None:
         _check_apart(task, "phrases", task.phrases)
     for what, given in (("phrases", task.phrases), ("choices", task.choices)):
@@ -99,6 +101,19 @@ def _check_apart(task: Task, what: str, names: Sequence[str]) -> None:
         seen[word] = name
 
 
+def _check_numbers_apart(task: Task, names: Sequence[str]) -> None:
+    """Raises SpecError where two classes of a column of numbers are one number."""
+    seen: dict[float, str] = {}
+    for name in names:
+        if not (WHOLE.match(name) or DECIMAL.match(name)):
+            continue
+        if (other := seen.setdefault(float(name), name)) != name and float(other) == float(name):
+            raise SpecError(
+                f"task {task.name!r}: its classes {other!r} and {name!r} are one number, and column {task.label!r} "
+                "holds numbers; wanted names that can be told apart; write other words into both"
+            )
+
+
 def _as_seen(name: str) -> str:
     """A name without what nobody sees of it: blanks at its ends, how its accents are composed, control and format
     characters (a joiner between two emoji is one that is seen)."""
@@ -136,12 +151,12 @@ def said(task: Task, rows: Any, split: str) -> list:
             value = values[row] = None if value != value else int(value) if value.is_integer() else value
             if isinstance(value, float):
                 value = values[row] = numbers.get(value, value)
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and (not value.strip() or value in task.missing_words):
             value = values[row] = None
         if not (value is None or isinstance(value, str | int)):
             raise SpecError(
-                f"task {task.name!r}: row {row} of split {split!r} has label {value!r} in column {task.label!r}; "
-                "wanted the name of a class, or its number; set label to such a column"
+                f"task {task.name!r}: row {row} of split {split!r} has label {shortly(value)} in column {task.label!r}"
+                "; wanted the name of a class, or its number; set label to such a column"
             )
     if not isinstance(feature, datasets.ClassLabel):  # which has named its classes
         _check_one_kind(task, values, split)
@@ -164,16 +179,17 @@ def _check_one_kind(task: Task, values: list, split: str) -> None:
     """Raises SpecError for a column of numbers with a word among them, unless the spec names all classes."""
     if task.classes is not None:
         return
-    texts = {v for v in values if isinstance(v, str)}
+    texts = Counter(v for v in values if isinstance(v, str))
     numbers = {v for v in texts if _number(v)}
     if not numbers or len(numbers) == len(texts):
         return
     if all(DIGITS.match(n) and not WHOLE.match(n) for n in numbers):  # 007, which is a name
         return
-    row = next(i for i, v in enumerate(values) if isinstance(v, str) and v not in numbers)
+    few = 2 * sum(texts[n] for n in numbers) < texts.total()  # those that are out of place
+    row = next(i for i, v in enumerate(values) if isinstance(v, str) and (v in numbers) == few)
     raise SpecError(
-        f"task {task.name!r}: row {row} of split {split!r} has label {values[row]!r} in column {task.label!r}, where "
-        "others are numbers; "
+        f"task {task.name!r}: row {row} of split {split!r} has label {shortly(values[row])} in column {task.label!r}, "
+        f"where others are {'words' if few else 'numbers'}; "
         f"correct it, name it in missing_words, or name all classes in `classes`"
     )
 
@@ -211,7 +227,7 @@ def places(
         row = outside[0]
         shown = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''}"
         raise SpecError(
-            f"task {task.name!r}: row {row} of split {split!r} has label {raw[row]!r}, which is outside its "
+            f"task {task.name!r}: row {row} of split {split!r} has label {shortly(raw[row])}, which is outside its "
             f"{len(classes)} classes "
             f"({shown}){nearest(str(raw[row]), classes)}; outside are {counted(others)}; correct the rows, add the "
             "class, or set unknown_classes: drop"
@@ -238,4 +254,4 @@ def _place_of(label: object, index: Mapping[str, int], numbers: Mapping[float, i
 def counted(names: Counter) -> str:
     """'4 zebra, 2 emu': the most frequent ones."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(f"{n} {name!r}" for name, n in names.most_common(SHOWN)) + more
+    return ", ".join(f"{n} {shortly(name)}" for name, n in names.most_common(SHOWN)) + more

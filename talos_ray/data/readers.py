@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -44,6 +45,7 @@ SAVED = ("dataset_info.json", "dataset_dict.json")  # of what save_to_disk wrote
 FILE_NAME = "file_name"  # column of a metadata table, as datasets' imagefolder has it
 IMAGE = "image"  # column of the images that it lists
 CARD_SAYS = ("header", "names", "column_names", "skiprows", "quotechar", "quoting", "field", "encoding", "na_values")
+VIEWS = {"string_view": "large_string", "binary_view": "large_binary"}  # as some writers of Parquet name the same
 NOTHING = "nothing"  # what a column without any value holds
 CARD = "README.md"  # in whose first lines a data set may say which of its files are which split
 
@@ -132,7 +134,8 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
             splits, notes = _local(task, path)
         return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
     except SpecError as error:
-        raise SpecError(f"task {task.name!r}: {error}") from None
+        place = f"task {task.name!r}: "
+        raise SpecError(f"{place}{str(error).removeprefix(place)}") from None
     except Exception as error:  # the loaders raise many kinds; the user needs the task and the reason
         cause = error.__cause__ or error  # datasets wraps what a file's reader has said
         reason = " ".join(str(cause).split()) or type(cause).__name__
@@ -150,6 +153,8 @@ def _as_stored(splits: Mapping[str, Any]) -> dict[str, Any]:
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image) and not feature.decode:
                 rows = rows.cast_column(column, datasets.Image())
+            if isinstance(feature, datasets.Value) and feature.dtype in VIEWS:
+                rows = rows.cast_column(column, datasets.Value(VIEWS[feature.dtype]))
         plain[split] = rows
     return plain
 
@@ -281,6 +286,25 @@ def _check_types(paths: Sequence[Path], columns: set[str], schemas: Sequence[pa.
             )
 
 
+def _check_class_names(paths: Sequence[Path], label: str, schemas: Sequence[pa.Schema]) -> None:
+    """Raises SpecError where the files of a split count their classes differently: read together, the numbers of all
+    would stand for the names of the first."""
+    import datasets
+
+    first, known = paths[0], None
+    for path, schema in zip(paths, schemas, strict=True):
+        feature = datasets.Features.from_arrow_schema(schema).get(label)
+        names = feature.names if isinstance(feature, datasets.ClassLabel) else []
+        known = names if known is None else known
+        if names != known:
+            place = next(i for i, (a, b) in enumerate(itertools.zip_longest(known, names)) if a != b)
+            said = [repr(found[place]) if place < len(found) else "no class" for found in (known, names)]
+            raise SpecError(
+                f"number {place} in column {label!r} is {said[0]} in {str(first)!r} and {said[1]} in {str(path)!r}; "
+                "wanted the same in all files of a split; write the classes' names instead"
+            )
+
+
 def _kind_of(kind: pa.DataType) -> str:
     """What an Arrow type holds, in a word."""
     if pa.types.is_dictionary(kind):
@@ -320,7 +344,11 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
     found = {}
     for split, paths in files.items():
         if KINDS[paths[0].suffix.lower()] == "parquet":
-            _check_types(paths, needed, [pq.read_schema(path) for path in paths])
+            schemas = [pq.read_schema(path) for path in paths]
+            _check_types(paths, needed, schemas)
+            _check_class_names(paths, task.label, schemas)
+            if not any(pq.read_metadata(path).num_rows for path in paths):
+                raise SpecError(f"split {split!r} of {task.data} holds 0 examples; wanted at least 1; check the data")
             read = datasets.load_dataset(
                 "parquet", data_files={"rows": [glob.escape(str(p)) for p in paths]}, cache_dir=_cache(task)
             )

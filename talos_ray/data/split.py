@@ -20,6 +20,7 @@ from talos_ray.core.seeds import derive_seed
 from talos_ray.errors import SpecError
 
 ROWS = 512  # of a split that are looked at together
+SHOWN = 300  # characters of an input that a message shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,11 @@ class Split:
         value = self._stored(i)
         return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
 
+    def told(self, i: int) -> str:
+        """One input in quotation marks, for a message: the beginning of a long text."""
+        words = self.words(i)
+        return repr(words if len(words) <= SHOWN else f"{words[:SHOWN]}…")
+
     def _stored(self, i: int) -> Any:
         return self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
 
@@ -149,8 +155,11 @@ def _stratified(order: Sequence[int], labels: torch.Tensor, n: int) -> list[int]
     return [i for i in order if i in taken]
 
 
-def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str | None]:
+def apart(task: Task, parts: Mapping[str, Split], names: Mapping[str, str]) -> tuple[dict[str, Split], str | None]:
     """The splits, and a word on inputs that stand in two of them; without these, if the task says so.
+
+    Args:
+        names: of the splits that were not cut. One that is named twice is meant to be the same.
 
     Raises:
         SpecError: there are some, and the task refuses them.
@@ -159,7 +168,8 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
     found = dict(parts)
     for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
         held = torch.zeros(1 + max(int(part.marks.max()) for part in parts.values()), dtype=torch.bool)
-        held[torch.cat([parts[b].marks for b in before])] = True
+        for other in (b for b in before if names.get(b, b) != names.get(kind, kind)):
+            held[parts[other].marks] = True
         if doubles := torch.nonzero(held[parts[kind].marks]).flatten().tolist():
             twice[kind] = doubles
     if not twice:
@@ -170,7 +180,7 @@ def apart(task: Task, parts: Mapping[str, Split]) -> tuple[dict[str, Split], str
         f"{len(rows)} of {len(parts[kind])} inputs of {kind} stand in {where[kind]}, too"
         for kind, rows in twice.items()
     )
-    told = f"task {task.name!r}: {told}; one is {parts[shown[0]].words(shown[1][0])!r}"
+    told = f"task {task.name!r}: {told}; one is {parts[shown[0]].told(shown[1][0])}"
     if task.duplicates == "refuse":
         raise SpecError(f"{told}; wanted splits without common inputs; take them out, or set duplicates: drop")
     if task.duplicates == "warn":

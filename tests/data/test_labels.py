@@ -5,13 +5,14 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from test_reading import TEXT, csv_of, pictures, read, refused, total
 
-from talos_ray import Task
+from talos_ray import SpecError, Task
 from talos_ray.tasks import load_inputs, load_rows, load_task
 
 
@@ -407,3 +408,101 @@ def test_a_table_of_images_that_slides_is_no_note(tmp_path):
     root = Path(pictures(tmp_path / "a", [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(9)]))
     (root / "list.csv").write_text("image,label\ncat/0.png,x\ncat/1.png,x,y\n")
     refused("list.csv', line 3: 3 cells; wanted 2", root)
+
+
+def test_of_numbers_and_words_the_rarer_are_named(tmp_path):
+    """As where a spreadsheet ends with a sum."""
+    path = words(tmp_path, "train", ["a", "b"])
+    with path.open("a") as more:
+        more.write(json.dumps({"text": "sum", "label": "24"}) + "\n")
+    refused("row 24 of split 'train' has label '24'.*others are words", path, **TEXT)
+    path = words(tmp_path, "other", ["1", "2"])
+    with path.open("a") as more:
+        more.write(json.dumps({"text": "sum", "label": "all"}) + "\n")
+    refused("row 24 of split 'train' has label 'all'.*others are numbers", path, **TEXT)
+
+
+def test_a_label_that_stands_in_its_own_input_is_refused(tmp_path):
+    path = words(tmp_path, "train", ["a", "b"])
+    for more in ({"input": "label"}, {"input": "{text} ({label})"}, {"label": "text"}):
+        refused("is its label, and stands in its input", path, **{**TEXT, **more})
+
+
+def test_splits_that_are_named_twice_are_compared_with_the_others(tmp_path):
+    """test_split: validation, where a test split has no answers: train may still hold what validation does."""
+    words(tmp_path, "train", ["a", "b"], 30)
+    same = (tmp_path / "train.jsonl").read_text().splitlines()[:10]
+    (tmp_path / "validation.jsonl").write_text("\n".join(same))
+    task = Task(**TEXT, data=str(tmp_path), test_split="validation")
+    (note,) = load_task(task, 0).notes
+    assert "10 of 30 inputs of train stand in validation or test" in note
+    data = load_task(task.model_copy(update={"duplicates": "drop"}), 0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 10)
+    refused("10 of 30 inputs", tmp_path, **TEXT, test_split="validation", duplicates="refuse")
+    whole = load_task(task.model_copy(update={"validation_split": "train", "test_split": "train"}), 0)
+    assert len(whole.train) == len(whole.test) == 30 and not whole.notes  # meant to be the same
+
+
+def test_what_is_gone_through_otherwise_than_input_by_input_is_refused():
+    settings = Task(**TEXT, data="x.csv").model_dump()
+    frame = datasets.Dataset.from_dict({"text": ["a", "b"]}).to_pandas()
+    for inputs, match in (
+        ({"text": "a"}, "the inputs are a dict.*by its keys"),
+        (frame, "the inputs are a DataFrame"),
+        ({"a", "b"}, "an order that stays"),
+        (b"ab", "the inputs are bytes"),
+        (["a", "\ud800"], "input 1, .*half a character"),
+    ):
+        with pytest.raises(SpecError, match=match):
+            load_inputs(settings, inputs, ("a", "b"))
+    assert load_inputs(settings, frame["text"], ("a", "b")).rows[:]["text"] == ["a", "b"]
+    pixels = {"name": "t", "data": "x", "kind": "image"}
+    for shape in ((8, 8), (8, 8, 3)):
+        with pytest.raises(SpecError, match="the inputs are one image"):
+            load_inputs(Task(**pixels).model_dump(), np.zeros(shape, np.uint8), ("a", "b"))
+    assert len(load_inputs(Task(**pixels).model_dump(), np.zeros((5, 8, 8, 3), np.uint8), ("a", "b"))) == 5
+
+
+def test_a_template_of_nothing_but_empty_texts_has_no_input(tmp_path):
+    path = tmp_path / "x.jsonl"
+    rows = [{"title": "" if i < 3 else "t", "body": "  " if i < 2 else f"b {i}", "label": "ab"[i % 2]} for i in range(30)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = {"name": "t", "kind": "text", "input": "{title}: {body}"}
+    refused("row 0 .* no text in any of its columns.*2 rows", path, **task)
+    assert sum(total(path, **task, missing="drop").values()) == 28
+    with pytest.raises(SpecError, match="row 0 .* no text in any of its columns"):
+        load_inputs(Task(**task, data="x").model_dump(), str(path), ("a", "b"))
+    nested = tmp_path / "y.jsonl"
+    nested.write_text('{"a": {"b": "c"}, "label": "x"}\n' * 20)
+    refused("row 0 .* does not fit the template .*'b'; correct", nested, **{**task, "input": "{a.b}"})
+
+
+def test_messages_show_the_beginning_of_long_values(tmp_path):
+    path = words(tmp_path, "train", ["a" * 5000, "b"])
+    with pytest.raises(SpecError, match="row 0 .*5,002 characters") as caught:
+        load_task(Task(**TEXT, data=str(path), classes=("b", "c")), 0)
+    assert len(str(caught.value)) < 700
+    csv_of(tmp_path / "x.csv", [("x" * 5000, "ab"[i % 2]) for i in range(20)])
+    (note,) = load_task(Task(**TEXT, data=str(tmp_path / "x.csv")), 0).notes
+    assert "inputs of train stand in" in note and len(note) < 700
+    refused("no row of split 'train'.*12 'b'.*is left|is left.*12 'b'", path, **TEXT, classes=("c", "d"), unknown_classes="drop")
+
+
+def test_files_of_a_split_count_their_classes_alike(tmp_path):
+    """Each Parquet file may say itself which class its 0 is."""
+
+    def write(name: str, labels: list, names: list[str] | None) -> None:
+        rows = datasets.Dataset.from_dict({"text": [f"{name} {i}" for i in range(len(labels))], "label": labels})
+        rows = rows if names is None else rows.cast_column("label", datasets.ClassLabel(names=names))
+        rows.to_parquet(str(tmp_path / f"{name}.parquet"))
+
+    write("train-0", [0, 1] * 10, ["neg", "pos"])
+    write("train-1", [0, 0, 0, 1] * 5, ["neg", "pos"])
+    assert total(tmp_path, **TEXT) == {"neg": 25, "pos": 15}
+    write("train-1", [0, 0, 0, 1] * 5, ["pos", "neg"])
+    refused("number 0 .* is 'neg' in .*train-0.* and 'pos' in .*train-1.*write the classes' names", tmp_path, **TEXT)
+    write("train-1", [0, 0, 0, 1] * 5, None)
+    refused("number 0 .* is 'neg' in .*train-0.* and no class in .*train-1", tmp_path, **TEXT)
+    (tmp_path / "train-1.parquet").unlink()
+    write("test", [0, 0, 0, 1] * 5, ["pos", "neg"])  # another split may: it is read by its own names
+    assert read(tmp_path, **TEXT)["test"] == {"pos": 15, "neg": 5}
