@@ -30,7 +30,7 @@ from talos_ray.data.folders import (
 )
 from talos_ray.data.pixels import HEAD, trouble_with
 from talos_ray.data.readers import holds_rows
-from talos_ray.data.tables import KINDS, Reading, as_numbers, read_table
+from talos_ray.data.tables import KINDS, Reading, as_numbers, other_separator, read_table
 from talos_ray.errors import SpecError
 from talos_ray.spec import reads_text, resolve_task
 from talos_ray.tasks import TaskData, load_task
@@ -410,9 +410,22 @@ def _roles(file: Path) -> tuple[str, str, str]:
         raise Unclear("it has no column of texts or images; wanted one")
     if label is None:
         raise Unclear("no classes were found in it; wanted a column in which values come again")
+    if KINDS[file.suffix.lower()] == "csv" and not _are_names(table, label):
+        raise Unclear(
+            f"its first line looks like a row, because {label!r} is a value of its column, too; wanted a line of "
+            "column names; write one above it"
+        )
     if source not in images and "{" in source:
         raise Unclear(f"column {source!r} has a brace in its name, which stands for a template in a spec; rename it")
     return "image" if source in images else "text", source, label
+
+
+def _are_names(table: pa.Table, label: str) -> bool:
+    """Whether a table's first line is one of names: in a row, a label would be one of those below. Columns that are
+    called by their places have names."""
+    names = [name for name in table.column_names if name.strip()]
+    counted = names in ([str(i) for i in range(start, start + len(names))] for start in (0, 1))
+    return counted or label not in map(str, table.column(label).unique().to_pylist())
 
 
 def _called(role: str, columns: Sequence[str]) -> str | None:
@@ -432,8 +445,10 @@ def _classes(column: pa.ChunkedArray) -> int:
     elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
         return 0
     values = column.unique().drop_null()
-    if pa.types.is_floating(values.type) and not all(v.is_integer() for v in values.to_pylist()):
-        return 0
+    if pa.types.is_floating(values.type):
+        values = values.filter(pc.invert(pc.is_nan(values)))  # not-a-number is how some write that there is none
+        if not all(v.is_integer() for v in values.to_pylist()):
+            return 0
     return len(values)
 
 
@@ -474,7 +489,10 @@ def _table(path: Path) -> pa.Table:
     """A file's rows, dictionaries spelt out; of several columns of one name, none."""
     kind = KINDS[path.suffix.lower()]
     if kind == "csv":
-        table = read_table(path, Reading(columns=_once(_header(path))))
+        names = _header(path)
+        if len(names) == 1 and (told := other_separator(path, names[0])):
+            raise Unclear(told)
+        table = read_table(path, Reading(columns=_once(names)))
     else:
         table = pyarrow.parquet.read_table(path) if kind == "parquet" else read_table(path)
     if not len(table):

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from talos_ray.config import HALF
 from talos_ray.errors import SpecError
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
@@ -35,6 +36,8 @@ ENCODINGS = {  # by a file's first bytes; the longer ones first
 DIGITS_KEPT = 15  # characters of a number that nothing is lost of
 BREAK = re.compile(r"\r\n|\r|\n")
 UNNAMED = "Latin-1 or Windows-1252, as old editors write"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}  # whatever a table's name ends with
+PREAMBLE = re.compile(r"sep=.?\Z")  # a line that Excel reads, and nobody else
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,14 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
     names = first[0]
     rest = first[1:]
     if not names:
-        raise SpecError(f"{str(path)!r} holds 0 examples; wanted a line of column names, and rows")
+        found = "a blank line where the names of its columns should stand" if any(rest) else "0 examples"
+        raise SpecError(f"{str(path)!r} holds {found}; wanted a line of column names, and rows")
+    _check_names(path, names, how)
     if twice := [n for n in names if names.count(n) > 1 and (how.columns is None or n in how.columns)]:
         raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted unique names; rename one")
     wanted = {n: i for i, n in enumerate(names) if how.columns is None or n in how.columns}
     parts: dict[str, list[pa.Array]] = {n: [] for n in wanted}
+    marked = [f"\ufeff{names[0]}", *names[1:]]  # as they stand within files that were joined
     total = 0
     blank = 0  # lines of a table of one column, of which nobody knows yet whether anything follows
     swallowing: list[list[str]] = []
@@ -112,6 +118,8 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
             block = [*[[""]] * blank, *(row or [""] for row in block)]
             blank = len(block) - len(_until_last_cell(block))
             block = _until_last_cell(block)
+        if len(names) > 1 and (again := next((row for row in (names, marked) if row in block), None)):
+            raise SpecError(_names_again(path, line, block, again))
         rows = [row for row in block if row]  # blank lines are no rows
         if taken > len(rows) and how.label in names:
             swallowing += [row for row in rows if _lines_of(row) > 1]
@@ -127,6 +135,41 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
     if how.label in columns:
         columns[how.label] = as_numbers(columns[how.label])
     return pa.table({n: columns[n] if n in columns else pa.nulls(total) for n in dict.fromkeys(names)})
+
+
+def _check_names(path: Path, names: Sequence[str], how: Reading) -> None:
+    """Raises SpecError where the first line has no needed name because it is no line of names, or because something
+    else stands between its cells."""
+    if how.columns is None or set(names) & set(how.columns):
+        return
+    if PREAMBLE.match(names[0]) and not any(names[1:]):
+        raise SpecError(
+            f"{str(path)!r} begins with {names[0]!r}, which spreadsheets alone read; wanted a line of column names; "
+            "take that line out"
+        )
+    if len(names) == 1 and (told := other_separator(path, names[0], how)):
+        raise SpecError(told)
+
+
+def other_separator(path: Path, line: str, how: Reading = Reading()) -> str | None:
+    """What is told of a table whose line of names, read as its ending says, is one name that holds another
+    separator."""
+    own = _style(path, how)["delimiter"]
+    found = max(SEPARATORS, key=line.count)
+    if found == own or found not in line:
+        return None
+    wanted = SEPARATORS.get(own, repr(own))
+    fix = f"save it with {wanted}" + (", or call it .tsv" if found == "\t" else "")
+    return f"{str(path)!r} has {SEPARATORS[found]} between its columns ({line[:80]!r}); wanted {wanted}; {fix}"
+
+
+def _names_again(path: Path, line: int, rows: Sequence[Sequence[str]], again: Sequence[str]) -> str:
+    """What is told of a line of names among the rows, as files have that were joined as they stood."""
+    line += sum(_lines_of(row) for row in rows[: rows.index(again)])
+    return (
+        f"{str(path)!r}, line {line}: the names of the columns stand there again ({', '.join(again[:8])}); wanted a "
+        "row; take that line out"
+    )
 
 
 def _until_last_cell(block: list[list[str]]) -> list[list[str]]:
@@ -267,9 +310,11 @@ def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column
     if all(map(WHOLE.match, values)):
         return column if max(map(len, values)) > DIGITS_KEPT else column.cast(pa.int64())
-    if all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
-        return column.cast(pa.float64())
-    return column
+    if not all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
+        return column
+    # 1.1 and 1.10 are two versions, and one number; 1 and 1.0 are written so by one and the same spreadsheet.
+    broken = [v for v in values if not float(v).is_integer()]
+    return column if len(set(map(float, broken))) < len(broken) else column.cast(pa.float64())
 
 
 # ------------------------------------------------------------------------------------------------ JSON
@@ -282,6 +327,7 @@ def _read_json(path: Path, how: Reading) -> pa.Table:
     if not records:
         raise SpecError(f"{str(path)!r} holds 0 examples; wanted an object a line, or a list of them; check the file")
     names = list(dict.fromkeys(key for record in records for key in record))
+    _check_rows_on_top(path, records, names, how)
     columns: dict[str, pa.Array] = {}
     for name in names:
         if how.columns is not None and name not in how.columns:
@@ -324,6 +370,24 @@ def _records(path: Path, text: str) -> tuple[list[dict], Callable[[int], str]]:
         if not isinstance(record, dict):
             raise SpecError(f"{str(path)!r}, row {i}: holds {type(record).__name__}; wanted an object; correct the row")
     return found, lambda i: f"row {i}"
+
+
+def _check_rows_on_top(path: Path, records: list[dict], names: Sequence[str], how: Reading) -> None:
+    """Raises SpecError where a file's rows lie deeper in it than they are looked for."""
+    fix = "wanted a list of objects, or an object a line; write the rows so"
+    first = records[0]
+    keys = {tuple(value) if isinstance(value, dict) else () for value in first.values()}
+    if len(records) == 1 < len(names) and len(keys) == 1 and () not in keys and how.label in names:
+        raise SpecError(
+            f"{str(path)!r} is one object, in which every column is an object of a key a row; {fix} (in pandas, "
+            "orient='records')"
+        )
+    if not how.columns or set(how.columns) & set(names):
+        return
+    within = [key for key, value in first.items() if isinstance(value, dict) and len(names) == 1]
+    within += [key for key, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if within:
+        raise SpecError(f"{str(path)!r}: its rows lie in {within[0]!r}; {fix}, as they stand there")
 
 
 def _columns_of(found: object) -> list[dict] | None:
@@ -369,6 +433,12 @@ def _json_column(path: Path, name: str, values: list, place: Callable[[int], str
         if len(kinds - {int, float}) > 1 or (kinds & {int, float} and kinds - {int, float}):
             raise pa.ArrowInvalid("several kinds of values")
         return pa.array(values)
+    except UnicodeEncodeError:
+        half = next((i for i, v in enumerate(values) if HALF.search(str(v))), 0)
+        raise SpecError(
+            f"{str(path)!r}, {place(half)}: {ascii(values[half])[:60]} in column {name!r} holds half a character (a "
+            "surrogate), which is no text; correct it"
+        ) from None
     except (pa.ArrowException, OverflowError) as error:
         if not needed:
             return pa.nulls(len(values))

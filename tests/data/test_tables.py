@@ -216,3 +216,92 @@ def test_two_columns_of_one_name(tmp_path):
     (tmp_path / "x.csv").write_text("text,id,id,label\n" + "a,1,2,x\nb,1,2,y\n" * 10)
     data = load_task(Task(name="t", data=str(tmp_path / "x.csv"), kind="text", input="text"), 0)
     assert data.classes == ("x", "y") and len(data.train) == 14
+
+
+def told(match: str, data: Path, content: str | None = None, **more) -> None:
+    """What `check` tells of a task's data."""
+    if content is not None:
+        data.write_text(content, encoding="utf-8")
+    with pytest.raises(SpecError, match=match) as caught:
+        load_task(Task(**{"name": "t", "data": str(data), "kind": "text", "input": "text", **more}), 0)
+    assert len(str(caught.value)) < 700 and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_line_of_names_among_the_rows_is_refused(tmp_path):
+    """As files have that were joined as they stood: it would be a class called label."""
+    rows = "one,a\ntwo,b\n" * 10
+    told("line 22: the names of the columns stand there again", tmp_path / "x.csv", f"text,label\n{rows}text,label\n{rows}")
+    told("line 22: the names", tmp_path / "y.csv", f"text,label\n{rows}\ufefftext,label\n{rows}")
+    told("line 25002: the names", tmp_path / "z.csv", "text,label\n" + "a,b\n" * 25_000 + "text,label\n")
+    (tmp_path / "one.csv").write_text("text\ntext\nother\n")  # a table of one column may hold the word
+    assert read_table(tmp_path / "one.csv")["text"].to_pylist() == ["text", "other"]
+
+
+def test_what_stands_between_cells_is_told_where_it_is_not_what_the_name_says(tmp_path):
+    rows = "".join(f"w{i}, and more;{'ab'[i % 2]}\n" for i in range(30))
+    told("has semicolons between its columns.*save it with commas", tmp_path / "x.csv", "text;label\n" + rows)
+    told("has tabs.*or call it .tsv", tmp_path / "y.csv", "text\tlabel\n" + "a\tb\n" * 20)
+    told("has commas.*wanted tabs", tmp_path / "z.tsv", "text,label\n" + "a,b\n" * 20)
+    told("begins with 'sep=;'", tmp_path / "s.csv", "sep=;\ntext;label\n" + rows)
+    told("a blank line where the names", tmp_path / "b.csv", "\ntext,label\na,b\n")
+    (tmp_path / "n.csv").write_text("text;label\na\nb\n")  # somebody who wants a column of that name gets it
+    assert read_table(tmp_path / "n.csv", Reading(columns=["text;label"]))["text;label"].to_pylist() == ["a", "b"]
+
+
+def test_json_whose_rows_lie_deeper_in_it(tmp_path):
+    rows = [{"text": f"w{i}", "label": "ab"[i % 2]} for i in range(30)]
+    by_row = {name: {str(i): row[name] for i, row in enumerate(rows)} for name in ("text", "label")}
+    told("a key a row.*orient='records'", tmp_path / "x.json", json.dumps(by_row))
+    told("its rows lie in 'data'", tmp_path / "y.json", json.dumps({"data": rows}))
+    told("its rows lie in 'data'", tmp_path / "z.json", json.dumps({"version": "1", "data": rows}))
+    told("its rows lie in 'row'", tmp_path / "w.jsonl", "\n".join(json.dumps({"row": row}) for row in rows))
+    told("and 10 more; set input", tmp_path / "v.json", json.dumps(dict(enumerate(rows))))  # as orient='index' writes
+    half = [*rows, {"text": "\ud800", "label": "a"}]
+    told("line 31: .*half a character", tmp_path / "h.jsonl", "\n".join(map(json.dumps, half)))
+
+
+def test_versions_are_no_numbers(tmp_path):
+    """1.1 and 1.10 are two of them; 1 and 1.0 are one number."""
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"{v} {i},{v}\n" for i in range(10) for v in VERSIONS))
+    task = Task(name="t", data=str(tmp_path / "x.csv"), kind="text", input="text")
+    for classes in (VERSIONS, None):
+        data = load_task(task.model_copy(update={"classes": classes}), 0)
+        assert data.classes == VERSIONS
+        found = [data.classes[i] for i in data.train.labels.tolist()]
+        assert found == [text.split()[0] for text in data.train.rows[:]["text"]]
+    mixed = as_numbers(pa.chunked_array([["1", "1.0", "2.50"]]))
+    assert mixed.to_pylist() == [1.0, 1.0, 2.5]
+    pq.write_table(pa.table({"text": ["a"] * 9, "label": [1.1, 1.2, 1.1] * 3}), tmp_path / "x.parquet")
+    told("'1.1' and '1.10' are one number", tmp_path / "x.parquet", classes=VERSIONS)
+
+
+VERSIONS = ("1.1", "1.10", "1.2")
+
+
+def test_parquet_as_other_writers_name_types(tmp_path):
+    texts = [f"w{i}" for i in range(20)]
+    labels = ["a", "b"] * 10
+    views = {"text": pa.array(texts, pa.string_view()), "label": pa.array(labels, pa.string_view())}
+    pq.write_table(pa.table(views), tmp_path / "x.parquet")
+    found = load_rows(AS_TEXT, str(tmp_path / "x.parquet"), ("a", "b"))
+    assert found.rows[:]["text"] == texts and found.labels.tolist() == [0, 1] * 10
+    pq.write_table(pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())}), tmp_path / "y.parquet")
+    told("holds 0 examples", tmp_path / "y.parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_words_for_what_is_missing_are_such_in_every_kind_of_table(tmp_path, kind):
+    rows = [{"text": f"w{i}", "label": "01?"[i % 3]} for i in range(30)]
+    rows[1]["text"] = "N/A"
+    path = tmp_path / f"x.{kind}"
+    if kind == "csv":
+        write_csv(path, [tuple(row.values()) for row in rows])
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    task = Task(name="t", data=str(path), kind="text", input="text", missing_words=("?", "N/A"), missing="drop")
+    data = load_task(task, 0)
+    assert data.classes == ("0", "1") and "11 of 30 rows" in data.notes[0]
+    assert {*data.train.rows[:]["text"]}.isdisjoint({"N/A"})
+    told("row 1 of split 'train' has no text.*11 rows", path, missing_words=("?", "N/A"))
