@@ -92,10 +92,7 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
     columns = {}
     for name in dict.fromkeys(names.values()):
         _check_columns(task, splits[name], name)
-        if len(splits[name]) == 0:
-            raise SpecError(
-                f"task {task.name!r}: split {name!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
-            )
+        _check_filled(task, splits[name], name)
         columns[name] = said(task, splits[name], name)
     classes = class_names(task, splits[names["train"]].features[task.label], columns.values())
     made = {name: _split(task, splits[name], name, raw, classes) for name, raw in columns.items()}
@@ -136,6 +133,7 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     task = _of_new_data(settings, data, classes)
     rows, name, notes = _new_rows(task)
     _check_columns(task, rows, name)
+    _check_filled(task, rows, name)
     raw = said(task, rows, name)
     names = class_names(task, rows.features[task.label], [raw])
     split, told = _split(task, rows, name, raw, names)
@@ -419,8 +417,8 @@ def told_of(data: TaskData) -> str | None:
         if absent := [data.classes[i] for i in range(len(data.classes)) if counts[i] and not there[i]]:
             named = ", ".join(map(repr, absent[:4])) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
             told.append(
-                f"its {kind} split has no example of {named}, so nothing is known of these; stratified: true would "
-                "share them out"
+                f"its {kind} split has no example of {named}, so nothing is known of these"
+                + ("" if data.task.stratified else "; stratified: true would share them out")
             )
     return f"task {data.task.name!r}: {'; '.join(told)}" if told else None
 
@@ -453,6 +451,13 @@ def _filled(task: Task, rows, split: str):
             ) from None
 
     return rows.map(fill, with_indices=True, remove_columns=columns_of(task), load_from_cache_file=False)
+
+
+def _check_filled(task: Task, rows, split: str) -> None:
+    if len(rows) == 0:
+        raise SpecError(
+            f"task {task.name!r}: split {split!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
+        )
 
 
 def _told_names(names: Sequence[str]) -> str:

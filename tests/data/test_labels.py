@@ -477,6 +477,13 @@ def test_a_template_of_nothing_but_empty_texts_has_no_input(tmp_path):
     refused("row 0 .* does not fit the template .*'b'; correct", nested, **{**task, "input": "{a.b}"})
 
 
+def test_new_data_without_rows_are_named(tmp_path):
+    path = csv_of(tmp_path / "x.csv", [])
+    for wanted in ({}, {"labelled": True}, {"labelled": False}):
+        with pytest.raises(SpecError, match="holds 0 (examples|inputs)"):
+            (load_inputs if wanted else load_rows)(Task(**TEXT, data=path).model_dump(), path, ("a", "b"), **wanted)
+
+
 def test_messages_show_the_beginning_of_long_values(tmp_path):
     path = words(tmp_path, "train", ["a" * 5000, "b"])
     with pytest.raises(SpecError, match="row 0 .*5,002 characters") as caught:
