@@ -780,6 +780,8 @@ class Spec(_Settings):
     @classmethod
     def _without_secret(cls, output: str) -> str:
         _no_secret(output, "output")
+        if not output.strip():
+            raise ValueError(f"output is {output!r}; wanted a folder for the run, like runs/mine; write it there")
         return output
 
     @model_validator(mode="after")
@@ -889,8 +891,8 @@ def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
         )
     if kind == "string_type" and isinstance(found, bool | int | float | date):
         return (
-            f"spec key {path!r} is {shortly(found)}; wanted a text: YAML reads yes, no, numbers and dates as such, 01 "
-            f"as 1 and 1:30 as 90; put what is written there into quotation marks, like {_quoted(found)}"
+            f"spec key {path!r} is {shortly(found)}; wanted a text: YAML reads yes, no, numbers and dates as such; "
+            f"put what is written there into quotation marks, like {_quoted(found)}"
         )
     for said, meant in SAID.items():
         wanted = wanted.replace(said, meant)

@@ -4,6 +4,7 @@ the place."""
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from talos_ray.shown import plain
 
 MOST_BYTES = 1 << 20
 DEEPEST = 40
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+OTHERWISE = re.compile(r"[-+]?0[0-7_]+\Z|.*:")  # 010 is 8 to YAML, and 1:30 is 90
 MOST_ALIASES = 100
 MOST_VALUES = 100_000  # with every alias written out
 
@@ -33,6 +36,13 @@ class _Loader(yaml.SafeLoader):
                     raise _Mistake(f"key {str(name)!r} stands there twice; wanted once", key.start_mark)
                 seen.add(name)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        text = super().construct_scalar(node)
+        if node.tag in NUMBERS and OTHERWISE.match(text):
+            fix = f'wanted "{text}" in quotation marks, if it is a text, and else digits alone, without a 0 before them'
+            raise _Mistake(f"YAML reads {text[:40]} by eights or sixties, not by tens; {fix}", node.start_mark)
+        return text
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

@@ -37,10 +37,21 @@ def test_keys_that_stand_twice_and_words_that_want_quotes(tmp_path):
         ("7", '"7" for 7'),
         ("1.5", '"1.5"'),
         ("2024-01-02", '"2024-01-02"'),
-        ("01", '"1" for 1'),  # which is not what was written, and so is said not to be
-        ("1:30", '"90" for 90'),
     ):
         refused(path, SPEC.replace("é", given), f"wanted a text: .*quotation marks, like {fix}")
+
+
+@pytest.mark.parametrize("given", ["010", "-010", "1:30", "1:30.5", "0_1"])
+def test_numbers_that_yaml_reads_by_other_than_tens(tmp_path, given):
+    """010 steps are not 8, and 1:30 are not 90."""
+    path = tmp_path / "spec.yaml"
+    fix = f'"{given}" in quotation marks, if it is a text, and else digits alone'
+    refused(path, SPEC.replace("é", given), f"line 2: YAML reads {given} by eights or sixties.*{fix}")
+    refused(path, SPEC + f"train: {{steps: {given}}}\n", f"line 4: YAML reads {given}")
+    path.write_text(SPEC.replace("é", f'"{given}"') + "train: {steps: 1_000, lr: 0.10}\nseed: 0\n")
+    spec = load_spec(path)
+    assert spec.tasks[0].classes[0] == given
+    assert (spec.train.steps, spec.train.lr, spec.seed) == (1000, 0.1, 0)
 
 
 def test_braces_in_prompts():
