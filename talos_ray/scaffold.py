@@ -30,7 +30,7 @@ from talos_ray.data.folders import (
 )
 from talos_ray.data.pixels import HEAD, trouble_with
 from talos_ray.data.readers import holds_rows
-from talos_ray.data.tables import KINDS, Reading, as_numbers, other_separator, read_table
+from talos_ray.data.tables import KINDS, Reading, as_numbers, check_is_table, other_separator, read_table
 from talos_ray.errors import SpecError
 from talos_ray.spec import reads_text, resolve_task
 from talos_ray.tasks import TaskData, load_task
@@ -488,6 +488,7 @@ def _first(column: pa.ChunkedArray) -> str | bytes:
 def _table(path: Path) -> pa.Table:
     """A file's rows, dictionaries spelt out; of several columns of one name, none."""
     kind = KINDS[path.suffix.lower()]
+    check_is_table(path)
     if kind == "csv":
         names = _header(path)
         if len(names) == 1 and (told := other_separator(path, names[0])):

@@ -40,8 +40,9 @@ class _Loader(yaml.SafeLoader):
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
         text = super().construct_scalar(node)
         if node.tag in NUMBERS and OTHERWISE.match(text):
+            text = text[:40]
             fix = f'wanted "{text}" in quotation marks, if it is a text, and else digits alone, without a 0 before them'
-            raise _Mistake(f"YAML reads {text[:40]} by eights or sixties, not by tens; {fix}", node.start_mark)
+            raise _Mistake(f"YAML reads {text} by eights or sixties, not by tens; {fix}", node.start_mark)
         return text
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -37,7 +37,7 @@ from talos_ray.data.folders import (
     tables_in,
     told_some,
 )
-from talos_ray.data.tables import KINDS, Reading, column_names, read_table
+from talos_ray.data.tables import KINDS, Reading, check_is_table, column_names, read_table
 from talos_ray.demo.tasks import RECIPES, cache_folder, materialize
 from talos_ray.errors import SpecError, nearest
 
@@ -344,6 +344,8 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
     found = {}
     for split, paths in files.items():
         if KINDS[paths[0].suffix.lower()] == "parquet":
+            for path in paths:
+                check_is_table(path)
             schemas = [pq.read_schema(path) for path in paths]
             _check_types(paths, needed, schemas)
             _check_class_names(paths, task.label, schemas)

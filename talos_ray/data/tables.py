@@ -7,6 +7,7 @@ wrong, and then nobody is told. Here a cell is a text, an empty cell is missing,
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
 import json
@@ -33,6 +34,15 @@ ENCODINGS = {  # by a file's first bytes; the longer ones first
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+OTHERS = {  # what files begin with that are no text, or none of rows, whatever they are called
+    b"PK\x03\x04": ("a ZIP archive, as spreadsheets are", "export it as the kind that it is called"),
+    b"\x1f\x8b": ("compressed by gzip", "unpack it"),
+    b"PAR1": ("Parquet", "call it .parquet"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+    b"<!DOCTYPE html": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+}
+UNMARKED = re.compile(rb"[^\0]\0[^\0]\0|\0[^\0]\0[^\0]", re.DOTALL)  # two characters of UTF-16
 DIGITS_KEPT = 15  # characters of a number that nothing is lost of
 BREAK = re.compile(r"\r\n|\r|\n")
 UNNAMED = "Latin-1 or Windows-1252, as old editors write"
@@ -57,7 +67,17 @@ def read_table(path: Path, how: Reading = Reading()) -> pa.Table:
     Raises:
         SpecError: anything in it that could be read in two ways, with its line.
     """
+    check_is_table(path)
     return _read_json(path, how) if KINDS[path.suffix.lower()] == "json" else _read_csv(path, how)
+
+
+def check_is_table(path: Path) -> None:
+    """Raises SpecError where a table is by its first bytes something else than its name says."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, OTHERS))).removeprefix(codecs.BOM_UTF8)
+    for mark, (what, fix) in OTHERS.items():
+        if start.startswith(mark) and not (mark == b"PAR1" and path.suffix.lower() == ".parquet"):
+            raise SpecError(f"{str(path)!r} is {what}; wanted a table as its name ends ({path.suffix}); {fix}")
 
 
 def column_names(path: Path) -> list[str]:
@@ -81,6 +101,8 @@ def decoded(data: bytes, what: str) -> str:
     for mark, name in ENCODINGS.items():
         if data.startswith(mark):
             raise SpecError(f"{what} is {name}; wanted UTF-8; save it as UTF-8")
+    if UNMARKED.match(data):
+        raise SpecError(f"{what} is UTF-16 without a mark; wanted UTF-8; save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,7 +207,7 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[
     row without cells."""
     with path.open("rb") as start:
         first = start.read(4)
-    if first.startswith(tuple(ENCODINGS)):
+    if first.startswith(tuple(ENCODINGS)) or UNMARKED.match(first):
         decoded(first, repr(str(path)))
     before = csv.field_size_limit(sys.maxsize)  # of the whole process, so it is put back
     line = 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from talos_ray import SpecError, Task
 from talos_ray.data.tables import Reading, as_numbers, decoded, read_table
+from talos_ray.scaffold import scaffold
 from talos_ray.tasks import load_rows, load_task
 
 ALL = Reading()
@@ -192,6 +193,8 @@ def test_encodings_are_utf8_or_refused_by_name(tmp_path):
     x.write_bytes("text,label\nwörd,a\n".encode("utf-8-sig"))
     assert read_table(x, ALL)["text"].to_pylist() == ["wörd"]
     refused(x, "text,label\nword,a\nwörd,b\n".encode("latin-1"), r"not UTF-8: byte 0xf6 in line 3 \(perhaps Latin-1")
+    for name in ("utf-16-le", "utf-16-be"):
+        refused(x, "text,label\nwörd,a\n".encode(name), "is UTF-16 without a mark; wanted UTF-8")
     for name in ("utf-16", "utf-32"):
         refused(x, "text,label\nwörd,a\n".encode(name), f"is {name.upper()}; wanted UTF-8")
     assert decoded("\ufeffé".encode(), "x") == "é"
@@ -305,3 +308,21 @@ def test_words_for_what_is_missing_are_such_in_every_kind_of_table(tmp_path, kin
     assert data.classes == ("0", "1") and "11 of 30 rows" in data.notes[0]
     assert {*data.train.rows[:]["text"]}.isdisjoint({"N/A"})
     told("row 1 of split 'train' has no text.*11 rows", path, missing_words=("?", "N/A"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_files_that_are_something_else_than_they_are_called(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    for start, match in (
+        (b"PK\x03\x04" + bytes(40), "is a ZIP archive, as spreadsheets are.*export it"),
+        (b"\x1f\x8b\x08" + bytes(40), "is compressed by gzip.*unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>\n", "is a web page"),
+    ):
+        path.write_bytes(start)
+        told(match, path)
+        with pytest.raises(SpecError, match=match):
+            scaffold(tmp_path)
+    if kind != "parquet":
+        pq.write_table(pa.table({"text": ["a"], "label": ["b"]}), path)
+        told("is Parquet.*call it .parquet", path)
