@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from talos_ray.config import HALF, shortly
 from talos_ray.data.folders import images_below
-from talos_ray.data.pixels import as_rgb
+from talos_ray.data.pixels import as_rgb, decoding
 from talos_ray.data.split import Split
 from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError
@@ -74,12 +74,20 @@ def _picture(place: int, value: Any) -> Image.Image:
             f"input {place} is {type(value).__name__}; wanted a PIL image or an array, as the others, or a list of "
             "files alone; convert it"
         )
-    if image.mode.startswith(("I", "F")):  # deep ones are scaled by a rule that refuses some
-        try:
+    if not image.width or not image.height:
+        raise SpecError(f"input {place} has {image.width} x {image.height} pixels; wanted at least 1; take it out")
+    try:
+        if image.mode.startswith(("I", "F")):  # deep ones are scaled by a rule that refuses some
             as_rgb(image)
-        except SpecError as error:
-            raise SpecError(f"input {place}: {error}") from None
-    return image
+        with decoding():
+            return _turned(image)
+    except SpecError as error:
+        raise SpecError(f"input {place}: {error}") from None
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """An image as EXIF says that it is to be looked at, as the files of a data set are turned."""
+    return ImageOps.exif_transpose(image) if ExifTags.Base.Orientation in image.getexif() else image
 
 
 def image_files(values: Sequence[str | Path]) -> list[str]:

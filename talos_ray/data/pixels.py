@@ -22,6 +22,9 @@ MOST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels; Pillow takes more f
 DEEP = 65535 / 255  # steps of 16 bits in one of 8
 SURE = 256 << 10  # bytes; a JPEG that is smaller cannot hold as many pixels as are refused
 HEAD = 33  # bytes of a PNG that say how large and how deep it is, and their checksum
+BITS = 258  # tags of a TIFF: bits a value, what zero stands for, kind of number
+ZERO_IS = 262
+NUMBERS = 339
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x60\x82"
 JPEG = b"\xff\xd8"
@@ -49,17 +52,38 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     with decoding():  # what was opened and not yet read
         image.load()
+    _check_tags(image)
     if image.mode.startswith(("I", "F")):
         return _scaled(image)
     hidden = image.info.get("transparency")
     if isinstance(hidden, tuple) and max(hidden) > 255:  # of 16 bits, where the pixels have kept the upper 8
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in hidden)
+    if image.mode == "La":  # which leads to nothing else
+        image = image.convert("LA")
     if hidden is not None or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (*GROUND, 255))
         return Image.alpha_composite(ground, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _check_tags(image: Image.Image) -> None:
+    """Raises SpecError where a TIFF says of its values what Pillow drops: that white has fewer bits than 16, or is
+    zero, or that values have a sign."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return
+    bits = tags.get(BITS, (1,))
+    deep = image.mode.startswith(("I", "F"))
+    if image.mode.startswith("I;16") and set(bits) != {16}:
+        raise SpecError(f"its values have {bits[0]} bits; wanted 8 or 16; save it with 16, so that 65535 is white")
+    if 2 in tags.get(NUMBERS, ()) and max(bits) < 32:
+        raise SpecError(f"its values have {bits[0]} bits with a sign; wanted 8 or 16 without; save it so")
+    if deep and tags.get(ZERO_IS) == 0:
+        raise SpecError(
+            f"it says that zero is white, of values of {bits[0]} bits; wanted zero for black; save it so, inverted"
+        )
 
 
 def _scaled(image: Image.Image) -> Image.Image:

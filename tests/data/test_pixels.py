@@ -4,12 +4,14 @@ import io
 import struct
 import zlib
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from talos_ray import SpecError, Task
 from talos_ray.data import pixels
+from talos_ray.data.given import pictures
 from talos_ray.data.pixels import as_rgb, head_and_tail, trouble_with
 from talos_ray.inputs import Examples
 from talos_ray.orchestrate.plan import _check_images
@@ -165,3 +167,60 @@ def test_what_is_wrong_elsewhere_is_no_image_s_fault(tmp_path):
 def test_transparency_of_16_bits(colour, hidden, values, wanted):
     data = png(2, 16, colour, struct.pack(f">{len(values)}H", *values), chunk(b"tRNS", struct.pack(f">{len(hidden)}H", *hidden)))
     assert np.asarray(as_rgb(Image.open(io.BytesIO(data))))[0, :, 0].tolist() == wanted
+
+
+def tiff(width: int, bits: int, number: int, zero_is: int, values: bytes) -> bytes:
+    """One row of pixels. number: 1 without a sign, 2 with one, 3 floating-point. zero_is: 0 white, 1 black."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: zero_is, 273: 8, 277: 1, 278: 1, 279: len(values), 339: number}
+    values += bytes(len(values) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(values))
+    return head + values + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "number", "zero_is", "values", "wanted"),
+    [
+        (16, 1, 1, struct.pack("<HH", 257, 65535), [1, 255]),
+        (8, 1, 0, b"\0\xff", [255, 0]),
+        (32, 3, 1, struct.pack("<ff", 0.5, 1), [128, 255]),
+        (12, 1, 1, b"\x00\x0f\xff", "its values have 12 bits; wanted 8 or 16"),
+        (16, 2, 1, struct.pack("<hh", 0, 32767), "its values have 16 bits with a sign"),
+        (8, 2, 1, b"\xff\x01", "its values have 8 bits with a sign"),
+        (16, 1, 0, struct.pack("<HH", 0, 65535), "zero is white, of values of 16 bits"),
+        (32, 3, 0, struct.pack("<ff", 0, 1), "zero is white, of values of 32 bits"),
+    ],
+)
+def test_what_a_tiff_says_of_its_values_is_heeded_or_refused(tmp_path, bits, number, zero_is, values, wanted):
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(2, bits, number, zero_is, values))
+    if isinstance(wanted, str):
+        assert wanted in told(path)
+    else:
+        assert told(path) is None
+        assert np.asarray(as_rgb(Image.open(path)))[0, :, 0].tolist() == wanted
+
+
+def test_images_in_memory_are_turned_like_files(tmp_path):
+    turned = Image.Exif()
+    turned[274] = 6  # the top lies on the left
+    corner = Image.new("RGB", (4, 2))
+    corner.putpixel((0, 0), (255, 0, 0))
+    corner.save(tmp_path / "x.png", exif=turned)
+    of_file = datasets.Image().decode_example({"bytes": None, "path": str(tmp_path / "x.png")})
+    for given in (Image.open(tmp_path / "x.png"), of_file, corner.rotate(-90, expand=True)):
+        assert as_rgb(pictures([given]).rows[[0]]["image"][0]).tobytes() == as_rgb(of_file).tobytes()
+    with pytest.raises(SpecError, match="input 1 has 3 x 0 pixels"):
+        pictures([corner, np.zeros((0, 3, 3), np.uint8)])
+    half = Image.new("LA", (1, 1), (0, 51)).convert("La")
+    assert as_rgb(pictures([half]).rows[[0]]["image"][0]).getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_what_a_data_set_asks_to_be_rgb_is_made_so_by_the_written_rule(tmp_path):
+    out = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 32896, np.uint16)).save(out, "PNG")
+    features = datasets.Features({"image": datasets.Image(mode="RGB"), "label": datasets.Value("string")})
+    rows = {"image": [{"bytes": out.getvalue(), "path": None}] * 20, "label": ["a", "b"] * 10}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "x")
+    data = load_task(Task(name="t", data=str(tmp_path / "x")), 0)
+    assert as_rgb(data.train.rows[[0]]["image"][0]).getpixel((0, 0)) == (128, 128, 128)
