@@ -30,7 +30,15 @@ from talos_ray.data.given import (
 )
 from talos_ray.data.labels import class_names, counted, places, said
 from talos_ray.data.pixels import HEAD, head_and_tail, trouble_with
-from talos_ray.data.readers import columns_of, holds_rows, is_here, load_splits, state_of_data, told_template
+from talos_ray.data.readers import (
+    columns_of,
+    holds_rows,
+    is_here,
+    load_splits,
+    state_of_data,
+    told_of_hidden,
+    told_template,
+)
 from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing, marked
 from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError, nearest
@@ -193,7 +201,8 @@ def load_inputs(
         task = task.model_copy(update={"missing_words": ()})  # which are of tables
         rows = _rows_of_list(task, listed)
         name = "inputs"
-        notes = []
+        folders = [Path(os.path.expanduser(value)) for value in listed] if task.kind == "image" else []
+        notes = [note for folder in folders for note in told_of_hidden(task, folder)]
         task = task if task.kind == "text" else task.model_copy(update={"input": IMAGE_COLUMN})
     _check_columns(task, rows, name, labelled)
     _check_all_there(task, rows)

@@ -141,6 +141,7 @@ def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
+            _check_name(entry)
             if entry.is_dir():
                 yield from _below(Path(entry.path), (*within, here))
             elif entry.is_file():
@@ -153,15 +154,37 @@ def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
                 raise SpecError(f"{entry.path!r} is a pipe, a socket or a device; wanted a file; move it away")
 
 
+def _check_name(entry: os.DirEntry[str]) -> None:
+    """Raises SpecError where a name is no text, which no table of files can hold."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise SpecError(f"the name of {entry.path!r} is not UTF-8; wanted characters; rename it") from None
+
+
 def hidden_data(folder: Path) -> list[str]:
-    """Hidden folders (by a leading dot) that hold images or tables, and are not read."""
+    """Hidden files and folders (by a leading dot) that are or hold images or tables, and are not read."""
     found = []
-    for entry in sorted(folder.rglob(".*")):
-        if not entry.is_dir() or entry.is_symlink() or entry.name in TOOLS:
-            continue
-        if any(f.suffix.lower() in IMAGES or f.suffix.lower() in KINDS for f in entry.rglob("*")):
+    for entry in _hidden(folder, ()):
+        inside = list(entry.rglob("*")) if entry.is_dir() else [entry] if entry.suffix.lower() != ".json" else []
+        if any(f.suffix.lower() in IMAGES or f.suffix.lower() in KINDS for f in inside):
             found.append(str(entry.relative_to(folder)))
     return found
+
+
+def _hidden(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
+    """What is hidden in a folder and those below, through links; not what tools keep there, and what macOS notes of a
+    file (._NAME)."""
+    here = os.path.realpath(folder)
+    if here in within:  # whoever reads the folder tells of the circle
+        return
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.name.startswith("."):
+                if entry.name not in TOOLS and not entry.name.startswith("._"):
+                    yield Path(entry.path)
+            elif entry.is_dir() and entry.name != "__MACOSX":
+                yield from _hidden(Path(entry.path), (*within, here))
 
 
 def state_of(path: Path) -> list[tuple[str, int, int]]:
@@ -190,8 +213,10 @@ def read_images(root: Path, classes: Collection[str] = (), beside: Collection[st
         SpecError: an image that has no class, or two possible ones; a file that nobody can read.
     """
     folder = _unwrapped(root)
-    files = [f.relative_to(folder) for f in files_below(folder)]
-    _check_readable(root, [f for f in files if str((folder / f).relative_to(root)) not in beside])
+    # Also what lies beside the only folder: that nobody reads it has to be told.
+    everything = [f.relative_to(root) for f in files_below(root)]
+    check_readable(root, [f for f in everything if str(f) not in beside])
+    files = [(root / f).relative_to(folder) for f in everything if (root / f).is_relative_to(folder)]
     images = [f for f in files if f.suffix.lower() in IMAGES]
     if not images:
         raise SpecError(f"{str(root)!r} holds 0 images; wanted a folder of images a class, like {root.name}/cat/1.png")
@@ -232,7 +257,7 @@ def read_images(root: Path, classes: Collection[str] = (), beside: Collection[st
         raise SpecError(
             f"{str(root)!r}: the folders {', '.join(named)} name a split twice; wanted one each; merge them"
         )
-    return Images(names, found, tuple(_empty(folder, names, split)))
+    return Images(names, found, tuple(_empty(folder, names, tops if split else ())))
 
 
 def images_below(root: Path) -> list[Path]:
@@ -242,7 +267,7 @@ def images_below(root: Path) -> list[Path]:
         SpecError: there are none, or a file that nobody can read.
     """
     files = list(files_below(root))
-    _check_readable(root, files)
+    check_readable(root, files)
     images = [f for f in files if f.suffix.lower() in IMAGES]
     if not images:
         raise SpecError(f"{str(root)!r} holds 0 images; wanted at least 1; check the path")
@@ -264,7 +289,8 @@ def _unwrapped(root: Path) -> Path:
         folder = Path(dirs[0].path)
 
 
-def _check_readable(root: Path, files: Sequence[Path]) -> None:
+def check_readable(root: Path, files: Sequence[Path]) -> None:
+    """Raises SpecError where one of some files, which are paths in `root`, is neither an image nor plainly a note."""
     known = IMAGES | BESIDE
     if odd := [f for f in files if f.suffix.lower() not in known and f.name.lower() not in NAMELESS]:
         raise SpecError(
@@ -274,15 +300,12 @@ def _check_readable(root: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _empty(folder: Path, names: Sequence[str], split: bool) -> Iterator[str]:
-    for root in (e.path for e in os.scandir(folder) if e.is_dir()) if split else [folder]:
+def _empty(folder: Path, names: Sequence[str], splits: Sequence[str]) -> Iterator[str]:
+    """Folders of no image: beside those of the classes, or of the splits, and beside the classes in each of these."""
+    for root, known in ((folder, splits or names), *((folder / split, names) for split in splits)):
         for entry in os.scandir(root):
-            if (
-                entry.is_dir()
-                and not entry.name.startswith(".")
-                and entry.name not in names
-                and entry.name != "__MACOSX"
-            ):
+            shown = not entry.name.startswith(".") and entry.name != "__MACOSX"
+            if shown and entry.is_dir() and entry.name not in known:
                 yield entry.name
 
 

@@ -26,6 +26,7 @@ from talos_ray.data.folders import (
     METADATA,
     PUBLISHED,
     Images,
+    check_readable,
     check_shards,
     files_below,
     has_tables,
@@ -151,7 +152,8 @@ def _as_stored(splits: Mapping[str, Any]) -> dict[str, Any]:
     for split, rows in splits.items():
         rows = rows.with_format(None)
         for column, feature in rows.features.items():
-            if isinstance(feature, datasets.Image) and not feature.decode:
+            # What is asked to be RGB is made so by our rule: theirs clips 16 bits, and shows what was transparent.
+            if isinstance(feature, datasets.Image) and (not feature.decode or feature.mode == "RGB"):
                 rows = rows.cast_column(column, datasets.Image())
             if isinstance(feature, datasets.Value) and feature.dtype in VIEWS:
                 rows = rows.cast_column(column, datasets.Value(VIEWS[feature.dtype]))
@@ -171,8 +173,7 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         return (splits if isinstance(splits, dict) else {task.train_split: splits}), []
     notes = []
     by_card = _describes_itself(path)
-    if hidden := hidden_data(path):
-        notes.append(f"task {task.name!r}: of {task.data} the hidden folders {told_some(hidden)} are not read")
+    notes += told_of_hidden(task, path)
     if not holds_rows(path):
         found = read_images(path, task.classes or ())
         if found.empty:
@@ -200,6 +201,15 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         return _tables(task, tables_in(path)), notes
     splits, told = _tables_by_card(task, path)
     return splits, [*notes, *told]
+
+
+def told_of_hidden(task: Task, path: Path) -> list[str]:
+    """That files or folders in a folder are hidden and not read, if there are some."""
+    hidden = hidden_data(path) if path.is_dir() else []
+    folders = [h for h in hidden if (path / h).is_dir()]
+    kinds = {"folders": folders, "files": [h for h in hidden if h not in folders]}
+    begin = f"task {task.name!r}: of {path} the hidden"
+    return [f"{begin} {kind} {told_some(found)} are not read" for kind, found in kinds.items() if found]
 
 
 def _tables_by_card(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -459,12 +469,15 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
             f"{str(path)!r}: some images lie in folders called like splits ({named}) and some do not; wanted all or "
             "none; move them"
         )
-    there = [f for f in files_below(path) if f.suffix.lower() in IMAGES]
-    if lost := [f for f in there if os.path.abspath(f) not in seen]:
+    files = list(files_below(path))
+    unnamed = [f for f in files if os.path.abspath(f) not in seen and f.name not in METADATA]
+    there = [f for f in files if f.suffix.lower() in IMAGES]
+    if lost := [f for f in unnamed if f.suffix.lower() in IMAGES]:
         raise SpecError(
             f"{str(path)!r}: {len(lost)} of {len(there)} images are not in its metadata, {told_some(lost)}; wanted a "
             "row each; add them or move them away"
         )
+    check_readable(path, [f.relative_to(path) for f in unnamed])
     joined = {part or task.train_split: pa.concat_tables(t, promote_options="permissive") for part, t in listed.items()}
     return {part: datasets.Dataset(rows).cast_column(IMAGE, datasets.Image()) for part, rows in joined.items()}
 
@@ -495,7 +508,7 @@ def _image_in(metadata: Path, row: int, name: object) -> Path:
         SpecError: there is none.
     """
     image = Path(os.path.abspath(metadata.parent / str(name)))
-    if name is None or not image.is_file():
+    if name is None or not os.path.isfile(image):  # where `Path` would raise of a name that is too long
         raise SpecError(
             f"{str(metadata)!r}, row {row}: {FILE_NAME} is {str(name)[:100]!r}, and there is no such file beside it; "
             "wanted an image; correct the row"

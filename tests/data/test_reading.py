@@ -18,7 +18,7 @@ from PIL import Image
 from talos_ray import SpecError, Task
 from talos_ray.scaffold import scaffold
 from talos_ray.spec import load_spec
-from talos_ray.tasks import load_rows, load_task, told_of
+from talos_ray.tasks import load_inputs, load_rows, load_task, told_of
 
 TEXT = {"name": "t", "kind": "text", "input": "text"}
 
@@ -103,6 +103,39 @@ def test_images_without_a_place_are_named(tmp_path):
     piped = Path(pictures(tmp_path / "piped", base))
     os.mkfifo(piped / "cat" / "12.png")
     refused("12.png' is a pipe, a socket or a device", piped)
+
+
+def test_nothing_beside_images_is_passed_over_without_a_word(tmp_path):
+    names = [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(8)]
+    inner = Path(pictures(tmp_path / "a", [f"pictures/{n}" for n in names]))  # which alone holds all classes
+    (inner / "more.zip").write_bytes(b"PK")
+    refused("1 files are no images that can be read, 'more.zip'", inner)
+    (inner / "more.zip").rename(inner / "notes.txt")
+    assert total(inner) == {"cat": 8, "dog": 8}
+
+    listed = Path(pictures(tmp_path / "b", names))
+    rows = "".join(f"{n},{n.split('/')[0]}\n" for n in names)
+    (listed / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    assert total(listed) == {"cat": 8, "dog": 8}
+    for odd in ("cat/9.heic", "more.zip"):
+        (listed / odd).write_bytes(b"PK")
+        refused(f"1 files are no images that can be read, '{odd}'", listed)
+        (listed / odd).unlink()
+
+    splits = Path(pictures(tmp_path / "c", [f"{s}/{n}" for s in ("train", "test") for n in names]))
+    (splits / "val").mkdir()  # a copy that failed
+    pictures(tmp_path / "d", [".x/1.png", "fox.png"])
+    os.symlink(tmp_path / "d", splits / "train" / "fox")
+    pictures(splits, ["train/cat/.8.png", "train/cat/._1.png"])
+    found = load_task(Task(name="t", data=str(splits)), 0)
+    words = ("hidden folders 'train/fox/.x' are", "hidden files 'train/cat/.8.png' are", "folder(s) 'val' of")
+    assert all(w in note for w, note in zip(words, found.notes[:3], strict=True))
+    assert found.classes == ("cat", "dog", "fox")
+    task = Task(name="t", data=str(splits)).model_dump()
+    answered = load_inputs(task, splits / "train", ("cat", "dog"))
+    assert len(answered) == 17 and len(answered.notes) == 2
+    (splits / os.fsdecode(b"test/cat/\xff.png")).write_bytes(b"")
+    refused("the name of '.*udcff.png' is not UTF-8", splits)
 
 
 def test_tables_of_a_folder_are_splits_by_name(tmp_path):
