@@ -123,7 +123,7 @@ def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
         SpecError: nothing there, not readable, or a format that holds code (pickle).
     """
     path = Path(name).expanduser()
-    if path.suffix in PICKLED:
+    if path.suffix.lower() in PICKLED:
         raise SpecError(
             f"checkpoint {name!r} is a {path.suffix} file, which may hold code; wanted safetensors; write its state "
             "dict with safetensors.torch.save_file, or name a model whose library reads it"

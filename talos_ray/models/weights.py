@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +23,10 @@ ADAPTERS_WEIGHTS = (ADAPTER_WEIGHTS, "adapter_model.bin")
 POINTER = b"version https://git-lfs"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HEADER = 8  # bytes that say how long a safetensors header is
+LONGEST_HEADER = 100 << 20  # bytes of one, as its own specification has it
 Json = TypeVar("Json", dict, list)
-FLOATS = ("F16", "BF16", "F32", "F64")  # dtypes of weights, as safetensors names them
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
+FLOATS = ("F16", "BF16", "F32", "F64")  # the same, as safetensors names them
 
 
 def check_file(path: Path, what: str) -> None:
@@ -50,7 +52,13 @@ def _dtypes(path: Path, what: str) -> dict[str, str]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(HEADER), "little")
+        start = file.read(HEADER)
+        header = int.from_bytes(start, "little")
+        if header > LONGEST_HEADER:  # a name does not make a file: what torch saves is a ZIP, and errors are web pages
+            raise SpecError(
+                f"{what}: {path.name} begins with {start!r}, as no safetensors file does; wanted one; write its "
+                "tensors with safetensors.torch.save_file, or download it again"
+            )
         if header > size - HEADER:
             raise SpecError(_cut(path, what, size, HEADER + header))
         try:
@@ -134,10 +142,11 @@ def is_adapter(folder: Path) -> bool:
 
 
 def shards_of(folder: Path, what: str) -> list[Path]:
-    """The files that an index names.
+    """The files that an index names, each with the tensors that it is said to hold.
 
     Raises:
-        SpecError: one of them is not there.
+        SpecError: one of them is not there, lies elsewhere or holds others; a tensor stands in two; beside them there
+            are whole weights.
     """
     places = read_json(folder / INDEX, what).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -146,12 +155,42 @@ def shards_of(folder: Path, what: str) -> list[Path]:
             "write it again"
         )
     names = sorted(set(places.values()))
+    if odd := [n for n in names if Path(n).name != n or Path(n).suffix != ".safetensors"]:
+        raise SpecError(
+            f"{what}: {INDEX} names the file {odd[0]!r}; wanted safetensors files that lie beside it; download or "
+            "write them again"
+        )
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise SpecError(
             f"{what}: {len(missing)} of the {len(names)} files that {INDEX} names are missing, the first is "
             f"{missing[0]!r}; download or copy them"
         )
+    if WHOLE not in names and (folder / WHOLE).is_file():
+        raise SpecError(
+            f"{what} holds {WHOLE} and {INDEX}, which names other files; wanted one of the two, because nobody can "
+            f"tell which is the model; move the other away"
+        )
+    _check_shards(folder, places, what)
     return [folder / n for n in names]
+
+
+def _check_shards(folder: Path, places: Mapping[str, str], what: str) -> None:
+    """Raises SpecError unless every tensor stands in the file that an index names for it, and in no other of these."""
+    held: dict[str, str] = {}
+    for shard in sorted(set(places.values())):
+        check_file(folder / shard, what)
+        for tensor in _dtypes(folder / shard, what):
+            if tensor in held:
+                raise SpecError(
+                    f"{what}: tensor {tensor!r} stands in {held[tensor]!r} and in {shard!r}; wanted it in one of the "
+                    f"files that {INDEX} names; download or write them again"
+                )
+            held[tensor] = shard
+    if lost := [tensor for tensor, shard in places.items() if held.get(tensor) != shard]:
+        raise SpecError(
+            f"{what}: {len(lost)} tensors are not in the files that {INDEX} names for them, the first is {lost[0]!r} "
+            f"in {places[lost[0]]!r}; wanted what save_pretrained writes; download or write it again"
+        )
 
 
 def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
@@ -228,7 +267,7 @@ def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
         if torch.equal(after.to(before.dtype), before):
             continue
         changed += 1
-        rounded += any(torch.equal(after.float(), before.to(kind).float()) for kind in (torch.bfloat16, torch.float16))
+        rounded += _is_rounded(after, before)
     if not changed:
         return f"{what} is the base itself in every weight that may change; there is nothing in it to import"
     if changed == rounded:
@@ -237,3 +276,29 @@ def compared(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
             "it was trained?"
         )
     return None
+
+
+def _is_rounded(after: torch.Tensor, before: torch.Tensor) -> bool:
+    return any(torch.equal(after.float(), before.to(kind).float()) for kind in (torch.bfloat16, torch.float16))
+
+
+def told_left_out(
+    tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], kept: Collection[str], what: str
+) -> str | None:
+    """That a checkpoint has also changed tensors that no run changes, if it has: without them it may answer otherwise.
+
+    Args:
+        kept: names of the tensors that may change.
+    """
+    changed = []
+    for name in [n for n, before in base.items() if n not in kept and n in tuned and before.is_floating_point()]:
+        after = tuned[name]
+        same = after.shape == base[name].shape and torch.equal(after.to(base[name].dtype), base[name])
+        if not same and not _is_rounded(after, base[name]):
+            changed.append(name)
+    if not changed:
+        return None
+    return (
+        f"{what}: {len(changed)} of its tensors that no run changes differ from the base, the first is {changed[0]!r}; "
+        "they are left out, so it may answer otherwise than it did where it was trained"
+    )

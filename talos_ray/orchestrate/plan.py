@@ -21,7 +21,7 @@ from talos_ray.errors import Problems, SpecError, TalosError
 from talos_ray.integrations import hub, peft
 from talos_ray.models import Family, base_tensors, build_model, check_model, checkpoint_tensors, layout_of, load_model
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
-from talos_ray.models.weights import check_one_meant, compared, is_adapter
+from talos_ray.models.weights import FLOATING, check_one_meant, compared, is_adapter, told_left_out
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
@@ -286,6 +286,9 @@ def _checkpoint(
         progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: are they the same?")
     if told := compared(tuned, {n: base[n] for n in layout.names}, what):
         progress.say(told)
+    # Of a model that its library has loaded, nobody can tell what it made up: a pooler that is not there, say.
+    if _place(task.checkpoint).exists() and (told := told_left_out(tuned, base, layout.names, what)):
+        progress.say(told)
     return fingerprint({n: tuned[n] for n in layout.names})
 
 
@@ -313,10 +316,21 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
         tuned = checkpoint_tensors(task.checkpoint)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = tuple(tuned[name].shape) if name in tuned else "none"
+        if longer := [n for n in tuned if found == "none" and n.endswith(f".{name}")]:
+            before = longer[0].removesuffix(name)
+            raise SpecError(
+                f"{what} has a tensor {longer[0]!r}; wanted {name!r}, as the base calls it; take {before!r} off its "
+                "tensors' names, or name it as a model (like hf:FOLDER)"
+            )
         if found != tuple(shape):
             raise SpecError(
                 f"{what}: tensor {name!r} has shape {found}; wanted {tuple(shape)}, the base's; "
                 f"give one that was fine-tuned from this model, in its layout, or name it as a model (like hf:FOLDER)"
+            )
+        if tuned[name].dtype not in FLOATING:
+            raise SpecError(
+                f"{what}: tensor {name!r} is of {tuned[name].dtype}; wanted float32, bfloat16 or float16; take the "
+                "model that it was made of"
             )
     return tuned
 
