@@ -32,8 +32,11 @@ class Classifier:
         self.length = length
         self.edited = stacks(module) if module.config.is_encoder_decoder else (f"{blocks(module)}.",)
         # A decoder is read at the last token that is not its padding: so there has to be one.
-        known = (module.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        module.config.pad_token_id = filler(module, *known)
+        if module.config.pad_token_id is None:
+            # What ends every text stands for none: the decoder would be read before it.
+            ends = tokenizer("").input_ids[-1:]
+            known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0, 1)
+            module.config.pad_token_id = filler(module, *(token for token in known if token not in ends))
 
     def preprocess(self, examples: list) -> torch.Tensor:
         return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)

@@ -37,7 +37,7 @@ def check(name: str) -> None:
                 "the path"
             )
         check_folder(path, f"model 'hf:{name}'")
-    elif not HUB_NAME.match(name):
+    elif name.startswith((".", "~")) or not HUB_NAME.match(name):
         raise SpecError(
             f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, or OWNER/NAME; check it"
         )
@@ -85,8 +85,9 @@ def load(name: str, pretrained: bool = True):
             "model that it was made of"
         )
     _check_all_layers(name, module, extra)
+    _check_words(name, module, tokenizer)
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
-    limits = (longest, LONGEST, tokenizer.model_max_length)  # -1 where there is none (XLNet)
+    limits = (longest, LONGEST, _positions(module), tokenizer.model_max_length)  # -1 where there is none (XLNet)
     made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
     if random := sorted(n for n in lost if n.startswith(made.edited)):
         raise SpecError(
@@ -94,6 +95,23 @@ def load(name: str, pretrained: bool = True):
             f"the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
         )
     return made
+
+
+def _positions(module: nn.Module) -> int:
+    """How many tokens a model of RoBERTa's kin has positions for: theirs begin behind the number of the padding token.
+    -1 for all others."""
+    tables = [m for n, m in module.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    return min((t.num_embeddings - t.padding_idx - 1 for t in tables if t.padding_idx is not None), default=-1)
+
+
+def _check_words(name: str, module: nn.Module, tokenizer) -> None:
+    """Raises SpecError where a tokenizer has more words than its model: that of another model."""
+    known = len(module.get_input_embeddings().weight)
+    if tokenizer.vocab_size > known:
+        raise SpecError(
+            f"model {name!r} knows {known} words, but its tokenizer has {tokenizer.vocab_size}; wanted the tokenizer "
+            "that it was trained with; copy its files into the folder"
+        )
 
 
 def _check_all_layers(name: str, module: nn.Module, extra: Iterable[str]) -> None:

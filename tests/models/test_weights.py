@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from texts import save_model, write_texts
 
 import talos_ray
-from talos_ray import SpecError
-from talos_ray.models import checkpoint_tensors, load_model
+from talos_ray import SpecError, Task
+from talos_ray.models import base_tensors, checkpoint_tensors, layout_of, load_model
 from talos_ray.models.heads import check_head, make_head
-from talos_ray.models.weights import compared
+from talos_ray.models.weights import compared, told_left_out
+from talos_ray.orchestrate.plan import weights_of
 from talos_ray.spec import make_spec
 from talos_ray.tasks import load_task
 
@@ -53,6 +54,35 @@ def test_the_model_of_a_folder_is_what_its_index_names(tmp_path):
     )
 
 
+def test_an_index_that_does_not_say_where_tensors_are(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+
+    def says(places: dict) -> None:
+        index.write_text(json.dumps({"weight_map": places}))
+
+    def read() -> dict:
+        return checkpoint_tensors(str(tmp_path))
+
+    save_file({"x": torch.ones(3), "z": torch.ones(1)}, tmp_path / "m-1.safetensors")
+    save_file({"y": torch.ones(2)}, tmp_path / "m-2.safetensors")
+    right = {"x": "m-1.safetensors", "z": "m-1.safetensors", "y": "m-2.safetensors"}
+    says(right)
+    assert sorted(read()) == ["x", "y", "z"]
+    says({**right, "y": "m-1.safetensors", "x": "m-2.safetensors"})
+    refused(read, "2 tensors are not in the files that .* names for them, the first is 'x' in 'm-2.safetensors'")
+    for elsewhere in ("../m-1.safetensors", str(tmp_path / "m-1.safetensors"), "m.bin"):
+        says({**right, "x": elsewhere})
+        refused(read, f"names the file '{elsewhere}'; wanted safetensors files that lie beside it")
+    says(right)
+    save_file({"y": torch.ones(2), "x": torch.zeros(3)}, tmp_path / "m-2.safetensors")  # one of them is stale
+    refused(read, "tensor 'x' stands in 'm-1.safetensors' and in 'm-2.safetensors'")
+    save_file({"y": torch.ones(2)}, tmp_path / "m-2.safetensors")
+    save_file({"x": torch.zeros(3), "y": torch.ones(2), "z": torch.ones(1)}, tmp_path / "model.safetensors")
+    refused(read, "holds model.safetensors and model.safetensors.index.json, which names other files")
+    says(dict.fromkeys(right, "model.safetensors"))
+    assert torch.equal(read()["x"], torch.zeros(3))
+
+
 def test_files_that_are_not_what_they_look_like(tmp_path):
     model = save_model(tmp_path, "bert")
     weights, whole = tmp_path / "model.safetensors", (tmp_path / "model.safetensors").read_bytes()
@@ -60,6 +90,7 @@ def test_files_that_are_not_what_they_look_like(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS .*run `git lfs pull`"),
         (whole[:-100], "is cut off: it has .* bytes, and its header says"),
         (whole[:6], "is cut off"),
+        (b"PK\x03\x04" + whole, "begins with b'PK.*, as no safetensors file does"),
         (b"\x10" + b"\0" * 7 + b"no JSON at all.." + whole, "is no safetensors"),
     ):
         weights.write_bytes(content)
@@ -111,6 +142,17 @@ def test_folders_that_are_no_model(tmp_path, break_it, match):
     refused(lambda: load_model(model), match)
 
 
+def test_a_tokenizer_of_another_model_and_a_path_that_is_none(tmp_path):
+    model = save_model(tmp_path, "bert")
+    known = len(load_model(model).module.get_input_embeddings().weight)
+    told = json.loads((tmp_path / "tokenizer.json").read_text())
+    words = told["model"]["vocab"]
+    words |= {f"more{i}": known + i for i in range(3)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    refused(lambda: load_model(model), f"knows {known} words, but its tokenizer has {known + 3}")
+    refused(lambda: load_model("hf:./nowhere"), "'./nowhere' is no folder and no name of the Hub")
+
+
 def test_padding_that_the_model_has_no_embedding_of_is_not_read(tmp_path):
     model = save_model(tmp_path, "bert")
     texts = ["horse", "the horse and the hammer of a meadow"]
@@ -129,6 +171,32 @@ def test_what_a_checkpoint_has_changed_is_told():
     assert "but for rounding" in compared({n: t.half() for n, t in base.items()}, base, "x")
     assert compared({"w": base["w"] + 1e-3, "b": base["b"]}, base, "x") is None
     refused(lambda: compared({"w": base["w"] * float("nan"), "b": base["b"]}, base, "x"), "x: tensor 'w' holds NaN")
+
+
+def test_a_checkpoint_s_names_dtypes_and_other_tensors(tmp_path):
+    model = save_model(tmp_path / "m", "bert")
+    family = load_model(model)
+    base, layout = base_tensors(family), layout_of(family)
+    file = tmp_path / "tuned.safetensors"
+    task = Task(**write_texts(tmp_path, "animals", 4), kind="text", checkpoint=str(file))
+
+    def tensors(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+        save_file({**{n: t.contiguous() for n, t in base.items()}, **more}, file)
+        return weights_of(task, layout, model, base)
+
+    name = next(n for n in layout.names if n.endswith("bias"))
+    for odd in (torch.int8, torch.float8_e4m3fn, torch.complex64):
+        refused(lambda odd=odd: tensors(**{name: base[name].to(odd)}), f"tensor '{name}' is of {odd}; wanted float32")
+    assert torch.equal(tensors(**{name: base[name].bfloat16()})[name], base[name].bfloat16())
+    words = "embeddings.word_embeddings.weight"
+    assert told_left_out(tensors(), base, layout.names, "x") is None
+    assert told_left_out(tensors(**{words: base[words].half()}), base, layout.names, "x") is None
+    told = told_left_out(tensors(**{words: base[words] + 1}), base, layout.names, "x")
+    assert "1 of its tensors that no run changes differ from the base, the first is " + repr(words) in told
+    save_file({f"module.{n}": t.contiguous() for n, t in base.items()}, file)
+    refused(lambda: weights_of(task, layout, model, base), "take 'module.' off its tensors' names")
+    torch.save({}, tmp_path / "x.PT")
+    refused(lambda: checkpoint_tensors(str(tmp_path / "x.PT")), "is a .PT file, which may hold code")
 
 
 def test_a_base_that_is_not_finite_and_heads_that_cannot_work(tmp_path):
