@@ -32,7 +32,7 @@ from talos_ray.storage.run_folder import RunFolder, tasks_of
 from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, predict, published, signatures, versions, watch
-from talos_ray.trust.export import check_empty, export, save_adapter
+from talos_ray.trust.export import export, save_adapter
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.published import Pulled, Pushed
 from talos_ray.trust.recompose import Composed, deltas_of, edit_of, exchanged
@@ -135,7 +135,7 @@ def pull(name: str, folder: str | Path, *, deep: bool = False) -> Pulled:
         SpecError: the name, or a folder that holds something. TalosError: no such repository or revision, no token
             that may see it, or the Hub cannot be reached. CorruptError: names a file that is not as it was pushed.
     """
-    return published.pull(name, Path(folder), deep=deep)
+    return published.pull(name, Path(folder).expanduser(), deep=deep)
 
 
 def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_by: str | None = None) -> list[str]:
@@ -598,6 +598,8 @@ class Run:
             SpecError: the folder is not empty, or the edit cannot be an adapter; names the tensors for which it cannot.
             MismatchError: as in `model`. TalosError: the version has no edit of the task.
         """
+        user_files.check_new_folder(to)
+        to = Path(to).expanduser()
         found = self._version(version)
         if task is not None:
             if not peft:
@@ -605,7 +607,7 @@ class Run:
                     f"export of task {task!r} alone is as an adapter; wanted peft=True (--peft); add it, or leave "
                     "task out"
                 )
-            return self._export_task(task, found, Path(to))
+            return self._export_task(task, found, to)
         if peft and delta_only:
             raise SpecError(
                 "export was asked for an adapter and for the changed weights; wanted one of them; "
@@ -613,7 +615,7 @@ class Run:
             )
         form = "peft" if peft else "delta" if delta_only else "whole"
         edited, base = self._composed(found)
-        return export(self.folder, found, edited, base, Path(to), form)
+        return export(self.folder, found, edited, base, to, form)
 
     def push(self, repo: str, version: int | None = None, *, whole: bool = False, public: bool = False) -> Pushed:
         """Send a version (head, if none is named) to a repository of the Hugging Face Hub, in one commit: the weights
@@ -648,7 +650,6 @@ class Run:
                 f"version {version.number} of {self.path!r} holds no edit of task {task!r}{nearest(task, held)}; "
                 f"it holds: {', '.join(held) or 'none'}"
             )
-        check_empty(to)
         deltas = self._deltas({task: version.deltas[task]})
         family, base = self._composed(self.folder.load_version(0))
         Composer(family.module, self.mask, list(deltas.values()), self.info["base"]).compose({task: 1.0})

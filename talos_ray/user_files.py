@@ -51,6 +51,27 @@ def check_free(path: str | Path, *, overwrite: bool = False, inputs: Sequence[st
         )
 
 
+def check_new_folder(path: str | Path) -> None:
+    """Raises SpecError unless a folder of this name is new or empty, and can be made without harm to a run."""
+    told = repr(str(path)[:SHOWN])
+    if URI.match(str(path)):
+        raise SpecError(f"output {told} is a URI; wanted a local folder; write there, and copy it")
+    try:
+        place = Path(path).expanduser().absolute()
+        run = run_around(place / "x")  # or the run itself
+        file = next((p for p in (place, *place.parents) if os.path.lexists(p) and not p.is_dir()), None)
+        full = place.is_dir() and any(place.iterdir())
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise SpecError(f"output {told} cannot be a folder: {reason}; choose another place") from None
+    if file:
+        raise SpecError(f"output {told}: {str(file)!r} is no folder; wanted a new or empty folder; choose another")
+    if run:
+        raise SpecError(f"output {told} lies in the run {str(run)!r}, which keeps only its own; choose another")
+    if full:
+        raise SpecError(f"export folder {told} is not empty; wanted a new or empty folder; choose another")
+
+
 def _read_from(place: Path, inputs: Sequence[str | Path]) -> str | None:
     """The input that a file is, also by a link, or that it lies in."""
     real = Path(os.path.realpath(place))

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from talos_ray import SpecError, user_files
+from talos_ray.orchestrate import cluster
 from talos_ray.trust.predict import check_output
 
 
@@ -45,3 +46,26 @@ def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
             check_output(name, overwrite=True, inputs=["nowhere", "x" * 300, "in.csv", "data"])
     check_output("old.csv", overwrite=True, inputs=["in.csv", "data"])
     check_output("new.csv", inputs=["in.csv"])
+
+
+def test_folders_of_an_export_and_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("full", "empty", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    user_files.check_new_folder("empty")
+    user_files.check_new_folder("empty/new/er")
+    for name, told in (
+        ("full", "export folder 'full' is not empty"),
+        ("full/mine.txt", "mine.txt' is no folder"),
+        ("full/mine.txt/x", "mine.txt' is no folder"),
+        ("s3://b/x", "is a URI; wanted a local folder"),
+        ("s3:/b/x", "is a URI"),
+        ("a\0", "cannot be a folder: embedded null byte"),
+        ("~nouser/x", "cannot be a folder: Could not determine home directory"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            user_files.check_new_folder(name)
+    for output in (f"FILE://{tmp_path}/data/run", "File:///proc/x"):
+        with pytest.raises(SpecError, match="lies in the data|belongs to the system"):
+            cluster.check_output(output, ["data"])

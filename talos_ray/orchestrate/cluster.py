@@ -122,7 +122,7 @@ def check_output(output: str, data: Sequence[str] = ()) -> None:
             f"output {output!r} is neither a path nor a URI; wanted two slashes, like "
             f"{output.replace(':/', '://', 1)!r}; correct it"
         )
-    if "://" not in output or output.startswith("file:"):
+    if "://" not in output or _is_file_uri(output):
         _check_place(output, data)
     if JOB_FOLDER in os.getcwd() and "://" not in output and not os.path.isabs(output):
         raise SpecError(
@@ -131,8 +131,12 @@ def check_output(output: str, data: Sequence[str] = ()) -> None:
         )
 
 
+def _is_file_uri(output: str) -> bool:
+    return output.lower().startswith("file:")  # a scheme may be written in capitals
+
+
 def _check_place(output: str, data: Sequence[str]) -> None:
-    named = unquote(urlsplit(output).path) if output.startswith("file:") else output
+    named = unquote(urlsplit(output).path) if _is_file_uri(output) else output
     try:
         place = Path(named).expanduser().resolve()
         lies_in_file = any(folder.is_file() for folder in (place, *place.parents))

@@ -17,13 +17,14 @@ from torch import nn
 
 from talos_ray.config import HUGGING_FACE
 from talos_ray.core.layout import fingerprint
-from talos_ray.errors import CorruptError, MismatchError, SpecError
+from talos_ray.errors import CorruptError, MismatchError
 from talos_ray.integrations import peft
 from talos_ray.models import Family, base_tensors, build_model, checkpoint_tensors
 from talos_ray.models.weights import check_file
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import Version
 from talos_ray.trust.card import DELTA, Form, card
+from talos_ray.user_files import check_new_folder
 
 
 def export(
@@ -47,7 +48,7 @@ def export(
     Raises:
         SpecError: `to` holds something already, or the version cannot be an adapter.
     """
-    check_empty(to)
+    check_new_folder(to)
     if form == "peft":  # first, because it may be refused
         save_adapter(folder, base, base_tensors(edited), to)
     to.mkdir(parents=True, exist_ok=True)
@@ -66,12 +67,6 @@ def export(
     save_file(tensors, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()} | kinds)
     (to / "README.md").write_text(card(folder, version, edited, form, beside=beside, licence=licence))
     return sorted(p.name for p in to.iterdir())
-
-
-def check_empty(to: Path) -> None:
-    """Raises SpecError if a folder holds something already."""
-    if to.exists() and any(to.iterdir()):
-        raise SpecError(f"export folder {str(to)!r} is not empty; wanted a new or empty folder; choose another")
 
 
 def save_adapter(

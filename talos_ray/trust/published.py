@@ -25,7 +25,8 @@ from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, version_name
 from talos_ray.storage.version import Version
 from talos_ray.trust import versions
-from talos_ray.trust.export import check_empty, check_model, export, exported_weights
+from talos_ray.trust.export import check_model, export, exported_weights
+from talos_ray.user_files import check_new_folder
 
 MANIFEST = "talos.json"
 RECORD = "record.json"
@@ -177,7 +178,7 @@ def pull(name: str, to: Path, *, deep: bool) -> Pulled:
         CorruptError: names the first file that is not as it was pushed.
     """
     asked = hub.source(name)
-    check_empty(to)
+    check_new_folder(to)
     at = hub.looked_up(asked)
     to.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to.parent, prefix=".talos-pull-") as scratch:
