@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -47,6 +48,7 @@ UNEVEN = 10  # a class with less than such a part of the largest one's examples 
 HELD = "holds the character U+001F, which separates a text from its choices; take it out"
 LONGEST = 300  # characters of a path that a message names
 NAMED = 20  # columns that one names
+CHANNELS = 4  # of an image, at most: what comes last in an array of it
 LOOKED = 64  # texts that are looked at to see whether they are names of image files
 
 
@@ -250,9 +252,13 @@ def _check_is_list(task: Task, inputs: Any) -> None:
         )
     if isinstance(inputs, bytes | bytearray | set | frozenset):
         raise SpecError(f"task {task.name!r}: the inputs are {kind}; wanted a list, in an order that stays; make one")
-    shape = getattr(inputs, "shape", ())
-    if task.kind == "image" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))):
-        raise SpecError(f"task {task.name!r}: the inputs are one image {list(shape)}; wanted a list, also of one: […]")
+    if not isinstance(inputs, np.ndarray) or (inputs.ndim and inputs.dtype.kind in "OSU"):  # a list of whatever it is
+        return
+    if inputs.ndim < 3 or (inputs.ndim == 3 and inputs.shape[-1] <= CHANNELS):
+        raise SpecError(
+            f"task {task.name!r}: the inputs are an array {list(inputs.shape)}, which is one {task.kind} at most; "
+            f"wanted a list of {task.kind}s, also of one: […]"
+        )
 
 
 def _rows_of_list(task: Task, listed: Sequence[Any]) -> Any:

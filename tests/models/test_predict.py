@@ -254,6 +254,16 @@ def test_images_come_as_files_folders_arrays_or_pictures(demo, tmp_path):
     assert demo.predict(files[3], "sides").inputs == [str(files[3])]
 
 
+def test_one_image_is_not_taken_for_its_rows(demo):
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    wanted = demo.predict(list(images), "sides").best
+    assert torch.equal(demo.predict(images, "sides").best, wanted)
+    assert torch.equal(demo.predict(images[..., 0], "sides").best, demo.predict(list(images[..., 0]), "sides").best)
+    for one in (images[0], images[0, ..., 0], np.array("x.png")):
+        with pytest.raises(SpecError, match="the inputs are an array .* which is one image at most; wanted a list"):
+            demo.predict(one, "sides")
+
+
 def test_images_of_a_folder_a_class_are_told_right_and_wrong(demo, tmp_path):
     inputs, labels = test_inputs(demo, "sides")
     classes = demo.folder.load_heads()[1]["sides"]
