@@ -34,6 +34,7 @@ class Encoder:
     """
 
     words_are_linear = True
+    unread = ("pooler.",)  # weights that a checkpoint may lack
     head_words = (
         "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's "
         "logits"

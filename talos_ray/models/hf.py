@@ -61,7 +61,10 @@ def load(name: str, pretrained: bool = True):
         lost: set[str] = set()
         extra: set[str] = set()
         if pretrained:
-            module, told = family.AUTO.from_pretrained(where, config=config, dtype=dtype, output_loading_info=True)
+            module, told = family.AUTO.from_pretrained(
+                where, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            _check_shapes(name, told["mismatched_keys"])
             lost = set(told["missing_keys"])
             extra = set(told["unexpected_keys"])
         else:
@@ -89,12 +92,28 @@ def load(name: str, pretrained: bool = True):
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
     limits = (longest, LONGEST, _positions(module), tokenizer.model_max_length)  # -1 where there is none (XLNet)
     made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
-    if random := sorted(n for n in lost if n.startswith(made.edited)):
+    # What is lost is random, and another at every loading.
+    if random := sorted(n for n in lost if not n.startswith(getattr(made, "unread", ()))):
+        which = "to be edited" if any(n.startswith(made.edited) for n in random) else "that are read"
         raise SpecError(
-            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights to be edited, "
+            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights {which}, "
             f"the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
         )
     return made
+
+
+def _check_shapes(name: str, odd: Iterable[tuple]) -> None:
+    """Raises SpecError where tensors of a checkpoint have other shapes than its configuration says.
+
+    Args:
+        odd: names, shapes that were found and shapes that were wanted.
+    """
+    if odd := sorted(odd):
+        tensor, found, wanted = odd[0]
+        raise SpecError(
+            f"model {name!r}: tensor {tensor!r} of its weights has shape {list(found)}; wanted {list(wanted)}, as its "
+            f"config.json says ({len(odd)} such); correct config.json, or download the weights again"
+        )
 
 
 def _positions(module: nn.Module) -> int:
@@ -107,6 +126,11 @@ def _positions(module: nn.Module) -> int:
 def _check_words(name: str, module: nn.Module, tokenizer) -> None:
     """Raises SpecError where a tokenizer has more words than its model: that of another model."""
     known = len(module.get_input_embeddings().weight)
+    if tokenizer.vocab_size <= len(tokenizer.all_special_ids):  # which transformers makes up where there are no files
+        raise SpecError(
+            f"model {name!r}: its tokenizer knows no words; wanted the tokenizer that it was trained with; copy its "
+            "files (tokenizer.json) into the folder"
+        )
     if tokenizer.vocab_size > known:
         raise SpecError(
             f"model {name!r} knows {known} words, but its tokenizer has {tokenizer.vocab_size}; wanted the tokenizer "

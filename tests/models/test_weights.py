@@ -117,9 +117,25 @@ def as_integers(folder: Path) -> None:
     save_file(whole, folder / "model.safetensors", {"format": "pt"})
 
 
+def without(part: str):
+    def take_out(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        save_file({n: t for n, t in weights.items() if part not in n}, folder / "model.safetensors", {"format": "pt"})
+
+    return take_out
+
+
 @pytest.mark.parametrize(
     ("break_it", "match"),
     [
+        (without("word_embeddings"), "lacks 1 of the weights that are read, the first is 'embeddings.word_embeddings"),
+        (without("embeddings.LayerNorm"), "lacks 2 of the weights that are read"),
+        (without("layer.0.output.dense.bias"), "lacks 1 of the weights to be edited"),
+        (
+            lambda f: changed(f, intermediate_size=48),
+            r"tensor 'encoder.*' of its weights has shape \[64\]; wanted \[48\], as its config.json says",
+        ),
+        (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "its tokenizer knows no words"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json holds list; wanted dict"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is no JSON"),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json holds list; wanted dict"),
@@ -134,7 +150,7 @@ def as_integers(folder: Path) -> None:
             "its weights hold 2 layers of 'encoder.layer', and its config.json says 1",
         ),
     ],
-    ids=["config", "deep", "index", "map", "length", "modules", "module", "pickle", "int8", "layers"],
+    ids=["words", "norm", "bias", "shape", "no-words", "config", "deep", "index", "map", "length", "modules", "module", "pickle", "int8", "layers"],
 )
 def test_folders_that_are_no_model(tmp_path, break_it, match):
     model = save_model(tmp_path, "bert")
@@ -151,6 +167,14 @@ def test_a_tokenizer_of_another_model_and_a_path_that_is_none(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(told))
     refused(lambda: load_model(model), f"knows {known} words, but its tokenizer has {known + 3}")
     refused(lambda: load_model("hf:./nowhere"), "'./nowhere' is no folder and no name of the Hub")
+
+
+def test_what_is_not_read_may_be_lost(tmp_path):
+    model = save_model(tmp_path, "bert")
+    wanted = load_model(model)
+    without("pooler")(tmp_path)
+    family = load_model(model)
+    assert torch.equal(family.features(family.preprocess(["horse"])), wanted.features(wanted.preprocess(["horse"])))
 
 
 def test_padding_that_the_model_has_no_embedding_of_is_not_read(tmp_path):
