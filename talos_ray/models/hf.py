@@ -125,7 +125,8 @@ def _positions(module: nn.Module) -> int:
 
 def _check_words(name: str, module: nn.Module, tokenizer) -> None:
     """Raises SpecError where a tokenizer has more words than its model: that of another model."""
-    known = len(module.get_input_embeddings().weight)
+    reader = getattr(module, "text_model", module)  # of two towers, the one that reads texts
+    known = len(reader.get_input_embeddings().weight)
     if tokenizer.vocab_size <= len(tokenizer.all_special_ids):  # which transformers makes up where there are no files
         raise SpecError(
             f"model {name!r}: its tokenizer knows no words; wanted the tokenizer that it was trained with; copy its "

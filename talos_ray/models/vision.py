@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from talos_ray.config import filled
 from talos_ray.data.pixels import as_rgb
+from talos_ray.errors import SpecError
 
 AUTO = AutoModel
 
@@ -21,6 +22,7 @@ class Vision:
 
     edited = ("vision_model.", "visual_projection.")
     words_are_linear = True
+    unread = ("logit_bias",)  # weights that a checkpoint may lack
     head_words = (
         "class features [classes, d], scaled: `features / features.norm(dim=-1, keepdim=True) @ head.T` are a task's "
         "logits"
@@ -66,4 +68,12 @@ class Vision:
 
 def make(module: nn.Module, tokenizer, where: str, length: int) -> Vision:
     longest = module.config.text_config.max_position_embeddings
-    return Vision(module, AutoImageProcessor.from_pretrained(where), tokenizer, longest)
+    try:
+        processor = AutoImageProcessor.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SpecError(
+            f"model {where!r}: how it wants its images cannot be read: {reason}; wanted the "
+            "preprocessor_config.json that it was saved with; download or copy it"
+        ) from None
+    return Vision(module, processor, tokenizer, longest)

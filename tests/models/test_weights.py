@@ -14,6 +14,7 @@ from talos_ray.models import base_tensors, checkpoint_tensors, layout_of, load_m
 from talos_ray.models.heads import check_head, make_head
 from talos_ray.models.weights import compared, told_left_out
 from talos_ray.orchestrate.plan import weights_of
+from talos_ray.smoke import tiny_model
 from talos_ray.spec import make_spec
 from talos_ray.tasks import load_task
 
@@ -167,6 +168,22 @@ def test_a_tokenizer_of_another_model_and_a_path_that_is_none(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(told))
     refused(lambda: load_model(model), f"knows {known} words, but its tokenizer has {known + 3}")
     refused(lambda: load_model("hf:./nowhere"), "'./nowhere' is no folder and no name of the Hub")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_two_towers_want_all_that_they_read(tmp_path, kind):
+    model = tiny_model(kind, ["a", "left", "right"], tmp_path)
+    load_model(model)
+    without("logit_bias")(tmp_path)
+    load_model(model)
+    place = tmp_path / "preprocessor_config.json"
+    whole = place.read_text()
+    for content in ("{", None):
+        place.write_text(content) if content else place.unlink()
+        refused(lambda: load_model(model), "how it wants its images cannot be read: .*; wanted the preprocessor_config")
+    place.write_text(whole)
+    without("text_model.embeddings.token")(tmp_path)
+    refused(lambda: load_model(model), "lacks 1 of the weights that are read, the first is 'text_model.embeddings.token")
 
 
 def test_what_is_not_read_may_be_lost(tmp_path):
