@@ -231,6 +231,13 @@ def test_no_file_of_the_users_is_written_over(bert, tmp_path, monkeypatch):
     assert (tmp_path / "out.csv").read_text().startswith("number,input,label,score\n0,the old horse,")
 
 
+def test_an_export_goes_into_no_run(bert):
+    for place in (Path(bert.path), Path(bert.path) / "export"):
+        with pytest.raises(SpecError, match="lies in the run .*, which keeps only its own"):
+            bert.export(place)
+    assert not (Path(bert.path) / "export").exists()
+
+
 def test_images_come_as_files_folders_arrays_or_pictures(demo, tmp_path):
     inputs, _ = test_inputs(demo, "sides")
     folder = tmp_path / "new"
