@@ -458,7 +458,7 @@ def test_what_is_gone_through_otherwise_than_input_by_input_is_refused():
     assert load_inputs(settings, frame["text"], ("a", "b")).rows[:]["text"] == ["a", "b"]
     pixels = {"name": "t", "data": "x", "kind": "image"}
     for shape in ((8, 8), (8, 8, 3)):
-        with pytest.raises(SpecError, match="the inputs are one image"):
+        with pytest.raises(SpecError, match="which is one image at most"):
             load_inputs(Task(**pixels).model_dump(), np.zeros(shape, np.uint8), ("a", "b"))
     assert len(load_inputs(Task(**pixels).model_dump(), np.zeros((5, 8, 8, 3), np.uint8), ("a", "b"))) == 5
 
