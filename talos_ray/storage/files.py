@@ -16,7 +16,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, urlsplit
@@ -470,16 +470,19 @@ class Store:
         pafs.copy_files(a, b, source_filesystem=source, destination_filesystem=target, chunk_size=16 << 20)
 
     def delete(self, name: str) -> None:
-        if self.exists(name):
+        """Nothing may be there: another process may have deleted it a moment ago."""
+        with suppress(FileNotFoundError, NotADirectoryError):
             self.fs.delete_file(self.path(name))
 
     def delete_folder(self, name: str) -> None:
-        if not self.exists(name):
-            return
+        """As `delete`, with all that is in it."""
         if self.local:
-            shutil.rmtree(self.path(name))
+            while os.path.lexists(self.path(name)):  # again, where another process is at the same
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(self.path(name))
         else:
-            self.fs.delete_dir(self.path(name))
+            with suppress(FileNotFoundError):
+                self.fs.delete_dir(self.path(name))
 
     # ---------------------------------------------------------------------------- JSON and safetensors
 

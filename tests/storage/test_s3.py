@@ -161,6 +161,22 @@ def test_what_a_writer_of_a_bucket_left_behind_is_made_whole(bucket, monkeypatch
     assert again.store.read("notes/a") == b"2" and history.verify(again.store) == []
 
 
+def test_what_another_takes_away_at_the_same_time_costs_nothing(bucket, monkeypatch):
+    folder = RunFolder(bucket.format("team/both"))
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    gone = f"{files.new_mark().split('-')[0]}-{child}-0123abcd.json"
+    listing = type(folder.store).listing
+    stale = lambda store, name: [*listing(store, name), *([(gone, 2, time.time_ns())] if name == "writing" else [])]
+    monkeypatch.setattr(type(folder.store), "listing", stale)
+    exists = type(folder.store).exists  # a ticket that was there each time when it was looked for
+    monkeypatch.setattr(type(folder.store), "exists", lambda store, name: gone in name or exists(store, name))
+    folder.record("note", writes={"notes/a": b"1"})
+    folder.store.delete_folder("pending/none")
+    assert len(list(history.events(folder.store))) == 1 and history.verify(folder.store) == []
+
+
 def test_a_long_history_of_a_bucket_is_read_by_few_requests(bucket, monkeypatch):
     monkeypatch.setattr(history, "SEGMENT", 4)
     place = bucket.format("team/long")
