@@ -185,7 +185,7 @@ def _mount(*words: str) -> None:
 def _environment(home: Path) -> None:
     """The Python that the page asks for, and a virtual environment of its own, which reads the packages that are here."""
     home.joinpath(".bashrc").write_text(f"export PATH={Path(sys.base_prefix) / 'bin'}:$PATH\n")
-    home.joinpath(".bash_profile").write_text(". ~/.bashrc\n")
+    home.joinpath(".bash_profile").write_text(". ~/.bashrc\nexport PATH=~/.local/bin:$PATH\n")  # as Ubuntu and Fedora do
     settings = home / ".config" / "pip"
     settings.mkdir(parents=True)
     # pip writes that a wish not to isolate builds is "false".

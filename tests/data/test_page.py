@@ -19,6 +19,7 @@ SHOWN = {  # how a row begins -> tests
     "32-bit integers": ["test_depths_are_scaled_by_the_written_rule"],
     "floating-point": ["test_depths_are_scaled_by_the_written_rule"],
     "transparent": ["test_transparency_goes_onto_white", "test_transparency_of_16_bits"],
+    "TIFF of 12 bits, of 8 or 16 bits with a sign, or of more than 8 bits with zero for white": ["test_what_a_tiff_says_of_its_values_is_heeded_or_refused"],
     "cut off, broken, or of more than 179 megapixels": ["test_what_cannot_be_read_is_named_before_any_work", "test_what_is_cut_off_is_seen_by_check", "test_broken_files_are_named_by_check_or_when_they_are_decoded"],
     "`missing`": ["test_what_is_missing_is_named_or_left_out"],
     "`missing_words`": ["test_words_that_others_take_for_missing_are_words", "test_labels_as_they_are_written"],
