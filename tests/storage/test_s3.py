@@ -168,7 +168,10 @@ def test_what_another_takes_away_at_the_same_time_costs_nothing(bucket, monkeypa
     os.waitpid(child, 0)
     gone = f"{files.new_mark().split('-')[0]}-{child}-0123abcd.json"
     listing = type(folder.store).listing
-    stale = lambda store, name: [*listing(store, name), *([(gone, 2, time.time_ns())] if name == "writing" else [])]
+
+    def stale(store, name):
+        return [*listing(store, name), *([(gone, 2, time.time_ns())] if name == "writing" else [])]
+
     monkeypatch.setattr(type(folder.store), "listing", stale)
     exists = type(folder.store).exists  # a ticket that was there each time when it was looked for
     monkeypatch.setattr(type(folder.store), "exists", lambda store, name: gone in name or exists(store, name))
