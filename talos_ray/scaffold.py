@@ -9,7 +9,7 @@ import os
 import re
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -246,11 +246,12 @@ def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
     """Files and folders that by their names are a part of what another holds: the training split of the same data, or
     its first piece."""
     sets: dict[tuple[str, ...], dict[str, list[Path]]] = {}
+    called = _called_sets(entries)
     for path in sorted(entries, key=Path.is_dir):  # a table may list what lies in a folder of its name
-        called = _called_set(path)
-        split = called.split or ("train" if called.shard else None)
+        name = called[path]
+        split = name.split or ("train" if name.shard else None)
         if split is not None:
-            sets.setdefault(called.words, {}).setdefault(split, []).append(path)
+            sets.setdefault(name.words, {}).setdefault(split, []).append(path)
     found = {}
     for splits in sets.values():
         if "train" in splits:
@@ -263,14 +264,22 @@ def _is_one_set(tops: Collection[Path]) -> bool:
     """Whether all of a folder's tables, and folders of tables, are called like splits of one set. A folder's name has
     to be a split's and nothing more, as its reader wants it; a JSON note beside tables of another kind counts not."""
     notes = json_notes([Path(top.name) for top in tops if not top.is_dir()])
-    called = {top: _called_set(top) for top in tops if Path(top.name) not in notes}
+    called = _called_sets([top for top in tops if Path(top.name) not in notes])
     if any(top.is_dir() and name.words for top, name in called.items()):
         return False
     return all(name.split for name in called.values()) and len({name.words for name in called.values()}) == 1
 
 
-def _called_set(path: Path) -> SetName:
-    return SetName.of(path.name if path.is_dir() else path.stem)
+def _called_sets(paths: Collection[Path]) -> dict[Path, SetName]:
+    """What names say. A number behind a split (train-1) is a piece of it where another split of the set has none; where
+    all have one, as folds do, each is a set of its own."""
+    called = {path: SetName.of(path.name if path.is_dir() else path.stem) for path in paths}
+    sets = {(name.words, name.split) for name in called.values() if name.split}
+    for path, name in called.items():
+        whole = name.words[:-1]
+        if name.numbered and any(words == whole and split != name.split for words, split in sets):
+            called[path] = replace(name, words=whole)
+    return called
 
 
 def _utf8(name: str) -> bool:

@@ -158,6 +158,8 @@ def test_parquet_of_any_types(tmp_path, columns, source, classes):
         (("train.csv", "test.csv", "sample_submission.csv"), "train.csv", 40),
         (("a_train.csv", "a_test.csv"), ".", 80),
         (("a_train.csv", "a_test.csv", "b.md"), ".", 80),
+        (("train-1.csv", "train-2.csv", "test.csv"), ".", 120),
+        (("a_train_1.csv", "a_train_2.csv", "a_test.csv"), ".", 120),
         (("train_a.csv", "a_val.csv", "a-test-00000-of-00001.csv"), ".", 120),
         (("a_train.csv", "a_test.csv", "id.csv"), "a_train.csv", 40),
         (("x-00000-of-00002.csv", "x-00001-of-00002.csv"), "x-00000-of-00002.csv", 40),
@@ -178,6 +180,16 @@ def test_one_set_of_data_is_one_task(tmp_path, files, data, rows):
     assert f"data: {scalar(data)}\n" in written
     assert sum(map(len, (found.train, found.validation, found.test))) == rows
     assert data == "." or f"# left out: {files[1]}: by its name it belongs to {data}" in written
+
+
+def test_folds_are_sets_of_their_own(tmp_path):
+    for number in range(2):
+        for part in ("train", "test"):
+            write_csv(tmp_path / f"a_{part}_{number}.csv", ("text", "label"), [(f"{part} {number} {i}", c) for i, c in enumerate(AB)])
+    made_of = [task.data for task, _ in made(tmp_path)]
+    written = (tmp_path / "spec.yaml").read_text()
+    assert [data.rsplit("/", 1)[-1] for data in made_of] == ["a_train_0.csv", "a_train_1.csv"]
+    assert "# left out: a_test_1.csv: by its name it belongs to a_train_1.csv" in written
 
 
 def test_a_split_without_labels_is_left_out(tmp_path):

@@ -394,6 +394,7 @@ class SetName:
     words: tuple[str, ...]  # without the split's: what the splits of one set have in common
     split: str | None
     shard: bool
+    numbered: bool = False  # the last word is a number, right behind the split's
 
     @classmethod
     def of(cls, name: str) -> SetName:
@@ -408,7 +409,8 @@ class SetName:
         if not places:
             return cls(words, None, shard)
         at = places[0]
-        return cls(words[:at] + words[at + 1 :], SPLITS[words[at]], shard)
+        numbered = at == len(words) - 2 and words[-1].isdecimal()
+        return cls(words[:at] + words[at + 1 :], SPLITS[words[at]], shard, numbered)
 
 
 def split_of(file: Path) -> str | None:
