@@ -69,16 +69,16 @@ def test_a_laptop_makes_a_cluster_of_two_hosts_and_a_job_uses_both(place):
     job = f"python jobs/edit_all_tasks.py --spec both.yaml --output {SHARED}/runs/both"
     told = on_laptop(laptop, f"ray job submit {ADDRESS} --working-dir . -- {job}", timeout=1500)
     assert "2 worker(s) at once" in told and "succeeded" in told, told
-    print(told)
     record = f"{SHARED}/runs/both"
-    status = json.loads(on_laptop(laptop, f"talos status {record} --json"))
-    print(status)
+    assert json.loads(on_laptop(laptop, f"talos status {record} --json"))
     on_laptop(laptop, f"talos verify {record}")
 
-    without = "mkdir -p /tmp/none && HOME=/tmp/none RAY_AUTH_MODE=token ~/talos_ray_venv/bin/ray start --address="
-    print(south.run(f"{without}{north.address}:6379").stdout)
+    # Without the token no host is let in, and it is told why.
+    start = f"RAY_AUTH_MODE=token ~/talos_ray_venv/bin/ray start --address={north.address}:6379"
+    refused = south.run(f"mkdir /tmp/none && HOME=/tmp/none {start.replace('~', HOME)}")
+    assert refused.returncode != 0 and "no authentication token was found" in refused.stdout
 
-    print(on_laptop(laptop, "ray down --yes cluster/workstations.yaml"))
+    on_laptop(laptop, "ray down --yes cluster/workstations.yaml")
     # The head is stopped; the others miss it, and end too.
     for host in (north, south):
         deadline = time.monotonic() + 180
