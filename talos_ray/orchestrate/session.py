@@ -60,12 +60,13 @@ def connected(settings: Cluster, verbose: bool, progress: Progress) -> Iterator[
     Raises:
         SpecError: the cluster can never give what the settings want.
     """
-    if ours := not ray.is_initialized():
-        progress.begin("ray", "joining a cluster" if cluster.remote_address(settings) else "starting on this machine")
+    if first := "ray" not in progress.stages:  # of the sessions of a command
+        joining = "joining a cluster" if cluster.remote_address(settings) else "starting on this machine"
+        progress.begin("ray", "the one that this process is connected to" if ray.is_initialized() else joining)
     started = cluster.connect(settings, verbose, lambda note: progress.update("ray", 0.0, note))
     try:
-        have = ray.cluster_resources()
-        if ours:
+        if first:
+            have = ray.cluster_resources()
             progress.end("ray", f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs, {len(ray.nodes())} node(s)")
         yield
     finally:

@@ -1,16 +1,42 @@
-"""A run on nodes that Ray's autoscaler brings and takes away: `fake_nodes.py OUTPUT`, prints JSON. To be run on a machine
-of its own (hosts.py), for Ray's helper begins by stopping every Ray that it sees."""
+"""A run on nodes that Ray's autoscaler brings and takes away: `fake_nodes.py FOLDER`, prints JSON. To be run on a machine
+of its own (hosts.py), whose Ray this is."""
 
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import ray
-from ray.cluster_utils import AutoscalingCluster
+import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 import talos_ray
 
+NODES = {
+    "cluster_name": "fake",
+    "max_workers": 2,
+    "idle_timeout_minutes": 0.2,
+    "upscaling_speed": 1.0,
+    # By its module, because the wheel lacks the file of defaults that goes with its name.
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "launch_multiple": True,
+        "head_node_id": FAKE_HEAD_NODE_ID,
+    },
+    **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
+    **{f"{who}setup_commands": [] for who in ("", "head_", "worker_")},
+    **{f"{who}_start_ray_commands": [] for who in ("head", "worker")},
+    **dict.fromkeys(("initialization_commands", "cluster_synced_files"), []),
+    "head_node_type": FAKE_HEAD_NODE_TYPE,
+    "available_node_types": {
+        FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+}
 SPEC = {
     "model": "demo",
     "tasks": ["demo:pointers", "demo:lighting"],
@@ -23,27 +49,32 @@ SPEC = {
 }
 
 
-def main(output: str) -> None:
-    node = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    cluster = AutoscalingCluster({"CPU": 0}, {"worker": node}, autoscaler_v2=True, idle_timeout_minutes=0.2)
-    cluster.start()
-    try:
-        ray.init("auto", log_to_driver=False)
-        alive: list[int] = []
+def main(folder: str) -> None:
+    config = Path(folder, "nodes.yaml")
+    config.write_text(yaml.safe_dump(NODES))
+    autoscaler = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
+    start = ["ray", "start", "--head", "--num-cpus=0", "--disable-usage-stats", f"--autoscaling-config={config}"]
+    subprocess.run(start, env=os.environ | autoscaler, check=True)
+    ray.init("auto", log_to_driver=False)
+    alive: list[int] = []
 
-        def look() -> None:
-            while True:
-                alive.append(sum(n["Alive"] for n in ray.nodes()))
-                time.sleep(1)
-
-        threading.Thread(target=look, daemon=True).start()
-        run = talos_ray.edit(**SPEC, output=output)
-        deadline = time.monotonic() + 180
-        while alive[-1] > 1 and time.monotonic() < deadline:
+    def look() -> None:
+        while True:
+            alive.append(sum(n["Alive"] for n in ray.nodes()))
             time.sleep(1)
-        print(json.dumps({"version": run.head, "first": alive[0], "most": max(alive), "last": alive[-1]}))
-    finally:
-        cluster.shutdown()
+
+    threading.Thread(target=look, daemon=True).start()
+    run = talos_ray.edit(**SPEC, output=f"{folder}/run")
+    deadline = time.monotonic() + 180
+    while alive[-1] > 1 and time.monotonic() < deadline:
+        time.sleep(1)
+    print(json.dumps({"version": run.head, "first": alive[0], "most": max(alive), "last": alive[-1]}))
 
 
 if __name__ == "__main__":

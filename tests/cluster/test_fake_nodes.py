@@ -17,7 +17,7 @@ pytestmark = [
 
 def test_nodes_come_are_used_and_go():
     with machines() as (machine,):
-        script = f"RAY_AUTH_MODE=disabled PATH={Path(sys.executable).parent}:$PATH python {SCRIPT} {HOME}/run"
+        script = f"RAY_AUTH_MODE=disabled PATH={Path(sys.executable).parent}:$PATH python {SCRIPT} {HOME}"
         told = machine.run(script, timeout=1200)
     lines = [line for line in told.stdout.splitlines() if line.startswith('{"version"')]
     assert lines, told.stdout[-6000:]
