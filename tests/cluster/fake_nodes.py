@@ -27,10 +27,10 @@ NODES = {
         "launch_multiple": True,
         "head_node_id": FAKE_HEAD_NODE_ID,
     },
-    **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
+    **{key: {} for key in ("auth", "docker", "file_mounts")},
     **{f"{who}setup_commands": [] for who in ("", "head_", "worker_")},
     **{f"{who}_start_ray_commands": [] for who in ("head", "worker")},
-    **dict.fromkeys(("initialization_commands", "cluster_synced_files"), []),
+    **{key: [] for key in ("initialization_commands", "cluster_synced_files")},
     "head_node_type": FAKE_HEAD_NODE_TYPE,
     "available_node_types": {
         FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
