@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -413,3 +414,23 @@ def test_init_reads_what_check_reads(tmp_path, monkeypatch):
     assert {t.name: load_task(t, 0).classes for t in tasks} == {
         "it_s_____": ("a\nb", "c"), "yes": ("007", "012"), "yes_2": ("False", "True"),
     }  # fmt: skip
+
+
+def test_what_lies_here_is_read_without_a_word_to_anybody(tmp_path, monkeypatch):
+    rows = [(f"t{i}", "ab"[i % 2]) for i in range(20)]
+    csv_of(tmp_path / "x.csv", rows)
+    table = pa.table({"text": [t for t, _ in rows], "label": [c for _, c in rows]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    card = tmp_path / "card"
+    card.mkdir()
+    pq.write_table(table, card / "all.parquet")
+    (card / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: all.parquet\n---\n")
+    pictures(tmp_path / "images", [f"{c}/{i}.png" for c in "ab" for i in range(8)])
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *place, **more: asked.append(place) or [])
+    for name in ("x.csv", "x.parquet", "saved", "card"):
+        assert total(tmp_path / name, kind="text", input="text") == {"a": 10, "b": 10}
+    assert total(tmp_path / "images") == {"a": 8, "b": 8}
+    assert total("demo:pointers")
+    assert asked == []
