@@ -13,7 +13,6 @@ import functools
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -61,6 +60,8 @@ Rng = np.random.Generator
 @functools.lru_cache(maxsize=256)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """A typeface that ships with matplotlib, so that every machine draws the same glyphs."""
+    import matplotlib  # which every worker would load, and only who draws needs
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
