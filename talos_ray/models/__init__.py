@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import nn
 
 from talos_ray.config import HUB_NAME, HUGGING_FACE
 from talos_ray.core.layout import Layout, eligible_layout, fingerprint
 from talos_ray.errors import SpecError, nearest
+from talos_ray.models.family import Family as Family
+from talos_ray.models.family import TextFamily
 from talos_ray.models.weights import PICKLED, tensors_at
 
 FAMILIES = (
@@ -29,34 +29,6 @@ _HOME = {
     "hf-bf16": "hf",
     "python": "python",
 }  # loaded when first used: each brings its library
-
-
-class Family(Protocol):
-    """What the rest of the system needs to know about a model.
-
-    `module` holds every weight; the eligible ones stand under `edited` (name prefixes). `head_words` says what a head
-    is. A family may also have `shorten(inputs)`: the inputs of a batch without the padding that none of them needs; and
-    `words_are_linear = True`, where its `logits` are `features @ head.T`: then one forward serves all tasks of a merge.
-    """
-
-    module: nn.Module
-    edited: tuple[str, ...]
-    head_words: str
-
-    def preprocess(self, examples: list) -> torch.Tensor:
-        """Raw examples (PIL images, or texts) -> inputs [n, ...] on the CPU, of the same shape for every batch."""
-
-    def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
-        """What a task's classes are scored with, frozen: [classes, ...], from class phrases and prompt templates."""
-
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs [n, ...] -> what the model makes of them, [n, d]; a linear probe looks at it."""
-
-    def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """Inputs [n, ...] -> logits [n, classes]."""
-
-    def save(self, folder: Path) -> None:
-        """Write the whole model, as its own library loads it."""
 
 
 def _home(name: str):
@@ -159,7 +131,7 @@ def base_fingerprint(family: Family) -> str:
 
 def shortened(family: Family, inputs: torch.Tensor) -> torch.Tensor:
     """Inputs of a batch without padding that none of them needs, if the family has any."""
-    return family.shorten(inputs) if hasattr(family, "shorten") else inputs
+    return family.shorten(inputs) if isinstance(family, TextFamily) else inputs
 
 
 def layout_of(family: Family) -> Layout:

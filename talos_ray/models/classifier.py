@@ -24,6 +24,7 @@ class Classifier:
     [classes].
     """
 
+    words_are_linear = False
     head_words = "numbers [classes] of the checkpoint's own labels; logits are its classifier's, at these"
 
     def __init__(self, module: nn.Module, tokenizer, length: int) -> None:

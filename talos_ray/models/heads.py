@@ -11,7 +11,7 @@ from talos_ray.core.layout import key_of
 from talos_ray.core.probe import linear_head, scored
 from talos_ray.errors import SpecError
 from talos_ray.inputs import Examples
-from talos_ray.models import Family
+from talos_ray.models.family import AnswerFamily, Family
 from talos_ray.tasks import TaskData
 
 INPUTS = 1024  # training inputs that a linear head is fitted to, at most
@@ -110,11 +110,11 @@ def as_linear(family: Family, kind: str, head: torch.Tensor) -> torch.Tensor | N
     another way."""
     if kind == "linear":
         return head
-    if not getattr(family, "words_are_linear", False):
+    if not family.words_are_linear:
         return None
     return torch.cat([head, head.new_zeros(len(head), 1)], 1)
 
 
 def has_features(family: Family) -> bool:
     """Whether a task can have a linear head of its own. A model that writes its answers is its own head."""
-    return not hasattr(family, "sampled")
+    return not isinstance(family, AnswerFamily)

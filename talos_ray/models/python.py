@@ -1,4 +1,4 @@
-"""The escape hatch: any `torch.nn.Module`, through a function of the user's own that returns a `models.Family`.
+"""The escape hatch: any `torch.nn.Module`, through a function of the user's own that returns a `models.family.Family`.
 
 `model: "python:MODULE:FUNCTION"` calls it without arguments, in the driver and in every worker, so MODULE must be
 importable there (from the working folder, or installed). Only `module`, `edited`, `preprocess`, `head`, `features` and
@@ -136,18 +136,22 @@ def load(name: str, pretrained: bool = True):
     Raises:
         SpecError: something that a family needs is missing.
     """
-    family = _factory(name.removeprefix("python:"))()
-    if missing := [n for n in NEEDED if not hasattr(family, n)]:
+    made = _factory(name.removeprefix("python:"))()
+    if missing := [n for n in NEEDED if not hasattr(made, n)]:
         raise SpecError(
             f"model {name!r}: what it returns has no {missing[0]!r}; wanted {', '.join(NEEDED)}; see "
             "talos_ray/models/python.py"
         )
-    family.module.eval()
-    if not hasattr(family, "save"):
-        family.save = lambda folder: _save(family, folder)
-    if not hasattr(family, "head_words"):
-        family.head_words = "what its own `head` function returned"
-    return family
+    made.module.eval()
+    defaults = {
+        "save": lambda folder: _save(made, folder),
+        "head_words": "what its own `head` function returned",
+        "words_are_linear": False,
+    }
+    for key, value in defaults.items():
+        if not hasattr(made, key):
+            setattr(made, key, value)
+    return made
 
 
 def _save(family, folder: Path) -> None:

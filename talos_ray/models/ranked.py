@@ -25,6 +25,7 @@ class Ranked:
 
     module: nn.Module
     length: int
+    words_are_linear = False
 
     def answered(self, text: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         """Texts [n, length] and answers to each [n, c, a] -> logits [n * c, a, V] of the answers' tokens."""

@@ -409,8 +409,7 @@ class LearningRun:
     def _alike(self) -> bool:
         """Whether inputs of different tasks go through the model together: where heads are linear, they meet only
         behind it."""
-        family = self.bench.family
-        return getattr(family, "words_are_linear", False)
+        return self.bench.family.words_are_linear
 
     def _loss(self, batches: list[tuple[Goal, float, torch.Tensor]]) -> torch.Tensor:
         bench = self.bench

@@ -20,6 +20,7 @@ from talos_ray.data.readers import is_here
 from talos_ray.errors import Problems, SpecError, TalosError
 from talos_ray.integrations import hub, peft
 from talos_ray.models import Family, base_tensors, build_model, check_model, checkpoint_tensors, layout_of, load_model
+from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
 from talos_ray.models.weights import FLOATING, check_one_meant, compared, is_adapter, told_left_out
 from talos_ray.progress import Progress
@@ -216,7 +217,7 @@ def _heads(
 
 def _check_answers(spec: Spec, family: Family) -> None:
     """Raises SpecError where a spec wants whole answers of a model that writes none, or features of one that does."""
-    if hasattr(family, "sampled"):
+    if isinstance(family, AnswerFamily):
         if linear := [t.name for t in (*spec.tasks, *spec.control) if t.head == "linear"]:
             raise SpecError(
                 f"tasks.{linear[0]}.head is 'linear', but model {spec.model!r} answers in words; wanted 'words', or a "

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from talos_ray.config import Task
 from talos_ray.data.readers import is_here
 from talos_ray.models import Family, hub_name
+from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import LINEAR_WORDS
 from talos_ray.shown import markdown
 from talos_ray.storage import history
@@ -135,7 +136,7 @@ def _pipeline_tag(edited: Family, kinds: list[str]) -> str:
     """What the Hub calls that which the model does: its words are read as classes, or it writes."""
     if "image" in kinds:
         return "zero-shot-image-classification"
-    return "text-generation" if hasattr(edited, "sampled") else "text-classification"
+    return "text-generation" if isinstance(edited, AnswerFamily) else "text-classification"
 
 
 def _result(name: str, task: Mapping, score: Score) -> EvalResult:
