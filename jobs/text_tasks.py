@@ -125,7 +125,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     spec = {
         "model": minilm(), "tasks": write(folder), "output": str(folder / "run"), "mask": {"granularity": "row", "strategy": "random"},
-        "train": {"steps": 150, "batch_size": 48, "lr": 5e-4}, "baseline": {"enabled": True, "lr": 5e-5},
+        "train": {"steps": 300, "batch_size": 48, "lr": 5e-4}, "baseline": {"enabled": True, "lr": 5e-5},
     }  # fmt: skip
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     print(folder / "spec.yaml")
