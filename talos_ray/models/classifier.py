@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from talos_ray.config import shortly
 from talos_ray.errors import SpecError, nearest
 from talos_ray.models.hf import PAD, attended, blocks, cut, filler, padded, stacks, used
 
@@ -40,7 +41,19 @@ class Classifier:
             module.config.pad_token_id = filler(module, *(token for token in known if token not in ends))
 
     def preprocess(self, examples: list) -> torch.Tensor:
-        return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)
+        """Raises SpecError for a text that holds the word by which an encoder-decoder tells where a text ends: it is
+        read there, so there has to be one of it."""
+        ids = self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids
+        end = self.module.config.eos_token_id
+        if self.module.config.is_encoder_decoder and end is not None:
+            most = self.tokenizer("").input_ids.count(end)
+            if odd := [text for text, tokens in zip(examples, ids, strict=True) if tokens.count(end) > most]:
+                word = self.tokenizer.convert_ids_to_tokens(end)
+                raise SpecError(
+                    f"text {shortly(odd[0])} holds {word!r}, by which this model knows where a text ends; wanted texts "
+                    "without it; take it out"
+                )
+        return padded(ids, self.length)
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Raises SpecError if a class is none of the checkpoint's labels."""

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from talos_ray import SpecError
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.layout import Layout, eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
@@ -111,6 +112,10 @@ def test_text_models(kind, name, tmp_path):
     gradients.add(lambda x: f.logits(x, head), inputs, torch.Generator().manual_seed(0))
     assert {n for n in gradients.checked.looped if LOOPED.get(name, "nothing") not in n} == set()
     sparse_gradients_are_the_dense_ones(f.module, layout, lambda x: f.logits(x, head), inputs)
+    if (kind, name) == ("classifier", "bart"):
+        end = f.tokenizer.convert_ids_to_tokens(f.module.config.eos_token_id)
+        with pytest.raises(SpecError, match="text 'by us .* again' holds .*knows where a text ends"):
+            f.preprocess([TEXTS[0], f"by us {end} again"])
     (tmp_path / "out").mkdir()
     f.save(tmp_path / "out")
     again = load_model(f"hf:{tmp_path / 'out'}")
