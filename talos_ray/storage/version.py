@@ -420,6 +420,17 @@ class Version(ArmResult):
         """A field as the file has it: for scripts of users, for whom a version was a dict once."""
         return self.as_dict()[field]
 
+    def __setitem__(self, field: str, value: Any) -> None:
+        """The same for scripts that try what a changed version would look like: this object alone is another one then,
+        never what the run holds. Fields by name stay frozen.
+
+        Raises:
+            CorruptError: no version can have that value.
+        """
+        other = self.of({**self.as_dict(), field: value})
+        for part in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__"):  # all that pydantic keeps in one
+            object.__setattr__(self, part, getattr(other, part))
+
     def __contains__(self, field: object) -> bool:
         return field in self.as_dict()
 

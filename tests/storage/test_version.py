@@ -65,6 +65,17 @@ def test_a_version_tells_what_it_is_made_of():
         version.kind = "addition"
 
 
+def test_a_script_may_try_another_value_and_nothing_else_can_be_there():
+    version = Version.read("v", NEWEST, 3)
+    version["forgotten"] = ["t"]
+    version["later"] = 1
+    assert version.kind_of("t") == "forgotten" and version["later"] == 1
+    assert as_json(version.as_dict()) == as_json({**NEWEST, "forgotten": ["t"], "later": 1})
+    with pytest.raises(CorruptError, match="coefficients"):
+        version["coefficients"] = {"t": "much"}
+    assert version.forgotten == ["t"]
+
+
 def test_what_an_earlier_release_did_not_write_has_a_default():
     assert PLAIN.as_dict() == {"model": "m", "coefficients": {}}
     assert (PLAIN.how.method, PLAIN.others, PLAIN.forgotten, PLAIN.looks, PLAIN.checks) == ("linear", [], [], {}, [])
