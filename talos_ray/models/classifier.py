@@ -32,13 +32,13 @@ class Classifier:
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.length = length
+        self.frame = tokenizer("").input_ids  # what stands around every text
         self.edited = stacks(module) if module.config.is_encoder_decoder else (f"{blocks(module)}.",)
         # A decoder is read at the last token that is not its padding: so there has to be one.
         if module.config.pad_token_id is None:
             # What ends every text stands for none: the decoder would be read before it.
-            ends = tokenizer("").input_ids[-1:]
             known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0, 1)
-            module.config.pad_token_id = filler(module, *(token for token in known if token not in ends))
+            module.config.pad_token_id = filler(module, *(token for token in known if token not in self.frame[-1:]))
 
     def preprocess(self, examples: list) -> torch.Tensor:
         """Raises SpecError for a text that holds the word by which an encoder-decoder tells where a text ends: it is
@@ -46,7 +46,7 @@ class Classifier:
         ids = self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids
         end = self.module.config.eos_token_id
         if self.module.config.is_encoder_decoder and end is not None:
-            most = self.tokenizer("").input_ids.count(end)
+            most = self.frame.count(end)
             if odd := [text for text, tokens in zip(examples, ids, strict=True) if tokens.count(end) > most]:
                 word = self.tokenizer.convert_ids_to_tokens(end)
                 raise SpecError(

@@ -10,16 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from hosts import HOME, SHARED, machines, missing
+from hosts import HOME, SHARED, machines
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ADDRESS = "--address http://127.0.0.1:8265"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(2400),
-    pytest.mark.skipif(missing() is not None, reason=f"two hosts on this machine: {missing()}"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
