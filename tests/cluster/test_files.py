@@ -1,6 +1,7 @@
 """The cluster files, checked with Ray's own loader and schema, so that a typo cannot land."""
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 import yaml
@@ -140,6 +142,34 @@ def test_the_kuberay_job_has_known_fields_only():
     assert job["spec"]["backoffLimit"] == 0 and job["spec"]["activeDeadlineSeconds"] > 0
     pod = cluster["workerGroupSpecs"][0]["template"]["spec"]
     assert pod["serviceAccountName"] and pod["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def closed(schema):
+    """A CRD's schema that knows no other fields than its own, as `kubectl apply --validate=strict` has it."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    found = {name: closed(part) for name, part in schema.items()}
+    if "properties" in found and not found.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+@pytest.mark.skipif("KUBERAY_CRD" not in os.environ, reason="set KUBERAY_CRD to KubeRay's ray.io_rayjobs.yaml")
+def test_the_kuberay_job_fits_kuberays_own_definition():
+    """Seen with those of KubeRay 1.6.2 and 1.7.0 (ray-operator/config/crd/bases of its repository)."""
+    definition = yaml.safe_load(Path(os.environ["KUBERAY_CRD"]).read_text())
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, of which a CRD says nothing
+    check = jsonschema.Draft202012Validator(schema)
+    job = yaml.safe_load((ROOT / "cluster/rayjob.yaml").read_text())
+    assert [error.message for error in check.iter_errors(job)] == []
+    job["spec"]["rayClusterSpec"]["authOption"] = {}
+    assert len(list(check.iter_errors(job))) == 1
 
 
 def test_every_file_names_the_ray_that_is_pinned():
