@@ -14,9 +14,8 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.segments import Segments
 from talos_ray.errors import TalosError
 
-CHUNK = (
-    1 << 20
-)  # weights summed together: small enough for a cache, large enough for all cores and for a launch on a GPU
+# Weights summed together: few enough for a CPU's cache, enough to keep all cores busy and to be worth a GPU's launch.
+CHUNK = 1 << 20
 
 
 class Composer:
@@ -47,7 +46,7 @@ class Composer:
         self.fused = Fused.of(whole, self.base, list(self.values.values()), segments)
         parts = [(p, part) for p, b in whole for part in (b if self.fused else b.fast()).cut(CHUNK)]
         self.chunks = _chunks(parts)
-        if segments is not None and not self.fused:
+        if self.segments is not None and not self.fused:
             self.pieces = [_inside(self.segments, place) for place, _ in self.chunks]
         # Kept: fresh pages would cost more than the sum. One holds the sum, one a delta in float32.
         longest = 0 if self.fused else max((place.stop - place.start for place, _ in self.chunks), default=0)
@@ -69,7 +68,8 @@ class Composer:
                 f"coefficient for unknown task {unknown[0]!r}; this run has deltas of: {', '.join(self.deltas)}"
             )
         if self.segments is not None:
-            return self._by_segment({t: coefficients[t] for t in self.deltas if t in coefficients})
+            given = {t: torch.as_tensor(coefficients[t]) for t in self.deltas if t in coefficients}
+            return self._by_segment(given)
         active = {t: float(coefficients[t]) for t in self.deltas if coefficients.get(t)}
         if active == self.coefficients:
             return
@@ -97,17 +97,19 @@ class Composer:
     def _sum(self, active: Mapping[str, float | torch.Tensor], place: slice, chunk: int) -> torch.Tensor:
         """base + sum of coefficient x delta at `place`, float32; added task by task, so that a task that is left out
         leaves no trace in the bits of the others."""
-        total, delta = self.work[:, : place.stop - place.start]
+        size = place.stop - place.start
+        total: torch.Tensor = self.work[0, :size]
+        delta: torch.Tensor = self.work[1, :size]
         total.copy_(self.base[place])
         for task, alpha in active.items():
             # Converted by hand: an addition of mixed dtypes would convert into fresh memory each time, at twice the
             # cost.
             delta.copy_(self.values[task][place])
-            if self.segments is None:
-                total.add_(delta, alpha=alpha)
-            else:
+            if isinstance(alpha, torch.Tensor):  # [G]: a coefficient a segment
                 owner, lengths = self.pieces[chunk]
                 total.add_(delta.mul_(alpha[owner].repeat_interleave(lengths)))
+            else:
+                total.add_(delta, alpha=alpha)
         return total
 
     def rollback(self) -> None:
@@ -126,7 +128,7 @@ def _inside(segments: Segments, place: slice) -> tuple[torch.Tensor, torch.Tenso
 
 def _chunks(parts: list[tuple[nn.Parameter, Block]]) -> list[tuple[slice, list[tuple[nn.Parameter, Block]]]]:
     """Neighbouring blocks together, up to CHUNK weights: what is summed is written while it is still in the cache."""
-    chunks: list[tuple[slice, list]] = []
+    chunks: list[tuple[slice, list[tuple[nn.Parameter, Block]]]] = []
     for p, block in parts:
         if chunks and block.place.stop - chunks[-1][0].start <= CHUNK:
             place, together = chunks[-1]

@@ -104,12 +104,12 @@ def _by_matrix(values: torch.Tensor, mask: Mask, method: Subspaces) -> tuple[Mas
     return mask_from_flags(mask.layout, everything), torch.cat(parts, 1)
 
 
-def _linear(values: torch.Tensor, **_) -> torch.Tensor:
+def _linear(values: torch.Tensor, **_: object) -> torch.Tensor:
     """Task arithmetic (Ilharco et al., 2023)."""
     return values
 
 
-def _ties(values: torch.Tensor, *, density: float, **_) -> torch.Tensor:
+def _ties(values: torch.Tensor, *, density: float, **_: object) -> torch.Tensor:
     """TIES (Yadav et al., 2023): each vector keeps its largest `density`; where signs differ, those of the smaller sum
     are dropped; what is left is averaged over the tasks that kept a weight, not over all."""
     trimmed = torch.stack([v * _largest(v.abs(), density) for v in values])
@@ -117,7 +117,7 @@ def _ties(values: torch.Tensor, *, density: float, **_) -> torch.Tensor:
     return trimmed * agrees / agrees.sum(0).clamp(min=1)
 
 
-def _dare(values: torch.Tensor, *, names: Sequence[str], density: float, seed: int, **_) -> torch.Tensor:
+def _dare(values: torch.Tensor, *, names: Sequence[str], density: float, seed: int, **_: object) -> torch.Tensor:
     """DARE (Yu et al., 2024): a weight of a vector is kept with probability `density` and rescaled by its inverse."""
     rows = []
     for name, v in zip(names, values, strict=True):
@@ -126,7 +126,9 @@ def _dare(values: torch.Tensor, *, names: Sequence[str], density: float, seed: i
     return torch.stack(rows)
 
 
-def _breadcrumbs(values: torch.Tensor, *, sizes: Sequence[int], density: float, outliers: float, **_) -> torch.Tensor:
+def _breadcrumbs(
+    values: torch.Tensor, *, sizes: Sequence[int], density: float, outliers: float, **_: object
+) -> torch.Tensor:
     """Model breadcrumbs (Davari & Belilovsky, 2024): in every tensor a vector loses its largest `outliers`, and keeps
     the largest `density` of the rest."""
     rows = []
@@ -140,7 +142,7 @@ def _breadcrumbs(values: torch.Tensor, *, sizes: Sequence[int], density: float, 
     return torch.stack(rows)
 
 
-def _consensus(values: torch.Tensor, *, threshold: float, agreement: int, **_) -> torch.Tensor:
+def _consensus(values: torch.Tensor, *, threshold: float, agreement: int, **_: object) -> torch.Tensor:
     """Consensus of TALL masks (Wang et al., 2024): a weight matters to a task if its change is at least `threshold`
     times what the other tasks add to it; one that matters to fewer than `agreement` tasks is dropped (of one task, to
     none)."""
@@ -149,10 +151,11 @@ def _consensus(values: torch.Tensor, *, threshold: float, agreement: int, **_) -
     return values * (matters.sum(0) >= min(agreement, len(values)))
 
 
-def _normalized(values: torch.Tensor, **_) -> torch.Tensor:
+def _normalized(values: torch.Tensor, **_: object) -> torch.Tensor:
     """All vectors at their mean length, so that no task drowns another."""
-    lengths = values.double().norm(dim=1)
-    return values * (lengths.mean() / lengths.clamp(min=1e-30)).float()[:, None]
+    lengths: torch.Tensor = values.double().norm(dim=1)  # [T]
+    scale = lengths.mean() / lengths.clamp(min=1e-30)
+    return values * scale.float()[:, None]
 
 
 def _largest(size: torch.Tensor, share: float) -> torch.Tensor:

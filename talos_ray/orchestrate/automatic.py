@@ -19,7 +19,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 import ray
 
 from talos_ray.choice import Setting, first_round, second_round, share_of_each
@@ -32,10 +34,11 @@ from talos_ray.core.rows import step_share
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.calibrate import Scores, first_scores, mask_of
 from talos_ray.orchestrate.cluster import WARM, options
+from talos_ray.orchestrate.learning import Record
 from talos_ray.orchestrate.plan import ArmPlan, Prepared, prepare, shortened
 from talos_ray.orchestrate.search import MergeSearch
 from talos_ray.orchestrate.session import Session, connected, on_ray
-from talos_ray.orchestrate.worker import Frozen, freeze, thaw, workbench
+from talos_ray.orchestrate.worker import Frozen, Shared, freeze, thaw, workbench
 from talos_ray.progress import Progress
 from talos_ray.storage.files import Store
 from talos_ray.storage.run_folder import CHOICE, RunFolder
@@ -70,12 +73,15 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     return _with(spec, chosen), masks.get(chosen.mask)
 
 
-def _same(before: Mapping, now: Mapping) -> bool:
+def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a choice answers what is asked now. Settings that came later than the choice do not count."""
-    return all(
-        {k: now[name].get(k) for k in value} == value if isinstance(value, dict) else now[name] == value
-        for name, value in before.items()
-    )
+    for name, value in before.items():
+        asked = now[name]
+        if isinstance(value, dict):
+            asked = {k: asked.get(k) for k in value}
+        if asked != value:
+            return False
+    return True
 
 
 def _with(spec: Spec, chosen: Setting) -> Spec:
@@ -97,7 +103,7 @@ def checkable(spec: Spec) -> Spec:
     return spec.model_copy(update={"mask": first_round(spec)[0].mask, "search": search, "baseline": baseline})
 
 
-def _choose(session: Session, p: Prepared, spec: Spec, masks: dict[MaskSettings, Mask]) -> tuple[list[dict], Setting]:
+def _choose(session: Session, p: Prepared, spec: Spec, masks: dict[MaskSettings, Mask]) -> tuple[list[Record], Setting]:
     """Every setting that was tried, with what it scored, and the best. `masks` gathers theirs."""
     progress = session.progress
     session.share()
@@ -117,7 +123,7 @@ def _choose(session: Session, p: Prepared, spec: Spec, masks: dict[MaskSettings,
     return rows, best
 
 
-def _best(rows: Sequence[Mapping], tolerance: float) -> Setting:
+def _best(rows: Sequence[Mapping[str, Any]], tolerance: float) -> Setting:
     """Of those that hold control, and score within `tolerance` standard errors of the best, the cheapest to train; of
     equally cheap ones the best, then the smaller edit. Costs are compared in twelfths of a dense step: less is noise.
 
@@ -142,7 +148,7 @@ def _round(
     share: float,
     masks: dict[MaskSettings, Mask],
     scores: Scores | None,
-) -> list[dict]:
+) -> list[Record]:
     """What each setting scores after a share of the training."""
     if not settings:
         return []
@@ -153,7 +159,7 @@ def _round(
             masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers, first=scores)
     bits = {how: ray.put(masks[how].bits) for how in {s.mask for s in settings}}
     remote = short_run.options(**options(spec.cluster))
-    refs = {}
+    refs: dict[tuple[Setting, str], ray.ObjectRef[Frozen | None]] = {}
     plans = {}
     for s in settings:
         short = {t.name: shortened(spec.train_for(t, len(p.data[t.name].train)), share, s.lr) for t in spec.tasks}
@@ -180,7 +186,7 @@ def _round(
     return [_row(s, masks[s.mask], found.get(s.name), p, share) for s in settings]
 
 
-def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) -> dict:
+def _row(s: Setting, mask: Mask, found: Record | None, p: Prepared, share: float) -> Record:
     """One point of the trade-off: what it keeps, what it scores, what it costs. `merged` is 0 where a short run
     diverged."""
     row = {
@@ -211,7 +217,7 @@ def _row(s: Setting, mask: Mask, found: dict | None, p: Prepared, share: float) 
 
 
 @ray.remote(**WARM)
-def short_run(shared, bits, task: str, settings: Train) -> Frozen | None:
+def short_run(shared: Shared, bits: np.ndarray, task: str, settings: Train) -> Frozen | None:
     """The values of one task's delta after a short training; None if it diverged."""
     from talos_ray.orchestrate.task_training import retrain
 

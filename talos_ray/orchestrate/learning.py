@@ -9,9 +9,9 @@ would have had, on whichever node it goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,7 +24,7 @@ from talos_ray.core.paired import margin
 from talos_ray.core.probe import scored
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.core.seeds import sampled_rows
-from talos_ray.core.segments import Blend
+from talos_ray.core.segments import Blend, Granularity, Segments, segments_of
 from talos_ray.models import shortened
 from talos_ray.orchestrate.worker import Arm, Workbench
 from talos_ray.storage.run_folder import RunFolder
@@ -39,6 +39,8 @@ CHECKPOINTS = 4  # an attempt
 TOGETHER = (
     64  # inputs in one forward on a CPU: the activations of more fall out of its caches (an eighth slower at 144)
 )
+
+Record = dict[str, Any]  # what is told of a candidate, as JSON keeps it
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Point:
 
     arm: str
     merge: str  # name of the way to merge
-    granularity: str = "task"
+    granularity: Granularity = "task"
     lr: float = 0.0
     pressure: float | None = None  # None: raised until control tasks hold
     coefficient: float | None = None
@@ -184,6 +186,20 @@ class MergeProblem:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One task's share of an update.
+
+    Args:
+        weight: of its loss.
+        rows: row numbers in the task's pool, int64 [n].
+    """
+
+    goal: Goal
+    weight: float
+    rows: torch.Tensor
+
+
 class LearningRun:
     """One point of a search, tried on a workbench.
 
@@ -203,36 +219,36 @@ class LearningRun:
         self.mask = Mask(bench.shared.layout, arm.bits)
         self.pools = {g.task: pool_of(bench.shared.spec, g.task, *self._sizes(g.task)) for g in problem.goals}
         self.heads = LearnedHeads({}, 0.0)
-        self.looks = {g.task: self.folder.load_trial(g.look)[1] for g in problem.goals}
+        self.looks = {g.task: self.folder.stored_trial(g.look)[1] for g in problem.goals}
 
     def _sizes(self, task: str) -> tuple[int, int]:
         return len(self.bench.examples(task, "train")), len(self.bench.examples(task, "validation"))
 
-    def reports(self) -> Iterator[dict]:
+    def reports(self) -> Generator[Record]:
         """What is known of the candidate so far, from time to time, and at last its record, with `done`."""
         if self.point.coefficient is not None:
             yield {**self._shared(), "done": True}
             return
-        chain = ""
-        before = None
-        best: dict | None = None
-        attempts: list[dict] = []
+        before: str | None = None
+        best: Record = {}
+        attempts: list[Record] = []
         while (pressure := self._pressure(attempts)) is not None:
             steps = self.problem.search.steps
             if attempts:
                 steps = max(1, round(AGAIN * steps))
-            key = self.problem.key(asdict(self.point), pressure, steps, chain)
+            # An attempt's address holds that of the one before, whose coefficients it goes on from.
+            key = self.problem.key(asdict(self.point), pressure, steps, before or "")
+            record: Record = {}
             for record in self._attempt(key, pressure, steps, before):
                 if "key" not in record:
                     yield {**record, "done": False}
             attempts.append({k: record[k] for k in ("pressure", "scores", "kept", "worst", "holds")})
-            if best is None or better(record, best):
+            if not best or better(record, best):
                 best = record
-            chain = key
             before = key
         yield {**best, "attempts": attempts, "done": True}
 
-    def _pressure(self, attempts: Sequence[Mapping]) -> float | None:
+    def _pressure(self, attempts: Sequence[Mapping[str, Any]]) -> float | None:
         """Under how much pressure the next attempt learns; None where there is none."""
         aims = {g.task: g.aim for g in self.problem.goals if g.kind == "forget"}
         ladder = FORGETTING if aims else PRESSURES
@@ -240,7 +256,7 @@ class LearningRun:
             return None if attempts else self.point.pressure
         if not attempts:
             return ladder[0]
-        last = attempts[-1]["pressure"]
+        last: float = attempts[-1]["pressure"]
         if not attempts[-1]["holds"]:
             higher = [p for p in ladder if p > last]
             return higher[0] if higher and last >= ladder[0] else None
@@ -248,10 +264,12 @@ class LearningRun:
         lowered = all(a["holds"] for a in attempts) and len(attempts) <= LOWER
         return None if forgotten or not lowered else last / 4
 
-    def _shared(self) -> dict:
+    def _shared(self) -> Record:
         """One coefficient for all tasks: judged and stored."""
         key = self.problem.key(asdict(self.point))
-        blend = Blend(dict.fromkeys(self.problem.deltas, self.point.coefficient))
+        coefficient = self.point.coefficient
+        assert coefficient is not None
+        blend = Blend({task: coefficient for task in self.problem.deltas})
         if (stored := self.folder.load_trial(key)) is not None:
             return stored[0]
         started = time.perf_counter()
@@ -259,7 +277,7 @@ class LearningRun:
         judged, heads = self._judged()
         return self._store(key, judged, blend, heads, [], started)
 
-    def _attempt(self, key: str, pressure: float, steps: int, before: str | None) -> Iterator[dict]:
+    def _attempt(self, key: str, pressure: float, steps: int, before: str | None) -> Iterator[Record]:
         """Learn, judge, store. Yields what is known on the way, and the record at last."""
         if (stored := self.folder.load_trial(key)) is not None:
             yield stored[0]
@@ -268,7 +286,7 @@ class LearningRun:
         p = self.problem
         bench = self.bench
         bench.reset()
-        segments = Blend({}, self.point.granularity, p.groups).segments(self.mask)
+        segments = segments_of(self.mask, self.point.granularity, p.groups)
         learner = LearnedCoefficients(
             bench.family.module,
             self.mask,
@@ -324,11 +342,11 @@ class LearningRun:
         finally:
             learner.close()
 
-    def _first(self, segments, before: str | None) -> float | torch.Tensor:
+    def _first(self, segments: Segments, before: str | None) -> float | torch.Tensor:
         """What coefficients begin with: those of the attempt before, those that the search was given, or one number."""
         tasks = sorted(self.problem.deltas)
         if before is not None:
-            known = self.folder.load_trial(before)[1]
+            known = self.folder.stored_trial(before)[1]
             return torch.stack([known[f"coefficient/{t}"] for t in tasks])
         if self.problem.start is not None:
             return self.problem.start.refined(self.mask, segments, tasks)
@@ -342,16 +360,24 @@ class LearningRun:
             return {}
         heads = {t: self._head(t) for t in p.tasks("learn")}
         if before is not None:
-            known = self.folder.load_trial(before)[1]
+            known = self.folder.stored_trial(before)[1]
             heads = {t: known.get(f"learned head/{t}", h).to(h.device) for t, h in heads.items()}
         return heads
 
-    def _store(self, key: str, judged: dict, blend: Blend, heads: dict, curve: list, started: float) -> dict:
+    def _store(
+        self,
+        key: str,
+        judged: Record,
+        blend: Blend,
+        heads: Mapping[str, torch.Tensor],
+        curve: list[list[float]],
+        started: float,
+    ) -> Record:
         """Keep a candidate on storage. Returns what is told of it."""
         tensors = {f"head/{t}": h for t, h in heads.items()}
         tensors |= {f"learned head/{t}": h.detach().cpu() for t, h in self.heads.heads.items()}
         if blend.granularity is not None:
-            tensors |= {f"coefficient/{t}": a for t, a in blend.values.items()}
+            tensors |= {f"coefficient/{t}": torch.as_tensor(a) for t, a in blend.values.items()}
         record = {
             **judged,
             "key": key,
@@ -378,32 +404,46 @@ class LearningRun:
 
     def _backward(self, plan: MergePlan, step: int, pressure: float) -> float:
         """Loss and gradients of one update."""
-        held = max(1, len(self.problem.tasks("hold")))
-        learnt = max(1, len(self.problem.goals) - len(self.problem.tasks("hold")))
-        search = self.problem.search
-        batches = []
-        for goal in self.problem.goals:
-            size = search.batch_size if goal.kind != "hold" else max(1, search.control_batch_size // held)
-            weight = 1.0 / learnt if goal.kind != "hold" else pressure / held
-            if weight:
-                rows = plan.rows_at(step, goal.task, len(self.pools[goal.task]), size)
-                batches.append((goal, weight, rows))
         total = 0.0
-        most = self.problem.train.micro_batch_size or (TOGETHER if self.bench.device.type == "cpu" else None)
-        while batches:
-            # Tasks share a forward as far as memory, or a CPU's caches, allow: large products are faster than many
-            # small ones.
-            together = [batches.pop(0)]
-            while (
-                batches
-                and self._alike
-                and (most is None or sum(len(b[2]) for b in together) + len(batches[0][2]) <= most)
-            ):
-                together.append(batches.pop(0))
+        for together in self._forwards(self._batches(plan, step, pressure)):
             loss = self._loss(together)
-            loss.backward()
+            torch.autograd.backward(loss)
             total += float(loss.detach())
         return total
+
+    def _batches(self, plan: MergePlan, step: int, pressure: float) -> list[Batch]:
+        """Every task's share of one update."""
+        search = self.problem.search
+        held = max(1, len(self.problem.tasks("hold")))
+        learnt = max(1, len(self.problem.tasks("learn", "forget")))
+        batches = []
+        for goal in self.problem.goals:
+            if goal.kind == "hold":
+                size = max(1, search.control_batch_size // held)
+                weight = pressure / held
+            else:
+                size = search.batch_size
+                weight = 1.0 / learnt
+            if weight:
+                rows = plan.rows_at(step, goal.task, len(self.pools[goal.task]), size)
+                batches.append(Batch(goal=goal, weight=weight, rows=rows))
+        return batches
+
+    def _forwards(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+        """Those that go through the model together."""
+        most = self.problem.train.micro_batch_size
+        if most is None and self.bench.device.type == "cpu":
+            most = TOGETHER
+        together: list[Batch] = []
+        for batch in batches:
+            size = sum(len(b.rows) for b in together) + len(batch.rows)
+            # Large products are faster than many small ones, as far as memory, or a CPU's caches, allow them.
+            if together and not (self._alike and (most is None or size <= most)):
+                yield together
+                together = []
+            together.append(batch)
+        if together:
+            yield together
 
     @property
     def _alike(self) -> bool:
@@ -411,40 +451,54 @@ class LearningRun:
         behind it."""
         return self.bench.family.words_are_linear
 
-    def _loss(self, batches: list[tuple[Goal, float, torch.Tensor]]) -> torch.Tensor:
+    def _loss(self, batches: Sequence[Batch]) -> torch.Tensor:
+        """What some tasks add to the loss of an update, a scalar."""
         bench = self.bench
-        device = self.bench.device.type
         autocast = bench.autocast(self.problem.train.precision)
-        found = [self._inputs(goal.task, rows) for goal, _, rows in batches]
-        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
-            if self._alike:
-                inputs = shortened(bench.family, torch.cat([x for x, _ in found]))
-                features = bench.family.features(inputs).split([len(x) for x, _ in found])
-                heads = [self._head(goal.task) for goal, _, _ in batches]
-                logits = [scored(f, head) for f, head in zip(features, heads, strict=True)]
-                own = [self.heads.heads.get(goal.task) for goal, _, _ in batches]
-                own_logits = [None if h is None else scored(f, h) for f, h in zip(features, own, strict=True)]
-            else:
-                own_logits = [None] * len(batches)
-                scorers = [self._scorer(goal.task) for goal, _, _ in batches]
-                logits = [score(shortened(bench.family, x)) for score, (x, _) in zip(scorers, found, strict=True)]
+        data = [self._inputs(batch.goal.task, batch.rows) for batch in batches]
+        with torch.autocast(bench.device.type, dtype=autocast, enabled=autocast is not None):
+            outputs = self._outputs([batch.goal.task for batch in batches], [inputs for inputs, _ in data])
         loss = torch.zeros((), device=bench.device)
-        for (goal, weight, rows), out, own_out, (_, labels) in zip(batches, logits, own_logits, found, strict=True):
-            if own_out is not None:  # both heads have to like the features: neither is known to be the better one yet
-                loss = loss + weight * self._goal_loss(goal, own_out, rows, labels)
+        for batch, (logits, own_logits), (_, labels) in zip(batches, outputs, data, strict=True):
+            weight = batch.weight
+            if own_logits is not None:
+                # Both heads have to like the features: neither is known to be the better one yet.
+                loss = loss + weight * self._goal_loss(batch.goal, own_logits, batch.rows, labels)
                 weight = weight * self.problem.search.words_weight
-            loss = loss + weight * self._goal_loss(goal, out, rows, labels)
+            loss = loss + weight * self._goal_loss(batch.goal, logits, batch.rows, labels)
         return loss
 
+    def _outputs(
+        self, tasks: Sequence[str], inputs: Sequence[torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Logits [n, classes] of each task's inputs [n, ...] under its frozen head, and under the one that is learned
+        with the coefficients, where there is one."""
+        family = self.bench.family
+        if not self._alike:
+            scorers = [self._scorer(task) for task in tasks]
+            return [(score(shortened(family, x)), None) for score, x in zip(scorers, inputs, strict=True)]
+        together = family.features(shortened(family, torch.cat(list(inputs))))  # [sum of n, d]
+        outputs: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        for task, features in zip(tasks, torch.split(together, [len(x) for x in inputs]), strict=True):
+            learned = self.heads.heads.get(task)
+            own_logits = None if learned is None else scored(features, learned)
+            outputs.append((scored(features, self._head(task)), own_logits))
+        return outputs
+
     def _head(self, task: str) -> torch.Tensor:
-        """Linear head of a task."""
+        """Linear head of a task, of a model whose heads are linear."""
         other = self.problem.heads.get(task)
-        return self.bench.linear_head(task) if other is None else other.to(self.bench.device)
+        if other is not None:
+            return other.to(self.bench.device)
+        frozen = self.bench.linear_head(task)
+        assert frozen is not None
+        return frozen
 
     def _scorer(self, task: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """inputs -> logits under a task's head."""
         if task not in self.problem.heads:
-            return self.bench.logits(task)
+            frozen: Callable[[torch.Tensor], torch.Tensor] = self.bench.logits(task)
+            return frozen
         return lambda inputs: scored(self.bench.family.features(inputs), self._head(task))
 
     def _goal_loss(self, goal: Goal, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -468,7 +522,7 @@ class LearningRun:
     # ------------------------------------------------------------------------------ judging
 
     @torch.no_grad()
-    def _judged(self, heads: bool = True) -> tuple[dict, dict[str, torch.Tensor]]:
+    def _judged(self, heads: bool = True) -> tuple[Record, dict[str, torch.Tensor]]:
         """What the model as it stands scores on validation data, and the heads of their own that targets get.
 
         Args:
@@ -517,12 +571,12 @@ def _tensor(curve: list[list[float]]) -> torch.Tensor:
     return torch.tensor(curve, dtype=torch.float64).view(-1, 2)
 
 
-def better(a: Mapping, b: Mapping) -> bool:
+def better(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether candidate `a` comes before `b`: one that holds by its margin first, then what it is worth."""
     return rank(a) < rank(b)
 
 
-def rank(record: Mapping) -> tuple:
+def rank(record: Mapping[str, Any]) -> tuple[bool, float, float, str]:
     """The best sorts first; ties go to the smaller coefficients."""
     size = sum(abs(a) for a in record["means"].values())
     return (not record["holds"], -record["objective"], size, record["key"])

@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import ray
@@ -22,17 +23,25 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from talos_ray.config import Search
+from talos_ray.config import Search, Spec
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.segments import Blend
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
-from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, rank
+from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, Record, rank
 from talos_ray.orchestrate.scoring import PAIRS as MOST_PAIRS
 from talos_ray.orchestrate.scoring import Chosen, Look, Looks, Way, disturbed, fits_heads, single_look, waited, ways_of
 from talos_ray.orchestrate.worker import workbench
 from talos_ray.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+    from talos_ray.orchestrate.plan import ArmPlan, Prepared
+    from talos_ray.orchestrate.session import Session
+
+Refs = tuple[ray.ObjectRef[Any], ray.ObjectRef[Any]]  # of the shared base, and of an arm with its deltas
 
 NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"  # Tune's own would take an interrupt for the end of its trials and go on
 
@@ -42,25 +51,34 @@ class Trial(tune.Trainable):
     on storage: one that was killed goes on from there, wherever it is started again."""
 
     def setup(
-        self, config: dict, problems: Mapping[str, MergeProblem] | None = None, refs: Mapping[str, list] | None = None
+        self,
+        config: dict[str, Any],
+        problems: Mapping[str, MergeProblem] | None = None,
+        refs: Mapping[str, Refs] | None = None,
     ) -> None:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        self.problems = problems
-        self.refs = refs
+        # Tune's signature wants defaults, but `with_parameters` always gives both.
+        self.problems = problems or {}
+        self.refs = refs or {}
         self.reset_config(config)
 
-    def reset_config(self, new_config: dict) -> bool:
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another point for the same process, which keeps its model and its data."""
-        shared, arm = (ray.get(ref) for ref in self.refs[new_config["merge"]])
-        self.bars = new_config.get("bars") or []
+        shared_ref, arm_ref = self.refs[new_config["merge"]]
+        self.bars: list[float] = new_config.get("bars") or []
         point = Point(**new_config["point"])
-        bench = workbench(shared)
-        run = LearningRun(bench, arm, self.problems[point.merge], point, several=new_config["several"])
-        self.reports: Iterator[dict] = run.reports()
+        run = LearningRun(
+            workbench(ray.get(shared_ref)),
+            ray.get(arm_ref),
+            self.problems[point.merge],
+            point,
+            several=new_config["several"],
+        )
+        self.reports: Generator[Record] = run.reports()
         self.judged = 0
         return True
 
-    def step(self) -> dict:
+    def step(self) -> Record:
         report = next(self.reports)
         if not report["done"] and "objective" in report:
             bar = self.bars[self.judged] if self.judged < len(self.bars) else None
@@ -89,8 +107,8 @@ class Generations(Searcher):
         points: Mapping[str, Sequence[Point]],
         more: int,
         size: int,
-        space: dict,
-        made: Callable[[str, dict], Point],
+        space: dict[str, Any],
+        made: Callable[[str, Mapping[str, Any]], Point],
         seed: int,
     ) -> None:
         super().__init__()  # without a metric: a run on its way may have nothing to tell of it yet
@@ -98,23 +116,24 @@ class Generations(Searcher):
         self.more = dict.fromkeys(points, more)
         self.size = size
         self.made = made
-        self.optuna = (
-            {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points} if more else {}
-        )
+        self.optuna: dict[str, OptunaSearch] = {}
+        if more:
+            self.optuna = {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points}
         self.waiting = [p for mine in points.values() for p in mine]
         self.several = more > 0 or len(self.waiting) > len(points)
         self.running: dict[str, Point] = {}
         self.names: list[tuple[Point, str]] = []  # of this generation, in its order
-        self.over: dict[str, dict] = {}  # Optuna's name -> result, of this generation
+        self.over: dict[str, Record] = {}  # Optuna's name -> result, of this generation
         self.best: dict[str, list[float]] = {}  # way -> what its best run had reached at each look
         self.bars: dict[str, list[float]] = {}  # the same, of earlier generations only
         self.curves: dict[str, list[float]] = {}  # trial -> what it has reached at each look
 
-    def suggest(self, trial_id: str) -> dict | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if not self.waiting and not self.running:
             self._next_generation()
             if not self.waiting:
-                return Searcher.FINISHED
+                finished: Any = Searcher.FINISHED  # a string, which Ray's own annotation of this method leaves out
+                return finished  # type: ignore[no-any-return]  # as above
         if not self.waiting:
             return None  # until the generation is over
         point = self.waiting.pop(0)
@@ -128,7 +147,7 @@ class Generations(Searcher):
 
     def _next_generation(self) -> None:
         for point, name in self.names:  # told in the order in which they were proposed, not in which they ended
-            self.optuna[point.merge].on_trial_complete(name, self.over.get(name))
+            self.optuna[point.merge].on_trial_complete(name, self.over.get(name) or {})
         self.names = []
         self.bars = dict(self.best)
         for way, left in self.more.items():
@@ -136,15 +155,18 @@ class Generations(Searcher):
             self.more[way] -= count
             for i in range(count):
                 name = f"{way}-{left - i}"
-                point = self.made(way, self.optuna[way].suggest(name))
+                chosen = self.optuna[way].suggest(name)
+                if not isinstance(chosen, dict):  # Optuna has no end: it always proposes something
+                    raise TalosError(f"Optuna proposed {chosen!r} for {name}; wanted settings; lower search.trials")
+                point = self.made(way, chosen)
                 self.waiting.append(point)
                 self.names.append((point, name))
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
+    def on_trial_result(self, trial_id: str, result: Record) -> None:
         if not result["done"] and "objective" in result:
             self.curves.setdefault(trial_id, []).append(result["objective"])
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Record | None = None, error: bool = False) -> None:
         point = self.running.pop(trial_id)
         name = next((n for p, n in self.names if p is point), None)
         if result is not None and "objective" in result:
@@ -165,14 +187,16 @@ class Generations(Searcher):
 class Told(tune.Callback):
     """Hands Tune's results to the driver."""
 
-    def __init__(self, on_report: Callable[[str, dict], None]) -> None:
+    def __init__(self, on_report: Callable[[str, Record], None]) -> None:
         self.on_report = on_report
-        self.records: dict[str, list[dict]] = {}
+        self.records: dict[str, list[Record]] = {}
 
-    def __getstate__(self) -> dict:  # Tune saves its callbacks
+    def __getstate__(self) -> dict[str, Any]:  # Tune saves its callbacks
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list, trial, result: dict, **info) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Record, **info: object
+    ) -> None:
         way = trial.config["merge"]
         self.on_report(way, result)
         if result["done"] and not result.get("stopped"):
@@ -180,13 +204,13 @@ class Told(tune.Callback):
 
 
 def run_trials(
-    session,
-    spec,
+    session: Session,
+    spec: Spec,
     problems: Mapping[str, MergeProblem],
-    refs: Mapping[str, list],
+    refs: Mapping[str, Refs],
     points: Mapping[str, Sequence[Point]],
-    on_report: Callable[[str, dict], None],
-) -> dict[str, list[dict]]:
+    on_report: Callable[[str, Record], None],
+) -> dict[str, list[Record]]:
     """All searches in one Tune run. Returns the records of each way to merge, the best first.
 
     Args:
@@ -228,7 +252,7 @@ def run_trials(
     return {way: sorted(records, key=rank) for way, records in told.records.items()}
 
 
-def _space(search: Search) -> dict:
+def _space(search: Search) -> dict[str, Any]:
     """What Optuna chooses among, around what the spec names."""
     rates = search.several("lr")
     given = search.several("pressure")
@@ -240,7 +264,7 @@ def _space(search: Search) -> dict:
     }
 
 
-def _made(way: str, chosen: dict) -> Point:
+def _made(way: str, chosen: Mapping[str, Any]) -> Point:
     return Point(
         arm=way.split()[0],
         merge=way,
@@ -278,7 +302,7 @@ class Approved:
     model: str
 
 
-def approved_in(folder: RunFolder, prepared, arm, deltas: Mapping[str, Delta]) -> Approved | None:
+def approved_in(folder: RunFolder, prepared: Prepared, arm: ArmPlan, deltas: Mapping[str, Delta]) -> Approved | None:
     """What the version in force has learned, if the spec adds tasks to it and says that they alone are learned."""
     search = prepared.spec.search
     if search.method != "learned" or search.relearn == "all" or not folder.head:
@@ -305,14 +329,16 @@ class MergeSearch:
         approved: what tasks in force keep of the sparse arm while others are added to them.
     """
 
-    def __init__(self, session, prepared, stage: str = "search", approved: Approved | None = None) -> None:
+    def __init__(
+        self, session: Session, prepared: Prepared, stage: str = "search", approved: Approved | None = None
+    ) -> None:
         self.session = session
         self.p = prepared
         self.stage = stage
         self.approved = approved
         self.looks = Looks(session, prepared, stage)
 
-    def choose(self, arms: Sequence, deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, Chosen]:
+    def choose(self, arms: Sequence[ArmPlan], deltas: Mapping[str, Mapping[str, Delta]]) -> dict[str, Chosen]:
         """The best by validation for every arm, with what is told of its search."""
         p = self.p
         session = self.session
@@ -335,15 +361,15 @@ class MergeSearch:
             ]
             hold = [Goal(task=c, kind="hold", before=seen[key].accuracy, look=key) for c, key in controls.items()]
             problems[name] = self.problem(way, (*learn, *hold, *kept.values()), **self._begun(way, kept))
-            refs[name] = [session.shared_ref, way.ref]
+            refs[name] = (session.shared_ref, way.ref)
         points = {n: points_of(p.spec.search, way, bool(problems[n].tasks("hold"))) for n, way in ways.items()}
         found = self.run(problems, refs, points)
         if self.stage == "search":
             session.progress.end("search", "; ".join(f"{name}: {_told(records)}" for name, records in found.items()))
         chosen = {}
         for plan in arms:
-            mine = {n: records for n, records in found.items() if ways[n].plan is plan}
-            chosen[plan.name] = self._chosen(ways, mine, seen, singles[plan.name], controls)
+            candidates = {n: records for n, records in found.items() if ways[n].plan is plan}
+            chosen[plan.name] = self._chosen(ways, candidates, seen, singles[plan.name], controls)
         for mine in chosen.values():
             if self.stage == "search" and len(p.targets) > 1:
                 mine.found["disentanglement"] = self._disentangled(mine)
@@ -362,16 +388,16 @@ class MergeSearch:
         seen = self.looks.found()
         return {t: Goal(task=t, kind="hold", before=seen[key].accuracy, look=key) for t, key in keys.items()}
 
-    def _begun(self, way: Way, kept: Mapping[str, Goal]) -> dict[str, object]:
+    def _begun(self, way: Way, kept: Mapping[str, Goal]) -> dict[str, Any]:
         """What a problem begins with, where tasks keep what they have."""
-        if not kept:
-            return {}
         before = self.approved
+        if before is None or not kept:
+            return {}
         new = {t: self.p.spec.search.start for t in way.rows if t not in kept}
         start = replace(before.blend, values={**before.blend.values, **new})
         return {"start": start, "moving": tuple(sorted(new)), "heads": dict(before.heads)}
 
-    def problem(self, way: Way, goals: Sequence[Goal], **more: object) -> MergeProblem:
+    def problem(self, way: Way, goals: Sequence[Goal], **more: Any) -> MergeProblem:
         """What is searched for a way to merge."""
         p = self.p
         marks = {
@@ -379,7 +405,7 @@ class MergeSearch:
             for n, d in p.data.items()
         }
         named = {g.task: marks[g.task] for g in goals}
-        settings = {
+        settings: dict[str, Any] = {
             "deltas": {t: d.fingerprint for t, d in way.rows.items()},
             "base": p.base,
             "marks": key_of(named),
@@ -393,15 +419,15 @@ class MergeSearch:
         return MergeProblem(goals=tuple(goals), **{**settings, **more})
 
     def run(
-        self, problems: Mapping[str, MergeProblem], refs: Mapping[str, list], points: Mapping[str, Sequence[Point]]
-    ) -> dict[str, list[dict]]:
+        self, problems: Mapping[str, MergeProblem], refs: Mapping[str, Refs], points: Mapping[str, Sequence[Point]]
+    ) -> dict[str, list[Record]]:
         """The records of each problem, the best first, with progress."""
         best: dict[str, float] = {}
         steps: dict[str, int] = {}
         count = 0
         search = self.p.spec.search
 
-        def on_report(way: str, report: dict) -> None:
+        def on_report(way: str, report: Record) -> None:
             nonlocal count
             steps[way] = report.get("step", search.steps)
             if report["done"] and "objective" in report:
@@ -423,7 +449,7 @@ class MergeSearch:
     def _chosen(
         self,
         ways: Mapping[str, Way],
-        found: Mapping[str, list[dict]],
+        found: Mapping[str, list[Record]],
         seen: Mapping[str, Look],
         singles: Mapping[str, str],
         controls: Mapping[str, str],
@@ -438,7 +464,7 @@ class MergeSearch:
             heads = {**self.approved.heads, **heads}
         everything = [r for records in found.values() for r in records]
 
-        def best_of(setting: Callable[[dict], str]) -> dict[str, float]:
+        def best_of(setting: Callable[[Record], str]) -> dict[str, float]:
             reached: dict[str, float] = {}
             for r in everything:
                 reached[setting(r)] = max(r["objective"], reached.get(setting(r), r["objective"]))
@@ -475,17 +501,21 @@ class MergeSearch:
         }
         return Chosen(way=way, blend=blend, heads=heads, found=facts)
 
-    def loaded(self, way: Way, record: Mapping) -> tuple[Blend, dict]:
-        """Coefficients and heads of a candidate, from storage."""
-        _, tensors = self.session.folder.load_trial(record["key"])
+    def loaded(self, way: Way, record: Mapping[str, Any]) -> tuple[Blend, dict[str, torch.Tensor]]:
+        """Coefficients and heads of a candidate, from storage.
+
+        Raises:
+            CorruptError: they are not there any more.
+        """
+        _, tensors = self.session.folder.stored_trial(record["key"])
         heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
         point = record["point"]
         if point["coefficient"] is not None:
-            return Blend(dict.fromkeys(way.rows, point["coefficient"])), heads
+            return Blend({t: float(point["coefficient"]) for t in way.rows}), heads
         values = {t: tensors[f"coefficient/{t}"] for t in way.rows}
         return Blend(values, point["granularity"], way.how.groups or 4), heads
 
-    def _disentangled(self, mine: Chosen) -> dict:
+    def _disentangled(self, mine: Chosen) -> dict[str, Any]:
         """How far the edits disturb each other, on validation data."""
         tasks = sorted(self.p.targets)
         pairs = len(tasks) <= MOST_PAIRS
@@ -505,10 +535,10 @@ def by_tensor(way: Way, blend: Blend) -> dict[str, dict[str, float]]:
     """Task -> tensor -> mean coefficient of its masked weights; nothing where a task has one coefficient."""
     if (segments := blend.segments(way.mask)) is None:
         return {}
-    return {t: segments.mean_by_tensor(a, way.mask) for t, a in blend.values.items()}
+    return {t: segments.mean_by_tensor(torch.as_tensor(a), way.mask) for t, a in blend.values.items()}
 
 
-def _told(records: Sequence[Mapping]) -> str:
+def _told(records: Sequence[Mapping[str, Any]]) -> str:
     """One search in a line."""
     best = records[0]
     note = f"{len(records)} candidate(s), best normalized validation accuracy {best['objective']:.4f}"

@@ -515,6 +515,20 @@ class RunFolder:
             return None
         return info, logits
 
+    def stored_trial(self, key: str) -> tuple[dict, dict[str, torch.Tensor]]:
+        """A candidate that has to be there, because something was built on it.
+
+        Raises:
+            CorruptError: it is gone, or broken.
+        """
+        found = self.load_trial(key)
+        if found is None:
+            raise CorruptError(
+                f"{self.store.path(f'trials/{key}.safetensors')} is gone or broken; wanted what the search wrote "
+                "there; run the same command again"
+            )
+        return found
+
     def save_trial(self, key: str, info: Mapping, logits: Mapping[str, torch.Tensor]) -> None:
         self.store.write_tensors(f"trials/{key}.safetensors", logits, info)
 
