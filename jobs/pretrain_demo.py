@@ -1,10 +1,10 @@
-"""Pretrain the demo's tiny CLIP on captioned pictures: `python -m talos_ray.demo.pretrain`.
+"""Pretrain the demo's tiny CLIP on captioned pictures: `python jobs/pretrain_demo.py`.
 
 open_clip's own `CLIP` class, trained from scratch with the contrastive loss of CLIP (Radford et al.,
-2021) on pictures that `render.caption_pair` draws. Writes, beside this file: `clip.safetensors`,
+2021) on pictures that `render.caption_pair` draws. Writes, in `talos_ray/demo`: `clip.safetensors`,
 `clip.json` (open_clip's config), `merges.txt.gz` (byte pairs for open_clip's `SimpleTokenizer`),
 `pretrain.json` (wall time and scores) and `README.md` (the page made of them). Everything follows from
-SEED. `python -m talos_ray.demo.pretrain --score-only` keeps the weights and measures them again.
+SEED. `python jobs/pretrain_demo.py --score-only` keeps the weights and measures them again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ import typer
 from safetensors.torch import save_file
 
 from talos_ray.demo import render
+from talos_ray.demo.tasks import CONTROL, RECIPES, SETS, TARGETS
+from talos_ray.inputs import Examples
+from talos_ray.models import load_model
+from talos_ray.spec import resolve_task
+from talos_ray.tasks import load_task
 
-HERE = Path(__file__).parent
+DEMO = Path(render.__file__).parent  # where the package keeps what is written here
 SEED = 20260101
 PICTURES = 180_000
 PASSES = 5
@@ -95,12 +100,12 @@ def train() -> dict:
         f"drew {PICTURES} pictures, {len(set(captions))} different captions, {time.perf_counter() - started:.0f} s",
         flush=True,
     )
-    write_merges(captions, HERE / "merges.txt.gz")
+    write_merges(captions, DEMO / "merges.txt.gz")
     tokenizer = open_clip.SimpleTokenizer(
-        str(HERE / "merges.txt.gz"), context_length=CONFIG["text_cfg"]["context_length"]
+        str(DEMO / "merges.txt.gz"), context_length=CONFIG["text_cfg"]["context_length"]
     )
     config = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "vocab_size": tokenizer.vocab_size}}
-    (HERE / "clip.json").write_text(json.dumps(config, indent=1) + "\n")
+    (DEMO / "clip.json").write_text(json.dumps(config, indent=1) + "\n")
     model = open_clip.model.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     weights = sum(p.numel() for p in model.parameters())
     tokens = tokenizer(captions)
@@ -132,7 +137,7 @@ def train() -> dict:
             step += 1
             if step % 100 == 0:
                 print(f"step {step}/{steps} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s", flush=True)
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, HERE / "clip.safetensors")
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, DEMO / "clip.safetensors")
     return {
         "seconds": round(time.perf_counter() - started), "loss": round(loss.item(), 3), "weights": weights,
         "captions": len(set(captions)), "steps": steps, "threads": torch.get_num_threads(),
@@ -141,12 +146,6 @@ def train() -> dict:
 
 def score() -> dict[str, float]:
     """Zero-shot test accuracy of the shipped weights on every demo set."""
-    from talos_ray.demo.tasks import RECIPES
-    from talos_ray.inputs import Examples
-    from talos_ray.models import load_model
-    from talos_ray.spec import resolve_task
-    from talos_ray.tasks import load_task
-
     family = load_model("demo")
     found = {}
     for recipe in RECIPES:
@@ -160,8 +159,6 @@ def score() -> dict[str, float]:
 
 def page(facts: dict) -> str:
     """The page beside the weights."""
-    from talos_ray.demo.tasks import CONTROL, SETS, TARGETS
-
     scores = facts["zero_shot"]
     rows = [
         f"| {n} | {'target' if n in TARGETS else 'control'} | {len(SETS[n].classes)} | {SETS[n].sizes[2]} | "
@@ -171,7 +168,7 @@ def page(facts: dict) -> str:
     return f"""# The embedded default
 
 A tiny CLIP, eight target tasks and one control task: enough to see every part of talos_ray work on two cores,
-with nothing to download. `python -m talos_ray.demo.pretrain` makes everything on this page again.
+with nothing to download. `python jobs/pretrain_demo.py` makes everything on this page again.
 
 ## The model
 open_clip's `CLIP` class from `clip.json`: {facts["weights"]:,} weights, shipped in float16 as `clip.safetensors`.
@@ -196,7 +193,7 @@ the model knows in a world that it does not: other typefaces, worn signs, mottle
 through one cheap camera with fixed-pattern noise. `scanned_digits` are real scans (scikit-learn's handwritten digits).
 The control task is the pretraining world itself, drawn from fresh seeds, with many classes.
 
-Zero-shot accuracy on test pictures (`python -m talos_ray.demo.pretrain --score-only`); mean of the targets
+Zero-shot accuracy on test pictures (`python jobs/pretrain_demo.py --score-only`); mean of the targets
 **{sum(scores[t] for t in TARGETS) / len(TARGETS):.3f}**, control **{scores[CONTROL]:.3f}**:
 
 | set | kind | classes | test pictures | zero-shot |
@@ -211,10 +208,10 @@ def main(
     score_only: Annotated[bool, typer.Option(help="Keep the weights; measure them and write the page.")] = False,
 ) -> None:
     """Pretrain the demo's CLIP (half an hour on two cores), then write its scores and its page."""
-    facts = json.loads((HERE / "pretrain.json").read_text()) if score_only else train()
+    facts = json.loads((DEMO / "pretrain.json").read_text()) if score_only else train()
     facts["zero_shot"] = score()
-    (HERE / "pretrain.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (HERE / "README.md").write_text(page(facts))
+    (DEMO / "pretrain.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (DEMO / "README.md").write_text(page(facts))
     print(json.dumps(facts["zero_shot"], indent=1))
 
 
