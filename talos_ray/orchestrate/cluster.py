@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from talos_ray.config import Cluster
@@ -19,6 +20,34 @@ from talos_ray.orchestrate.ray_internals import LOCAL_CONFIG, memory_used, refus
 from talos_ray.user_files import run_around
 
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
+
+
+class WarmOptions(TypedDict):
+    """What every Ray task and actor of this package is declared with."""
+
+    runtime_env: dict[str, Any]
+
+
+class TaskOptions(TypedDict, total=False):
+    """What a worker takes of a node, as the `options` of a Ray task name it."""
+
+    num_cpus: float
+    num_gpus: float
+    memory: int
+    accelerator_type: str
+    label_selector: dict[str, str]
+
+
+class StartOptions(TypedDict, total=False):
+    """What `ray.init` is called with."""
+
+    address: str
+    _system_config: dict[str, Any]
+    log_to_driver: bool
+    logging_level: int
+    configure_logging: bool
+    runtime_env: dict[str, Any]
+
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -34,7 +63,7 @@ QUIET = {
 SHARED = {"PL_DISABLE_FORK": "1", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 # For `ray.remote`. It adds nothing, but has to be named: Ray hands a process on only between tasks whose environments
 # are written alike, and a task of a Tune trial writes its own.
-WARM = {"runtime_env": {"env_vars": SHARED}}
+WARM: WarmOptions = {"runtime_env": {"env_vars": SHARED}}
 # Only for a Ray of our own on one machine, which nothing preempts.
 LOCAL = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 NODE_ID = "ray.io/node-id"  # label that Ray gives every node
@@ -58,13 +87,15 @@ def resources(settings: Cluster) -> dict[str, float]:
     if settings.memory_gb_per_worker:
         found["memory"] = settings.memory_gb_per_worker * 1e9
     if settings.accelerator_type:
+        # Ray gives a node one unit of its accelerator's type: a thousandth of it ties a worker to such nodes, and
+        # leaves as many places there as the GPUs have.
         found[f"accelerator_type:{settings.accelerator_type}"] = 0.001
     return {kind: amount for kind, amount in found.items() if amount}
 
 
-def options(settings: Cluster) -> dict[str, object]:
+def options(settings: Cluster) -> TaskOptions:
     """The same for the `options` of a Ray task."""
-    found: dict[str, object] = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
+    found: TaskOptions = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
     if settings.memory_gb_per_worker:
         found["memory"] = int(settings.memory_gb_per_worker * 1e9)
     if settings.accelerator_type:
@@ -92,6 +123,7 @@ def check_local(settings: Cluster) -> None:
     elif remote_address(settings) is None:
         import torch
 
+        # Of memory, accelerators and labels only a Ray that runs can tell.
         here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         known = settings.model_copy(update={"memory_gb_per_worker": None, "accelerator_type": None, "labels": {}})
         check_room(known, [(here, {})], "this machine")
@@ -103,8 +135,11 @@ def check_connected(settings: Cluster) -> None:
 
     here = ray.get_runtime_context().gcs_address
     named = settings.address
-    by_client = ray.util.client.ray.is_connected()
-    fits = by_client if (named or "").startswith("ray://") else named in (None, "auto", here)
+    if named is not None and named.startswith("ray://"):
+        # A client sees the address inside the cluster, never the one that it was given.
+        fits = ray.util.client.ray.is_connected()
+    else:
+        fits = named in (None, "auto", here)
     if not fits:
         raise SpecError(
             f"cluster.address is {named!r}, but this process is connected to the Ray at {here!r}; wanted one of the "
@@ -143,6 +178,7 @@ def _check_place(output: str, data: Sequence[str]) -> None:
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a home of nobody
         raise SpecError(f"output {output[:200]!r} is no place for a folder: {error}; choose another") from None
     home = Path(os.path.expanduser("~")).resolve()
+    # A run is deleted, copied and moved as a folder, so nothing that is not the run's may lie in it.
     if lies_in_file:
         raise SpecError(f"output {output!r} is a file, or lies in one; wanted a new folder; choose another")
     if (run := run_around(place)) is not None:
@@ -178,6 +214,7 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
     Raises:
         SpecError: no cluster answers at the address, or it can never give one team what it asks for.
     """
+    # Ray reads some of these when it is imported, and hands all of them to the processes that it starts.
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     import ray
@@ -189,20 +226,19 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
     if started:
         address = remote_address(settings)
         level = logging.INFO if verbose else logging.ERROR
-        own: dict[str, object] = {}
+        how: StartOptions = {
+            "address": address or "local",  # None would join whatever cluster last ran on this machine, alive or not
+            "log_to_driver": verbose,
+            "logging_level": level,
+            "configure_logging": True,
+        }
+        # Internals are set for a Ray of our own only: a cluster that others started keeps its settings.
         if not address:
-            own["_system_config"] = LOCAL_CONFIG
+            how["_system_config"] = LOCAL_CONFIG
             for key, value in LOCAL.items():
                 os.environ.setdefault(key, value)
-        _start(
-            STARTS if address is None else 1,
-            address=address or "local",  # None would join whatever cluster last ran on this machine, alive or not
-            **own,
-            log_to_driver=verbose,
-            logging_level=level,
-            configure_logging=True,
-            runtime_env={"env_vars": _worker_env()},
-        )
+        how["runtime_env"] = {"env_vars": _worker_env()}
+        _start(STARTS if address is None else 1, **how)
     try:
         _wait(settings, on_wait)
         check_room(settings, nodes(), "the cluster")
@@ -213,7 +249,7 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
     return started
 
 
-def _start(times: int, **how: object) -> None:
+def _start(times: int, **how: Unpack[StartOptions]) -> None:
     """`ray.init`. A machine under load may need longer than the half minute that Ray waits for its own processes: so
     it is asked again.
 
@@ -234,6 +270,7 @@ def _start(times: int, **how: object) -> None:
         except Exception as error:  # Ray raises plain ones for whatever its processes met
             ray.shutdown()
             why = " ".join(str(error).split())[:300] or type(error).__name__
+            # The internal settings only save time, so a release of Ray that knows them no longer does without.
             if "_system_config" in how and refuses_config(why):
                 del how["_system_config"]
                 continue
@@ -247,7 +284,8 @@ def _start(times: int, **how: object) -> None:
 
 def _worker_env() -> dict[str, str]:
     passed = ("TALOS_CACHE", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", *LOCAL)
-    return {**QUIET, **SHARED, **{k: os.environ[k] for k in passed if k in os.environ}}
+    of_driver = {k: os.environ[k] for k in passed if k in os.environ}
+    return {**QUIET, **SHARED, **of_driver}
 
 
 def nodes() -> list[Node]:
@@ -259,17 +297,23 @@ def nodes() -> list[Node]:
 
 def room(settings: Cluster, there: Sequence[Node]) -> int:
     """How many workers fit at once; a worker has to fit on one node."""
-    each = resources(settings)
     wanted = settings.labels.items()
-    return sum(
-        math.floor(min(have.get(kind, 0) / amount for kind, amount in each.items()) + 1e-9)
-        for have, labels in there
-        if all(labels.get(k) == v for k, v in wanted)
-    )
+    places = 0
+    for have, labels in there:
+        if all(labels.get(k) == v for k, v in wanted):
+            places += _places_on_node(have, resources(settings))
+    return places
+
+
+def _places_on_node(have: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many workers that take `each` fit on a node: what is scarcest decides."""
+    scarcest = min(have.get(kind, 0) / amount for kind, amount in each.items())
+    return math.floor(scarcest + 1e-9)  # shares of a CPU, like 0.1, are no exact binary fractions
 
 
 def check_room(settings: Cluster, there: Sequence[Node], who: str) -> None:
     """Raises SpecError, with what there is, unless one team fits."""
+    # CPUs and GPUs first, over all nodes, because their message can name the one setting to lower.
     for kind in ("CPU", "GPU"):
         each = resources(settings).get(kind, 0)
         sum_ = sum(have.get(kind, 0) for have, _ in there)
@@ -310,6 +354,7 @@ def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
     bundle = {k: a for k, a in resources(settings).items() if k in ("CPU", "GPU")}
     request_resources(bundles=[bundle] * wanted)
     started = time.monotonic()
+    # When the time is over the caller checks what there is: fewer nodes may do for fewer teams.
     while (places := room(settings, nodes())) < wanted:
         spent = time.monotonic() - started
         if spent > settings.wait_minutes * 60:
@@ -334,13 +379,17 @@ def free_gpus(settings: Cluster) -> None:
         return
     import ray
 
+    # A task that claims a GPU and ends its process after one call: Ray has to end an idle process to place it.
     leave = ray.remote(max_calls=1, num_cpus=0, num_gpus=settings.gpus_per_worker, **WARM)(lambda: None)
-    leaving = [
-        leave.options(label_selector={NODE_ID: node["NodeID"]}).remote()
-        for node in ray.nodes() if node["Alive"]
-        for _ in range(room(settings, [(node["Resources"], node.get("Labels", {}))]))
-    ]  # fmt: skip
-    for ref in ray.wait(leaving, num_returns=len(leaving), timeout=FREE_SECONDS)[1]:  # others work there
+    leaving = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        on_node = leave.options(label_selector={NODE_ID: node["NodeID"]})
+        for _ in range(room(settings, [(node["Resources"], node.get("Labels", {}))])):
+            leaving.append(on_node.remote())
+    _, busy = ray.wait(leaving, num_returns=len(leaving), timeout=FREE_SECONDS)
+    for ref in busy:  # others work there
         ray.cancel(ref)
 
 
