@@ -8,34 +8,52 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
 
 from talos_ray.config import Mask as MaskSettings
 from talos_ray.config import Spec
-from talos_ray.core.fisher import Checked, SquaredGradients
+from talos_ray.core.fisher import Batch, Checked, Score, SquaredGradients
 from talos_ray.core.mask import CHUNK, DATA_FREE, Mask, jaccard, mask_from_flags, round_keep, select
 from talos_ray.core.seeds import derive_seed
 from talos_ray.errors import SpecError
 from talos_ray.models import check_model
 from talos_ray.models.lean import import_lean
 from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room
-from talos_ray.orchestrate.worker import Shared, Workbench, workbench
-from talos_ray.tasks import Split, TaskData, decoded, encoded
+from talos_ray.orchestrate.selection import Selection, selection_of
+from talos_ray.orchestrate.worker import AnswerModel, Bits, Shared, Workbench, workbench
+from talos_ray.tasks import TaskData, decoded, encoded
 
-PIECE = (
-    1 << 28
-)  # weights whose scores travel as one object: an object store and its spilling take many GB in pieces only
+if TYPE_CHECKING:
+    from talos_ray.data.split import Split
+    from talos_ray.orchestrate.session import Session
+
+ScorePiece = NDArray[np.float32]  # scores of neighbouring weights, at most `PIECE` of them
+Examples = list[Any]  # what `tasks.encoded` gives: texts, or images as stored bytes
+ShardKey = tuple[str, int]  # task, and the number of the shard among the task's own
+Wave = list[ShardKey]
+Scores = dict[ShardKey, list[ObjectRef[ScorePiece]]]
+Total = tuple[ObjectRef[ScorePiece], ObjectRef[float]]  # a piece of a task's scores, and its sum
+OnShard = Callable[[int, int], None]  # (shards done, shards in all if no round ends early)
+
+# Weights whose scores travel as one object: an object store and its spilling take many GB in pieces only.
+PIECE = 1 << 28
 ROOM = 0.25  # of the object store, that scores may take
-Scores = dict[tuple[str, int], list]  # (task, shard) -> references of its pieces
 
 
 def calibration_split(spec: Spec, data: TaskData) -> Split:
     """The training inputs of one task that are scored: drawn by seed, in a fixed order."""
     return data.train.drawn(spec.calibration.samples_per_task, spec.seed, data.task.name, "calibration")
+
+
+# ---------------------------------------------------------------------------------- on workers
 
 
 @ray.remote(**WARM)
@@ -46,24 +64,15 @@ def libraries(model: str) -> None:
         check_model(model)
 
 
-def ahead(spec: Spec) -> None:
-    """Have the processes that will score load their libraries while the driver still checks the spec. Only on a Ray of
-    this
-    machine: an autoscaler would take tasks that wait for a reason to start nodes."""
-    if not remote_address(spec.cluster):
-        load = libraries.options(**options(spec.cluster), scheduling_strategy="SPREAD")
-        for _ in range(min(room(spec.cluster, nodes()), spec.cluster.calibration_workers or 1 << 30)):
-            load.remote(spec.model)
-
-
 @ray.remote(**WARM)
-def check(shared: Shared, task: str, examples: list) -> Checked:
+def check(shared: Shared, task: str, examples: Examples) -> Checked:
     """Which weights no hook fits and what a sample costs: found once, because all shards must go the same way."""
     bench = workbench(shared)
     bench.reset()
     gradients = SquaredGradients(bench.family.module, shared.layout)
-    forward, asked, score = _asked(bench, task)
-    return gradients.check(forward, asked(_inputs(bench, examples[:3]), torch.Generator()), score)
+    sampling = _sampling(bench, task)
+    batch = sampling.batch(_inputs(bench, examples[:3]), torch.Generator())
+    return gradients.check(sampling.forward, batch, sampling.score)
 
 
 @ray.remote(**WARM)
@@ -76,13 +85,13 @@ def warm(shared: Shared, task: str) -> None:
 def score_shard(
     shared: Shared,
     task: str,
-    examples: list,
+    examples: Examples,
     checked: Checked,
-    how: MaskSettings,
-    kept: np.ndarray | None,
+    selection: Selection,
+    kept: Bits | None,
     seed: int,
     pieces: list[slice],
-) -> Iterator[np.ndarray | float]:
+) -> Iterator[ScorePiece | float]:
     """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the
     seconds."""
     bench = workbench(shared)
@@ -90,15 +99,7 @@ def score_shard(
     started = time.perf_counter()
     bench.reset()
     if kept is not None:
-        flags = Mask(shared.layout, kept).flags
-        closed = shared.layout.closed(how.layers)
-        params = dict(bench.family.module.named_parameters())
-        with torch.no_grad():
-            for name, keep in shared.layout.split(flags).items():
-                if name in closed:  # not kept either, but never to be chosen from
-                    continue
-                p = params[name]
-                p.mul_(torch.where(keep.view(p.shape), 1.0, settings.damping).to(p.device, p.dtype))
+        _damp(bench, kept, shared.layout.closed(selection.layers))
     generator = torch.Generator().manual_seed(seed)
     gradients = SquaredGradients(
         bench.family.module,
@@ -107,40 +108,82 @@ def score_shard(
         budget=round(settings.memory_gb * 1e9),
         autocast=bench.autocast(settings.precision),
     )
-    forward, asked, score = _asked(bench, task)
+    sampling = _sampling(bench, task)
     for start in range(0, len(examples), settings.batch_size):
         inputs = _inputs(bench, examples[start : start + settings.batch_size])
-        gradients.add(forward, asked(inputs, generator), generator, score)
+        gradients.add(sampling.forward, sampling.batch(inputs, generator), generator, sampling.score)
+    # The next Ray task of this process finds the base as it was, whatever it is about.
     bench.reset()
     for piece in pieces:
         yield gradients.sums[piece].cpu().numpy()
     yield time.perf_counter() - started
 
 
-def _asked(bench: Workbench, task: str) -> tuple[Callable, Callable, str]:
-    """What is sampled of a task's inputs: the forward pass, what it is given (a function of inputs and generator), and
-    its score."""
+def _damp(bench: Workbench, kept: Bits, closed: set[str]) -> None:
+    """Scale down the weights that the round before did not keep (TaLoS, iterative calibration), so that the others are
+    scored as if those were almost gone. Parameters in `closed` are not kept either, but never to be chosen from."""
+    layout = bench.shared.layout
+    damping = bench.shared.spec.calibration.damping
+    params = dict(bench.family.module.named_parameters())
+    with torch.no_grad():
+        for name, keep in layout.split(Mask(layout, kept).flags).items():
+            if name in closed:
+                continue
+            p = params[name]
+            factors = torch.where(keep.view(p.shape), 1.0, damping)
+            p.mul_(factors.to(p.device, p.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What is sampled of a task's inputs: what the forward pass is given of them, the pass itself, and its score."""
+
+    forward: Callable[[Batch], torch.Tensor]
+    batch: Callable[[torch.Tensor, torch.Generator], Batch]
+    score: Score
+
+
+def _sampling(bench: Workbench, task: str) -> Sampling:
+    """How the spec wants a task's labels to be sampled: a class, or a whole answer token by token."""
     settings = bench.shared.spec.calibration
+    return _sampled_classes(bench, task) if settings.labels == "classes" else _sampled_answers(bench, task)
+
+
+def _sampled_classes(bench: Workbench, task: str) -> Sampling:
+    logits = bench.logits(task)
+
+    def forward(batch: Batch) -> torch.Tensor:
+        assert isinstance(batch, torch.Tensor)
+        return logits(batch)
+
+    score = bench.shared.spec.calibration.score
+    return Sampling(forward=forward, batch=lambda inputs, generator: inputs, score=score)
+
+
+def _sampled_answers(bench: Workbench, task: str) -> Sampling:
     family = bench.family
-    if settings.labels == "classes":
-        return bench.logits(task), lambda inputs, generator: inputs, settings.score
+    assert isinstance(family, AnswerModel)  # the check of the spec has refused `tokens` for every other
     head = bench.head(task)
-    dtype = bench.autocast(settings.precision)
+    dtype = bench.autocast(bench.shared.spec.calibration.precision)
 
     def write(inputs: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         with torch.autocast(bench.device.type, dtype=dtype, enabled=dtype is not None):
             return family.sampled(inputs, head, generator)
 
+    def forward(batch: Batch) -> torch.Tensor:
+        assert isinstance(batch, dict)
+        return family.likelihood(batch)
+
     # The answer is sampled already; its log-probability [n, 1] stands where the logit of a sampled class would.
-    return family.likelihood, write, "logit"
+    return Sampling(forward=forward, batch=write, score="logit")
 
 
-def _inputs(bench: Workbench, examples: list) -> torch.Tensor:
+def _inputs(bench: Workbench, examples: Examples) -> torch.Tensor:
     return bench.family.preprocess(decoded(examples)).to(bench.device)
 
 
 @ray.remote(**WARM, num_returns=2)
-def add_shard(total: np.ndarray | None, shard: np.ndarray) -> tuple[np.ndarray, float]:
+def add_shard(total: ScorePiece | None, shard: ScorePiece) -> tuple[ScorePiece, float]:
     """A piece of a task's scores with one more shard, float32, and its sum. Shards are added one by one, in their
     order."""
     total = shard if total is None else total + shard
@@ -148,7 +191,13 @@ def add_shard(total: np.ndarray | None, shard: np.ndarray) -> tuple[np.ndarray, 
 
 
 @ray.remote(**WARM)
-def choose(shared: Shared, how: MaskSettings, keep: float, sums: list[float], *pieces) -> np.ndarray:
+def choose(
+    shared: Shared,
+    selection: Selection,
+    keep: float,
+    sums: list[float],
+    *pieces: ScorePiece | list[ObjectRef[ScorePiece]],
+) -> Bits:
     """Packed mask by the mean of the tasks' scores, each normalised to sum 1, so that no task drowns another.
 
     Args:
@@ -156,57 +205,88 @@ def choose(shared: Shared, how: MaskSettings, keep: float, sums: list[float], *p
         pieces: these scores, task after task, each an array, or in a list its reference: then one is looked at at once.
     """
     mean = np.zeros(shared.layout.total, dtype=np.float32)
-    each = len(pieces) // len(sums)
+    pieces_per_task = len(pieces) // len(sums)
     end = 0
-    for i, found in enumerate(pieces):
-        piece = ray.get(found[0]) if isinstance(found, list) else found
-        whole = sums[i // each] or 1.0
-        start = end if i % each else 0
+    for i, given in enumerate(pieces):
+        piece = ray.get(given[0]) if isinstance(given, list) else given
+        whole = sums[i // pieces_per_task] or 1.0
+        start = end if i % pieces_per_task else 0
         end = start + len(piece)
         part = mean[start:end]
         for at in range(0, len(piece), CHUNK):  # the quotient of all at once would be as large as the scores
             part[at : at + CHUNK] += piece[at : at + CHUNK] / whole
-        del piece
+        del piece  # before the next is got, or two of them would be held at once
     flags = select(
         shared.layout,
-        how.strategy,
+        selection.strategy,
         keep,
-        granularity=how.granularity,
-        layers=how.layers,
+        granularity=selection.granularity,
+        layers=selection.layers,
         scores=torch.from_numpy(mean),
         seed=shared.spec.seed,
     )
     return mask_from_flags(shared.layout, flags).bits
 
 
-def _choose(shared_ref, shared: Shared, how: MaskSettings, keep: float, totals: list[list[tuple]]):
+# ---------------------------------------------------------------------------------- on the driver
+
+
+def ahead(spec: Spec) -> None:
+    """Have the processes that will score load their libraries while the driver still checks the spec. Only on a Ray of
+    this
+    machine: an autoscaler would take tasks that wait for a reason to start nodes."""
+    if not remote_address(spec.cluster):
+        load = libraries.options(**options(spec.cluster), scheduling_strategy="SPREAD")
+        for _ in range(min(room(spec.cluster, nodes()), spec.cluster.calibration_workers or 1 << 30)):
+            load.remote(spec.model)
+
+
+class _Choosing(Protocol):
+    """`choose` as a Ray task: Ray's own types know no task that takes any number of arguments."""
+
+    def remote(
+        self,
+        shared: ObjectRef[Shared],
+        selection: Selection,
+        keep: float,
+        sums: list[float],
+        /,
+        *pieces: ObjectRef[ScorePiece] | list[ObjectRef[ScorePiece]],
+    ) -> ObjectRef[Bits]: ...
+
+
+def _choose(
+    shared_ref: ObjectRef[Shared], shared: Shared, selection: Selection, keep: float, totals: Sequence[list[Total]]
+) -> ObjectRef[Bits]:
     """Reference of the mask by references of every task's pieces, each with its sum."""
-    sums = [sum(ray.get([s for _, s in task])) for task in totals]
-    refs = [ref for task in totals for ref, _ in task]
+    sums: list[float] = [sum(ray.get([piece_sum for _, piece_sum in task])) for task in totals]
+    pieces = [piece for task in totals for piece, _ in task]
+    task = cast("_Choosing", choose)  # see `_Choosing`
     # A task that gets objects by itself lends its place to another, which may start a process for it. But what is an
     # argument has to be on the node with all others, and the scores of all tasks may be more than it holds.
     if 4 * shared.layout.total * len(totals) > _room() / len(nodes()):
-        refs = [[ref] for ref in refs]
-    return choose.remote(shared_ref, how, keep, sums, *refs)
+        return task.remote(shared_ref, selection, keep, sums, *[[piece] for piece in pieces])
+    return task.remote(shared_ref, selection, keep, sums, *pieces)
 
 
 def _room() -> float:
     """Bytes of the object store that scores may take."""
-    return ROOM * ray.cluster_resources().get("object_store_memory", 0)
+    store: float = ray.cluster_resources().get("object_store_memory", 0)
+    return ROOM * store
 
 
-def first_scores(session, data: list[TaskData]) -> Scores | None:
+def first_scores(session: Session, data: list[TaskData]) -> Scores | None:
     """Where masks of the same tasks keep what they have in common; None where the object store has no room for it."""
     shards = len(data) * session.spec.calibration.shards_per_task
     return {} if 4 * session.p.layout.total * shards < _room() else None
 
 
 def mask_of(
-    session,
+    session: Session,
     how: MaskSettings,
     data: list[TaskData],
     workers: int,
-    on_shard: Callable[[int, int], None] = lambda done, all_: None,
+    on_shard: OnShard = lambda done, all_: None,
     first: Scores | None = None,
 ) -> Mask:
     """The mask that a strategy makes of the shared base: at once, or by calibration where it asks for sensitivity.
@@ -215,17 +295,27 @@ def mask_of(
     if how.strategy not in DATA_FREE:
         mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard, first)
         return Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
-    told = {**how.model_dump(exclude={"path"}), "seed": session.spec.seed}
-    return mask_from_flags(session.p.layout, select(session.p.layout, weights=session.p.tensors, **told), told)
+    selection = selection_of(how)
+    flags = select(
+        session.p.layout,
+        selection.strategy,
+        selection.keep,
+        granularity=selection.granularity,
+        layers=selection.layers,
+        weights=session.p.tensors,
+        seed=session.spec.seed,
+    )
+    info = {**how.model_dump(exclude={"path"}), "seed": session.spec.seed}
+    return mask_from_flags(session.p.layout, flags, info)
 
 
 def calibrate(
-    shared_ref,
+    shared_ref: ObjectRef[Shared],
     shared: Shared,
     how: MaskSettings,
     data: list[TaskData],
     workers: int,
-    on_shard: Callable[[int, int], None],
+    on_shard: OnShard,
     first: Scores | None = None,
 ) -> Mask:
     """Score all tasks over R rounds and return the mask of `round(keep * P)` weights.
@@ -241,75 +331,194 @@ def calibrate(
             the rest added.
     """
     spec = shared.spec
-    settings = shared.spec.calibration
-    pieces = [slice(start, start + PIECE) for start in range(0, shared.layout.total, PIECE)]
-    score = score_shard.options(**options(spec.cluster), scheduling_strategy="SPREAD", num_returns=len(pieces) + 1)
-    shards = {d.task.name: _cut(calibration_split(spec, d), settings.shards_per_task) for d in data}
-    any_task = next(iter(shards))
-    checked = check.options(**options(spec.cluster)).remote(shared_ref, any_task, shards[any_task][0])
-    others = warm.options(**options(spec.cluster), scheduling_strategy="SPREAD")
-    for _ in range(workers - 1):  # while one checks
-        others.remote(shared_ref, any_task)
-    waves = [[(t, i) for t, refs in shards.items() if i < len(refs)] for i in range(max(map(len, shards.values())))]
-    every = settings.rounds * sum(map(len, waves))
-    room = shared.layout.room(how.layers)
+    shards = {d.task.name: _cut(calibration_split(spec, d), spec.calibration.shards_per_task) for d in data}
+    calibration = _Calibration(
+        shared_ref=shared_ref,
+        shared=shared,
+        selection=selection_of(how),
+        shards=shards,
+        workers=workers,
+        on_shard=on_shard,
+        first=first,
+    )
     kept = None
-    stability = []
-    work = 0.0
-    for r in range(1, settings.rounds + 1):
-        keep = room * round_keep(how.keep / room, r, settings.rounds)
-        sums: Scores = dict(first or {}) if r == 1 else {}
-        todo = iter([key for wave in waves for key in wave if key not in sums])
-        spent: dict[tuple[str, int], object] = {}
-        running: dict[object, tuple[str, int]] = {}
-        totals: dict[str, list[tuple]] = {task: [(None, None)] * len(pieces) for task in shards}
-        finished: set[tuple[str, int]] = set(sums)
-        estimate = None
-        for wave in waves:
-            while not finished.issuperset(wave):
-                while len(running) < workers and (key := next(todo, None)) is not None:
-                    task, i = key
-                    seed = derive_seed(spec.seed, task, "labels", r, i)
-                    *sums[key], spent[key] = score.remote(
-                        shared_ref, task, shards[task][i], checked, how, kept, seed, pieces
-                    )
-                    running[spent[key]] = key
-                ready, _ = ray.wait(list(running), num_returns=1)
-                finished.add(running.pop(ready[0]))
-                on_shard((r - 1) * every // settings.rounds + len(finished), every)
-            work += sum(ray.get([spent.pop(key) for key in wave if key in spent]))
-            if r == 1 and first is not None:
-                first |= {key: sums[key] for key in wave}
-            for task, i in wave:
-                found = zip(totals[task], sums.pop((task, i)), strict=True)
-                totals[task] = [tuple(add_shard.remote(total, piece)) for (total, _), piece in found]
-            before = estimate
-            estimate = ray.get(_choose(shared_ref, shared, how, keep, list(totals.values())))
-            if before is not None:
-                stability.append({"round": r, "wave": wave[0][1] + 1, "overlap": jaccard(before, estimate)})
-                if settings.stable is not None and stability[-1]["overlap"] >= settings.stable:
-                    break
-        for ref in running:
-            ray.cancel(ref, force=False)
-        kept = estimate
-        on_shard(r * every // settings.rounds, every)
-    alone = [_choose(shared_ref, shared, how, keep, [total]) for total in totals.values()]
-    overlaps = [jaccard(kept, ray.get(bits)) for bits in alone]
+    for number in range(1, spec.calibration.rounds + 1):
+        kept = calibration.round(number, kept)
+    assert kept is not None  # the settings ask for one round at least
     info = {
         **how.model_dump(exclude={"path"}),
         "seed": spec.seed,
-        "rounds": settings.rounds,
-        "samples": {d.task.name: min(settings.samples_per_task, len(d.train)) for d in data},
-        "stability": stability,
-        "work_seconds": round(work, 3),
-        "overlap": dict(zip(shards, overlaps, strict=True)),
+        "rounds": spec.calibration.rounds,
+        "samples": {d.task.name: min(spec.calibration.samples_per_task, len(d.train)) for d in data},
+        "stability": calibration.stability,
+        "work_seconds": round(calibration.work, 3),
+        "overlap": calibration.overlaps(kept),
     }
     return Mask(shared.layout, kept, info)
 
 
-def _cut(split: Split, shards: int) -> list:
+class _Calibration:
+    """One calibration under way: what its rounds have in common, and what they leave behind.
+
+    `stability` holds the overlap of every two successive estimates; `work` the seconds of all shards that counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared_ref: ObjectRef[Shared],
+        shared: Shared,
+        selection: Selection,
+        shards: dict[str, list[ObjectRef[Examples]]],
+        workers: int,
+        on_shard: OnShard,
+        first: Scores | None,
+    ) -> None:
+        self.shared_ref = shared_ref
+        self.shared = shared
+        self.selection = selection
+        self.shards = shards
+        self.workers = workers
+        self.on_shard = on_shard
+        self.first = first
+        self.stability: list[dict[str, float]] = []
+        self.work = 0.0
+        self.keep = 1.0  # share of the weights that the present round keeps
+        self.totals: dict[str, list[Total]] = {}  # task -> pieces of its scores, of the present round
+        total = shared.layout.total
+        self.pieces = [slice(start, start + PIECE) for start in range(0, total, PIECE)]
+        self.waves = _waves(shards)
+        self.shards_in_all = shared.spec.calibration.rounds * sum(map(len, self.waves))
+        self.room = shared.layout.room(selection.layers)
+        of_worker = options(shared.spec.cluster)
+        self.score = score_shard.options(**of_worker, scheduling_strategy="SPREAD", num_returns=len(self.pieces) + 1)
+        any_task = next(iter(shards))
+        self.checked = check.options(**of_worker).remote(shared_ref, any_task, shards[any_task][0])
+        # While one process checks, the others load what they will need.
+        others = warm.options(**of_worker, scheduling_strategy="SPREAD")
+        for _ in range(workers - 1):
+            others.remote(shared_ref, any_task)
+
+    def round(self, number: int, kept: Bits | None) -> Bits:
+        """The mask of one round. `kept`: that of the round before; what it left out is damped."""
+        rounds = self.shared.spec.calibration.rounds
+        stable = self.shared.spec.calibration.stable
+        # Rounds shrink the mask step by step, within the share of weights that the open layers hold.
+        self.keep = self.room * round_keep(self.selection.keep / self.room, number, rounds)
+        self.totals = {task: [] for task in self.shards}
+        shards = _RoundOfShards(self, number, kept)
+        estimate = None
+        for wave in self.waves:
+            shards.wait_for(wave)
+            self.work += shards.seconds_of(wave)
+            self._add(shards, wave)
+            before = estimate
+            estimate = ray.get(self._chosen(list(self.totals.values())))
+            if before is not None:
+                overlap = jaccard(before, estimate)
+                self.stability.append({"round": number, "wave": wave[0][1] + 1, "overlap": overlap})
+                if stable is not None and overlap >= stable:
+                    break
+        shards.drop_running()
+        self.on_shard(number * self.shards_in_all // rounds, self.shards_in_all)
+        assert estimate is not None  # there is a wave, because every task has a shard
+        return estimate
+
+    def _add(self, shards: _RoundOfShards, wave: Wave) -> None:
+        """Add a wave's shards to the totals of their tasks; of the first round, also to what other masks will use."""
+        if shards.number == 1 and self.first is not None:
+            self.first |= {key: shards.scores[key] for key in wave}
+        for key in wave:
+            task, _ = key
+            # Taken out of the scores, so that the object store may let a shard go once it is added.
+            pieces = shards.scores.pop(key)
+            before: list[ObjectRef[ScorePiece] | None] = [total for total, _ in self.totals[task]]
+            if not before:
+                before = [None] * len(pieces)
+            added = zip(before, pieces, strict=True)
+            self.totals[task] = [_added(total, piece) for total, piece in added]
+
+    def _chosen(self, totals: list[list[Total]]) -> ObjectRef[Bits]:
+        return _choose(self.shared_ref, self.shared, self.selection, self.keep, totals)
+
+    def overlaps(self, kept: Bits) -> dict[str, float]:
+        """How much of the mask every task would have chosen alone, of the last round's scores."""
+        alone = [self._chosen([total]) for total in self.totals.values()]
+        overlaps = [jaccard(kept, ray.get(bits)) for bits in alone]
+        return dict(zip(self.shards, overlaps, strict=True))
+
+
+class _RoundOfShards:
+    """The shards of one round: which are being scored, and the references of what came of the others."""
+
+    def __init__(self, calibration: _Calibration, number: int, kept: Bits | None) -> None:
+        self.calibration = calibration
+        self.number = number
+        self.kept = kept
+        # Only in the first round is the base scored as it is, which is the same for every mask.
+        known = calibration.first if number == 1 else None
+        self.scores: Scores = dict(known or {})
+        self.finished: set[ShardKey] = set(self.scores)
+        self.todo = iter([key for wave in calibration.waves for key in wave if key not in self.scores])
+        self.seconds: dict[ShardKey, ObjectRef[float]] = {}
+        # A shard's seconds are the last of its objects, so the shard is done when they are there.
+        self.running: dict[ObjectRef[float], ShardKey] = {}
+
+    def wait_for(self, wave: Wave) -> None:
+        """Score until all of a wave is there; whoever has nothing to do begins the next one."""
+        calibration = self.calibration
+        rounds = calibration.shared.spec.calibration.rounds
+        in_all = calibration.shards_in_all
+        while not self.finished.issuperset(wave):
+            while len(self.running) < calibration.workers and (key := next(self.todo, None)) is not None:
+                self._start(key)
+            ready, _ = ray.wait(list(self.running), num_returns=1)
+            self.finished.add(self.running.pop(ready[0]))
+            calibration.on_shard((self.number - 1) * in_all // rounds + len(self.finished), in_all)
+
+    def _start(self, key: ShardKey) -> None:
+        calibration = self.calibration
+        task, i = key
+        references = calibration.score.remote(
+            calibration.shared_ref,
+            task,
+            calibration.shards[task][i],
+            calibration.checked,
+            calibration.selection,
+            self.kept,
+            derive_seed(calibration.shared.spec.seed, task, "labels", self.number, i),
+            calibration.pieces,
+        )
+        # With `num_returns`, which Ray's types do not know, a task has a reference for each of its results.
+        *scores, seconds = cast("list[ObjectRef[Any]]", references)
+        self.scores[key] = scores
+        self.seconds[key] = seconds
+        self.running[seconds] = key
+
+    def seconds_of(self, wave: Wave) -> float:
+        """What a wave has cost now, without the shards that were known before."""
+        return sum(ray.get([self.seconds.pop(key) for key in wave if key in self.seconds]))
+
+    def drop_running(self) -> None:
+        """Give up shards of waves that the round did not need."""
+        for reference in self.running:
+            ray.cancel(reference, force=False)
+
+
+def _waves(shards: dict[str, list[ObjectRef[Examples]]]) -> list[Wave]:
+    """The first shard of every task, the second of every task that has one, and so on."""
+    longest = max(map(len, shards.values()))
+    return [[(task, i) for task, references in shards.items() if i < len(references)] for i in range(longest)]
+
+
+def _added(total: ObjectRef[Any] | None, piece: ObjectRef[ScorePiece]) -> Total:
+    """A piece of a task's scores with that of one more shard, and its sum."""
+    # With `num_returns`, which Ray's types do not know, a task has a reference for each of its results.
+    added, piece_sum = cast("list[ObjectRef[Any]]", add_shard.remote(total, piece))
+    return added, piece_sum
+
+
+def _cut(split: Split, shards: int) -> list[ObjectRef[Examples]]:
     """Object references of the shards' undecoded examples; every shard has at least one."""
-    return [
-        ray.put(encoded(split.select(index)))
-        for index in torch.arange(len(split)).tensor_split(min(shards, len(split)))
-    ]
+    parts = torch.arange(len(split)).tensor_split(min(shards, len(split)))
+    return [ray.put(encoded(split.select(index.tolist()))) for index in parts]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 from urllib.parse import unquote, urlsplit
 
 from talos_ray.config import Cluster
@@ -18,6 +18,9 @@ from talos_ray.errors import SpecError
 from talos_ray.orchestrate.machine import check_machine, temporary_folder
 from talos_ray.orchestrate.ray_internals import LOCAL_CONFIG, memory_used, refuses_config, was_too_slow
 from talos_ray.user_files import run_around
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle, ActorProxy
 
 Node = tuple[dict[str, float], dict[str, str]]  # resources, labels
 
@@ -391,6 +394,14 @@ def free_gpus(settings: Cluster) -> None:
     _, busy = ray.wait(leaving, num_returns=len(leaving), timeout=FREE_SECONDS)
     for ref in busy:  # others work there
         ray.cancel(ref)
+
+
+def end_actor(actor: ActorProxy[Any]) -> None:
+    """Kill an actor at once."""
+    import ray
+
+    # Ray types a new actor as its handle or its class, so that its methods are known; it is always a handle.
+    ray.kill(cast("ActorHandle[Any]", actor))
 
 
 def root_cause(error: BaseException) -> str:

@@ -37,7 +37,9 @@ from talos_ray.storage.version import Stages, Version
 from talos_ray.trust import versions
 
 if TYPE_CHECKING:
+    from talos_ray.orchestrate.jobs import JobState
     from talos_ray.orchestrate.pool import Loss
+    from talos_ray.orchestrate.session import Session
 
 
 def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = None) -> RunFolder:
@@ -105,7 +107,7 @@ def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     return next((n for n in folder.versions() if folder.load_version(n).key == key), None)
 
 
-def _calibrate(session, known: Mask | None) -> Mask:
+def _calibrate(session: Session, known: Mask | None) -> Mask:
     """The run's mask: `known`, from a file, or made now."""
     from talos_ray.orchestrate.calibrate import mask_of
 
@@ -119,10 +121,11 @@ def _calibrate(session, known: Mask | None) -> Mask:
         mask = mask_at(spec.mask.path, p.base)
     else:
         workers = session.slots_of("calibrate", 1, spec.cluster.calibration_workers)
-        mask = mask_of(
-            session, spec.mask, [p.data[t] for t in p.targets], workers,
-            lambda done, total: progress.update("calibrate", done / total, f"shard {done} of {total}"),
-        )  # fmt: skip
+
+        def on_shard(done: int, total: int) -> None:
+            progress.update("calibrate", done / total, f"shard {done} of {total}")
+
+        mask = mask_of(session, spec.mask, [p.data[t] for t in p.targets], workers, on_shard)
     session.folder.save_mask(mask, p.base)
     session.folder.record(
         "calibrate", ["mask.safetensors"], base=p.base, mask=mask.fingerprint, k=mask.k, inputs=p.mask_key
@@ -131,7 +134,8 @@ def _calibrate(session, known: Mask | None) -> Mask:
     return mask
 
 
-def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
+def _train(session: Session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
+    """Train whatever is not on storage yet. Returns the deltas of all arms, by arm and task."""
     from ray.exceptions import RayActorError
 
     from talos_ray.orchestrate.cluster import root_cause
@@ -174,7 +178,7 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         progress.say("; ".join(words for _, words in brought))
     if jobs:
 
-        def on_status(state: dict[str, dict], restarts: int) -> None:
+        def on_status(state: dict[str, JobState], restarts: int) -> None:
             progress.training(state, restarts)
             session.watch.training(state, restarts)
 
@@ -188,6 +192,7 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
         teams = session.slots_of("train", spec.cluster.workers_per_task, spec.cluster.teams)
         bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
         todo = jobs
+        # Whoever lost the queue lost no task: what was trained is on storage, and the rest begins at its checkpoints.
         for more in reversed(range(spec.cluster.max_failures + 1)):
             try:
                 train(
@@ -218,7 +223,9 @@ def _train(session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
             notes.append(f"{again} restart(s)")
         progress.end("train", ", ".join(notes))
     # In the object store, where workers map them too: this process holds one at a time for itself.
-    deltas = {a.name: {d.task: in_store(d) for d in a.finished()} for a in arms}
+    deltas: dict[str, dict[str, Delta]] = {}
+    for arm in arms:
+        deltas[arm.name] = {d.task: in_store(d) for d in arm.finished()}
     for arm in arms:
         if missing := sorted(set(arm.keys) - set(deltas[arm.name])):
             raise TalosError(
@@ -239,11 +246,16 @@ def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
         TalosError: a value of the checkpoint is not finite.
     """
     started = time.perf_counter()
-    after, before, lost = imported(weights_of(task, p.layout, p.spec.model, p.tensors), p.tensors, arm.mask)
+    tuned = weights_of(task, p.layout, p.spec.model, p.tensors)
+    after, before, lost = imported(tuned, p.tensors, arm.mask)
     info = {
-        "key": arm.keys[task.name], "imported": task.checkpoint, "checkpoint": p.checkpoints[task.name], "lost": lost,
-        "seconds": round(time.perf_counter() - started, 3), "state_bytes": 0,
-    }  # fmt: skip
+        "key": arm.keys[task.name],
+        "imported": task.checkpoint,
+        "checkpoint": p.checkpoints[task.name],
+        "lost": lost,
+        "seconds": round(time.perf_counter() - started, 3),
+        "state_bytes": 0,
+    }
     dtype = getattr(torch, arm.settings[task.name].delta_dtype)
     try:
         delta = make_delta(task.name, after, before, p.base, arm.mask.fingerprint, dtype, info)
@@ -264,7 +276,8 @@ def _delta_file(arm: str, task: str) -> str:
     return f"{'' if arm == SPARSE else 'baseline/'}deltas/{task}.safetensors"
 
 
-def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
+def _finish(session: Session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
+    """Search the coefficients, score what they make, and publish it."""
     progress = session.progress
     from talos_ray.orchestrate.scoring import score_version
     from talos_ray.orchestrate.search import MergeSearch, approved_in
@@ -292,14 +305,23 @@ def _finish(session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], s
         key=version_key(session.p, made[SPARSE], made.get(DENSE, {})),
         seconds=round(time.monotonic() - started_at, 1),
         stages=stages,
-        **({"choice": choice} if choice is not None else {}),
     )
+    # A field that is not given is not in the file either, as of a run that left nothing to be tried.
+    if choice is not None:
+        version = version.with_fields(choice=choice)
     session.watch.version(version)
     publish(session, version, base, now, "version")
 
 
 def publish(
-    session, version: Version, base: Answers, now: Answers, operation: str, *, at: int | None = None, **details: object
+    session: Session,
+    version: Version,
+    base: Answers,
+    now: Answers,
+    operation: str,
+    *,
+    at: int | None = None,
+    **details: object,
 ) -> int:
     """Make a version, and put it in force if its gate holds. The first one of a run is preceded by the base. Returns
     its number."""

@@ -5,16 +5,17 @@ Nothing here imports torch or Ray: whoever hands out work keeps a `Board`, be it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from talos_ray.config import Task, Train
 
-TASK_TRAINER = (
-    "talos_ray.orchestrate.task_training:TaskTrainer"  # what a worker does; by name, so that only the workers load it
-)
+# What a worker does; by name, so that only the workers load it.
+TASK_TRAINER = "talos_ray.orchestrate.task_training:TaskTrainer"
 NAMESPACE = "talos_ray"
 POLL_SECONDS = 0.5  # between two looks of the driver
+JobState = dict[str, Any]  # how far a job is, as JSON: step, steps, loss, state; worker, pid and error once known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Job:
     key: str
     folder: str
     mask: str
-    info: dict = field(default_factory=dict)
+    info: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -38,12 +39,21 @@ class Job:
         return self.settings.steps * self.settings.batch_size
 
 
+class Trainer(Protocol):
+    """What a worker loads by the name of `TASK_TRAINER`, or of what a simulation gives instead."""
+
+    def train(self, job: Job, rank: int, world: int, tell: Callable[[int, float], None]) -> tuple[float, float]:
+        """Train one job, as `rank` of `world` workers. Returns (seconds, last loss)."""
+
+
 class Board:
     """Which jobs wait, the longest first, and how far every job is."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.waiting = sorted(jobs, key=lambda j: (-j.cost, j.name))
-        self.state = {j.name: {"step": 0, "steps": j.settings.steps, "loss": None, "state": "waiting"} for j in jobs}
+        self.state: dict[str, JobState] = {}
+        for job in jobs:
+            self.state[job.name] = {"step": 0, "steps": job.settings.steps, "loss": None, "state": "waiting"}
 
     def take(self, worker: int) -> Job | None:
         """The longest job that waits is this worker's from now on."""

@@ -112,7 +112,7 @@ def _named() -> str:
 
 def _check_answers(address: str) -> None:
     """Knock where a cluster is said to be."""
-    place = address
+    place: str | None = address
     if address == "auto":
         named = os.environ.get("RAY_ADDRESS")  # which Ray prefers
         place = named if named and named != "auto" else running_here()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 
@@ -33,6 +34,7 @@ from talos_ray.storage.version import Version
 from talos_ray.trust import versions
 
 RETRAINED = 0.1  # share of its training that a forgotten task is given again, to see how fast it comes back
+Robustness = dict[str, dict[str, dict[str, Any]]]  # task -> corruption -> base or merged -> its score, as JSON
 NEAR = 0.05  # accuracy above chance that still counts as forgotten
 
 
@@ -53,13 +55,20 @@ class _Open:
 
     def deltas(self, tasks: Sequence[str]) -> dict[str, Delta]:
         """Those that head is made of, or the newest."""
-        found = {t: self.folder.load_delta(t, self.head.deltas.get(t)) for t in tasks}
-        if missing := [t for t, d in found.items() if d is None]:
+        deltas = {}
+        missing = []
+        for task in tasks:
+            delta = self.folder.load_delta(task, self.head.deltas.get(task))
+            if delta is None:
+                missing.append(task)
+            else:
+                deltas[task] = delta
+        if missing:
             raise TalosError(
                 f"run {self.folder.store.uri!r} misses the delta of task {missing[0]!r}; restore deltas/ from a copy, "
                 "or finish the run"
             )
-        return found
+        return deltas
 
     def others(self, targets: Sequence[str]) -> list[str]:
         """Tasks of the run that are no part of a version of these, and are scored all the same."""
@@ -85,7 +94,8 @@ class _Open:
 
     def publish(self, found: tuple[Version, Answers, Answers], operation: str, **details: object) -> int:
         """Number of the version, if head is still what the operation began with."""
-        return publish(self.session, *found, operation, at=self.head.number, **details)
+        version, base, now = found
+        return publish(self.session, version, base, now, operation, at=self.head.number, **details)
 
 
 @contextmanager
@@ -111,7 +121,9 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
         )
     with Progress() as progress:
         prepared = prepare(spec, progress)
-        arm = arms_of(prepared, folder.load_mask(prepared.base))[0]
+        mask = folder.load_mask(prepared.base)
+        assert mask is not None  # a run that has a version has a mask
+        arm = arms_of(prepared, mask)[0]
         with on_ray(prepared, folder, verbose, progress) as session:
             session.share()
             session.slots_of("search", 1, spec.cluster.search_workers)
@@ -133,13 +145,14 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
             raise TalosError(
                 f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
             )
-        deltas = {SPARSE: {d.task: in_store(d) for d in run.arm.finished(but=set(done) - set(chosen_tasks))}}
+        not_merged = set(done) - set(chosen_tasks)
+        deltas = {SPARSE: {d.task: in_store(d) for d in run.arm.finished(but=not_merged)}}
         prepared = run.of(chosen_tasks)
         chosen = MergeSearch(run.session, prepared).choose([run.arm], deltas)
         others = run.others(chosen_tasks)
-        version, *answered = score_version(run.session, prepared, [run.arm], deltas, chosen, others)
+        version, base, now = score_version(run.session, prepared, [run.arm], deltas, chosen, others)
         version = version.with_fields(key=version_key(prepared, {t: done[t] for t in chosen_tasks}, {}))
-        return run.publish((version, *answered), "merge", tasks=chosen_tasks, reason=reason)
+        return run.publish((version, base, now), "merge", tasks=chosen_tasks, reason=reason)
 
 
 def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = False) -> int:
@@ -155,9 +168,10 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
         how = head.how if left else Merge(method="linear")
         deltas = run.deltas(left)
         targets = [t for t in head.targets if t != task]
-        version, *answered = run.scored(targets, deltas, run.way(deltas, how), *run.in_head(left))
+        blend, heads = run.in_head(left)
+        version, base, now = run.scored(targets, deltas, run.way(deltas, how), blend, heads)
         version = version.with_fields(kind="removal", forgotten=[t for t in head.forgotten if t != task])
-        return run.publish((version, *answered), "remove", task=task, reason=reason)
+        return run.publish((version, base, now), "remove", task=task, reason=reason)
 
 
 def forget(
@@ -241,21 +255,22 @@ def forget(
         }
         if record["objective"] < 0 or record["scores"][task] > limit:
             raise TalosError(_unreachable(told, record["objective"] >= 0))
-        now, _ = search.loaded(way, record)
+        after, _ = search.loaded(way, record)
         session.progress.end("search", f"{task} {scores[task]:.3f} -> {told['after']:.3f} (validation)")
-        version, *answered = run.scored(learnt, deltas, way, now, heads)
+        version, base, now = run.scored(learnt, deltas, way, after, heads)
         again = shortened(run.arm.settings[task], RETRAINED)
         told["retrained_steps"] = again.steps
         looks = inspect.options(**options(run.prepared.spec.cluster))
-        models = {"base": Blend({}), "before": before, "now": now}
-        seen = {name: looks.remote(session.shared_ref, way.ref, b, task, again) for name, b in models.items()}
-        told["beyond"] = dict(zip(seen, ray.get(list(seen.values())), strict=True))
+        models = {"base": Blend({}), "before": before, "now": after}
+        references = [looks.remote(session.shared_ref, way.ref, model, task, again) for model in models.values()]
+        told["beyond"] = dict(zip(models, ray.get(references), strict=True))
         told["classes"] = list(run.prepared.data[task].classes)
         version = version.with_fields(kind="negation", negation=told, forgotten=sorted({*head.forgotten, task}))
-        return run.publish((version, *answered), "forget", task=task, keep=keep, reason=reason)
+        return run.publish((version, base, now), "forget", task=task, keep=keep, reason=reason)
 
 
-def _unreachable(told: dict, holds: bool) -> str:
+def _unreachable(told: dict[str, Any], holds: bool) -> str:
+    """Why a task cannot be forgotten, and all that was tried. `holds`: whether the others were kept at all."""
     task = told["task"]
     curve = told["curve"]
     if not holds:
@@ -276,7 +291,7 @@ def _unreachable(told: dict, holds: bool) -> str:
     )
 
 
-def robustness(uri: str, *, verbose: bool = False) -> dict:
+def robustness(uri: str, *, verbose: bool = False) -> Robustness:
     """Test accuracy of base and head under every corruption of `talos_ray.corruptions`, of every task; kept beside the
     version, and shown in its report.
 
@@ -292,19 +307,24 @@ def robustness(uri: str, *, verbose: bool = False) -> dict:
         blend, heads = run.in_head(in_head)
         session.progress.begin("robustness", "scores under corruptions")
         tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
-        models = {"base": (Blend({}), {}), "merged": (blend, heads)}
+        models: dict[str, tuple[Blend, Heads]] = {"base": (Blend({}), {}), "merged": (blend, heads)}
         asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in models]
         remote = evaluate.options(**options(p.spec.cluster))
-        refs = [remote.remote(session.shared_ref, way.ref, models[m][0], [t], models[m][1], c) for t, c, m in asked]
+        refs = []
+        for t, c, m in asked:
+            model, own_heads = models[m]
+            refs.append(remote.remote(session.shared_ref, way.ref, model, [t], own_heads, c))
         answered = waited(session, refs, "robustness", "corrupted scores")
-        found: dict = {}
+        found: Robustness = {}
         for task, scores in head.scores.items():
             if task in tasks:
                 found[task] = {"none": {"base": scores.base.as_dict(), "merged": scores.merged.as_dict()}}
         for (t, c, m), kinds in zip(asked, answered, strict=True):
             predicted = kinds[t]["own" if t in models[m][1] else "words"]
-            right = answers(p, {t: predicted}, {}).counts(t)
-            found.setdefault(t, {}).setdefault(c, {})[m] = accuracy(*right).as_dict()
+            right, inputs = answers(p, {t: predicted}, {}).counts(t)
+            of_task = found.setdefault(t, {})
+            of_task.setdefault(c, {})[m] = accuracy(right, inputs).as_dict()
+        assert head.number is not None  # it is on storage
         versions.add_robustness(run.folder, head.number, found)
         session.progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,8 @@ from talos_ray.trust.export import exported_weights
 DENSE = "dense"
 SPARSE = "sparse"
 MOST_UNEVEN = 6  # tasks whose rare or missing classes are told one by one
-NO_MATTER = (
-    "checkpoint_every",
-    "epochs",
-    "gradient_checkpointing",
-)  # settings of training that change no bit of a delta
+# Settings of training that change no bit of a delta.
+NO_MATTER = ("checkpoint_every", "epochs", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         mask_key = key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
     checkpoints = {}
     for task in spec.tasks:
+        # What stands for training is read now: whether it fits is a question about the spec.
         if task.checkpoint is not None:
             progress.update("check", 1.0, f"checkpoint of {task.name}")
             with problems:
@@ -151,30 +150,57 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         "mask": spec.mask.keyed(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,
     }  # fmt: skip
     folder.check_new(base, identity)
-    prepared = Prepared(spec, data, tensors, base, layout, heads, mask_key, identity, checkpoints, has_features(family))
-    k = layout.total if spec.mask.strategy == "all" else round(spec.mask.keep * layout.total)
-    if k < 1:
-        raise TalosError(
-            f"mask.keep {spec.mask.keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise "
-            "mask.keep"
-        )
-    if k > (room := layout.without(layout.closed(spec.mask.layers)).total) and spec.mask.strategy != "all":
-        raise TalosError(
-            f"mask.keep {spec.mask.keep:g} is {k:,} weights, but mask.layers {spec.mask.layers:g} opens {room:,}; "
-            "wanted no more than those; lower mask.keep, or raise mask.layers"
-        )
+    prepared = Prepared(
+        spec=spec,
+        data=data,
+        tensors=tensors,
+        base=base,
+        layout=layout,
+        heads=heads,
+        mask_key=mask_key,
+        identity=identity,
+        checkpoints=checkpoints,
+        own_heads=has_features(family),
+    )
+    k = _weights_to_change(spec, layout)
     _check_stored(folder, prepared)
+    same_tasks = calibrated == [t.name for t in spec.tasks]
+    stays = "" if same_tasks else f"; the mask of the run's first {len(calibrated)} stays"
     progress.end(
         "check",
         f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, "
-        f"{k:,} may change"
-        + (
-            ""
-            if calibrated == [t.name for t in spec.tasks]
-            else f"; the mask of the run's first {len(calibrated)} stays"
-        ),
+        f"{k:,} may change{stays}",
     )
     return prepared
+
+
+def _weights_to_change(spec: Spec, layout: Layout) -> int:
+    """How many weights the mask is to hold.
+
+    Raises:
+        TalosError: none, or more than the open layers have.
+    """
+    keep = spec.mask.keep
+    layers = spec.mask.layers
+    # Short runs have replaced `auto`, unless a mask that is there leaves nothing to try.
+    if isinstance(keep, str) or isinstance(layers, str):
+        raise SpecError(
+            f"mask.keep is {keep!r} and mask.layers {layers!r} beside mask.path {spec.mask.path!r}; wanted numbers; "
+            "leave auto out, or the path"
+        )
+    everything = spec.mask.strategy == "all"
+    k = layout.total if everything else round(keep * layout.total)
+    if k < 1:
+        raise TalosError(
+            f"mask.keep {keep:g} of {layout.total} eligible weights keeps none; wanted at least 1; raise mask.keep"
+        )
+    room = layout.without(layout.closed(layers)).total
+    if k > room and not everything:
+        raise TalosError(
+            f"mask.keep {keep:g} is {k:,} weights, but mask.layers {layers:g} opens {room:,}; "
+            "wanted no more than those; lower mask.keep, or raise mask.layers"
+        )
+    return k
 
 
 def _check_images(data: TaskData) -> None:
@@ -275,6 +301,7 @@ def _checkpoint(
     folder: RunFolder, model: str, task: Task, layout: Layout, base: Mapping[str, torch.Tensor], progress: Progress
 ) -> str:
     """Fingerprint of a task's checkpoint; what its delta says, where the checkpoint is gone and the delta is here."""
+    assert task.checkpoint is not None  # the caller has asked
     stored = folder.delta_info(task.name)
     what = f"checkpoint {task.checkpoint!r} of task {task.name!r}"
     try:
@@ -282,7 +309,8 @@ def _checkpoint(
     except TalosError:
         if stored is None or stored.get("imported") != task.checkpoint:
             raise
-        return stored["checkpoint"]
+        known: str = stored["checkpoint"]
+        return known
     if other := peft.other_base(_place(task.checkpoint), model):
         progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: are they the same?")
     if told := compared(tuned, {n: base[n] for n in layout.names}, what):
@@ -304,6 +332,7 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
         TalosError: it cannot be had from the Hub, is not as it was pushed, or changes another base.
     """
     what = f"checkpoint {task.checkpoint!r} of task {task.name!r}"
+    assert task.checkpoint is not None  # only tasks that are not trained come here
     place = _place(task.checkpoint)
     if published.is_published(place):
         published.checked(place, what)
@@ -352,26 +381,27 @@ def with_commits(spec: Spec) -> Spec:
     """
     tasks = []
     for task in spec.tasks:
-        if hub.is_hub(task.checkpoint):
+        if task.checkpoint is not None and hub.is_hub(task.checkpoint):
             at = hub.pinned(hub.source(task.checkpoint))
             task = task.model_copy(update={"checkpoint": f"{hub.PREFIX}{at}"})
         tasks.append(task)
     return spec.model_copy(update={"tasks": tuple(tasks)})
 
 
-def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
+def delta_key(p: Prepared, task: Task, mask: str, settings: Train) -> str:
     """Address of one task's delta: mask, data, head, training settings, and how the samples are shared out."""
     head = fingerprint({"head": torch.from_numpy(p.heads[task.name])})
     world = p.spec.cluster.workers_per_task
     if task.name in p.checkpoints:  # no setting of the training matters
         return key_of([p.base, mask, p.checkpoints[task.name], settings.delta_dtype, task.name])
+    decisive = {k: v for k, v in settings.keyed().items() if k not in NO_MATTER}
     return key_of(
         [
             p.base,
             mask,
             p.data[task.name].train.fingerprint(),
             head,
-            {k: v for k, v in settings.keyed().items() if k not in NO_MATTER},
+            decisive,
             p.spec.seed,
             task.name,
             world,
@@ -381,7 +411,9 @@ def delta_key(p: Prepared, task: Task, mask: str, settings) -> str:
 
 def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]) -> str:
     """Address of a version. `deltas`, `dense`: fingerprints by task, of the sparse arm and of the dense one."""
-    held_out = {n: [d.train.fingerprint(), d.validation.fingerprint(), d.test.fingerprint()] for n, d in p.data.items()}
+    splits = {}
+    for name, d in p.data.items():
+        splits[name] = [d.train.fingerprint(), d.validation.fingerprint(), d.test.fingerprint()]
     return key_of(
         [
             p.base,
@@ -391,7 +423,7 @@ def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]
             p.spec.gate.model_dump(),
             p.spec.baseline.model_dump(),
             p.controls,
-            held_out,
+            splits,
         ]
     )
 
@@ -404,12 +436,16 @@ class ArmPlan:
     folder: RunFolder
     mask: Mask
     keys: dict[str, str]
-    settings: dict[str, object]
+    settings: dict[str, Train]
 
     def done(self) -> dict[str, str]:
         """Fingerprints of the deltas on storage that these settings would make again, by task; none is read."""
-        infos = {t: self.folder.delta_info(t) for t in self.keys}
-        return {t: info["fingerprint"] for t, info in infos.items() if self._fits(t, info)}
+        fingerprints = {}
+        for task in self.keys:
+            info = self.folder.delta_info(task)
+            if info is not None and self._fits(task, info):
+                fingerprints[task] = info["fingerprint"]
+        return fingerprints
 
     def finished(self, but: Collection[str] = ()) -> Iterator[Delta]:
         """Those deltas, one by one: together they may be more than this process has room for.
@@ -422,26 +458,33 @@ class ArmPlan:
             if delta is not None:
                 yield delta
 
-    def _fits(self, task: str, info: Mapping | None) -> bool:
-        if info is None:
-            return False
+    def _fits(self, task: str, info: Mapping[str, Any]) -> bool:
         return info.get("key") == self.keys[task] and info.get("mask") == self.mask.fingerprint
 
 
 def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:
-    def plan(name: str, uri: str, mask: Mask, update: dict) -> ArmPlan:
-        settings = {
-            t.name: p.spec.train_for(t, len(p.data[t.name].train)).model_copy(update=update) for t in p.spec.tasks
-        }
-        keys = {t.name: delta_key(p, t, mask.fingerprint, settings[t.name]) for t in p.spec.tasks}
-        return ArmPlan(name, RunFolder(uri), mask, keys, settings)
-
-    arms = [plan(SPARSE, p.spec.output, mask, {})]
+    """The sparse arm and, where the spec asks for a baseline, the dense one: the same training of all weights."""
+    arms = [_arm(p, SPARSE, p.spec.output, mask, {})]
     if p.spec.baseline.enabled:
         everything = mask_from_flags(p.layout, torch.ones(p.layout.total, dtype=torch.bool))
-        update = {"delta_dtype": "float32", **({"lr": p.spec.baseline.lr} if p.spec.baseline.lr else {})}
-        arms.append(plan(DENSE, f"{RunFolder(p.spec.output).store.uri.rstrip('/')}/baseline", everything, update))
+        # Its deltas are large and only compared, so they need no rounding that the sparse ones can do with.
+        update: dict[str, Any] = {"delta_dtype": "float32"}
+        if p.spec.baseline.lr:
+            update["lr"] = p.spec.baseline.lr
+        folder = RunFolder(p.spec.output).store.uri.rstrip("/")
+        arms.append(_arm(p, DENSE, f"{folder}/baseline", everything, update))
     return arms
+
+
+def _arm(p: Prepared, name: str, uri: str, mask: Mask, update: Mapping[str, Any]) -> ArmPlan:
+    """An arm whose training differs from the spec's by `update`."""
+    settings = {}
+    keys = {}
+    for task in p.spec.tasks:
+        of_task = p.spec.train_for(task, len(p.data[task.name].train)).model_copy(update=update)
+        settings[task.name] = of_task
+        keys[task.name] = delta_key(p, task, mask.fingerprint, of_task)
+    return ArmPlan(name, RunFolder(uri), mask, keys, settings)
 
 
 def shortened(train: Train, share: float, lr: float = 1.0) -> Train:

@@ -16,49 +16,65 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 from ray.exceptions import ActorUnavailableError, RayError
 
 from talos_ray.config import Cluster
 from talos_ray.errors import TalosError
-from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room, root_cause
-from talos_ray.orchestrate.jobs import POLL_SECONDS, Board, Job
+from talos_ray.orchestrate.cluster import WARM, end_actor, nodes, options, remote_address, room, root_cause
+from talos_ray.orchestrate.jobs import POLL_SECONDS, Board, Job, JobState, Trainer
+
+if TYPE_CHECKING:
+    from talos_ray.orchestrate.worker import Arm, Shared
 
 LOOK_SECONDS = 5.0  # between two looks at which nodes there are
 STILLBORN = 4  # workers in a row that may end before they start, as where a node goes away: more than max_failures
 NODE_SECONDS = 60.0  # until Ray knows at the latest that a node is gone whose workers do not answer
 
 
-@ray.remote(concurrency_groups={"beside": 1}, **WARM)
+Place = tuple[str, str, int]  # id of a node, its name, and a process's id
+Progress = tuple[str, int, float | None]  # a job's name, its updates that are done, and the last loss
+# A worker answers beside its training, in a thread that waits for no step. Ray's own types leave out what only actors
+# may be declared with.
+WORKER: dict[str, Any] = {"concurrency_groups": {"beside": 1}, **WARM}
+
+
 class TrainingWorker:
     """One process that trains one job after the other, and tells beside it how far it is."""
 
-    def __init__(self, trainer: str, shared_ref: list, arms_ref: list) -> None:
+    def __init__(
+        self, trainer: str, shared_ref: list[ObjectRef[Shared]], arms_ref: list[ObjectRef[dict[str, Arm]]]
+    ) -> None:
         self.trainer_name = trainer
+        # In lists they come as references: this process fetches what they stand for once it has work.
         self.references = (shared_ref[0], arms_ref[0])
-        self.trainer = None
-        self.now: tuple[str, int, float | None] = ("", 0, None)
+        self.trainer: Trainer | None = None
+        self.now: Progress = ("", 0, None)
 
     @ray.method(concurrency_group="beside")
-    def place(self) -> tuple[str, str, int]:
+    def place(self) -> Place:
         """Id of the node, its name, and the process's id."""
         return ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid()
 
     @ray.method(concurrency_group="beside")
-    def progress(self) -> tuple[str, int, float | None]:
+    def progress(self) -> Progress:
         """The present job's name, its updates that are done, and the last loss."""
         return self.now
 
+    @ray.method
     def train(self, job: Job) -> tuple[float, str | None]:
         """Train a job to its end. Returns its last loss, and what is wrong with its settings if they are at fault."""
         self.now = (job.name, 0, None)
-        if self.trainer is None:
-            self.trainer = pkgutil.resolve_name(self.trainer_name)(*self.references)
+        trainer = self.trainer
+        if trainer is None:
+            make_trainer = pkgutil.resolve_name(self.trainer_name)
+            trainer = self.trainer = make_trainer(*self.references)
         try:
-            _, loss = self.trainer.train(job, 0, 1, self._tell)
+            _, loss = trainer.train(job, 0, 1, self._tell)
         except (FloatingPointError, ValueError) as error:  # another worker would meet it again
             return float("nan"), str(error)
         return loss, None
@@ -67,20 +83,23 @@ class TrainingWorker:
         self.now = (self.now[0], step, loss)
 
 
+WORKERS = ray.remote(**WORKER)(TrainingWorker)
+
+
 @dataclass
 class Hired:
     """A worker as the driver knows it."""
 
     number: int
-    actor: ActorHandle
-    awaited: ObjectRef  # that it is there or, once it has a job, that job's end
+    actor: ActorProxy[TrainingWorker]
+    awaited: ObjectRef[Any]  # that it is there or, once it has a job, that job's end
     since: float  # when it was last seen to get on
     job: Job | None = None
     node: str = ""
     host: str = ""
     pid: int = 0
     step: int = 0
-    asked: ObjectRef | None = None  # how far it is
+    asked: ObjectRef[Progress] | None = None  # how far it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +129,7 @@ class Pool:
         *,
         jobs: Sequence[Job],
         settings: Cluster,
-        start: Callable[[], ActorHandle],
+        start: Callable[[], ActorProxy[TrainingWorker]],
         on_loss: Callable[[Loss], None],
     ) -> None:
         self.board = Board(jobs)
@@ -124,7 +143,7 @@ class Pool:
         self.places = 0
         self.next_look = 0.0
 
-    def run(self, on_status: Callable[[dict[str, dict], int], None]) -> None:
+    def run(self, on_status: Callable[[dict[str, JobState], int], None]) -> None:
         """Until every job is finished or given up.
 
         Raises:
@@ -146,12 +165,12 @@ class Pool:
             self.places = places(self.settings)
             self.next_look = time.monotonic() + LOOK_SECONDS
         busy = sum(worker.job is not None for worker in self.workers)
+        # Who trains is kept even where a node has gone and there would be room for fewer.
         wanted = max(busy, min(self.places, busy + len(self.board.waiting)))
         while len(self.workers) < wanted:
             actor = self.start()
-            self.workers.append(
-                Hired(number=self.hired, actor=actor, awaited=actor.place.remote(), since=time.monotonic())
-            )
+            awaited = actor.place.remote()
+            self.workers.append(Hired(number=self.hired, actor=actor, awaited=awaited, since=time.monotonic()))
             self.hired += 1
         surplus = len(self.workers) - wanted
         for worker in [w for w in self.workers if w.job is None][:surplus]:
@@ -163,6 +182,7 @@ class Pool:
         if not awaited:
             time.sleep(POLL_SECONDS)
             return
+        # One wait for the first, and one that does not wait for all that are there by then.
         first, _ = ray.wait(list(awaited), timeout=POLL_SECONDS)
         ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0) if first else ([], [])
         for reference in ready:
@@ -176,14 +196,15 @@ class Pool:
             unanswered = isinstance(error, ActorUnavailableError)
             self._lose(worker, root_cause(error), preempted=preempted, unanswered=unanswered)
             return
+        # What was awaited of a worker without a job is that it has come.
         if worker.job is None:
             worker.node, worker.host, worker.pid = answer
             self.stillborn = 0
         else:
-            loss, error = answer
-            if error is None:
+            loss, fault = answer
+            if fault is None:
                 self.board.progress(worker.job.name, worker.job.settings.steps, loss, worker.pid)
-            self.board.done(worker.job, error)
+            self.board.done(worker.job, fault)
         worker.job = self.board.take(worker.number)
         if worker.job is None:
             self._dismiss(worker)
@@ -199,7 +220,7 @@ class Pool:
         for worker in busy:
             if worker.asked is None:
                 worker.asked = worker.actor.progress.remote()
-        asked = [worker.asked for worker in busy]
+        asked = [worker.asked for worker in busy if worker.asked is not None]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0) if asked else ([], [])
         for worker in busy:
             if worker.asked in answered:
@@ -216,6 +237,7 @@ class Pool:
                 )
 
     def _note(self, worker: Hired) -> None:
+        assert worker.asked is not None and worker.job is not None  # `_ask` looks at no others
         try:
             name, step, loss = ray.get(worker.asked)
         except RayError:  # it is lost, as what it is awaited for tells in a moment
@@ -257,12 +279,17 @@ class Pool:
         have been."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         now = time.monotonic()
-        own = [loss for loss in self.losses if loss.task == job.name and loss.node in alive and not loss.preempted]
-        return sum(not loss.unanswered or now - loss.time > NODE_SECONDS for loss in own)
+        failures = 0
+        for loss in self.losses:
+            of_job = loss.task == job.name and loss.node in alive and not loss.preempted
+            # Of a worker that only did not answer, Ray may yet say that its node is gone.
+            certain = not loss.unanswered or now - loss.time > NODE_SECONDS
+            failures += of_job and certain
+        return failures
 
     def _dismiss(self, worker: Hired) -> None:
         self.workers.remove(worker)
-        ray.kill(worker.actor)
+        end_actor(worker.actor)
 
 
 def places(settings: Cluster) -> int:
@@ -276,18 +303,18 @@ def places(settings: Cluster) -> int:
 
 def train_in_pool(
     *,
-    shared_ref: ObjectRef,
-    arms_ref: ObjectRef,
+    shared_ref: ObjectRef[Shared],
+    arms_ref: ObjectRef[dict[str, Arm]],
     jobs: Sequence[Job],
     settings: Cluster,
     trainer: str,
-    on_status: Callable[[dict[str, dict], int], None],
+    on_status: Callable[[dict[str, JobState], int], None],
     on_loss: Callable[[Loss], None],
-) -> dict[str, dict]:
+) -> dict[str, JobState]:
     """Train all jobs, each by one worker. Returns how far each of them came."""
 
-    def start() -> ActorHandle:
-        return TrainingWorker.options(**options(settings)).remote(trainer, [shared_ref], [arms_ref])
+    def start() -> ActorProxy[TrainingWorker]:
+        return WORKERS.options(**options(settings)).remote(trainer, [shared_ref], [arms_ref])
 
     pool = Pool(jobs=jobs, settings=settings, start=start, on_loss=on_loss)
     pool.run(on_status)

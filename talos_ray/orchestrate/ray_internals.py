@@ -48,8 +48,9 @@ def running_here() -> str | None:
     except ImportError:
         return "auto"
     try:
-        return get_ray_address_from_environment("auto", None)
+        address: str | None = get_ray_address_from_environment("auto", None)
     except ConnectionError:
         return None
     except Exception:  # as of another signature
         return "auto"
+    return address

@@ -6,32 +6,41 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
 
 from talos_ray.config import Merge, Train
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.mask import Mask
-from talos_ray.core.merging import SUBSPACES, merged
+from talos_ray.core.merging import merged
 from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
 from talos_ray.core.paired import Answers, bootstrap, change
 from talos_ray.core.probe import linear_probe
 from talos_ray.core.seeds import sampled_rows
 from talos_ray.core.segments import Blend
+from talos_ray.core.subspaces import SUBSPACES
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.learning import pool_of
-from talos_ray.orchestrate.worker import Arm, workbench
+from talos_ray.orchestrate.worker import Arm, Predicted, Shared, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import ArmResult, Cost, Impact, Summary, TaskScores, TensorChange, Version
+
+if TYPE_CHECKING:
+    from talos_ray.orchestrate.plan import ArmPlan, Prepared
+    from talos_ray.orchestrate.session import Session
 
 PROBE_ROWS = 2000  # inputs of a split that a linear probe looks at
 DISTURBED = 80  # validation inputs of each task that the disentanglement error is measured on
 PAIRS = 20  # most tasks whose pairs are looked at one by one
+Result = TypeVar("Result")
 Heads = Mapping[str, torch.Tensor]  # task -> linear head of its own, float32 [classes, d + 1]
 
 
@@ -40,8 +49,8 @@ Heads = Mapping[str, torch.Tensor]  # task -> linear head of its own, float32 [c
 
 @ray.remote(**WARM)
 def look(
-    shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torch.Tensor | None, key: str, uri: str
-) -> dict:
+    shared: Shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torch.Tensor | None, key: str, uri: str
+) -> dict[str, Any]:
     """What one model makes of one task, found once for all learning runs, and stored under `key`: its answers on the
     inputs that are learned from (log-probabilities, float16 [n, classes]), and which validation inputs it gets right.
 
@@ -52,7 +61,8 @@ def look(
     """
     folder = RunFolder(uri)
     if (stored := folder.load_trial(key)) is not None:
-        return stored[0]
+        known: dict[str, Any] = stored[0]
+        return known
     bench = workbench(shared)
     started = time.perf_counter()
     if arm is None:
@@ -63,13 +73,14 @@ def look(
     pool = pool_of(shared.spec, task, len(train), len(bench.examples(task, "validation")))
     kept_out = bench.examples(task, "validation")
     wanted = own or head is not None
+    # What is learned from is apart from what is judged by, even where validation data lend some of it.
     shown = bench.answered(train, task, pool.train, features=wanted)
     lent = bench.answered(kept_out, task, pool.validation, features=wanted)
     judged = bench.answered(kept_out, task, pool.judged, features=wanted)
     taught = torch.cat([shown.under(head), lent.under(head)])
     right = judged.right(head)
     tensors = {"taught": taught.log_softmax(-1).half(), "right": right.to(torch.uint8)}
-    info = {"right": int(right.sum()), "inputs": len(right), "arm": "base" if arm is None else arm.name}
+    info: dict[str, Any] = {"right": int(right.sum()), "inputs": len(right), "arm": "base" if arm is None else arm.name}
     if own:
         tensors["head"] = bench.fitted(task, shown, judged)
         info["right_own"] = int(judged.right(tensors["head"]).sum())
@@ -80,8 +91,8 @@ def look(
 
 @ray.remote(**WARM)
 def evaluate(
-    shared, arm: Arm, blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None = None
-) -> dict[str, dict[str, np.ndarray]]:
+    shared: Shared, arm: Arm, blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None
+) -> dict[str, Predicted]:
     """What a model answers on the test data of some tasks: task -> what `Workbench.predicted` gives of its frozen head,
     and of its own if it has one in `heads`."""
     bench = workbench(shared)
@@ -90,7 +101,9 @@ def evaluate(
 
 
 @ray.remote(**WARM)
-def disturbed(shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bool) -> tuple[dict[str, float], float]:
+def disturbed(
+    shared: Shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bool
+) -> tuple[dict[str, float], float]:
     """The disentanglement error of one task (Ortiz-Jimenez et al., 2023): the share of its validation inputs that are
     answered differently, compared with its own edit alone, where one other edit joins (by the other's name), and where
     all others do."""
@@ -103,13 +116,17 @@ def disturbed(shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bo
         return bench.answered(examples, task, rows, features=task in heads).under(heads.get(task)).argmax(-1)
 
     alone = answers([task])
+
+    def changed_by(tasks: Sequence[str]) -> float:
+        return float((answers([task, *tasks]) != alone).float().mean())
+
     others = [t for t in blend.values if t != task]
-    changed = {t: float((answers([task, t]) != alone).float().mean()) for t in others if pairs}
-    return changed, float((answers([task, *others]) != alone).float().mean())
+    by_pair = {other: changed_by([other]) for other in others} if pairs else {}
+    return by_pair, changed_by(others)
 
 
 @ray.remote(**WARM)
-def inspect(shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict:
+def inspect(shared: Shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict[str, Any]:
     """What a model still knows of a task, beyond its accuracy: how often it predicts each class on test data, what a
     linear probe on its features scores there, fitted to training data, and what it scores once it is trained `again` a
     little."""
@@ -120,6 +137,7 @@ def inspect(shared, arm: Arm, blend: Blend, task: str, again: Train) -> dict:
     train, _, labels = bench.outputs(task, "train", PROBE_ROWS)
     test, predicted, wanted = bench.outputs(task, "test", PROBE_ROWS)
     classes = len(shared.heads[task])
+    # Last, because it changes the model that the features above are of.
     retrain(bench, Mask(shared.layout, arm.bits), task, again)
     right = bench.answered(bench.examples(task, "test"), task).right()
     bench.reset()
@@ -142,12 +160,12 @@ class Way:
     """
 
     name: str
-    plan: object  # plan.ArmPlan
+    plan: ArmPlan
     how: Merge
     mask: Mask
     rows: Mapping[str, Delta]
-    ref: object
-    single: object
+    ref: ObjectRef[Arm]
+    single: ObjectRef[Arm]
     trained: Mapping[str, str]
 
 
@@ -161,11 +179,14 @@ class Chosen:
     way: Way
     blend: Blend
     heads: Heads
-    found: dict = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 def ways_of(
-    arms: Sequence, deltas: Mapping[str, Mapping[str, Delta]], methods: Sequence[Merge], grouped: bool = False
+    arms: Sequence[ArmPlan],
+    deltas: Mapping[str, Mapping[str, Delta]],
+    methods: Sequence[Merge],
+    grouped: bool = False,
 ) -> dict[str, Way]:
     """Every arm's task vectors under each merge method (dense ones: as trained), put into the object store by the
     driver, who outlives the teams that made them.
@@ -184,6 +205,7 @@ def ways_of(
             settings = how.model_dump(exclude={"groups"})
             mask, rows = merged(deltas[plan.name], plan.mask, groups=groups, **settings)
             name = f"{plan.name} {how.method}" if len(tried) > 1 else plan.name
+            # Plain addition makes no new rows: the deltas in the object store serve as they are.
             plain = how.method == "linear" and groups is None
             ref = single if plain else ray.put(Arm.stored(name, mask.bits, rows))
             found[name] = Way(
@@ -192,9 +214,9 @@ def ways_of(
     return found
 
 
-def waited(session, refs: list, stage: str, words: str) -> list:
+def waited(session: Session, refs: Sequence[ObjectRef[Result]], stage: str, words: str) -> list[Result]:
     """The results of Ray tasks, with progress while they come."""
-    waiting = list(refs)
+    waiting: list[Any] = list(refs)
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=1)
         done = len(refs) - len(waiting)
@@ -207,30 +229,34 @@ class Look:
     """One model's look at one task, on storage under `key`."""
 
     key: str
-    info: Mapping
+    info: Mapping[str, Any]
 
     @property
     def accuracy(self) -> float:
         """On the judged validation data, by the frozen head, or by the one that was given."""
-        return self.info["right"] / self.info["inputs"]
+        right: int = self.info["right"]
+        inputs: int = self.info["inputs"]
+        return right / inputs
 
     @property
     def accuracy_own(self) -> float:
         """By the head that was fitted; by the frozen one, where none was."""
-        return self.info.get("right_own", self.info["right"]) / self.info["inputs"]
+        right: int = self.info.get("right_own", self.info["right"])
+        inputs: int = self.info["inputs"]
+        return right / inputs
 
 
 class Looks:
     """Has models looked at, each once a run: what was found before is read from storage."""
 
-    def __init__(self, session, prepared, stage: str) -> None:
+    def __init__(self, session: Session, prepared: Prepared, stage: str) -> None:
         self.session = session
         self.p = prepared
         self.stage = stage
-        self.asked: dict[str, object] = {}
+        self.asked: dict[str, ObjectRef[dict[str, Any]]] = {}
         self.remote = look.options(**options(prepared.spec.cluster))
 
-    def key(self, task: str, used: Sequence, own: bool, head: torch.Tensor | None) -> str:
+    def key(self, task: str, used: Sequence[object], own: bool, head: torch.Tensor | None) -> str:
         """Address of a look: all that decides it."""
         p = self.p
         data = [p.data[task].train.fingerprint(), p.data[task].validation.fingerprint()]
@@ -243,9 +269,9 @@ class Looks:
         self,
         task: str,
         *,
-        ref=None,
+        ref: ObjectRef[Any] | None = None,
         blend: Blend | None = None,
-        used: Sequence = (),
+        used: Sequence[object] = (),
         own: bool = False,
         head: torch.Tensor | None = None,
     ) -> str:
@@ -270,13 +296,25 @@ class Looks:
 
     def head(self, key: str) -> torch.Tensor:
         """The linear head that a look fitted."""
-        return self.session.folder.load_trial(key)[1]["head"]
+        stored = self.session.folder.load_trial(key)
+        assert stored is not None  # who asks for a head has had it fitted
+        _, tensors = stored
+        return tensors["head"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Predictions:
+    """What models predict on test data: the base, and of every arm the merged model and its single edits."""
+
+    base: dict[str, Predicted]
+    merged: dict[str, dict[str, Predicted]]
+    single: dict[str, dict[str, Predicted]]
 
 
 def score_version(
-    session,
-    prepared,
-    arms,
+    session: Session,
+    prepared: Prepared,
+    arms: Sequence[ArmPlan],
     deltas: Mapping[str, Mapping[str, Delta]],
     chosen: Mapping[str, Chosen],
     others: Sequence[str] = (),
@@ -291,93 +329,173 @@ def score_version(
     p = prepared
     session.progress.begin("test", "test scores")
     everything = [*p.targets, *others, *p.controls]
-    probe_heads, single_heads = _own_heads(session, p, chosen)
-    remote = evaluate.options(**options(p.spec.cluster))
-    first = chosen[arms[0].name].way
-    requests = [(first.single, Blend({}), everything, probe_heads)]
-    for plan in arms:
-        mine = chosen[plan.name]
-        requests.append((mine.way.ref, mine.blend, everything, mine.heads))
-        requests += [(mine.way.single, Blend({t: 1.0}), [t], single_heads[plan.name]) for t in p.targets]
-    refs = [remote.remote(session.shared_ref, *request) for request in requests]
+    predictions = _predictions(session, p, arms, chosen, everything)
     marks = {t: p.data[t].test.fingerprint() for t in everything}
-    answered = iter(waited(session, refs, "test", "test scores"))
-    seen = next(answered)
-    base = answers(p, _by(seen, "words"), marks, _by(seen, "words_probability"))
-    probe = answers(p, _by(seen, "own"), marks)
-    result = {}
+    base_words = _by(predictions.base, "words")
+    base = answers(p, base_words, marks, _by(predictions.base, "words_probability"))
+    probe = answers(p, _by(predictions.base, "own"), marks)
+    results = {}
     merged_answers = {}
     for plan in arms:
         mine = chosen[plan.name]
-        together = next(answered)
-        used = {t: "own" if t in mine.heads else "words" for t in together}
-        now = {t: kinds[used[t]] for t, kinds in together.items()}
-        sure = {t: kinds[f"{used[t]}_probability"] for t, kinds in together.items()}
-        single = {t: next(answered)[t] for t in p.targets}
-        merged_answers[plan.name] = answers(p, now, marks, sure)
-        result[plan.name] = _arm_result(p, mine, deltas[plan.name], base, probe, together, single, others)
-    sparse = result[arms[0].name]
-    now = merged_answers[arms[0].name]
-    mine = chosen[arms[0].name]
+        merged_answers[plan.name] = _merged_answers(p, mine, predictions.merged[plan.name], marks)
+        results[plan.name] = _arm_result(
+            p,
+            mine,
+            deltas=deltas[plan.name],
+            base=base,
+            probe=probe,
+            together=predictions.merged[plan.name],
+            single=predictions.single[plan.name],
+            others=others,
+        )
+    # Only the sparse arm becomes a version; a dense one is what it is compared with.
+    arm = arms[0]
+    now = merged_answers[arm.name]
+    version = _version(
+        session,
+        p,
+        arm,
+        chosen[arm.name],
+        deltas=deltas[arm.name],
+        result=results[arm.name],
+        baseline=results.get("dense"),
+        base=base,
+        probe=probe,
+        now=now,
+        others=others,
+    )
+    means = version.summary
+    told = "no target task is left"
+    if means.zero_shot is not None and means.merged is not None:
+        gain = means.merged - means.zero_shot
+        told = f"targets {means.zero_shot:.3f} -> {means.merged:.3f} ({gain:+.3f}) on test data"
+    session.progress.end("test", told)
+    return version, base, now
+
+
+def _predictions(
+    session: Session, p: Prepared, arms: Sequence[ArmPlan], chosen: Mapping[str, Chosen], everything: list[str]
+) -> _Predictions:
+    """Ask all models at once, so that the workers are busy until the last answer."""
+    probe_heads, single_heads = _own_heads(session, p, chosen)
+    remote = evaluate.options(**options(p.spec.cluster))
+
+    def ask(arm: ObjectRef[Arm], blend: Blend, tasks: list[str], heads: Heads) -> ObjectRef[dict[str, Predicted]]:
+        return remote.remote(session.shared_ref, arm, blend, tasks, heads, None)
+
+    first = chosen[arms[0].name].way
+    references = [ask(first.single, Blend({}), everything, probe_heads)]
+    for plan in arms:
+        mine = chosen[plan.name]
+        references.append(ask(mine.way.ref, mine.blend, everything, mine.heads))
+        for task in p.targets:
+            references.append(ask(mine.way.single, Blend({task: 1.0}), [task], single_heads[plan.name]))
+    answered = iter(waited(session, references, "test", "test scores"))
+    base = next(answered)
+    merged_models = {}
+    single = {}
+    for plan in arms:
+        merged_models[plan.name] = next(answered)
+        single[plan.name] = {task: next(answered)[task] for task in p.targets}
+    return _Predictions(base=base, merged=merged_models, single=single)
+
+
+def _merged_answers(p: Prepared, mine: Chosen, together: Mapping[str, Predicted], marks: Mapping[str, str]) -> Answers:
+    """What the merged model answers: by a task's own head where it has one, by its words elsewhere."""
+    predicted = {}
+    probability = {}
+    for task, kinds in together.items():
+        kind = "own" if task in mine.heads else "words"
+        predicted[task] = kinds[kind]
+        probability[task] = kinds[f"{kind}_probability"]
+    return answers(p, predicted, marks, probability)
+
+
+def _version(
+    session: Session,
+    p: Prepared,
+    arm: ArmPlan,
+    mine: Chosen,
+    *,
+    deltas: Mapping[str, Delta],
+    result: ArmResult,
+    baseline: ArmResult | None,
+    base: Answers,
+    probe: Answers,
+    now: Answers,
+    others: Sequence[str],
+) -> Version:
+    """The version that the sparse arm's merged model is."""
     model, tensors = _composed(p, mine)
-    more: dict[str, object] = {}  # what not every version has
-    # Singular vectors differ in the last bits from machine to machine.
-    if mine.way.how.method in SUBSPACES and mine.way.rows:
-        more["rows"], size = session.folder.save_merged(mine.way.mask, mine.way.rows)
-        more["cost"] = sparse.cost.with_fields(merged_bytes=size, weights_changed=mine.way.mask.k)
-    if mine.blend.granularity is not None or mine.heads:
-        more["learned"] = session.folder.save_learned(mine.blend, mine.heads, mine.way.mask)
-    if p.targets:
-        before, after = ([a.right(t) for t in p.targets] for a in (base, now))
-        gains = [b.int() - a.int() for a, b in zip(before, after, strict=True)]
-        found = {"zero_shot": before, "merged": after, "gain": gains}
-        intervals = {name: bootstrap(rights) for name, rights in found.items()}
-        more["summary"] = sparse.summary.with_fields(intervals=intervals)
-    if probe.predicted:
-        more["probe"] = {t: asdict(change(probe.right(t), now.right(t))) for t in p.targets if t in probe.predicted}
-    flipped = {t: float((base.predicted[t] != now.predicted[t]).float().mean()) for t in everything}
-    version = Version(
+    optional = _optional_fields(session, p, mine, result=result, base=base, probe=probe, now=now)
+    flipped = {}
+    for task in (*p.targets, *others, *p.controls):
+        flipped[task] = float((base.predicted[task] != now.predicted[task]).float().mean())
+    return Version(
         kind="addition",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base=p.base,
-        mask=arms[0].mask.fingerprint,
-        deltas={t: d.fingerprint for t, d in sorted(deltas[arms[0].name].items())},
+        mask=arm.mask.fingerprint,
+        deltas={t: d.fingerprint for t, d in sorted(deltas.items())},
         model=model,
         merge=mine.way.how.model_dump(),
         targets=p.targets,
         others=list(others),
         controls=p.controls,
         impact=Impact(tensors=tensors, flipped=flipped),
-        baseline=result.get("dense"),
-        **{**sparse.as_dict(), **more},
+        baseline=baseline,
+        **{**result.as_dict(), **optional},
     )
-    means = version.summary
-    session.progress.end(
-        "test",
-        f"targets {means.zero_shot:.3f} -> {means.merged:.3f} ({means.merged - means.zero_shot:+.3f}) on test data"
-        if p.targets
-        else "no target task is left",
-    )
-    return version, base, now
 
 
-def _own_heads(session, p, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[str, Heads]]:
+def _optional_fields(
+    session: Session, p: Prepared, mine: Chosen, *, result: ArmResult, base: Answers, probe: Answers, now: Answers
+) -> dict[str, Any]:
+    """Fields of a version that not every one has. Rows and coefficients that it needs are stored on the way."""
+    fields: dict[str, Any] = {}
+    way = mine.way
+    # Singular vectors differ in the last bits from machine to machine.
+    if way.how.method in SUBSPACES and way.rows:
+        assert result.cost is not None  # `_arm_result` gives one
+        fields["rows"], size = session.folder.save_merged(way.mask, way.rows)
+        fields["cost"] = result.cost.with_fields(merged_bytes=size, weights_changed=way.mask.k)
+    if mine.blend.granularity is not None or mine.heads:
+        fields["learned"] = session.folder.save_learned(mine.blend, mine.heads, way.mask)
+    if p.targets:
+        before = [base.right(t) for t in p.targets]
+        after = [now.right(t) for t in p.targets]
+        gains = [b.int() - a.int() for a, b in zip(before, after, strict=True)]
+        samples = {"zero_shot": before, "merged": after, "gain": gains}
+        intervals = {name: bootstrap(by_task) for name, by_task in samples.items()}
+        fields["summary"] = result.summary.with_fields(intervals=intervals)
+    if probe.predicted:
+        probed = [t for t in p.targets if t in probe.predicted]
+        fields["probe"] = {t: asdict(change(probe.right(t), now.right(t))) for t in probed}
+    return fields
+
+
+def _own_heads(session: Session, p: Prepared, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[str, Heads]]:
     """Heads of their own for the base (the probe) and for every single edit of every arm, for the tasks that could
     have one in the
     merged model: so that what is compared has the same kind of head."""
     if not fits_heads(p):
         return {}, {arm: {} for arm in chosen}
     looks = Looks(session, p, "test")
+    # All are asked for before any is waited for.
     probes = {t: looks.ask(t, own=True) for t in p.targets}
-    singles = {arm: {t: single_look(looks, c.way, t, True) for t in p.targets} for arm, c in chosen.items()}
+    singles = {}
+    for arm, mine in chosen.items():
+        singles[arm] = {t: single_look(looks, mine.way, t, own=True) for t in p.targets}
     looks.found()
-    return (
-        {t: looks.head(key) for t, key in probes.items()},
-        {arm: {t: looks.head(key) for t, key in keys.items()} for arm, keys in singles.items()},
-    )
+
+    def fitted(keys: Mapping[str, str]) -> Heads:
+        return {t: looks.head(key) for t, key in keys.items()}
+
+    return fitted(probes), {arm: fitted(keys) for arm, keys in singles.items()}
 
 
-def fits_heads(p) -> bool:
+def fits_heads(p: Prepared) -> bool:
     """Whether tasks may get heads of their own: not in a model that writes its answers, nor where the spec wants
     words."""
     return p.own_heads and p.spec.search.heads != "words"
@@ -389,12 +507,16 @@ def single_look(looks: Looks, way: Way, task: str, own: bool) -> str:
     return looks.ask(task, ref=way.single, blend=Blend({task: 1.0}), used=used, own=own)
 
 
-def _by(seen: Mapping[str, Mapping[str, np.ndarray]], kind: str) -> dict[str, np.ndarray]:
+def _by(seen: Mapping[str, Predicted], kind: str) -> Predicted:
+    """Task -> what was predicted of it by one kind of head, or how surely."""
     return {t: kinds[kind] for t, kinds in seen.items() if kind in kinds}
 
 
 def answers(
-    p, found: Mapping[str, np.ndarray], marks: Mapping[str, str], sure: Mapping[str, np.ndarray] | None = None
+    p: Prepared,
+    found: Mapping[str, NDArray[np.generic]],
+    marks: Mapping[str, str],
+    sure: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> Answers:
     """What models answered, with the labels. `marks`: fingerprints of the test data; `sure`: probabilities, by task."""
     return Answers(
@@ -406,65 +528,109 @@ def answers(
 
 
 def _arm_result(
-    p, mine: Chosen, deltas, base: Answers, probe: Answers, together: Mapping, single: Mapping, others: Sequence[str]
+    p: Prepared,
+    mine: Chosen,
+    *,
+    deltas: Mapping[str, Delta],
+    base: Answers,
+    probe: Answers,
+    together: Mapping[str, Predicted],
+    single: Mapping[str, Predicted],
+    others: Sequence[str],
 ) -> ArmResult:
     """Scores, summary, search and costs of one arm."""
-    scores: dict[str, TaskScores] = {}
-
-    def score(task: str, predicted: np.ndarray) -> dict:
-        right = torch.from_numpy(predicted.copy()) == p.data[task].test.labels
-        return accuracy(int(right.sum()), len(right)).as_dict()
-
-    for t in (*p.targets, *others, *p.controls):
-        kind = "own" if t in mine.heads else "words"
-        found = {"base": accuracy(*base.counts(t)).as_dict(), "merged": score(t, together[t][kind])}
-        if t in probe.predicted and t in p.targets:
-            found["probe"] = accuracy(*probe.counts(t)).as_dict()
-        if kind == "own":
-            found["merged_words"] = score(t, together[t]["words"])
-        if t in single:
-            found["single"] = score(t, single[t][kind])
-            if kind == "own":
-                found["single_words"] = score(t, single[t]["words"])
-        scores[t] = TaskScores(**found)
-
-    def values(*kinds: str) -> dict[str, float]:
-        """Of every target, the first of these kinds that it has."""
-        found = {t: scores[t].measured() for t in p.targets}
-        return {t: next(measured[k].value for k in kinds if k in measured) for t, measured in found.items()}
-
-    def mean(*kinds: str) -> float:
-        return absolute_accuracy(values(*kinds))
-
-    means: dict[str, float] = {}
-    if p.targets:
-        means = {
-            "zero_shot": mean("base"),
-            "single": mean("single"),
-            "merged": mean("merged"),
-            "normalized": normalized_accuracy(values("merged"), values("single")),
-        }
-        if mine.heads:
-            means |= {"merged_words": mean("merged_words", "merged"), "single_words": mean("single_words", "single")}
-        if probe.predicted:
-            means["probe"] = mean("probe")
-    kept = {c: scores[c].merged.value / max(scores[c].base.value, 1e-9) for c in p.controls}
+    scores = {}
+    for task in (*p.targets, *others, *p.controls):
+        scores[task] = _task_scores(
+            p, task, base=base, probe=probe, together=together[task], single=single.get(task), own=task in mine.heads
+        )
     files = mine.way.plan.folder.store
+    # A field that is not given is not in the file either, so a version without a search says nothing of one.
+    searched = {"search": mine.found} if mine.found else {}
     return ArmResult(
         coefficients=mine.blend.means(mine.way.mask),
         scores=scores,
-        summary=Summary(**means, control_kept=kept),
-        **({"search": mine.found} if mine.found else {}),
+        summary=_summary(p, scores, own=bool(mine.heads), probed=bool(probe.predicted)),
+        **searched,
         cost=Cost(
-            train_seconds=round(sum(float(d.info["seconds"]) for d in deltas.values()), 2),
-            state_bytes=max((int(d.info["state_bytes"]) for d in deltas.values()), default=0),
+            train_seconds=round(sum(float(_number(d, "seconds")) for d in deltas.values()), 2),
+            state_bytes=max((int(_number(d, "state_bytes")) for d in deltas.values()), default=0),
             delta_bytes=sum(files.size(f"deltas/{t}.safetensors") for t in p.targets),
             weights_changed=mine.way.plan.mask.k,
         ),
     )
 
 
-def _composed(p, mine: Chosen) -> tuple[str, dict[str, TensorChange]]:
+def _task_scores(
+    p: Prepared,
+    task: str,
+    *,
+    base: Answers,
+    probe: Answers,
+    together: Predicted,
+    single: Predicted | None,
+    own: bool,
+) -> TaskScores:
+    """All scores of one task. `own`: whether it has a head of its own in the merged model."""
+
+    def score(predicted: NDArray[np.generic]) -> dict[str, Any]:
+        right = torch.from_numpy(predicted.copy()) == p.data[task].test.labels
+        return accuracy(int(right.sum()), len(right)).as_dict()
+
+    kind = "own" if own else "words"
+    found = {"base": accuracy(*base.counts(task)).as_dict(), "merged": score(together[kind])}
+    if task in probe.predicted and task in p.targets:
+        found["probe"] = accuracy(*probe.counts(task)).as_dict()
+    # By the frozen head, too, or nobody could tell what the edit did from what the head did.
+    if own:
+        found["merged_words"] = score(together["words"])
+    if single is not None:
+        found["single"] = score(single[kind])
+        if own:
+            found["single_words"] = score(single["words"])
+    return TaskScores(**found)
+
+
+def _summary(p: Prepared, scores: Mapping[str, TaskScores], *, own: bool, probed: bool) -> Summary:
+    """Means over the targets. `own`: whether any has a head of its own; `probed`: whether the base was, with one."""
+
+    def values(*kinds: str) -> dict[str, float]:
+        """Of every target, the first of these kinds that it has."""
+        firsts = {}
+        for task in p.targets:
+            measured = scores[task].measured()
+            firsts[task] = next(measured[kind].value for kind in kinds if kind in measured)
+        return firsts
+
+    def mean(*kinds: str) -> float:
+        return absolute_accuracy(values(*kinds))
+
+    means: dict[str, float] = {}
+    if p.targets:
+        means["zero_shot"] = mean("base")
+        means["single"] = mean("single")
+        means["merged"] = mean("merged")
+        means["normalized"] = normalized_accuracy(values("merged"), values("single"))
+        if own:
+            means["merged_words"] = mean("merged_words", "merged")
+            means["single_words"] = mean("single_words", "single")
+        if probed:
+            means["probe"] = mean("probe")
+    control_kept = {}
+    for control in p.controls:
+        before = max(scores[control].base.value, 1e-9)
+        control_kept[control] = scores[control].merged.value / before
+    return Summary(**means, control_kept=control_kept)
+
+
+def _number(delta: Delta, field: str) -> int | float:
+    """A number that was stored beside a delta."""
+    value = delta.info[field]
+    assert isinstance(value, int | float)
+    return value
+
+
+def _composed(p: Prepared, mine: Chosen) -> tuple[str, dict[str, TensorChange]]:
     """Fingerprint of the composed model, and how many weights of each tensor changed and how far (norm of the change
     over norm of the base). Proves on the way that rolling back gives the base's own bytes."""
     family = load_model(p.spec.model)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 
@@ -15,7 +16,7 @@ from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
 from talos_ray.orchestrate.plan import Prepared
 from talos_ray.orchestrate.watch import Tracker, Watch
-from talos_ray.orchestrate.worker import Shared, freeze, thaw
+from talos_ray.orchestrate.worker import Frozen, Shared, freeze, thaw
 from talos_ray.progress import Progress
 from talos_ray.storage.history import NOW
 from talos_ray.storage.run_folder import RunFolder
@@ -39,13 +40,15 @@ class Session:
     def share(self) -> None:
         """The base, once, to where every worker finds it."""
         if self.spec.cluster.base == "storage":
-            tensors = (self.folder.store.uri, self.folder.save_base(self.p.base, self.p.tensors))
+            name = self.folder.save_base(self.p.base, self.p.tensors)
+            tensors: Frozen | tuple[str, str] = (self.folder.store.uri, name)
         else:
             tensors = freeze(self.p.tensors)
         self.shared = Shared(self.spec, self.p.base, tensors, self.p.layout, self.p.heads)
         self.shared_ref = ray.put(self.shared)
         if not isinstance(tensors, tuple):  # from here on the driver, too, reads the copy that all share
             self.shared = ray.get(self.shared_ref)
+            assert isinstance(self.shared.tensors, dict)
             self.p.tensors.update(thaw(self.shared.tensors))
 
     def slots_of(self, stage: str, workers: int, limit: int | None) -> int:
@@ -81,7 +84,7 @@ def _telling(folder: RunFolder, progress: Progress) -> Iterator[None]:
     every = TELL_SECONDS if folder.store.local else TELL_FAR_SECONDS
     last = 0.0
 
-    def tell(news: dict) -> None:
+    def tell(news: dict[str, Any]) -> None:
         nonlocal last
         if time.monotonic() - last < every or not folder.store.exists("run.json"):
             return

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypedDict, Unpack
 
 import ray
 import torch
+from ray import ObjectRef
 
 from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.delta import make_delta
-from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.finetune import Plan, State, finetune
 from talos_ray.core.fisher import Batch
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.models import shortened
 from talos_ray.orchestrate.jobs import Job
-from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
+from talos_ray.orchestrate.worker import AnswerModel, Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task
+
+
+class TeamOptions(TypedDict, total=False):
+    """What `core.finetune` is told of the worker's place in a team, and of where it goes on."""
+
+    start: tuple[int, State] | None
+    rank: int
+    world: int
+    on_step: Callable[[int, torch.Tensor], None]
+
 
 REPORT_SECONDS = 0.5  # between two progress messages
 LINES = 10  # in the worker's log, a task
@@ -34,29 +46,59 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
     classes = len(load_task(bench.shared.task(task), seed).classes)
-    losses = (s.label_smoothing, s.label_noise, classes, s.loss == "completion")
-    plan = Plan(task, n, s.steps, s.batch_size, s.lr, s.warmup_steps, seed, *losses)
+    plan = Plan(
+        task=task,
+        samples=n,
+        steps=s.steps,
+        batch_size=s.batch_size,
+        lr=s.lr,
+        warmup_steps=s.warmup_steps,
+        seed=seed,
+        label_smoothing=s.label_smoothing,
+        label_noise=s.label_noise,
+        classes=classes,
+        completion=s.loss == "completion",
+    )
     return gather(module, mask), optimizer, plan
 
 
-def tune(bench: Workbench, plan: Plan, s: Train, optimizer: SparseAdamW, batch: Callable, **how) -> list[float]:
+def tune(
+    bench: Workbench,
+    plan: Plan,
+    s: Train,
+    optimizer: SparseAdamW,
+    batch: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    **how: Unpack[TeamOptions],
+) -> list[float]:
     """`core.finetune` on a warm model, as the settings of the training have it."""
     family = bench.family
-    logits = bench.logits(plan.task)
-    if plan.completion:  # the other answers need not be read
-        head = bench.head(plan.task)
-        logits = lambda batch: family.completed(batch, head)  # noqa: E731
+    logits_of_inputs = bench.logits(plan.task)
+    head = bench.head(plan.task)
+
+    def logits(batch: Batch) -> torch.Tensor:
+        if isinstance(batch, torch.Tensor):
+            return logits_of_inputs(batch)
+        # Of a completion only the right answer is read, and not all that there are to choose from.
+        assert isinstance(family, AnswerModel)  # the check of the spec has refused it for every other
+        return family.completed(batch, head)
 
     def feed(index: torch.Tensor) -> tuple[Batch, torch.Tensor]:
         inputs, labels = batch(index)
         inputs = shortened(family, inputs)
-        return {"inputs": inputs, "labels": labels} if plan.completion else inputs, labels
+        if plan.completion:
+            return {"inputs": inputs, "labels": labels}, labels
+        return inputs, labels
 
     with wrapped(blocks_of(family.module, family.edited) if s.gradient_checkpointing else (), recomputing):
         return finetune(
-            optimizer, plan, logits, feed,
-            autocast=bench.autocast(s.precision), micro_batch_size=s.micro_batch_size, **how,
-        )  # fmt: skip
+            optimizer,
+            plan,
+            logits,
+            feed,
+            autocast=bench.autocast(s.precision),
+            micro_batch_size=s.micro_batch_size,
+            **how,
+        )
 
 
 def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
@@ -80,9 +122,9 @@ def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
 class TaskTrainer:
     """One worker, with the base and the masks of all arms."""
 
-    def __init__(self, shared_ref, arms_ref) -> None:
-        shared: Shared = ray.get(shared_ref)
-        arms: dict[str, Arm] = ray.get(arms_ref)
+    def __init__(self, shared_ref: ObjectRef[Shared], arms_ref: ObjectRef[dict[str, Arm]]) -> None:
+        shared = ray.get(shared_ref)
+        arms = ray.get(arms_ref)
         self.bench = workbench(shared)
         self.masks = {name: Mask(shared.layout, arm.bits) for name, arm in arms.items()}
 
@@ -106,7 +148,7 @@ class TaskTrainer:
         # A slow storage is written to beside the steps; the one write before must have ended, and what it met is
         # raised.
         writer = ThreadPoolExecutor(max_workers=1)
-        written: Future | None = None
+        written: Future[None] | None = None
 
         def checkpoint(step: int) -> None:
             nonlocal written
@@ -132,6 +174,7 @@ class TaskTrainer:
         steps = range(start[0] if start else 0, s.steps)
         parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]
         batches = examples.each(parts, bench.loaders)
+        assert isinstance(batches, Generator)  # closed at the end, so that its processes go
         try:
             losses = tune(
                 bench,
@@ -156,17 +199,16 @@ class TaskTrainer:
                     "state_bytes": optimizer.bytes(),
                 }
                 dtype = getattr(torch, s.delta_dtype)
-                folder.save_delta(
-                    make_delta(
-                        job.task.name,
-                        optimizer.values.detach(),
-                        base_values,
-                        bench.shared.base,
-                        mask.fingerprint,
-                        dtype,
-                        info,
-                    )
+                delta = make_delta(
+                    job.task.name,
+                    optimizer.values.detach(),
+                    base_values,
+                    bench.shared.base,
+                    mask.fingerprint,
+                    dtype,
+                    info,
                 )
+                folder.save_delta(delta)
                 if written is not None:
                     written.result()
                 folder.drop_checkpoints(job.task.name)

@@ -14,6 +14,7 @@ import pkgutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import ObjectRef
@@ -22,22 +23,33 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from talos_ray.config import Cluster
-from talos_ray.orchestrate.cluster import WARM, resources
-from talos_ray.orchestrate.jobs import NAMESPACE, POLL_SECONDS, Board, Job
+from talos_ray.orchestrate.cluster import WARM, end_actor, resources
+from talos_ray.orchestrate.jobs import NAMESPACE, POLL_SECONDS, Board, Job, JobState, Trainer
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from talos_ray.orchestrate.worker import Arm, Shared
 
 
-@ray.remote(num_cpus=0, max_concurrency=16, **WARM)
+# Many teams ask at once, and none of their calls takes long. Ray's own types leave out what only actors may be declared
+# with.
+QUEUE: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 16, **WARM}
+
+
 class Queue:
     """Which job is with which team, and how far it is. Lives as long as the driver."""
 
-    def __init__(self, jobs: Sequence[Job], shared_ref: list, arms_ref: list) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], shared_ref: list[ObjectRef[Shared]], arms_ref: list[ObjectRef[dict[str, Arm]]]
+    ) -> None:
         self.board = Board(jobs)
         self.with_team: dict[int, Job] = {}
         self.references = (shared_ref[0], arms_ref[0])
         self.restarts: dict[int, int] = {}
         self.places: dict[int, PlacementGroup | None] = {}
 
-    def objects(self) -> list[ObjectRef]:
+    def objects(self) -> list[ObjectRef[Any]]:
         """References to the shared base and the arms' masks."""
         return list(self.references)
 
@@ -61,13 +73,21 @@ class Queue:
         """The team has finished (or, with `error`, given up) its job."""
         self.board.done(self.with_team.pop(team), error)
 
-    def status(self) -> tuple[dict[str, dict], dict[int, int], dict[int, PlacementGroup | None]]:
+    @ray.method
+    def status(self) -> tuple[dict[str, JobState], dict[int, int], dict[int, PlacementGroup | None]]:
         """Of every job how far it is, of every team how often it was started again, and where it is."""
         return self.board.state, self.restarts, self.places
 
 
-def train_loop(config: dict) -> None:
-    """What every worker of a team runs, from the first job to an empty queue."""
+QUEUES = ray.remote(**QUEUE)(Queue)
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What every worker of a team runs, from the first job to an empty queue.
+
+    Args:
+        config: name of the `queue`, number of the `team`, name of the `trainer`; a dict, because Ray Train wants one.
+    """
     import ray.train
     import torch.distributed as dist
 
@@ -81,8 +101,9 @@ def train_loop(config: dict) -> None:
         return
     if rank == 0:
         ray.get(queue.begin.remote(team, get_current_placement_group()))
-    trainer = pkgutil.resolve_name(config["trainer"])(*ray.get(queue.objects.remote()))
-    told: ObjectRef | None = None
+    make_trainer = pkgutil.resolve_name(config["trainer"])
+    trainer: Trainer = make_trainer(*ray.get(queue.objects.remote()))
+    told: ObjectRef[None] | None = None
 
     def tell(step: int, loss: float) -> None:
         nonlocal told
@@ -91,6 +112,7 @@ def train_loop(config: dict) -> None:
         told = queue.progress.remote(job.name, step, loss, os.getpid())
 
     while True:
+        # Only one worker asks, and the others learn of it by torch's own channel: so all have the same job.
         box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
         dist.broadcast_object_list(box, src=0)
         job: Job | None = box[0]
@@ -108,7 +130,7 @@ def train_loop(config: dict) -> None:
         ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})
 
 
-def _trainer(config: dict, settings: Cluster, scratch: str):
+def _trainer(config: dict[str, Any], settings: Cluster, scratch: str) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -119,7 +141,7 @@ def _trainer(config: dict, settings: Cluster, scratch: str):
             num_workers=settings.workers_per_task,
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources(settings),
-            label_selector=settings.labels or None,
+            label_selector=settings.labels or None,  # type: ignore[call-arg]  # typed as Train V1, which has none
             placement_strategy="PACK",
         ),
         run_config=RunConfig(
@@ -132,15 +154,15 @@ def _trainer(config: dict, settings: Cluster, scratch: str):
 
 def train_in_teams(
     *,
-    shared_ref: ObjectRef,
-    arms_ref: ObjectRef,
+    shared_ref: ObjectRef[Shared],
+    arms_ref: ObjectRef[dict[str, Arm]],
     jobs: Sequence[Job],
     settings: Cluster,
     teams: int,
     scratch: str,
     trainer: str,
-    on_status: Callable[[dict[str, dict], int], None],
-) -> tuple[dict[str, dict], list[BaseException]]:
+    on_status: Callable[[dict[str, JobState], int], None],
+) -> tuple[dict[str, JobState], list[BaseException]]:
     """Train all jobs in `teams` teams at once. Returns how far each job came, and what ended teams.
 
     Raises:
@@ -150,7 +172,7 @@ def train_in_teams(
     name = f"queue-{ray.get_runtime_context().get_job_id()}-{time.time_ns()}"
     # On the driver's own node: only with the driver may it be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote(
+    queue = QUEUES.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote(
         list(jobs), [shared_ref], [arms_ref]
     )
     failures: list[BaseException] = []
@@ -171,7 +193,7 @@ def train_in_teams(
                 if (place := places.pop(team, None)) is not None:
                     remove_placement_group(place)
 
-    def look() -> dict[str, dict]:
+    def look() -> dict[str, JobState]:
         state, restarts, now = ray.get(queue.status.remote())
         places.update(now)
         on_status(state, sum(restarts.values()))
@@ -191,4 +213,4 @@ def train_in_teams(
         raise
     finally:
         over.set()
-        ray.kill(queue)
+        end_actor(queue)

@@ -6,27 +6,28 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import ray
+from ray import ObjectRef
 
 from talos_ray.config import Cluster
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate.cluster import free_gpus, root_cause
-from talos_ray.orchestrate.jobs import TASK_TRAINER, Job
+from talos_ray.orchestrate.jobs import TASK_TRAINER, Job, JobState
 from talos_ray.orchestrate.pool import Loss, train_in_pool
 from talos_ray.orchestrate.teams import train_in_teams
 
 if TYPE_CHECKING:
-    from talos_ray.orchestrate.worker import Arm
+    from talos_ray.orchestrate.worker import Arm, Shared
 
 
 def train(
     *,
-    shared_ref: ray.ObjectRef,
+    shared_ref: ObjectRef[Shared],
     arms: dict[str, Arm],
     jobs: Sequence[Job],
     settings: Cluster,
     teams: int,
     scratch: str,
-    on_status: Callable[[dict[str, dict], int], None] = lambda state, restarts: None,
+    on_status: Callable[[dict[str, JobState], int], None] = lambda state, restarts: None,
     on_loss: Callable[[Loss], None] = lambda loss: None,
     trainer: str = TASK_TRAINER,
 ) -> None:
@@ -44,21 +45,32 @@ def train(
         RayActorError: the teams' queue was lost: what is not on storage has to be trained by another call.
     """
     free_gpus(settings)
-    common = {
-        "shared_ref": shared_ref,
-        "arms_ref": ray.put(arms),
-        "jobs": jobs,
-        "settings": settings,
-        "trainer": trainer,
-        "on_status": on_status,
-    }
+    arms_ref = ray.put(arms)
     failures: list[BaseException] = []
     if settings.workers_per_task == 1:
-        state = train_in_pool(**common, on_loss=on_loss)
+        state = train_in_pool(
+            shared_ref=shared_ref,
+            arms_ref=arms_ref,
+            jobs=jobs,
+            settings=settings,
+            trainer=trainer,
+            on_status=on_status,
+            on_loss=on_loss,
+        )
     else:
-        state, failures = train_in_teams(**common, teams=teams, scratch=scratch)
+        state, failures = train_in_teams(
+            shared_ref=shared_ref,
+            arms_ref=arms_ref,
+            jobs=jobs,
+            settings=settings,
+            teams=teams,
+            scratch=scratch,
+            trainer=trainer,
+            on_status=on_status,
+        )
     unfinished = [name for name, job in state.items() if job["state"] != "done"]
     if unfinished:
+        # A job's own error says more than how its team ended.
         reason = next((job["error"] for job in state.values() if job.get("error")), None)
         if reason is None:
             reason = root_cause(failures[0]) if failures else "their team ended"

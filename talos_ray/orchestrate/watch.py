@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from talos_ray.errors import SpecError
+from talos_ray.orchestrate.jobs import JobState
 from talos_ray.storage.version import Version
 
 SAMPLE_SECONDS = 0.25  # between two looks at the object store
@@ -34,6 +35,8 @@ class Tracker:
     def __init__(self, name: str | None, run: str, params: Mapping[str, Any], say: Callable[[str], None]) -> None:
         self.name = name
         self.say = say
+        self._log: Callable[[dict[str, float], int | None], object]
+        self._close: Callable[[], object]
         self._try(lambda: getattr(self, f"_open_{name}")(run, params))
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -41,9 +44,9 @@ class Tracker:
         self._try(lambda: self._log(dict(metrics), step))
 
     def close(self) -> None:
-        self._try(lambda: self._close())
+        self._try(lambda: self._close())  # looked up where a tracker that did not open may miss it
 
-    def _try(self, what: Callable[[], None]) -> None:
+    def _try(self, what: Callable[[], object]) -> None:
         if self.name is None:
             return
         try:
@@ -83,7 +86,7 @@ class Watch:
 
         self.tracker = tracker
         self.peak = 0  # most bytes in the object stores of all nodes together
-        self.told: dict[str, tuple] = {}
+        self.told: dict[str, tuple[int, float]] = {}  # job -> update and loss that were told last
         self.over = threading.Event()
         self.tasks = gauge("tasks", "Tasks of the run by state", "state")
         self.step = gauge("step", "Updates of a task so far", "task")
@@ -98,12 +101,12 @@ class Watch:
         self.thread.start()
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.over.set()
         self.thread.join()
         self.tracker.close()
 
-    def training(self, state: Mapping[str, dict], restarts: int) -> None:
+    def training(self, state: Mapping[str, JobState], restarts: int) -> None:
         """How far all jobs are; what has not changed is not told again."""
         states = [s["state"] for s in state.values()]
         for kind in ("waiting", "training", "done", "failed"):

@@ -10,13 +10,15 @@ import functools
 import os
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
 
 from talos_ray.config import Spec, Task
 from talos_ray.core.compose import Composer
@@ -30,32 +32,51 @@ from talos_ray.corruptions import corrupted
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.inputs import Examples, Node
 from talos_ray.models import Family, build_model
+from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import as_linear, scorer
 from talos_ray.models.lean import import_lean
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task, state_of_examples
 
-Frozen = dict[str, tuple[np.ndarray, str]]  # tensors as Ray stores them without a copy
+Bits = NDArray[np.uint8]  # a mask, packed
+Frozen = dict[str, tuple[NDArray[np.uint8], str]]  # tensors as Ray stores them without a copy
+StoredValues = Frozen | ObjectRef[Frozen]
+Precision = Literal["float32", "bf16"]
+
+
+@runtime_checkable
+class AnswerModel(AnswerFamily, Protocol):
+    """What calibration and training ask of a family that answers in words."""
+
+    def likelihood(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probability [n, 1] of the answers that `sampled` gives."""
+
+    def completed(self, batch: dict[str, torch.Tensor], head: torch.Tensor) -> torch.Tensor:
+        """Logits [n, 1] of one class each: `inputs` and their `labels` [n]."""
 
 
 def freeze(tensors: Mapping[str, torch.Tensor]) -> Frozen:
     """Tensors as numpy arrays of plain bytes (numpy has no bfloat16) with their dtypes' names."""
-    return {
-        n: (
-            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().reshape(*t.shape, t.element_size()),
-            str(t.dtype).removeprefix("torch."),
-        )
-        for n, t in tensors.items()
-    }
+    return {n: _frozen(t) for n, t in tensors.items()}
+
+
+def _frozen(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], str]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    array = flat.view(torch.uint8).numpy().reshape(*tensor.shape, tensor.element_size())
+    return array, str(tensor.dtype).removeprefix("torch.")
 
 
 def thaw(frozen: Frozen) -> dict[str, torch.Tensor]:
     """The same tensors, aliasing the arrays' memory. Read-only by agreement: copy before writing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return {
-            n: torch.from_numpy(a).view(getattr(torch, dtype)).view(a.shape[:-1]) for n, (a, dtype) in frozen.items()
-        }
+        return {n: _thawed(array, dtype) for n, (array, dtype) in frozen.items()}
+
+
+def _thawed(array: NDArray[np.uint8], dtype: str) -> torch.Tensor:
+    # The last dimension holds an element's bytes, and becomes one element of the tensor's own type.
+    whole = torch.from_numpy(array).view(getattr(torch, dtype))
+    return whole.view(array.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -66,10 +87,9 @@ class Shared:
     base: str  # fingerprint
     tensors: Frozen | tuple[str, str]  # the base, or (URI of a run's folder, name of the base's file in it)
     layout: Layout
-    heads: dict[str, np.ndarray]  # task -> its head, `models.heads`
-    data: tuple[
-        str, ...
-    ] = ()  # what each task's files were when this was made: a later run of the session may find others
+    heads: dict[str, NDArray[np.generic]]  # task -> its head, `models.heads`
+    # What each task's files were when this was made: a later run of the session may find others.
+    data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         states = tuple(state_of_examples(t, self.spec.seed) for t in (*self.spec.tasks, *self.spec.control))
@@ -83,7 +103,7 @@ class Shared:
 class StoredDelta(Delta):
     """A delta that lies in Ray's object store, as `ref`: its values alias that memory. Read-only by agreement."""
 
-    ref: ray.ObjectRef | None = None
+    ref: ObjectRef[Frozen] | None = None
 
 
 def in_store(delta: Delta) -> StoredDelta:
@@ -99,31 +119,36 @@ class Arm:
     fingerprint). Values may be references into Ray's object store."""
 
     name: str
-    bits: np.ndarray
-    deltas: tuple[tuple[str, Frozen | ray.ObjectRef, str], ...] = ()
+    bits: Bits
+    deltas: tuple[tuple[str, StoredValues, str], ...] = ()
 
     @staticmethod
-    def of(name: str, bits: np.ndarray, deltas: Mapping[str, Delta]) -> Arm:
+    def of(name: str, bits: Bits, deltas: Mapping[str, Delta]) -> Arm:
         """With its deltas as Ray stores them without a copy."""
         packed = ((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
         return Arm(name, bits, tuple(packed))
 
     @staticmethod
-    def stored(name: str, bits: np.ndarray, deltas: Mapping[str, Delta]) -> Arm:
+    def stored(name: str, bits: Bits, deltas: Mapping[str, Delta]) -> Arm:
         """With its deltas in the object store, an object each: what lies there already is not put there again, and a
         node fetches none twice, whatever arms it is a part of."""
-        there = {t: d if isinstance(d, StoredDelta) else in_store(d) for t, d in sorted(deltas.items())}
-        return Arm(name, bits, tuple((t, d.ref, d.fingerprint) for t, d in there.items()))
+        packed: list[tuple[str, StoredValues, str]] = []
+        for task, delta in sorted(deltas.items()):
+            stored = delta if isinstance(delta, StoredDelta) else in_store(delta)
+            assert stored.ref is not None
+            packed.append((task, stored.ref, stored.fingerprint))
+        return Arm(name, bits, tuple(packed))
 
     def unpacked(self, base: str, mask: str) -> list[Delta]:
         """Its deltas, aliasing the memory that they came in. `base`, `mask`: fingerprints of what they belong to."""
-        held = [values for _, values, _ in self.deltas]
-        if any(isinstance(values, ray.ObjectRef) for values in held):
-            held = ray.get(held)
-        return [
-            Delta(task, thaw(values)["values"], base, mask)
-            for (task, _, _), values in zip(self.deltas, held, strict=True)
-        ]
+        # All references in one call, so that what other nodes hold comes at once and not one after the other.
+        references = [values for _, values, _ in self.deltas if isinstance(values, ObjectRef)]
+        fetched = iter(ray.get(references) if references else [])
+        unpacked = []
+        for task, values, _ in self.deltas:
+            frozen = next(fetched) if isinstance(values, ObjectRef) else values
+            unpacked.append(Delta(task, thaw(frozen)["values"], base, mask))
+        return unpacked
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -148,7 +173,12 @@ class Seen(NamedTuple):
         return self.under(head).argmax(-1) == self.labels
 
 
+# What an arm is made of, and how its coefficients are shared: granularity and groups.
+ComposerKey = tuple[tuple[str, ...], str | None, str]
 GPU_LOADERS = 4  # processes that prepare inputs for a worker with a GPU, unless the spec says
+
+
+Predicted = dict[str, NDArray[np.generic]]  # kind of head -> class numbers, `KIND_probability` -> their probabilities
 
 
 class Workbench:
@@ -162,9 +192,8 @@ class Workbench:
         self.shared = shared
         settings = shared.spec.cluster
         self.device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
-        self.loaders = settings.loaders_per_worker
-        if self.loaders is None:
-            self.loaders = GPU_LOADERS if self.device.type == "cuda" else 0
+        by_device = GPU_LOADERS if self.device.type == "cuda" else 0
+        self.loaders = by_device if settings.loaders_per_worker is None else settings.loaders_per_worker
         # A home folder may be shared by many nodes.
         self.node = Node(
             cache_folder() / "inputs" / socket.gethostname(), round(settings.input_cache_gb * 1e9), shared.spec.model
@@ -181,8 +210,8 @@ class Workbench:
         private = shared.layout.names if self.device.type == "cpu" else ()
         self.family: Family = build_model(shared.spec.model, self.tensors, private)
         self.family.module.to(self.device)
-        self.composers: dict[tuple, Composer] = {}
-        self.composed: tuple | None = None  # key of the composer whose edit may be in the model
+        self.composers: dict[ComposerKey, Composer] = {}
+        self.composed: ComposerKey | None = None  # key of the composer whose edit may be in the model
 
     @functools.cache  # noqa: B019 - one workbench a process, for its whole life
     def head(self, task: str) -> torch.Tensor:
@@ -197,7 +226,7 @@ class Workbench:
         """The dtype of products under a `precision` setting; None for the model's own."""
         return torch.bfloat16 if precision == "bf16" and self.device.type == "cuda" else None
 
-    def logits(self, task: str):
+    def logits(self, task: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """inputs -> logits [n, classes] under the task's head."""
         return scorer(self.family, self.shared.task(task).head, self.head(task))
 
@@ -212,13 +241,15 @@ class Workbench:
 
     def compose(self, arm: Arm, blend: Blend) -> None:
         """Put one candidate of one arm into the model."""
-        key = (arm.key, blend.granularity, repr(blend.groups))
+        key: ComposerKey = (arm.key, blend.granularity, repr(blend.groups))
+        # Every composer writes on the base, so the edit of another one has to be taken back first.
         if self.composed is None:
             self.reset()
         elif self.composed != key:
             self.composers[self.composed].rollback()
         self.composed = key
         if key not in self.composers:
+            # An arm of the same name with other deltas is one of an operation before: its memory is free to go.
             for old in [known for known in self.composers if known[0][0] == arm.name and known[0] != arm.key]:
                 del self.composers[old]
             mask = Mask(self.shared.layout, arm.bits)
@@ -252,13 +283,15 @@ class Workbench:
         found: list[tuple[torch.Tensor, ...]] = []
         for inputs, labels in examples.each(parts, self.loaders):
             seen = self.family.features(inputs).float() if features or head is not None else labels[:0]
+            # Where the head is a linear layer, one forward gives features and logits.
             out = scored(seen, head) if head is not None else logits(inputs).float()
             found.append((out.cpu(), seen.cpu() if features else labels[:0].cpu(), labels.cpu()))
         if not found:
             return Seen(
                 torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
             )
-        return Seen(*(torch.cat(x) for x in zip(*found, strict=True)))
+        all_logits, all_features, all_labels = (torch.cat(batches) for batches in zip(*found, strict=True))
+        return Seen(logits=all_logits, features=all_features, labels=all_labels)
 
     def fitted(
         self,
@@ -292,18 +325,22 @@ class Workbench:
             clean, lambda batch: self.family.preprocess(corrupted(kind, corruption, batch, seed)), self.device
         )
 
-    def predicted(
-        self, task: str, head: torch.Tensor | None = None, corruption: str | None = None
-    ) -> dict[str, np.ndarray]:
+    def predicted(self, task: str, head: torch.Tensor | None = None, corruption: str | None = None) -> Predicted:
         """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head
         (`words`), and by another one (`own`), if it is given; and their probabilities, float32 [n]
         (`words_probability`,
         `own_probability`)."""
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
         seen = self.answered(examples, task, features=head is not None)
-        logits = {"words": seen.logits} | ({} if head is None else {"own": seen.under(head)})
-        found = {name: out.argmax(-1).int().numpy() for name, out in logits.items()}
-        return found | {f"{name}_probability": out.softmax(-1).amax(-1).numpy() for name, out in logits.items()}
+        logits = {"words": seen.logits}
+        if head is not None:
+            logits["own"] = seen.under(head)
+        predicted: Predicted = {}
+        for name, out in logits.items():
+            predicted[name] = out.argmax(-1).int().numpy()
+        for name, out in logits.items():
+            predicted[f"{name}_probability"] = out.softmax(-1).amax(-1).numpy()
+        return predicted
 
     def outputs(self, task: str, split: str, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features float32 [n, d], predicted classes and labels int64 [n] of at most `most` inputs."""

@@ -1,0 +1,30 @@
+"""How the weights of a mask are selected, once nothing of it is left to be chosen by trying."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from talos_ray.config import Mask as MaskSettings
+from talos_ray.core.mask import Granularity, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """`mask` of a spec without `auto`: what `core.mask.select` takes."""
+
+    strategy: Strategy
+    granularity: Granularity
+    keep: float
+    layers: float
+
+
+def selection_of(settings: MaskSettings) -> Selection:
+    """The selection that settings stand for. Short runs have replaced every `auto` before anything asks for it."""
+    assert settings.strategy != "auto" and settings.granularity != "auto"
+    assert not isinstance(settings.keep, str) and not isinstance(settings.layers, str)
+    return Selection(
+        strategy=settings.strategy,
+        granularity=settings.granularity,
+        keep=settings.keep,
+        layers=settings.layers,
+    )
