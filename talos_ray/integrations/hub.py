@@ -58,7 +58,7 @@ def source(name: str) -> Source:
         SpecError: it is no such name.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
 
     repo, at, revision = name.removeprefix(PREFIX).partition("@")
     try:
@@ -139,7 +139,7 @@ def upload(folder: Path, repo: str, message: str) -> str:
     with _explained(f"push to {repo!r}"):
         there = _api().list_repo_files(repo)
         gone = [name for name in there if name not in files and name != ".gitattributes"]
-        changes = [CommitOperationDelete(name) for name in gone]
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
         changes += [CommitOperationAdd(name, path) for name, path in files.items()]
         return _api().create_commit(repo, changes, commit_message=message).oid
 
@@ -190,7 +190,12 @@ def _explained(what: str, revision: str | None = None) -> Iterator[None]:
         ) from None
     except errors.HfHubHTTPError as error:
         raise TalosError(f"{what}: {_refusal(error.response.status_code, _first(error))}") from None
-    except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.FileMetadataError, ConnectionError) as error:
+    except (
+        errors.HTTPError,  # type: ignore[attr-defined]  # of whichever library the Hub's own speaks HTTP with
+        errors.LocalEntryNotFoundError,
+        errors.FileMetadataError,
+        ConnectionError,
+    ) as error:
         # No connection, HF_HUB_OFFLINE, or something at HF_ENDPOINT that is no Hub. A full disk is none of these.
         why = _first(error.__cause__ or error)
         raise TalosError(
@@ -218,7 +223,7 @@ def _who() -> str:
     return "nobody (no token is set)" if get_token() is None else "the token that is set"
 
 
-def _first(error: Exception) -> str:
+def _first(error: BaseException) -> str:
     """What an error says, as one line without any token."""
     from huggingface_hub import get_token
 

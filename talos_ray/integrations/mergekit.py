@@ -81,13 +81,13 @@ def _named(model: Any, file: Path) -> str:
     return name
 
 
-def _parameters(model: Any, told: Mapping) -> dict[str, Any]:
+def _parameters(model: Any, told: Mapping[str, Any]) -> dict[str, Any]:
     """A model's own, on top of those of the whole."""
     own = model.get("parameters") if isinstance(model, Mapping) else None
     return {**(told.get("parameters") or {}), **(own or {})}
 
 
-def _density(models: list, told: Mapping) -> tuple[float | None, str]:
+def _density(models: list[Any], told: Mapping[str, Any]) -> tuple[float | None, str]:
     """The share of a change that is kept, the mean where models differ, and what is said of it."""
     found = [_parameters(m, told).get("density") for m in models]
     given = [d for d in found if d is not None]
@@ -105,7 +105,7 @@ def _model(name: str, file: Path) -> str:
     return f"hf:{here.resolve() if here.is_dir() else name}"
 
 
-def _unique(models: list, file: Path) -> list[tuple[str, Any]]:
+def _unique(models: list[Any], file: Path) -> list[tuple[str, Any]]:
     names: list[str] = []
     for model in models:
         plain = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(_named(model, file)).name).lstrip("_.-")[:90] or NAMELESS

@@ -10,18 +10,24 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from talos_ray.errors import SpecError, TalosError
 from talos_ray.models.weights import ADAPTER, ADAPTER_WEIGHTS, check_file
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTuner
+
+Weights = Mapping[str, torch.Tensor]
 
 ENTRY = 12  # bytes of one weight in a SHiRA adapter: two int32 positions and a float32
 INSIDE = "base_model.model."  # stands before every name of the model in an adapter
@@ -40,7 +46,7 @@ def library(what: str) -> ModuleType:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Without peft's warnings, and with the random numbers of the caller: layers that it makes draw some."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -103,7 +109,7 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
             ) from None
         if not isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
             raise _unmerged(what, kind, "it adds layers and changes no weights")
-        _check_loaded(loaded, adapted, what)
+        _check_loaded(loaded, adapted.base_model, what)
         try:
             whole = adapted.merge_and_unload()
         except FAILED as error:
@@ -118,10 +124,17 @@ def _unmerged(what: str, kind: str, why: str) -> SpecError:
     )
 
 
-def _check_loaded(loaded, adapted: nn.Module, what: str) -> None:
+class Loaded(Protocol):
+    """What peft says of the tensors that it was given."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def _check_loaded(loaded: Loaded, tuner: BaseTuner, what: str) -> None:
     """Raises SpecError where a tensor of the adapter found no place, or a place no tensor. A head that only the adapter
     has does not count."""
-    own = adapted.base_model.prefix
+    own = tuner.prefix
     lost = [n for n in loaded.unexpected_keys if own in n]
     empty = [n for n in loaded.missing_keys if own in n]
     if lost or empty:
@@ -214,7 +227,9 @@ def save_shira(
     with _quiet():
         adapted = peft.PeftModel(module, config)
         for name, needed in sparse.items():
-            _fill(adapted.get_submodule(f"{INSIDE}{name}"), needed)
+            layer = adapted.get_submodule(f"{INSIDE}{name}")
+            assert isinstance(layer, ShiraLayer)  # the configuration names this layer
+            _fill(layer, needed)
         for name in whole:
             adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"].weight.data.copy_(
                 after[f"{name}.weight"]
@@ -228,7 +243,7 @@ def save_shira(
         )
 
 
-def _linear_changes(layers: Mapping[str, nn.Linear], before: Mapping, after: Mapping) -> dict[str, Entries]:
+def _linear_changes(layers: Mapping[str, nn.Linear], before: Weights, after: Weights) -> dict[str, Entries]:
     """What changed, by layer. Raises SpecError if that is not only weights of linear layers."""
     names = changed(before, after)
     weights = {f"{n}.weight": n for n in layers}
@@ -277,7 +292,16 @@ def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
     return best, left_out(best)
 
 
-def _fill(layer: nn.Module, needed: Entries) -> None:
+@runtime_checkable
+class ShiraLayer(Protocol):
+    """What peft puts around a linear layer."""
+
+    in_features: int
+    shira_weight: nn.ParameterDict
+    shira_indices: dict[str, torch.Tensor]
+
+
+def _fill(layer: ShiraLayer, needed: Entries) -> None:
     """Put entries into a SHiRA layer, and -0.0 into the places that are left: adding it changes no number's bits."""
     values = layer.shira_weight["default"]
     free = values.numel() - len(needed.index)

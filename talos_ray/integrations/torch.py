@@ -6,6 +6,7 @@ transformers' Trainer, Lightning and accelerate take any `torch.optim.Optimizer`
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -53,8 +54,20 @@ class MaskedAdamW(torch.optim.Optimizer):
         self.param_groups = self.sparse.adam.param_groups
         self.state = self.sparse.adam.state
 
+    @property
+    def _gradient(self) -> torch.Tensor:
+        gradient = self.sparse.values.grad
+        assert gradient is not None  # the hooks' buffer, there from the start
+        return gradient
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of the masked weights with the gradient gathered so far. Returns what the closure returns."""
         loss = None
         if closure is not None:
@@ -65,19 +78,19 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gathered gradient. The buffer stays in either case: the module's hooks add to it."""
-        self.sparse.values.grad.zero_()
+        self._gradient.zero_()
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """AdamW's state, and `values` (float32 [k]): a module in 16 bits holds them rounded only."""
         return {**self.sparse.adam.state_dict(), "values": self.sparse.values.detach().clone()}
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to a `state_dict()`, bitwise, and write its values into the module."""
         self.sparse.adam.load_state_dict({part: state_dict[part] for part in ("state", "param_groups")})
         self._share()
         self.sparse.values.copy_(state_dict["values"])
-        self.sparse.values.grad.zero_()
+        self._gradient.zero_()
         self.sparse.push()
 
     def close(self) -> None:

@@ -64,14 +64,13 @@ def application(path: str, *, replicas: int = 1, cpus: float = 1, gpus: float = 
 
         return api(Server(path, device=device, **settings))
 
-    deployment = serve.deployment(
-        serve.ingress(build)(),
+    deployed = serve.deployment(
         name=NAME,
         num_replicas=replicas,
         max_ongoing_requests=AT_ONCE,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
     )
-    return deployment.bind()
+    return deployed(serve.ingress(build)()).bind()
 
 
 @contextmanager

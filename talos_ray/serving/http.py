@@ -83,7 +83,7 @@ def api(server: Server) -> FastAPI:
 
     def answer(
         question: Question, response: Response, task: str, version: int | None, edit: str, request: str | None
-    ) -> dict:
+    ) -> dict[str, Any]:
         name = request or uuid4().hex
         found = server.predict(question.inputs, task, version=version, edit=edit, top_k=question.top_k, request=name)
         response.headers["X-Talos-Version"] = str(found.version)
@@ -91,7 +91,8 @@ def api(server: Server) -> FastAPI:
             response.headers["X-Request-Id"] = name
         return {**found.as_dict(), "edit": edit}
 
-    @app.post("/v1/tasks/{task}:predict", responses=REFUSALS, response_model_exclude_unset=True)
+    # FastAPI makes an `Answers` of what these give, and leaves out what they do not say.
+    @app.post("/v1/tasks/{task}:predict", response_model=Answers, responses=REFUSALS, response_model_exclude_unset=True)
     def predict(
         question: Question,
         response: Response,
@@ -99,14 +100,14 @@ def api(server: Server) -> FastAPI:
         version: Version = None,
         edit: Edit = MERGED,
         request: RequestId = None,
-    ) -> Answers:
+    ) -> dict[str, Any]:
         """Answer inputs of a task, by a version or by the task's edit alone."""
         return answer(question, response, task, version, edit, request)
 
-    @app.post("/v1/edits/{task}:predict", responses=REFUSALS, response_model_exclude_unset=True)
+    @app.post("/v1/edits/{task}:predict", response_model=Answers, responses=REFUSALS, response_model_exclude_unset=True)
     def predict_single(
         question: Question, response: Response, task: str, version: Version = None, request: RequestId = None
-    ) -> Answers:
+    ) -> dict[str, Any]:
         """Answer inputs of a task by its edit alone."""
         return answer(question, response, task, version, SINGLE, request)
 

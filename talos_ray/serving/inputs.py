@@ -28,7 +28,7 @@ def reading() -> Iterator[None]:
         raise Refused(422, str(error)) from None
 
 
-def decoded(kind: str, inputs: Any) -> list:
+def decoded(kind: str, inputs: Any) -> list[Any]:
     """The inputs of a request for a task of this kind ("text" or "image"), as `load_inputs` takes them. A text is never
     taken for the path of a file.
 
@@ -53,6 +53,7 @@ def _picture(place: int, words: Any) -> Image.Image:
         raise SpecError(f"input {place} is no base64 ({error}); wanted an image file in base64") from None
     try:
         with decoding():
-            return datasets.Image().decode_example({"bytes": content, "path": None})
+            picture: Image.Image = datasets.Image().decode_example({"bytes": content, "path": None})
+            return picture
     except SpecError as error:
         raise SpecError(f"input {place}: {error}") from None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from talos_ray.api import Run, open_run
 from talos_ray.errors import SpecError, TalosError, nearest
@@ -72,7 +73,7 @@ class View:
         """Task -> names of its classes, in label order."""
         return self.run.classes
 
-    def settings(self, task: str) -> Mapping:
+    def settings(self, task: str) -> Mapping[str, Any]:
         """Of a task of the run.
 
         Raises:
@@ -98,6 +99,7 @@ class View:
             raise Refused(404, f"version {number} does not exist in this run; it has: {', '.join(map(str, known))}")
         version = folder.load_version(number)
         if versions.is_held(folder, version):
+            assert version.gate is not None  # only a gate keeps a version aside
             raise Refused(
                 409,
                 f"version {number} is kept aside by its gate: {version.gate.why}; head is {self.head}; ask for "
@@ -153,7 +155,8 @@ class Record:
         self._lock = threading.Lock()
         self._view = self._open()
         self.seen = time.monotonic()  # when the history was last read
-        for number in (version, canary and canary.version):
+        # What cannot be served is told when the server starts, and not to whoever asks first.
+        for number in (version, None if canary is None else canary.version):
             if number is not None:
                 self._view.version(number)
 

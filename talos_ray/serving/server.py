@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
@@ -24,10 +24,11 @@ from talos_ray.storage.version import Version
 from talos_ray.tasks import load_inputs
 from talos_ray.trust.predict import Pipeline, Predictions, check_top, notes_on
 from talos_ray.trust.recompose import Edit, deltas_of, edit_of
-from talos_ray.trust.versions import check_sources
+from talos_ray.trust.versions import check_sources, number_of
 
-MERGED = "merged"
-SINGLE = "single"
+MERGED: Final = "merged"
+SINGLE: Final = "single"
+TargetKey = tuple[str, int | None, str | None]  # task, number of a version, task whose edit stands alone
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -150,7 +151,7 @@ class Server:
         self._model = threading.Lock()  # who has it may switch and ask the model
         self._queue = threading.Lock()
         self._waiting: dict[str, list[Waiting]] = defaultdict(list)  # by the name of what the module has to hold
-        self._targets: tuple[View, dict[tuple, Target]] = (self.record.view(), {})
+        self._targets: tuple[View, dict[TargetKey, Target]] = (self.record.view(), {})
 
     def predict(
         self,
@@ -217,7 +218,7 @@ class Server:
             targets[key] = self._new_target(view, settings, chosen, single)
         return targets[key]
 
-    def _new_target(self, view: View, settings: Mapping, version: Version, single: str | None) -> Target:
+    def _new_target(self, view: View, settings: Mapping[str, Any], version: Version, single: str | None) -> Target:
         task = settings["name"]
         folder = view.run.folder
         # A version's own heads were fitted to its features. Those of a single edit are not kept: it answers under the
@@ -225,7 +226,7 @@ class Server:
         heads = folder.heads_of(version if single is None else None)
         pipe = Pipeline(
             model=self.family,
-            version=version.number,
+            version=number_of(version),
             settings=settings,
             classes=view.classes[task],
             head=heads[task],

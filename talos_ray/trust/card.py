@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from yaml import YAMLError
 
@@ -111,12 +111,18 @@ def card(
 
 
 def _metadata(
-    model: str, version: Version, tasks: Mapping[str, Mapping], edited: Family, form: Form, licence: str | None
+    model: str,
+    version: Version,
+    tasks: Mapping[str, Mapping[str, Any]],
+    edited: Family,
+    form: Form,
+    licence: str | None,
 ) -> ModelCardData:
     """What the Hub reads of a card, in its own library's form."""
     from huggingface_hub import ModelCardData
 
-    data = {_data_on_hub(tasks[t]) for t in version.scores}
+    named = (_data_on_hub(tasks[t]) for t in version.scores)
+    data = {name for name in named if name is not None}
     shown = _shown(model)
     own_library = {"open_clip": "open_clip", "demo": "open_clip", "hf": "transformers", "hf-bf16": "transformers"}
     return ModelCardData(
@@ -124,7 +130,7 @@ def _metadata(
         tags=TAGS,
         library_name=LIBRARY.get(form) or own_library.get(model.partition(":")[0]),
         license=licence,
-        datasets=sorted(data - {None}) or None,
+        datasets=sorted(data) or None,
         pipeline_tag=_pipeline_tag(edited, [t["kind"] for t in tasks.values()]),
         metrics=["accuracy"],
         model_name=f"{shown.partition(':')[2] or shown}, version {version.number}",
@@ -139,7 +145,7 @@ def _pipeline_tag(edited: Family, kinds: list[str]) -> str:
     return "text-generation" if isinstance(edited, AnswerFamily) else "text-classification"
 
 
-def _result(name: str, task: Mapping, score: Score) -> EvalResult:
+def _result(name: str, task: Mapping[str, Any], score: Score) -> EvalResult:
     """One entry of a card's model-index. Data that lie on no hub go by the name of their task."""
     from huggingface_hub import EvalResult
 
@@ -157,14 +163,15 @@ def _result(name: str, task: Mapping, score: Score) -> EvalResult:
     )
 
 
-def _data_on_hub(task: Mapping) -> str | None:
+def _data_on_hub(task: Mapping[str, Any]) -> str | None:
     """What the Hub calls a task's data, if they are its."""
-    return None if is_here(fits(Task, "run.json", task)) else task["data"]
+    name: str = task["data"]
+    return None if is_here(fits(Task, "run.json", task)) else name
 
 
-def _data_shown(task: Mapping) -> str:
+def _data_shown(task: Mapping[str, Any]) -> str:
     """A task's data without the folders of this machine."""
-    data = task["data"]
+    data: str = task["data"]
     return Path(data).name if Path(data).is_absolute() or data.startswith(("~", ".")) else data
 
 
@@ -197,7 +204,7 @@ def _standing(folder: RunFolder, version: Version) -> list[str]:
     told = [f"Gate: {markdown(words)}."]
     if versions.is_held(folder, version):
         told.append("**Kept aside: its gate does not let this version through, and nobody has approved it.**")
-    elif approved := folder.approval(version.number):
+    elif approved := folder.approval(versions.number_of(version)):
         told.append(f"Approved by {markdown(approved['by'])}: {markdown(approved['reason'])}.")
     return told
 
@@ -206,10 +213,10 @@ def _told(score: Score) -> str:
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
-def _provenance(folder: RunFolder, info: Mapping, version: Version) -> dict[str, str]:
-    event = next(
-        e for e in history.events(folder.store) if e.get("version") == version.number and e["operation"] != "rollback"
-    )
+def _provenance(folder: RunFolder, info: Mapping[str, Any], version: Version) -> dict[str, str]:
+    """What a model was made of, by whom, and with which settings and software."""
+    of_version = (e for e in history.events(folder.store) if e.get("version") == version.number)
+    event = next(e for e in of_version if e["operation"] != "rollback")
     return {
         "base": version.base,
         "mask": version.mask,

@@ -6,26 +6,28 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from talos_ray.core.paired import Answers, change
+from talos_ray.data.split import Split
 from talos_ray.inputs import Examples
 from talos_ray.models import Family
 from talos_ray.models.heads import answering
 from talos_ray.shown import cell
 from talos_ray.storage.version import Version
-from talos_ray.tasks import Split
 
 
-def diff(a: Version, b: Version, before: Answers, after: Answers) -> dict:
+def diff(a: Version, b: Version, before: Answers, after: Answers) -> dict[str, Any]:
     """How version `b` differs from version `a`, with what each answered."""
     tasks = {t: asdict(change(before.right(t), after.right(t))) for t in _comparable(before, after)}
     names = sorted({*a.coefficients, *b.coefficients})
+    changed = sorted(t for t in {*a.deltas, *b.deltas} if a.deltas.get(t) != b.deltas.get(t))
     return {
         "versions": [a.number, b.number],
         "coefficients": {t: [a.coefficients.get(t, 0.0), b.coefficients.get(t, 0.0)] for t in names},
-        "deltas changed": sorted(t for t in {*a.deltas, *b.deltas} if a.deltas.get(t) != b.deltas.get(t)),
+        "deltas changed": changed,
         "tasks": tasks,
         "not comparable": sorted({*a.scores, *b.scores} - set(tasks)),
         "same model": a.model == b.model,

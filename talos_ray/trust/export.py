@@ -91,7 +91,7 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     """`NAME/index` int64 (row-major positions) and `NAME/value` (the new weights, as they are) of every tensor that
     changed:
     `tensor.view(-1)[index] = value` makes the version from the base, bit by bit."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, before in base.items():
         index = (now[name] != before).flatten().nonzero().flatten()
         if len(index):
@@ -154,6 +154,7 @@ def exported_weights(
         SpecError: there are none. MismatchError, CorruptError: as `with_changes`.
     """
     if (folder / DELTA).is_file():
+        assert base is not None  # who gives none knows that the folder holds a whole model
         return with_changes(base, folder, what)
     kind = model.partition(":")[0]
     by_library = kind in HUGGING_FACE and (folder / "config.json").is_file()

@@ -17,6 +17,7 @@ from torch import nn
 from talos_ray import user_files
 from talos_ray.core.metrics import Score, accuracy
 from talos_ray.data.given import NO_LABEL
+from talos_ray.data.split import Split
 from talos_ray.data.tables import decoded
 from talos_ray.errors import SpecError, TalosError
 from talos_ray.inputs import Examples
@@ -25,7 +26,7 @@ from talos_ray.models.heads import answering
 from talos_ray.shown import cell
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import Version
-from talos_ray.tasks import Split, load_inputs
+from talos_ray.tasks import load_inputs
 from talos_ray.trust.versions import is_held
 
 BATCH = 256  # inputs at once, as versions are scored: other batches would end in other last bits
@@ -187,7 +188,7 @@ class Pipeline:
         """The network, which `Run.only` exchanges the edit of."""
         return self.model.module
 
-    def __call__(self, inputs: str | Path | Sequence[Any], top_k: int | None = None) -> list:
+    def __call__(self, inputs: str | Path | Sequence[Any], top_k: int | None = None) -> list[Any]:
         """A class's `label` and its `score` for each input; with `top_k`, a list of so many, the likeliest first.
 
         Args:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -90,8 +91,9 @@ def chosen(folder: RunFolder, head: int, number: int | None) -> Version:
         return folder.load_version(number)
     newest = folder.load_version(folder.versions()[-1])
     if versions.is_held(folder, newest):
+        standing = versions.standing(folder, versions.number_of(newest))
         raise TalosError(
-            f"{versions.standing(folder, newest.number)}; wanted the number of the version to push; --version "
+            f"{standing}; wanted the number of the version to push; --version "
             f"{newest.number} pushes the one kept aside, and its card says so; --version {head} pushes head"
         )
     return folder.load_version(head)
@@ -116,7 +118,7 @@ def push(
         TalosError: the Hub refuses it, or cannot be reached; the run is as before.
         StorageError: it was pushed, and the run's folder cannot be written to.
     """
-    number = version.number
+    number = versions.number_of(version)
     with TemporaryDirectory() as scratch:
         files = assemble(folder, version, edited, base, Path(scratch) / "files", whole=whole)
         commit = hub.upload(Path(scratch) / "files", repo, f"Version {number}, model {version.model[:12]}")
@@ -138,7 +140,7 @@ def assemble(
 ) -> list[str]:
     """Write what is pushed into a new folder. Returns the names of its files."""
     model = folder.info()["spec"]["model"]
-    number = version.number
+    number = versions.number_of(version)
     on_hub = hub_name(model)
     licence = hub.licence_of(on_hub) if on_hub else None
     export(folder, version, edited, base, to, "whole" if whole else "delta", beside=BESIDE, licence=licence)
@@ -188,6 +190,7 @@ def pull(name: str, to: Path, *, deep: bool) -> Pulled:
         if deep:
             _check_deep(files, told, f"hub:{at}")
         os.replace(files, to)
+    assert at.revision is not None  # the commit that was looked up
     return Pulled(
         repo=at.repo,
         commit=at.revision,
@@ -205,7 +208,7 @@ def is_published(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def checked(folder: Path, what: str) -> dict:
+def checked(folder: Path, what: str) -> dict[str, Any]:
     """The manifest of what was pushed, after every file was held against it, and version and report against the
     record. Runs nobody's code.
 
@@ -233,8 +236,10 @@ def checked(folder: Path, what: str) -> dict:
     return told
 
 
-def _manifest(path: Path, what: str) -> dict:
+def _manifest(path: Path, what: str) -> dict[str, Any]:
+    """What was written down of a push, as it was written."""
     data = path.read_bytes()
+    told: dict[str, Any] = {}
     try:
         told = json.loads(data)
         rest = {key: value for key, value in told.items() if key != "digest"}
@@ -250,7 +255,7 @@ def _manifest(path: Path, what: str) -> dict:
     return told
 
 
-def _check_record(folder: Path, told: Mapping, found: Mapping[str, Path], what: str) -> None:
+def _check_record(folder: Path, told: Mapping[str, Any], found: Mapping[str, Path], what: str) -> None:
     """The version and its report are those of the run's events, and the model is the version's."""
     try:
         events = json.loads((folder / RECORD).read_bytes())["events"]
@@ -270,7 +275,7 @@ def _check_record(folder: Path, told: Mapping, found: Mapping[str, Path], what: 
             )
 
 
-def _check_deep(folder: Path, told: Mapping, what: str) -> None:
+def _check_deep(folder: Path, told: Mapping[str, Any], what: str) -> None:
     """Make the model and compare its fingerprint."""
     name = told["base_name"]
     if told["form"] == "whole":
@@ -299,5 +304,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(told: Mapping) -> str:
+def _digest(told: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

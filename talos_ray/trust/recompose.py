@@ -68,7 +68,9 @@ def exchanged(module: nn.Module, holds: Composed, mask: Mask, deltas: Sequence[D
         mask: of the deltas. base: fingerprint of what they belong to.
     """
     with ExitStack() as back:
+        # What the module holds goes out first, and comes back last.
         if holds.mask is not None:
+            assert holds.base is not None
             back.callback(scatter, module, holds.mask, gather(module, holds.mask))
             scatter(module, holds.mask, holds.base)
         if deltas:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from talos_ray.errors import CorruptError, TalosError
@@ -50,14 +51,14 @@ def steps(folder: RunFolder, kept: Path) -> Iterator[Step]:
                 "one counts; look at both, keep a copy, and take one away"
             )
         words = f"{name} is a second event of its number, and {stays} is the one that counts: it is taken out"
-        yield Step((name,), words, lambda n=name: take_out(n))
+        yield Step((name,), words, partial(take_out, name))
     events, _ = history.chain(store)
     if history.pointed(store, events):
         words = "head.json names no event: it is written anew from the newest one"
         yield Step(("head.json",), words, lambda: history.point(store, events[-1]))
     for name in history.strays(store):
         if not name.startswith(WORKERS_WRITE):  # a run that was cut off goes on from those
-            yield Step((name,), f"{name} is in no event: it is taken out", lambda n=name: take_out(n))
+            yield Step((name,), f"{name} is in no event: it is taken out", partial(take_out, name))
     wrong = [name for name in history.changed(store) if PAGE.fullmatch(name)]
     if wrong:
         words = f"{', '.join(wrong)}: not as recorded, and made anew from what is"
@@ -76,7 +77,7 @@ def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list
             f"folder {str(kept)!r} is there already; wanted a new one for what is taken out; choose another with --keep"
         )
     told = []
-    mended = []
+    mended: list[str] = []
     try:
         for step in steps(folder, kept):
             told.append(step.words)

@@ -11,6 +11,7 @@ import base64
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -25,7 +26,7 @@ DOMAIN = b"talos_ray history 1\n"  # what is signed begins with it, so that no s
 MAKE = "make one with `ssh-keygen -t ed25519 -f FILE`"
 
 
-def private_key(path: str | os.PathLike) -> Ed25519PrivateKey:
+def private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     """The Ed25519 key in a file as OpenSSH or PEM writes it; TALOS_KEY_PASSWORD opens one with a password.
 
     Raises:
@@ -68,14 +69,14 @@ def public_key(given: str) -> str:
     return _line(key)
 
 
-def sign(store: Store, key: Ed25519PrivateKey) -> dict:
+def sign(store: Store, key: Ed25519PrivateKey) -> dict[str, Any]:
     """Add an event that signs all events before it. Returns it.
 
     Raises:
         TalosError: there is nothing to sign, or the history is not whole.
     """
 
-    def signed(before: Mapping) -> tuple[dict, dict]:
+    def signed(before: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
         if not before:
             raise TalosError(f"run {store.uri!r} has no event; wanted one to sign; finish the run first")
         signature = base64.b64encode(key.sign(_message(history.digest_of(before)))).decode()
@@ -84,17 +85,19 @@ def sign(store: Store, key: Ed25519PrivateKey) -> dict:
     return history.append(store, "sign", signed)
 
 
-def is_signed(event: Mapping) -> bool:
+def is_signed(event: Mapping[str, Any]) -> bool:
     """Whether a `sign` event holds the signature of the key that it names, over all events before it."""
     try:
         key = serialization.load_ssh_public_key(event["key"].encode())
+        if not isinstance(key, Ed25519PublicKey):
+            return False
         key.verify(base64.b64decode(event["signature"], validate=True), _message(event["previous"]))
     except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm, InvalidSignature):
         return False
-    return isinstance(key, Ed25519PublicKey)
+    return True
 
 
-def problems(events: list[dict], wanted: str | None = None) -> list[str]:
+def problems(events: list[dict[str, Any]], wanted: str | None = None) -> list[str]:
     """What is wrong with the signatures of a history.
 
     Args:
@@ -126,7 +129,7 @@ def problems(events: list[dict], wanted: str | None = None) -> list[str]:
     return found
 
 
-def _read(path: str | os.PathLike) -> bytes:
+def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).expanduser().read_bytes()
     except (OSError, ValueError) as error:

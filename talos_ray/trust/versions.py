@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from talos_ray import gate
 from talos_ray.config import Gate
@@ -47,9 +48,16 @@ def publish(
     if version.kind != "base":
         targets = version.targets
         controls = version.controls
-        right = [{t: a.right(t) for t in (*targets, *controls)} for a in (base, now)]
         settings = folder.stored(Gate, info["spec"].get("gate") or {})
-        judged = gate.judge(settings, targets, controls, *right, version.search.disentanglement.together)
+        judged = gate.judge(
+            settings,
+            targets,
+            controls,
+            base={task: base.right(task) for task in (*targets, *controls)},
+            now={task: now.right(task) for task in (*targets, *controls)},
+            disentanglement=version.search.disentanglement.together,
+        )
+        # Who looks at the same test inputs often enough passes by chance, so every look is counted.
         looks = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
         version = version.with_fields(gate=judged, looks=looks)
         details["gate"] = judged.result
@@ -62,8 +70,13 @@ def publish(
         # seconds, and whoever drew anew each time would always be the last.
         name, content = answers_file(number, now)
         pages = render(folder, info, version.with_fields(version=number), answers=now)
-        log_file = {f"logs/{number:04d}.txt": "".join(f"{line}\n" for line in log).encode()} if log else {}
-        return version, {name: content, **log_file, **_pages(number, pages), **(_front(pages) if in_force else {})}
+        written = {name: content}
+        if log:
+            written[f"logs/{number:04d}.txt"] = "".join(f"{line}\n" for line in log).encode()
+        written |= _pages(number, pages)
+        if in_force:
+            written |= _front(pages)
+        return version, written
 
     return folder.add_version(operation, files, in_force=in_force, at=at, **details)
 
@@ -74,7 +87,7 @@ def _looks(folder: RunFolder, data: str) -> int:
     return sum(isinstance(found, dict) and data in found.values() for found in seen)
 
 
-def base_version(version: Version | Mapping) -> Version:
+def base_version(version: Version | Mapping[str, Any]) -> Version:
     """Version 0: the base itself, with the scores measured in the same pass as those of the first version."""
     version = Version.of(version)
     mean = version.summary.zero_shot
@@ -113,6 +126,7 @@ def rollback(folder: RunFolder, number: int | None, reason: str | None) -> None:
         )
     version = folder.load_version(to)
     if is_held(folder, version):
+        assert version.gate is not None  # only a gate keeps a version aside
         raise TalosError(
             f"version {to} of run {folder.store.uri!r} was never in force: {version.gate.why}; `talos approve` puts it "
             "in force all the same"
@@ -147,6 +161,7 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
     robustness = folder.load_robustness(number)
     pages = render(folder, folder.info(), version, approved, robustness, answers=answers_of(folder, number))
     files = {**_pages(number, pages), **_front(pages)}
+    assert version.gate is not None  # only a gate keeps a version aside
     folder.set_head(
         number, "approve", files, at=head, asked=asked, was=head, by=by, reason=reason, gate=version.gate.result
     )
@@ -154,13 +169,17 @@ def approve(folder: RunFolder, number: int, by: str, reason: str) -> None:
 
 def check_sources(folder: RunFolder, version: Version) -> None:
     """Raises CorruptError unless what a version is made of, and its page tells of, is as it was recorded."""
-    made_of = {"mask.safetensors", "heads.safetensors", version.rows}
-    folder.check(*sorted(made_of & set(history.recorded(folder.store))))
+    made_of = {"mask.safetensors", "heads.safetensors"}
+    if version.rows is not None:
+        made_of.add(version.rows)
+    # Earlier releases recorded less; what no event names cannot be held against one.
+    recorded = sorted(made_of & set(history.recorded(folder.store)))
+    folder.check(*recorded)
     for task, mark in version.deltas.items():
         folder.check_delta(task, mark)
 
 
-def add_robustness(folder: RunFolder, number: int, found: dict) -> None:
+def add_robustness(folder: RunFolder, number: int, found: Mapping[str, Any]) -> None:
     """Keep what a version scores on corrupted test data beside it, and show it in its report."""
     from talos_ray.report.page import render
 
@@ -205,9 +224,10 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     approved = folder.approval(number)
     robustness = folder.load_robustness(number)
     answers = answers_of(folder, number)
-    return render(
+    pages: dict[str, bytes] = render(
         folder, folder.info(), version, approved, robustness, language=language, watched=watched, answers=answers
-    )["html"]
+    )
+    return pages["html"]
 
 
 def answers_of(folder: RunFolder, number: int) -> Answers | None:
@@ -217,13 +237,20 @@ def answers_of(folder: RunFolder, number: int) -> Answers | None:
 
 def is_held(folder: RunFolder, version: Version) -> bool:
     """Whether a version's gate keeps it aside, and nobody has approved it."""
-    return not version.passes and folder.approval(version.number) is None
+    return not version.passes and folder.approval(number_of(version)) is None
+
+
+def number_of(version: Version) -> int:
+    """The number of a version that is on storage."""
+    assert version.number is not None
+    return version.number
 
 
 def standing(folder: RunFolder, number: int) -> str:
     """A sentence on whether a version is in force, and where its report is."""
     version = folder.load_version(number)
     if is_held(folder, version):
+        assert version.gate is not None  # only a gate keeps a version aside
         return (
             f"version {number} is kept aside, head is still {folder.head}: {version.gate.why}; report in "
             f"{folder.store.path(_page(number, 'html'))}"

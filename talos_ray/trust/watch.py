@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,10 @@ from talos_ray.storage.run_folder import RunFolder, version_name
 from talos_ray.storage.version import Version
 from talos_ray.tasks import load_rows
 from talos_ray.trust.compare import ask
+from talos_ray.trust.versions import number_of
 
 
-def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Iterator[tuple[str, Path, str]]:
+def arrived(folder: RunFolder, tasks: Mapping[str, Mapping[str, Any]], where: Path) -> Iterator[tuple[str, Path, str]]:
     """(task, file or folder, its SHA-256) of what lies in `where` and has not been scored. A name begins with its
     task's.
 
@@ -44,13 +46,13 @@ def arrived(folder: RunFolder, tasks: Mapping[str, Mapping], where: Path) -> Ite
 def score(
     folder: RunFolder,
     version: Version,
-    task: Mapping,
+    task: Mapping[str, Any],
     classes: list[str],
     path: Path,
     mark: str,
     models: Mapping[str, Family],
     heads: Mapping[str, tuple[str, torch.Tensor]],
-) -> dict:
+) -> dict[str, Any]:
     """Score base and head on one file, judge it by the spec's gate, and write it down. Returns the event.
 
     Args:
@@ -63,15 +65,22 @@ def score(
     rows = load_rows(task, str(path.resolve()), classes)
     answers = {m: ask(family, name, rows, heads[m]) for m, family in models.items()}
     kind = version.kind_of(name)
-    settings = folder.stored(Gate, version.gate.settings if version.gate else {}, version_name(version.number))
+    number = number_of(version)
+    settings = folder.stored(Gate, version.gate.settings if version.gate else {}, version_name(number))
+    # A single file shows what is kept of a task, and not what all of them have gained.
     settings = settings.model_copy(update={"target_gain": None, "disentanglement": None})
-    right = [{name: answers[m].right(name)} for m in ("base", "now")]
-    judged = gate.judge(settings, [name] * (kind == "target"), [name] * (kind == "control"), *right)
+    judged = gate.judge(
+        settings,
+        targets=[name] if kind == "target" else [],
+        controls=[name] if kind == "control" else [],
+        base={name: answers["base"].right(name)},
+        now={name: answers["now"].right(name)},
+    )
     told = {m: accuracy(*a.counts(name)).as_dict() for m, a in answers.items()}
-    details = {"notes": list(rows.notes)} if rows.notes else {}
+    details: dict[str, Any] = {"notes": list(rows.notes)} if rows.notes else {}
     return folder.record(
         "watch",
-        version=version.number,
+        version=number,
         task=name,
         data=path.name,
         sha256=mark,
