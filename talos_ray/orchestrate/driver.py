@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ from talos_ray.storage.version import Stages, Version
 from talos_ray.trust import versions
 
 if TYPE_CHECKING:
-    from talos_ray.orchestrate.jobs import JobState
+    from talos_ray.orchestrate.jobs import Job, JobState
     from talos_ray.orchestrate.pool import Loss
     from talos_ray.orchestrate.session import Session
 
@@ -51,6 +52,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
     with progress or Progress() as progress, ExitStack() as stack:
         known = None
         spec = with_commits(spec)
+        # Ray's processes take seconds to load torch, and the check of the spec takes as long: they do it meanwhile.
         if "ray" in sys.modules and sys.modules["ray"].is_initialized():
             from talos_ray.orchestrate.calibrate import ahead
 
@@ -61,6 +63,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
             spec, known = resolved(spec, progress, verbose, stack)
         prepared = prepare(spec, progress)
         folder = RunFolder(spec.output)
+        # A version's key holds everything that decides it, so the same spec finds its version before Ray is asked.
         mask = folder.load_mask(prepared.base)
         if mask is not None and (number := _made(prepared, folder, mask)) is not None:
             progress.say(
@@ -101,6 +104,7 @@ def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     """The version that this spec would make again."""
     arms = arms_of(p, mask)
     done = {a.name: a.done() for a in arms}
+    # Without all deltas there is no key to look for.
     if any(len(done[a.name]) < len(a.keys) for a in arms):
         return None
     key = version_key(p, done[SPARSE], done.get(DENSE, {}))
@@ -136,92 +140,15 @@ def _calibrate(session: Session, known: Mask | None) -> Mask:
 
 def _train(session: Session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]:
     """Train whatever is not on storage yet. Returns the deltas of all arms, by arm and task."""
-    from ray.exceptions import RayActorError
+    from talos_ray.orchestrate.worker import in_store
 
-    from talos_ray.orchestrate.cluster import root_cause
-    from talos_ray.orchestrate.jobs import Job
-    from talos_ray.orchestrate.train import train
-    from talos_ray.orchestrate.worker import Arm, in_store
-
-    p = session.p
-    progress = session.progress
-    spec = session.spec
-    jobs = []
-    brought = []
-    for arm in arms:
-        finished = arm.done()
-        for task in spec.tasks:
-            if task.name not in finished and task.checkpoint is None:
-                info = {"data": p.data[task.name].train.fingerprint()}
-                key = arm.keys[task.name]
-                uri = arm.folder.store.uri
-                jobs.append(
-                    Job(
-                        task=task,
-                        arm=arm.name,
-                        settings=arm.settings[task.name],
-                        key=key,
-                        folder=uri,
-                        mask=arm.mask.fingerprint,
-                        info=info,
-                    )
-                )
-            elif task.name not in finished:
-                brought.append(_import(p, arm, task))
-    kept = sum(len(a.keys) for a in arms) - len(jobs) - len(brought)
-    if brought:
-        files = [f for f, _ in brought]
-        sources = {t.name: t.checkpoint for t in spec.tasks if t.name in p.checkpoints}  # of the Hub: with the commit
-        session.folder.record(
-            "import", files, mask=arms[0].mask.fingerprint, checkpoints=p.checkpoints, sources=sources
-        )
-        progress.say("; ".join(words for _, words in brought))
+    # Asked of the storage, and not of any note on what was done: so a run that was killed goes on where it stood.
+    finished = {arm.name: arm.done() for arm in arms}
+    jobs = _jobs(session.p, arms, finished)
+    imports = _bring_checkpoints(session, arms, finished)
     if jobs:
-
-        def on_status(state: dict[str, JobState], restarts: int) -> None:
-            progress.training(state, restarts)
-            session.watch.training(state, restarts)
-
-        def on_loss(loss: Loss) -> None:
-            what = f"{loss.task} after step {loss.step}" if loss.task else "before it had a task"
-            progress.say(f"train: lost a worker on {loss.host or 'a node'}, {what}: {loss.reason}")
-            told = {k: v for k, v in asdict(loss).items() if k not in ("time", "unanswered")}
-            session.folder.record("worker lost", **told)
-
-        progress.begin("train", STARTING)
-        teams = session.slots_of("train", spec.cluster.workers_per_task, spec.cluster.teams)
-        bits = {a.name: Arm(a.name, a.mask.bits) for a in arms}
-        todo = jobs
-        # Whoever lost the queue lost no task: what was trained is on storage, and the rest begins at its checkpoints.
-        for more in reversed(range(spec.cluster.max_failures + 1)):
-            try:
-                train(
-                    shared_ref=session.shared_ref,
-                    arms=bits,
-                    jobs=todo,
-                    settings=spec.cluster,
-                    teams=teams,
-                    scratch=session.scratch,
-                    on_status=on_status,
-                    on_loss=on_loss,
-                )
-                break
-            except RayActorError as error:
-                if not more:
-                    raise
-                done = {(a.name, t) for a in arms for t in a.done()}
-                todo = [j for j in jobs if (j.arm, j.task.name) not in done]
-                session.folder.record("teams begun anew", reason=root_cause(error), tasks=[j.name for j in todo])
-                progress.say(f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew")
-        again = progress.restarts
-        several = spec.cluster.workers_per_task > 1
-        if again and several:
-            session.folder.record("teams restarted", restarts=again)
-        notes = [f"{len(jobs)} trained"] + ([f"{kept} kept"] if kept else [])
-        notes.append(f"{min(teams, len(jobs))} {'team(s)' if several else 'worker(s)'} at once")
-        if again:
-            notes.append(f"{again} restart(s)")
-        progress.end("train", ", ".join(notes))
+        kept = sum(len(arm.keys) for arm in arms) - len(jobs) - imports
+        _train_jobs(session, arms, jobs, kept)
     # In the object store, where workers map them too: this process holds one at a time for itself.
     deltas: dict[str, dict[str, Delta]] = {}
     for arm in arms:
@@ -237,6 +164,118 @@ def _train(session: Session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]
         files = [_delta_file(j.arm, j.task.name) for j in jobs]
         session.folder.record("train", files, mask=arms[0].mask.fingerprint, deltas=made)
     return deltas
+
+
+def _jobs(p: Prepared, arms: list[ArmPlan], finished: Mapping[str, Collection[str]]) -> list[Job]:
+    """What has to be trained: all that is not on storage, and of which no checkpoint was given."""
+    from talos_ray.orchestrate.jobs import Job
+
+    jobs = []
+    for arm in arms:
+        for task in p.spec.tasks:
+            if task.name in finished[arm.name] or task.checkpoint is not None:
+                continue
+            job = Job(
+                task=task,
+                arm=arm.name,
+                settings=arm.settings[task.name],
+                key=arm.keys[task.name],
+                folder=arm.folder.store.uri,
+                mask=arm.mask.fingerprint,
+                info={"data": p.data[task.name].train.fingerprint()},
+            )
+            jobs.append(job)
+    return jobs
+
+
+def _bring_checkpoints(session: Session, arms: list[ArmPlan], finished: Mapping[str, Collection[str]]) -> int:
+    """Make the deltas of tasks that somebody else has trained, put that on record, and say how many there were."""
+    p = session.p
+    files = []
+    told = []
+    for arm in arms:
+        for task in p.spec.tasks:
+            if task.name not in finished[arm.name] and task.checkpoint is not None:
+                file, words = _import(p, arm, task)
+                files.append(file)
+                told.append(words)
+    if files:
+        sources = {t.name: t.checkpoint for t in p.spec.tasks if t.name in p.checkpoints}  # of the Hub: with the commit
+        session.folder.record(
+            "import", files, mask=arms[0].mask.fingerprint, checkpoints=p.checkpoints, sources=sources
+        )
+        session.progress.say("; ".join(told))
+    return len(files)
+
+
+def _train_jobs(session: Session, arms: list[ArmPlan], jobs: list[Job], kept: int) -> None:
+    """Have jobs trained, and tell how it went. `kept`: deltas that were there already."""
+    progress = session.progress
+    cluster = session.spec.cluster
+    progress.begin("train", STARTING)
+    teams = session.slots_of("train", cluster.workers_per_task, cluster.teams)
+    _train_until_done(session, arms, jobs, teams)
+    again = progress.restarts
+    several = cluster.workers_per_task > 1
+    if again and several:
+        session.folder.record("teams restarted", restarts=again)
+    notes = [f"{len(jobs)} trained"]
+    if kept:
+        notes.append(f"{kept} kept")
+    notes.append(f"{min(teams, len(jobs))} {'team(s)' if several else 'worker(s)'} at once")
+    if again:
+        notes.append(f"{again} restart(s)")
+    progress.end("train", ", ".join(notes))
+
+
+def _train_until_done(session: Session, arms: list[ArmPlan], jobs: list[Job], teams: int) -> None:
+    """Train, and begin anew with what is left where the queue of the teams was lost.
+
+    Raises:
+        TalosError: a job cannot be trained. RayActorError: the queue was lost too often.
+    """
+    from ray.exceptions import RayActorError
+
+    from talos_ray.orchestrate.cluster import root_cause
+    from talos_ray.orchestrate.train import train
+    from talos_ray.orchestrate.worker import Arm
+
+    progress = session.progress
+    cluster = session.spec.cluster
+
+    def on_status(state: dict[str, JobState], restarts: int) -> None:
+        progress.training(state, restarts)
+        session.watch.training(state, restarts)
+
+    def on_loss(loss: Loss) -> None:
+        what = f"{loss.task} after step {loss.step}" if loss.task else "before it had a task"
+        progress.say(f"train: lost a worker on {loss.host or 'a node'}, {what}: {loss.reason}")
+        told = {k: v for k, v in asdict(loss).items() if k not in ("time", "unanswered")}
+        session.folder.record("worker lost", **told)
+
+    bits = {arm.name: Arm(arm.name, arm.mask.bits) for arm in arms}
+    todo = jobs
+    # With the queue no task is lost: what was trained is on storage, and the rest begins at its checkpoints.
+    for more in reversed(range(cluster.max_failures + 1)):
+        try:
+            train(
+                shared_ref=session.shared_ref,
+                arms=bits,
+                jobs=todo,
+                settings=cluster,
+                teams=teams,
+                scratch=session.scratch,
+                on_status=on_status,
+                on_loss=on_loss,
+            )
+            return
+        except RayActorError as error:
+            if not more:
+                raise
+            done = {(arm.name, task) for arm in arms for task in arm.done()}
+            todo = [job for job in jobs if (job.arm, job.task.name) not in done]
+            session.folder.record("teams begun anew", reason=root_cause(error), tasks=[job.name for job in todo])
+            progress.say(f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew")
 
 
 def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
@@ -278,11 +317,12 @@ def _delta_file(arm: str, task: str) -> str:
 
 def _finish(session: Session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
     """Search the coefficients, score what they make, and publish it."""
-    progress = session.progress
     from talos_ray.orchestrate.scoring import score_version
     from talos_ray.orchestrate.search import MergeSearch, approved_in
 
+    progress = session.progress
     session.slots_of("search", 1, session.spec.cluster.search_workers)
+    # An addition leaves what is in force as it is: somebody has looked at it, and only the new tasks are open.
     approved = approved_in(session.folder, session.p, arms[0], deltas[SPARSE])
     if approved is not None:
         progress.say(

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from talos_ray.config import Merge, Spec
+from talos_ray.config import Merge, Search, Spec, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.merging import task_of
 from talos_ray.core.metrics import accuracy
@@ -165,6 +165,7 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
     with _opened(uri, [task], verbose, in_head=True) as run:
         head = run.head
         left = [t for t in head.deltas if t != task]
+        # Of no delta at all no method makes anything; linear makes the base.
         how = head.how if left else Merge(method="linear")
         deltas = run.deltas(left)
         targets = [t for t in head.targets if t != task]
@@ -200,73 +201,111 @@ def forget(
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
     with _opened(uri, [task], verbose) as run:
-        head = run.head
-        session = run.session
-        learnt = [t for t in head.targets if t != task and t in head.deltas]
-        held = [*learnt, *run.prepared.controls]
-        there = [t for t in head.deltas if t != task]
-        helpers = {d.task: d for d in run.arm.finished(but=(task, *there))}
-        deltas = dict(sorted({**run.deltas([*there, task]), **helpers}.items()))
-        way = run.way(deltas, head.how)
-        blend, heads = run.in_head(there)
-        before, _ = run.in_head([*there, task])
-        asked = run.prepared.spec.search
-        settings = {
-            "method": "learned", "control_keep": keep, "heads": "words", "trials": 0, "pressure": "auto",
-            "batch_size": max(asked.batch_size, asked.control_batch_size),  # one task learns here, not many
-        }  # fmt: skip
-        search_settings = asked.model_copy(update=settings)
-        tasks = (task, *learnt)
-        spec = run.prepared.spec.model_copy(
-            update={"search": search_settings, "tasks": tuple(t for t in run.prepared.spec.tasks if t.name in tasks)}
-        )
-        search = MergeSearch(session, replace(run.prepared, spec=spec))
-        session.progress.begin("search", f"how {task} can be forgotten")
-        # What decides the model that must hold: head's deltas, and how much of each.
-        used = [head.deltas, head.model]
-        keys = {t: search.looks.ask(t, ref=way.ref, blend=before, used=used, head=heads.get(t)) for t in tasks}
-        keys |= {c: search.looks.ask(c) for c in run.prepared.controls}
-        seen = search.looks.found()
-        scores = {t: seen[key].accuracy for t, key in keys.items()}
-        labels = run.prepared.data[task].validation.labels
-        chance = float(labels.bincount().max()) / len(labels)
-        aim = min(1.0, chance + NEAR)
-        limit = aim if at_most is None else at_most
-        goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=min(aim, limit))]
-        goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
-        problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
-        point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=search_settings.several("lr")[0])
-        record = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})[
-            way.name
-        ][0]
-        told = {
-            "task": task,
-            "helpers": list(helpers),
-            "keep": keep,
-            "chance": chance,
-            "aim": aim,
-            "limit": limit,
-            "before": scores[task],
-            "after": record["scores"][task],
-            "curve": [
-                {"pressure": a["pressure"], "target": a["scores"][task], "kept": a["kept"], "worst": a["worst"]}
-                for a in record["attempts"]
-            ],
-        }
-        if record["objective"] < 0 or record["scores"][task] > limit:
-            raise TalosError(_unreachable(told, record["objective"] >= 0))
-        after, _ = search.loaded(way, record)
-        session.progress.end("search", f"{task} {scores[task]:.3f} -> {told['after']:.3f} (validation)")
-        version, base, now = run.scored(learnt, deltas, way, after, heads)
-        again = shortened(run.arm.settings[task], RETRAINED)
-        told["retrained_steps"] = again.steps
-        looks = inspect.options(**options(run.prepared.spec.cluster))
-        models = {"base": Blend({}), "before": before, "now": after}
-        references = [looks.remote(session.shared_ref, way.ref, model, task, again) for model in models.values()]
-        told["beyond"] = dict(zip(models, ray.get(references), strict=True))
-        told["classes"] = list(run.prepared.data[task].classes)
-        version = version.with_fields(kind="negation", negation=told, forgotten=sorted({*head.forgotten, task}))
-        return run.publish((version, base, now), "forget", task=task, keep=keep, reason=reason)
+        return _forget(run, task, keep=keep, at_most=at_most, reason=reason)
+
+
+def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason: str | None) -> int:
+    """`forget`, with the run open."""
+    head = run.head
+    session = run.session
+    learnt = [t for t in head.targets if t != task and t in head.deltas]
+    held = [*learnt, *run.prepared.controls]
+    others_in_head = [t for t in head.deltas if t != task]
+    helpers = {d.task: d for d in run.arm.finished(but=(task, *others_in_head))}
+    # In the order of their names, as every version adds its deltas up: another order would round otherwise.
+    deltas = dict(sorted({**run.deltas([*others_in_head, task]), **helpers}.items()))
+    way = run.way(deltas, head.how)
+    blend, heads = run.in_head(others_in_head)
+    before, _ = run.in_head([*others_in_head, task])
+    settings = _forgetting_settings(run.prepared.spec.search, keep)
+    search = _forgetting_search(run, (task, *learnt), settings)
+    session.progress.begin("search", f"how {task} can be forgotten")
+    keys = _look_at_head(run, search, (task, *learnt), way=way, blend=before, heads=heads)
+    looks = search.looks.found()
+    scores = {t: looks[key].accuracy for t, key in keys.items()}
+    labels = run.prepared.data[task].validation.labels
+    chance = float(labels.bincount().max()) / len(labels)
+    aim = min(1.0, chance + NEAR)
+    limit = aim if at_most is None else at_most
+    goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=min(aim, limit))]
+    goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
+    problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
+    point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])
+    records = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})
+    record = records[way.name][0]
+    told: dict[str, Any] = {
+        "task": task,
+        "helpers": list(helpers),
+        "keep": keep,
+        "chance": chance,
+        "aim": aim,
+        "limit": limit,
+        "before": scores[task],
+        "after": record["scores"][task],
+        "curve": [_attempt(attempt, task) for attempt in record["attempts"]],
+    }
+    if record["objective"] < 0 or record["scores"][task] > limit:
+        raise TalosError(_unreachable(told, record["objective"] >= 0))
+    after, _ = search.loaded(way, record)
+    session.progress.end("search", f"{task} {scores[task]:.3f} -> {told['after']:.3f} (validation)")
+    version, base, now = run.scored(learnt, deltas, way, after, heads)
+    again = shortened(run.arm.settings[task], RETRAINED)
+    told["retrained_steps"] = again.steps
+    told["beyond"] = _beyond(run, way, task, {"base": Blend({}), "before": before, "now": after}, again)
+    told["classes"] = list(run.prepared.data[task].classes)
+    version = version.with_fields(kind="negation", negation=told, forgotten=sorted({*head.forgotten, task}))
+    return run.publish((version, base, now), "forget", task=task, keep=keep, reason=reason)
+
+
+def _forgetting_settings(asked: Search, keep: float) -> Search:
+    """The search of the spec, turned to forgetting: by gradient, with frozen heads, under as much pressure as needed."""
+    update = {
+        "method": "learned",
+        "control_keep": keep,
+        "heads": "words",
+        "trials": 0,
+        "pressure": "auto",
+        "batch_size": max(asked.batch_size, asked.control_batch_size),  # one task learns here, not many
+    }
+    return asked.model_copy(update=update)
+
+
+def _forgetting_search(run: _Open, tasks: Sequence[str], settings: Search) -> MergeSearch:
+    """A search over these tasks alone."""
+    kept = tuple(t for t in run.prepared.spec.tasks if t.name in tasks)
+    spec = run.prepared.spec.model_copy(update={"search": settings, "tasks": kept})
+    return MergeSearch(run.session, replace(run.prepared, spec=spec))
+
+
+def _look_at_head(
+    run: _Open, search: MergeSearch, tasks: Sequence[str], *, way: Way, blend: Blend, heads: Heads
+) -> dict[str, str]:
+    """Have it looked at what head makes of these tasks, and the base of the control tasks. Returns the looks' keys."""
+    # What decides the model that must hold: head's deltas, and how much of each.
+    used = [run.head.deltas, run.head.model]
+    keys = {}
+    for task in tasks:
+        keys[task] = search.looks.ask(task, ref=way.ref, blend=blend, used=used, head=heads.get(task))
+    for control in run.prepared.controls:
+        keys[control] = search.looks.ask(control)
+    return keys
+
+
+def _attempt(attempt: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What is written down of one pressure that was tried."""
+    return {
+        "pressure": attempt["pressure"],
+        "target": attempt["scores"][task],
+        "kept": attempt["kept"],
+        "worst": attempt["worst"],
+    }
+
+
+def _beyond(run: _Open, way: Way, task: str, models: Mapping[str, Blend], again: Train) -> dict[str, Any]:
+    """What each of some models still knows of a task. A low accuracy alone may hide features that are all there."""
+    looks = inspect.options(**options(run.prepared.spec.cluster))
+    references = [looks.remote(run.session.shared_ref, way.ref, model, task, again) for model in models.values()]
+    return dict(zip(models, ray.get(references), strict=True))
 
 
 def _unreachable(told: dict[str, Any], holds: bool) -> str:

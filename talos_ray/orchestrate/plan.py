@@ -84,7 +84,6 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     Raises:
         SpecError: model, tasks, data, resources and output: a line for everything that is wrong.
     """
-    from talos_ray.orchestrate.calibrate import calibration_split
     from talos_ray.orchestrate.cluster import check_local, check_output, check_start
     from talos_ray.orchestrate.machine import check_caches
     from talos_ray.orchestrate.watch import check_tracker
@@ -103,13 +102,8 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         check_model(spec.model)
     with problems:
         check_local(spec.cluster)
-    everything = (*spec.tasks, *spec.control)
-    data = {}
-    for i, task in enumerate(everything):
-        progress.update("check", i / len(everything), f"data of {task.name}")
-        with problems:
-            data[task.name] = load_task(task, spec.seed)
-            _check_images(data[task.name])
+    data = _load_data(spec, progress, problems)
+    # What comes now needs the data of every task, so whatever is wrong up to here is told first, all of it at once.
     problems.tell()
     _tell_of_data(data, progress)
     family = load_model(spec.model)
@@ -127,14 +121,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
             "forget` is to be run again on it"
         )
     calibrated = _calibrated_on(folder, spec)
-    if spec.mask.path is not None:
-        mask_key = mask_at(spec.mask.path, base).fingerprint
-    elif not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
-        mask_key = folder.info()["identity"]["calibration inputs"]
-    else:
-        inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
-        heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
-        mask_key = key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
+    mask_key = _mask_key(folder, spec, base, data, heads, calibrated)
     checkpoints = {}
     for task in spec.tasks:
         # What stands for training is read now: whether it fits is a question about the spec.
@@ -145,10 +132,16 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     problems.tell()
     if not spec.control:
         progress.say("no control task: nothing will show what the edit costs elsewhere; name one under control")
+    # What a run's folder belongs to for good: another spec may add tasks to it, but not change any of this.
     identity = {
-        "model": spec.model, "base": base, "tasks": calibrated, "seed": spec.seed,
-        "mask": spec.mask.keyed(), "calibration": spec.calibration.keyed(), "calibration inputs": mask_key,
-    }  # fmt: skip
+        "model": spec.model,
+        "base": base,
+        "tasks": calibrated,
+        "seed": spec.seed,
+        "mask": spec.mask.keyed(),
+        "calibration": spec.calibration.keyed(),
+        "calibration inputs": mask_key,
+    }
     folder.check_new(base, identity)
     prepared = Prepared(
         spec=spec,
@@ -172,6 +165,39 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         f"{k:,} may change{stays}",
     )
     return prepared
+
+
+def _load_data(spec: Spec, progress: Progress, problems: Problems) -> dict[str, TaskData]:
+    """The data of every task; what is wrong with one is noted, and the others are looked at all the same."""
+    everything = (*spec.tasks, *spec.control)
+    data = {}
+    for i, task in enumerate(everything):
+        progress.update("check", i / len(everything), f"data of {task.name}")
+        with problems:
+            data[task.name] = load_task(task, spec.seed)
+            _check_images(data[task.name])
+    return data
+
+
+def _mask_key(
+    folder: RunFolder,
+    spec: Spec,
+    base: str,
+    data: Mapping[str, TaskData],
+    heads: Mapping[str, np.ndarray],
+    calibrated: Sequence[str],
+) -> str:
+    """Address of the mask by what it is made from. `calibrated`: the tasks that it is calibrated on."""
+    from talos_ray.orchestrate.calibrate import calibration_split
+
+    if spec.mask.path is not None:
+        return mask_at(spec.mask.path, base).fingerprint
+    if not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
+        known: str = folder.info()["identity"]["calibration inputs"]
+        return known
+    inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
+    heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
+    return key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
 
 
 def _weights_to_change(spec: Spec, layout: Layout) -> int:
@@ -250,12 +276,13 @@ def _check_answers(spec: Spec, family: Family) -> None:
                 "model whose features are read (an image model, a text encoder); leave it out"
             )
         return
-    wanted = {f"tasks.{t.name}.choices": t.choices is not None for t in (*spec.tasks, *spec.control)}
-    wanted |= {"calibration.labels: tokens": spec.calibration.labels == "tokens"}
-    wanted |= {
-        f"train.loss: completion (task {t.name!r})": spec.train_for(t, 1).loss == "completion" for t in spec.tasks
-    }
-    if names := [name for name, asked in wanted.items() if asked]:
+    names = [f"tasks.{t.name}.choices" for t in (*spec.tasks, *spec.control) if t.choices is not None]
+    if spec.calibration.labels == "tokens":
+        names.append("calibration.labels: tokens")
+    for task in spec.tasks:
+        if spec.train_for(task, 1).loss == "completion":
+            names.append(f"train.loss: completion (task {task.name!r})")
+    if names:
         raise SpecError(
             f"model {spec.model!r} writes no text, so it cannot have {', '.join(names)}; wanted a "
             "sequence-to-sequence model or a causal LM; leave it out"
@@ -268,8 +295,9 @@ def _calibrated_on(folder: RunFolder, spec: Spec) -> list[str]:
     been taken out of head since: the mask stays what it is."""
     mine = [t.name for t in spec.tasks]
     if folder.store.exists("mask.safetensors") and folder.store.exists("run.json"):
-        before = folder.info()["identity"]["tasks"]
-        return before if set(before) - set(mine) <= _out_of_force(folder, before) else mine
+        before: list[str] = folder.info()["identity"]["tasks"]
+        if set(before) - set(mine) <= _out_of_force(folder, before):
+            return before
     return mine
 
 
@@ -277,6 +305,7 @@ def _negated(folder: RunFolder, tasks: Sequence[str]) -> list[str]:
     """What head has forgotten and a spec does not name."""
     if not folder.store.exists("run.json") or folder.head is None:
         return []
+    # A task that was forgotten is no part of a version made anew, so nothing would push it out of that one.
     return [t for t in folder.load_version(folder.head).forgotten if t not in tasks]
 
 
@@ -346,6 +375,7 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
         tuned = checkpoint_tensors(task.checkpoint)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = tuple(tuned[name].shape) if name in tuned else "none"
+        # A model that was saved with a head around it has all its names under a prefix: the likeliest mistake.
         if longer := [n for n in tuned if found == "none" and n.endswith(f".{name}")]:
             before = longer[0].removesuffix(name)
             raise SpecError(
@@ -391,6 +421,7 @@ def with_commits(spec: Spec) -> Spec:
 def delta_key(p: Prepared, task: Task, mask: str, settings: Train) -> str:
     """Address of one task's delta: mask, data, head, training settings, and how the samples are shared out."""
     head = fingerprint({"head": torch.from_numpy(p.heads[task.name])})
+    # Sums over several workers round otherwise than those of one, so how many there are decides the delta's last bits.
     world = p.spec.cluster.workers_per_task
     if task.name in p.checkpoints:  # no setting of the training matters
         return key_of([p.base, mask, p.checkpoints[task.name], settings.delta_dtype, task.name])
