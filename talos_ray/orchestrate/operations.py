@@ -258,7 +258,7 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
 
 
 def _forgetting_settings(asked: Search, keep: float) -> Search:
-    """The search of the spec, turned to forgetting: by gradient, with frozen heads, under as much pressure as needed."""
+    """The search of the spec, turned to forgetting: by gradient, with frozen heads, as much pressure as it takes."""
     update = {
         "method": "learned",
         "control_keep": keep,
