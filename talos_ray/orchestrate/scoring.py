@@ -217,6 +217,7 @@ def ways_of(
 def waited(session: Session, refs: Sequence[ObjectRef[Result]], stage: str, words: str) -> list[Result]:
     """The results of Ray tasks, with progress while they come."""
     waiting: list[Any] = list(refs)
+    # One by one and not all at once, because somebody looks at how far it is.
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=1)
         done = len(refs) - len(waiting)
@@ -640,6 +641,7 @@ def _composed(p: Prepared, mine: Chosen) -> tuple[str, dict[str, TensorChange]]:
     now = base_tensors(family)
     composed = fingerprint(now)
     tensors = {}
+    # Of the composed model as it is, and not of the coefficients: rounding leaves some weights as they were.
     for name in p.layout.names:
         if changed := int((now[name] != p.tensors[name]).sum()):
             before = p.tensors[name].float()

@@ -57,14 +57,14 @@ def card(
     licence = licence or _licence_beside(info["spec"]["model"])
     linear = [t for t, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
     linear_words = f"; of {', '.join(linear)} a {LINEAR_WORDS}" if linear else ""
-    rows = [
-        f"| {markdown(t)} | {version.kind_of(t)} | {_told(s.base)} | {_told(s.merged)} | {s.merged.n} | "
-        f"{markdown(_data_shown(tasks[t]))} |"
-        for t, s in version.scores.items()
-    ]
-    learnt = (
-        ", ".join(f"{markdown(t)} ({a:g})" for t, a in version.coefficients.items() if a) or "none: this is the base"
-    )
+    rows = []
+    for t, s in version.scores.items():
+        data = markdown(_data_shown(tasks[t]))
+        rows.append(
+            f"| {markdown(t)} | {version.kind_of(t)} | {_told(s.base)} | {_told(s.merged)} | {s.merged.n} | {data} |"
+        )
+    coefficients = [f"{markdown(t)} ({a:g})" for t, a in version.coefficients.items() if a]
+    learnt = ", ".join(coefficients) or "none: this is the base"
     return "\n".join(
         [
             "---",
@@ -149,7 +149,7 @@ def _result(name: str, task: Mapping[str, Any], score: Score) -> EvalResult:
     """One entry of a card's model-index. Data that lie on no hub go by the name of their task."""
     from huggingface_hub import EvalResult
 
-    on_hub = _data_on_hub(task)
+    on_hub = _data_on_hub(task)  # where they are the Hub's, its pages link to them
     return EvalResult(
         task_type="image-classification" if task["kind"] == "image" else "text-classification",
         dataset_type=on_hub or name,

@@ -64,11 +64,14 @@ def changed_inputs(
     for task in _comparable(a, b):
         names = classes[task]
         split = splits[task]
-        before, after, label = (x[task].tolist() for x in (a.predicted, b.predicted, a.labels))
-        for i, (x, y, wanted) in enumerate(zip(before, after, label, strict=True)):
-            if x != y:
-                became = "right" if y == wanted else "wrong" if x == wanted else "wrong otherwise"
-                words = split.words(i) if split else f"row {i}"
-                told = [task, i, words, names[wanted], names[x], names[y], became]
-                writer.writerow([cell(value) for value in told])
+        before = a.predicted[task].tolist()
+        after = b.predicted[task].tolist()
+        labels = a.labels[task].tolist()
+        for i, (was, now, wanted) in enumerate(zip(before, after, labels, strict=True)):
+            if was == now:
+                continue
+            became = "right" if now == wanted else "wrong" if was == wanted else "wrong otherwise"
+            words = split.words(i) if split else f"row {i}"
+            told = [task, i, words, names[wanted], names[was], names[now], became]
+            writer.writerow([cell(value) for value in told])
     return out.getvalue()

@@ -95,7 +95,8 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     for name, before in base.items():
         index = (now[name] != before).flatten().nonzero().flatten()
         if len(index):
-            found |= {f"{name}/index": index, f"{name}/value": now[name].flatten()[index].clone()}
+            found[f"{name}/index"] = index
+            found[f"{name}/value"] = now[name].flatten()[index].clone()
     return found
 
 

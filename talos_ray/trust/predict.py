@@ -107,14 +107,18 @@ class Predictions:
         """A line an input: number, input, label, score, then label_2, score_2 and so on, then given and right."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        more = [f"{name}_{rank}" for rank in range(2, self.best.shape[1] + 1) for name in ("label", "score")]
+        more = []
+        for rank in range(2, self.best.shape[1] + 1):
+            more += [f"label_{rank}", f"score_{rank}"]
         told = [] if self.wanted is None else ["given", "right"]
         writer.writerow(["number", "input", "label", "score", *more, *told])
         for row in self.rows():
             values = [row["number"], row["input"], row["label"], row["score"]]
-            values += [value for answer in row.get("top", ())[1:] for value in answer.values()]
+            for answer in row.get("top", ())[1:]:
+                values += answer.values()
             if told:
-                values += [row["given"] or "", {True: "right", False: "wrong", None: ""}[row["right"]]]
+                judged = {True: "right", False: "wrong", None: ""}[row["right"]]
+                values += [row["given"] or "", judged]
             writer.writerow([cell(value) for value in values])
         return out.getvalue()
 
@@ -207,7 +211,7 @@ class Pipeline:
         """What it makes of a split, a batch at a time."""
         check_top(top_k, self.classes)
         examples = Examples(split, self.model.preprocess)
-        device = next(self.module.parameters()).device
+        device = next(self.module.parameters()).device  # asked each time, because the caller may have moved it
         logits = answering(self.model, self.kind, self.head.to(device))
         best = []
         scores = []

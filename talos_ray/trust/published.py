@@ -148,6 +148,7 @@ def assemble(
     for name in (version_name(number), f"report/{number:04d}.html"):
         if name in recorded:  # releases before reports were recorded have none
             _write(to / name, folder.read(name))
+    # The whole history goes along: each event holds the hash of the one before, so none can be left out unseen.
     events, newest = history.chain(folder.store)
     _write(to / RECORD, as_json({"events": events}))
     told = {
@@ -181,7 +182,9 @@ def pull(name: str, to: Path, *, deep: bool) -> Pulled:
     """
     asked = hub.source(name)
     check_new_folder(to)
+    # A branch may move while its files come, a commit may not.
     at = hub.looked_up(asked)
+    # Beside the folder that it becomes, so that the last step is a rename and no copy.
     to.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to.parent, prefix=".talos-pull-") as scratch:
         files = hub.download(at, Path(scratch) / "files")
@@ -224,6 +227,7 @@ def checked(folder: Path, what: str) -> dict[str, Any]:
             "in with `talos import RUN TASK hub:OWNER/NAME`, or as a spec's model"
         )
     told = _manifest(folder / MANIFEST, what)
+    # In the order of their names, so that everybody is told of the same file first.
     found = _files(folder)
     for name in sorted({*told["files"], *found} - {MANIFEST}):
         if name not in found:
@@ -264,7 +268,9 @@ def _check_record(folder: Path, told: Mapping[str, Any], found: Mapping[str, Pat
         newest = history.follow(events, f"{what}: {RECORD}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{what} holds no record of version {told.get('version')}: {error}; {TAKE_AGAIN}") from None
-    recorded = {name: digest for event in events for name, digest in event["files"].items()}
+    recorded: dict[str, str] = {}
+    for event in events:
+        recorded |= event["files"]
     for name in found:
         if name.startswith(("versions/", "report/")) and told["files"][name] != recorded.get(name):
             raise CorruptError(f"{what}: {name} is not the file that its record names; {TAKE_AGAIN}")

@@ -97,5 +97,7 @@ def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list
 def _pages_anew(folder: RunFolder, names: list[str]) -> None:
     """Report pages of the versions that the names belong to, and those of head in front, as an event of its own."""
     numbers = {int(found[1]) for name in names if (found := PAGE.fullmatch(name)) and found[1]}
-    numbers |= {folder.head} if folder.head is not None else set()
+    # Pages without a number are those of the version in force.
+    if folder.head is not None:
+        numbers.add(folder.head)
     versions.add_pages(folder, sorted(numbers), "repair")

@@ -103,14 +103,18 @@ def problems(events: list[dict[str, Any]], wanted: str | None = None) -> list[st
     Args:
         wanted: public key, as `public_key` gives it, that has to have signed all of it.
     """
-    signing = [e for e in events if e["operation"] == "sign"]
-    good = [e for e in signing if is_signed(e)]
-    found = [
-        f"history/{e['number']:08d}.json holds no valid signature of the key that it names; it was not made by `talos "
-        "sign`; restore the history from a copy"
-        for e in signing
-        if e not in good
-    ]
+    good = []
+    found = []
+    for event in events:
+        if event["operation"] != "sign":
+            continue
+        if is_signed(event):
+            good.append(event)
+        else:
+            found.append(
+                f"history/{event['number']:08d}.json holds no valid signature of the key that it names; it was not "
+                "made by `talos sign`; restore the history from a copy"
+            )
     if wanted is None:
         return found
     mine = [e["number"] for e in good if e["key"] == wanted]
@@ -118,6 +122,7 @@ def problems(events: list[dict[str, Any]], wanted: str | None = None) -> list[st
         others = sorted({e["key"] for e in good})
         said = f"it is signed by {', '.join(others)}" if others else "nobody has signed it"
         return [*found, f"no event is signed by {wanted}; {said}; ask the key's owner for `talos sign`"]
+    # A signature holds for all events before it, so the newest one counts; other signatures may follow it.
     later = [e for e in events if e["number"] > mine[-1] and e["operation"] != "sign"]
     if later:
         first = later[0]
