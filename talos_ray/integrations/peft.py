@@ -110,6 +110,7 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
         if not isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
             raise _unmerged(what, kind, "it adds layers and changes no weights")
         _check_loaded(loaded, adapted.base_model, what)
+        # Only merging shows whether this kind of adapter can be merged: peft keeps no list of those that can.
         try:
             whole = adapted.merge_and_unload()
         except FAILED as error:
@@ -276,7 +277,8 @@ def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
     def size(r: int) -> int:
         whole = left_out(r)
         rest = sum(r * ENTRY * (m.in_features + m.out_features) for n, (m, _) in layers.items() if n not in whole)
-        return rest + sum(layers[n][0].weight.nbytes for n in whole)
+        saved_whole = sum(layers[n][0].weight.nbytes for n in whole)
+        return rest + saved_whole
 
     fullest = max(least.values())
     if not left_out(fullest):

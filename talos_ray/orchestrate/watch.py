@@ -44,7 +44,8 @@ class Tracker:
         self._try(lambda: self._log(dict(metrics), step))
 
     def close(self) -> None:
-        self._try(lambda: self._close())  # looked up where a tracker that did not open may miss it
+        # A lambda, because a tracker that did not open has no `_close`, and only `_try` may meet that.
+        self._try(lambda: self._close())
 
     def _try(self, what: Callable[[], object]) -> None:
         if self.name is None:

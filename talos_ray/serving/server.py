@@ -210,6 +210,7 @@ class Server:
         single = task if edit == SINGLE else None
         if single is not None:
             view.delta(chosen, task)
+        # A new view means that the run has changed: what was made of the old one must not answer any more.
         seen, targets = self._targets
         if seen is not view:
             seen, targets = self._targets = (view, {})
