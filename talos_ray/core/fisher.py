@@ -13,13 +13,15 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from talos_ray.core.attention import attention
 from talos_ray.core.fused import PLACES, kernels
@@ -51,15 +53,27 @@ def _rounding(dtype: torch.dtype) -> Rounding:
 
 Score = Literal["log_prob", "logit"]
 Batch = torch.Tensor | dict[str, torch.Tensor]
+Forward = Callable[[Batch], torch.Tensor]
+
+# What a layer's rule tells of one of its parameters: the gradients of a range of samples, [s, *shape], and, where there
+# is a cheaper way than squaring those, the sum of all squares.
+PerSample = Callable[[slice], torch.Tensor]
+Shortcut = Callable[[], torch.Tensor]
+Part = tuple[torch.Tensor | None, PerSample, Shortcut | None]
+# (layer, its input, the gradient of its output) -> its parameters. Every rule takes a class of layers of its own.
+Rule = Callable[[Any, torch.Tensor, torch.Tensor], Iterator[Part]]
 
 
-def take(batch: Batch, index) -> Batch:
+def take(batch: Batch, index: slice | torch.Tensor) -> Batch:
     """The samples `index` (a slice or an index tensor) of a batch; samples lie along the first dimension."""
-    return {k: v[index] for k, v in batch.items()} if isinstance(batch, dict) else batch[index]
+    if isinstance(batch, dict):
+        return {name: values[index] for name, values in batch.items()}
+    return batch[index]
 
 
 def batch_len(batch: Batch) -> int:
-    return len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+    first = next(iter(batch.values())) if isinstance(batch, dict) else batch
+    return len(first)
 
 
 def sample_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -126,7 +140,7 @@ class SquaredGradients:
 
     def add(
         self,
-        forward: Callable[[Batch], torch.Tensor],
+        forward: Forward,
         batch: Batch,
         generator: torch.Generator,
         score: Score = "log_prob",
@@ -144,23 +158,23 @@ class SquaredGradients:
             with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
                 return forward(inputs)
 
+        # As many samples go through one backward as the budget has room for: their activations are kept until then.
         size = max(1, self.budget // max(1, self.checked.sample_bytes))
         for start in range(0, batch_len(batch), size):
-            part = take(batch, slice(start, start + size))
             self._add(
                 cast,
-                part,
-                lambda logits: sample_labels(logits, generator),
-                score,
-                self.layout.split(self.sums),
-                set(self.layout.names).difference(self.checked.looped),
-                self.checked.looped,
+                take(batch, slice(start, start + size)),
+                choose=lambda logits: sample_labels(logits, generator),
+                score=score,
+                sums=self.layout.split(self.sums),
+                hooked=set(self.layout.names).difference(self.checked.looped),
+                looped=self.checked.looped,
             )
         self.samples += batch_len(batch)
 
     def _add(
         self,
-        forward,
+        forward: Forward,
         batch: Batch,
         choose: Callable[[torch.Tensor], torch.Tensor],
         score: Score,
@@ -188,23 +202,21 @@ class SquaredGradients:
             params = [self.params[name] for name in looped]
             with _trainable(self.module, params):
                 for i in range(n):
-                    objective = _objective(forward(take(batch, slice(i, i + 1))), labels[i : i + 1], score)
+                    one = slice(i, i + 1)
+                    objective = _objective(forward(take(batch, one)), labels[one], score)
                     grads = torch.autograd.grad(objective, params, allow_unused=True)
                     for name, grad in zip(looped, grads, strict=True):
                         if grad is not None:
                             sums[name] += grad.float().square().reshape(-1)
 
-    def check(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, score: Score = "log_prob") -> Checked:
+    def check(self, forward: Forward, batch: Batch, score: Score = "log_prob") -> Checked:
         """Compare hooks and loop on the first samples of a batch; weights on which they differ have to be looped.
 
         It catches what hooks cannot know: samples that do not lie along the first dimension, a layer whose
         forward is bypassed, samples that influence each other. Scores of `TOGETHER` weights are held at once.
         """
         batch = take(batch, slice(0, 3))
-        hookable = set()
-        for prefix, m in self.module.named_modules():
-            if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
-                hookable |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
+        hookable = self._hookable()
         unknown = set(self.layout.names) - hookable
         with torch.no_grad():
             labels = forward(batch).argmax(-1)
@@ -215,8 +227,9 @@ class SquaredGradients:
             zeros = torch.zeros(part.total, device=labels.device)
             by_hook = part.split(zeros)
             by_loop = part.split(zeros.clone())
-            self._add(forward, batch, lambda _: labels, score, by_loop, (), part.names)
-            self._add(forward, batch, lambda _: labels, score, by_hook, names, ())
+            choose = lambda _: labels  # noqa: E731 - the same labels for both, or they would not compare
+            self._add(forward, batch, choose, score, sums=by_loop, hooked=(), looped=part.names)
+            self._add(forward, batch, choose, score, sums=by_hook, hooked=names, looped=())
             largest = max(largest, *(float(scores.max()) for scores in by_loop.values()))
             beyond |= {n: _beyond(by_hook[n], by_loop[n], self.params[n].dtype) for n in names}
         # Scores that ought to be 0 (a key's bias, which softmax ignores) are rounding errors, and agree with nothing.
@@ -226,7 +239,15 @@ class SquaredGradients:
             log.warning("calibration scores %d tensors one sample at a time (slower): %s", len(looped), told)
         return Checked(tuple(sorted(looped)), self._kept(forward, batch, hookable) // batch_len(batch))
 
-    def _kept(self, forward: Callable[[Batch], torch.Tensor], batch: Batch, hooked: Collection[str]) -> int:
+    def _hookable(self) -> set[str]:
+        """Parameters of the layers that there is a rule for."""
+        names: set[str] = set()
+        for prefix, m in self.module.named_modules():
+            if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
+                names |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
+        return names
+
+    def _kept(self, forward: Forward, batch: Batch, hooked: Collection[str]) -> int:
         """Bytes that a forward keeps for its backward."""
         by_id = {id(p): name for name, p in self.params.items() if name in hooked}
         with _Hooks(self.module, by_id, {}, batch_len(batch), weigh=True) as hooks, torch.enable_grad():
@@ -238,8 +259,10 @@ class SquaredGradients:
 def _beyond(by_hook: torch.Tensor, by_loop: torch.Tensor, dtype: torch.dtype) -> float:
     """How far two ways to score a tensor's weights differ beyond what rounding may do; not finite if a score is not."""
     may = _rounding(dtype)
+    # What is small beside the tensor's largest score may be off by more than its own share.
     far = (by_hook - by_loop).abs() - may.near * (by_loop + 1e-2 * by_loop.max())
-    return float(far.kthvalue(len(far) - int(may.few * len(far))).values)
+    counted = len(far) - int(may.few * len(far))
+    return float(far.kthvalue(counted).values)
 
 
 # ------------------------------------------------------------------------------------------- hooks
@@ -248,16 +271,18 @@ def _beyond(by_hook: torch.Tensor, by_loop: torch.Tensor, dtype: torch.dtype) ->
 class _trainable:
     """Ask for gradients of `params` only, inside the block."""
 
-    def __init__(self, module: nn.Module, params) -> None:
+    def __init__(self, module: nn.Module, params: Iterable[nn.Parameter]) -> None:
         self.module = module
         self.wanted = {id(p) for p in params}
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.before = [(p, p.requires_grad) for p in self.module.parameters()]
         for p, _ in self.before:
             p.requires_grad_(id(p) in self.wanted)
 
-    def __exit__(self, *_):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for p, flag in self.before:
             p.requires_grad_(flag)
 
@@ -267,10 +292,20 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _outer(left: torch.Tensor, right: torch.Tensor):
+class _Weighted(Protocol):
+    """A layer with a weight, of one of the classes that every library writes anew."""
+
+    weight: nn.Parameter
+
+
+class _WeightedAndBiased(_Weighted, Protocol):
+    bias: nn.Parameter
+
+
+def _outer(left: torch.Tensor, right: torch.Tensor) -> tuple[PerSample, Shortcut | None]:
     """left^T right for each sample of [n, t, p] and [n, t, q], as fn(samples) -> [s, p, q], and a shortcut to the sum
     of squares."""
-    short = None
+    short: Shortcut | None = None
     if left.shape[1] == 1:  # the square of an outer product is the product of the squares, one matmul for all
         short = lambda: left[:, 0].square().T @ right[:, 0].square()  # noqa: E731
     elif left.is_cuda and left.dtype in PLACES["cuda"] and (fast := kernels("cuda")) is not None:
@@ -278,28 +313,30 @@ def _outer(left: torch.Tensor, right: torch.Tensor):
     return lambda s: torch.bmm(left[s].transpose(1, 2), right[s]), short
 
 
-def _linear_rule(weight, bias, x: torch.Tensor, g: torch.Tensor):
+def _linear_rule(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     """Per-sample gradients of y = x W^T + b, as (parameter, fn(samples) -> [s, *shape], shortcut to the sum of
     squares)."""
     x = _rows(x).to(g.dtype)
     g = _rows(g)
-    yield weight, *_outer(g, x)
+    per_sample, shortcut = _outer(g, x)
+    yield weight, per_sample, shortcut
     yield bias, lambda s: g[s].sum(1), None
 
 
-def _linear(m: nn.Linear, x, g):
+def _linear(m: nn.Linear, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     return _linear_rule(m.weight, m.bias, x, g)
 
 
-def _conv1d(m, x, g):
+def _conv1d(m: _WeightedAndBiased, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     """y = x W + b: the linear layer of transformers' GPT-2, whose weight lies the other way round, [in, out]."""
     x = _rows(x).to(g.dtype)
     g = _rows(g)
-    yield m.weight, *_outer(x, g)
+    per_sample, shortcut = _outer(x, g)
+    yield m.weight, per_sample, shortcut
     yield m.bias, lambda s: g[s].sum(1), None
 
 
-def _rms_norm(m, x, g):
+def _rms_norm(m: _Weighted, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     """y = w x / rms(x), in the many classes that models write for it (Zhang and Sennrich, 2019)."""
     eps = getattr(m, "variance_epsilon", getattr(m, "eps", None)) or torch.finfo(x.dtype).eps
     x = _rows(x).float()
@@ -307,42 +344,47 @@ def _rms_norm(m, x, g):
     yield m.weight, lambda s: (normal[s] * _rows(g)[s]).sum(1), None
 
 
-def _layer_norm(m: nn.LayerNorm, x, g):
+def _layer_norm(m: nn.LayerNorm, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     d = m.normalized_shape
     if tuple(x.shape[-len(d) :]) != tuple(d):  # a subclass that takes channels first (timm, SqueezeBERT)
         x = x.movedim(1, -1)
         g = g.movedim(1, -1)
+    # Before scale and shift, which are what is differentiated by: [n, positions, *d].
     normal = F.layer_norm(x.float(), d, None, None, m.eps).reshape(x.shape[0], -1, *d)
     g = g.reshape(g.shape[0], -1, *d)
     yield m.weight, lambda s: (normal[s] * g[s]).sum(1), None
     yield m.bias, lambda s: g[s].sum(1), None
 
 
-def _conv2d(m: nn.Conv2d, x, g):
-    padding = 0 if m.padding == "valid" else m.padding
+def _conv2d(m: nn.Conv2d, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
+    padding = 0 if isinstance(m.padding, str) else m.padding  # a text is "valid" here: `_rule` takes no "same"
     patch_bytes = 4 * g[0, 0].numel() * m.groups * m.weight[0].numel()  # of one sample
     together = max(1, CHUNK_BYTES.get(x.device.type, 4 << 20) // patch_bytes)
 
     def some(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         patches = F.unfold(x.to(g.dtype), m.kernel_size, m.dilation, padding, m.stride)  # [s, i*kh*kw, positions]
-        left, right = (t.unflatten(1, (m.groups, -1)).flatten(0, 1) for t in (g.flatten(2), patches))
+        # Every group of channels is a product of its own: [s * groups, o, positions] times [s * groups, i*kh*kw, …]^T.
+        left = g.flatten(2).unflatten(1, (m.groups, -1)).flatten(0, 1)
+        right = patches.unflatten(1, (m.groups, -1)).flatten(0, 1)
         return torch.bmm(left, right.transpose(1, 2)).view(-1, *m.weight.shape)
 
-    def weight(s):
-        return torch.cat([some(*part) for part in zip(x[s].split(together), g[s].split(together), strict=True)])
+    def weight(s: slice) -> torch.Tensor:
+        pairs = zip(x[s].split(together), g[s].split(together), strict=True)
+        return torch.cat([some(inputs, gradients) for inputs, gradients in pairs])
 
     yield m.weight, weight, None
     yield m.bias, lambda s: g[s].flatten(2).sum(2), None
 
 
-def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x, g):
+def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     """In eval mode: every channel by the statistics that the model keeps."""
+    assert m.running_mean is not None and m.running_var is not None  # `_rule` asks for `track_running_stats`
     normal = F.batch_norm(x.float(), m.running_mean.float(), m.running_var.float(), eps=m.eps)
     yield m.weight, lambda s: (normal[s] * g[s]).flatten(2).sum(2), None
     yield m.bias, lambda s: g[s].flatten(2).sum(2), None
 
 
-def _rule(m: nn.Module):
+def _rule(m: nn.Module) -> Rule | None:
     """The hook rule of a module kind, or None. Subclasses that only cast dtypes keep their parent's rule."""
     if isinstance(m, nn.Linear):
         return _linear
@@ -363,7 +405,7 @@ def _rule(m: nn.Module):
 
 
 def _plain_attention(m: nn.MultiheadAttention) -> bool:
-    return m._qkv_same_embed_dim and m.bias_k is None and not m.add_zero_attn
+    return bool(m._qkv_same_embed_dim) and m.bias_k is None and not m.add_zero_attn
 
 
 class _Hooks:
@@ -378,7 +420,7 @@ class _Hooks:
         self.samples = samples
         self.uses: dict[str, int] = {}  # how often a weight was used in this forward
         self.shared: dict[str, torch.Tensor] = {}  # per-sample gradients of weights used more than once
-        self.handles: list = []
+        self.handles: list[RemovableHandle] = []
         self.replaced: list[nn.Module] = []
         # Storage -> bytes kept for the backward. Counted only where it is asked for: it slows a forward down.
         self.kept: dict[int, int] | None = {} if weigh else None
@@ -386,48 +428,65 @@ class _Hooks:
     @property
     def bytes(self) -> int:
         """What the forward has kept for the backward; weights that are used several times need a gradient a sample."""
-        owned = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
-        several = sum(p.numel() * 4 for p in self.module.parameters() if self.uses.get(self.names.get(id(p)), 0) > 1)
-        return sum(n for at, n in (self.kept or {}).items() if at not in owned) + several * self.samples
+        own = [*self.module.parameters(), *self.module.buffers()]
+        own_storage = {t.untyped_storage().data_ptr() for t in own}
+        activations = sum(size for at, size in (self.kept or {}).items() if at not in own_storage)
+        several = 0  # bytes of one gradient of each of these
+        for p in self.module.parameters():
+            name = self.names.get(id(p))
+            if name is not None and self.uses.get(name, 0) > 1:
+                several += p.numel() * 4
+        return activations + several * self.samples
 
     def keep(self, x: torch.Tensor) -> torch.Tensor:
         if self.kept is not None:
             self.kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
+        # No parameter asks for a gradient of its own: a hook on a layer's output is all that a backward has to reach.
         self.frozen = _trainable(self.module, ())
         self.frozen.__enter__()
         for m in self.module.modules():
-            if (
-                isinstance(m, nn.MultiheadAttention)
-                and _plain_attention(m)
-                and any(id(p) in self.names for p in m.parameters())
-            ):
-                m.forward = attention(m, self._linear)
-                self.replaced.append(m)
-            elif (rule := _rule(m)) and any(id(p) in self.names for p in m.parameters(recurse=False)):
+            if isinstance(m, nn.MultiheadAttention) and _plain_attention(m) and self._wants(m.parameters()):
+                self._replace(m, attention(m, self._linear))
+                continue
+            rule = _rule(m)
+            if rule is not None and self._wants(m.parameters(recurse=False)):
                 self.handles.append(m.register_forward_hook(self._after(rule)))
         return self
 
-    def __exit__(self, *_):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self.handles:
             handle.remove()
         for m in self.replaced:
             del m.forward
-        self.frozen.__exit__()
+        self.frozen.__exit__(kind, error, trace)
+
+    def _wants(self, params: Iterable[nn.Parameter]) -> bool:
+        return any(id(p) in self.names for p in params)
+
+    def _replace(self, m: nn.Module, forward: Callable[..., object]) -> None:
+        m.forward = forward
+        self.replaced.append(m)
 
     def flush(self) -> None:
         """Square what weights used several times have gathered: their uses add up before the square."""
         for name, grads in self.shared.items():
             self.sums[name] += grads.square_().sum(0).reshape(-1)
 
-    def _after(self, rule):
-        def hook(m: nn.Module, inputs, output: torch.Tensor) -> torch.Tensor:
+    def _after(self, rule: Rule) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+        foldable = rule not in (_conv2d, _batch_norm)
+
+        def hook(m: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             x = self.keep(inputs[0].detach())
-            foldable = rule not in (_conv2d, _batch_norm)
-            fold = self._fold if foldable else (lambda t: t)
-            return self._listen(output, m.parameters(recurse=False), lambda g: rule(m, fold(x), fold(g)), foldable)
+
+            def parts(g: torch.Tensor) -> Iterator[Part]:
+                return rule(m, self._fold(x), self._fold(g)) if foldable else rule(m, x, g)
+
+            return self._listen(output, m.parameters(recurse=False), parts, foldable)
 
         return hook
 
@@ -436,13 +495,22 @@ class _Hooks:
         gradient."""
         if t.shape[0] == self.samples:
             return t
-        t = t.unflatten(0, (self.samples, -1))
-        return t.flatten(1, 2) if t.ndim > 3 else t
+        folded: torch.Tensor = t.unflatten(0, (self.samples, -1))
+        return folded.flatten(1, 2) if folded.ndim > 3 else folded
 
-    def _listen(self, y: torch.Tensor, params, rule, foldable: bool = False) -> torch.Tensor:
+    def _listen(
+        self,
+        y: torch.Tensor,
+        params: Iterable[torch.Tensor | None],
+        rule: Callable[[torch.Tensor], Iterator[Part]],
+        foldable: bool = False,
+    ) -> torch.Tensor:
         for p in params:
-            if id(p) in self.names:
-                self.uses[self.names[id(p)]] = self.uses.get(self.names[id(p)], 0) + 1
+            name = self.names.get(id(p))
+            if name is not None:
+                self.uses[name] = self.uses.get(name, 0) + 1
+        # With every parameter frozen, the first layer's output has no gradient yet. The clone lets a model go on in
+        # place, which is forbidden for a leaf.
         if not y.requires_grad:
             y = y.requires_grad_().clone()
         if y.shape[0] == self.samples or (foldable and y.shape[0] % self.samples == 0):
@@ -450,10 +518,10 @@ class _Hooks:
         return y  # of another length nothing is added, and the check sends the weight to the loop
 
     @torch.no_grad()
-    def _collect(self, rule, g: torch.Tensor) -> None:
+    def _collect(self, rule: Callable[[torch.Tensor], Iterator[Part]], g: torch.Tensor) -> None:
         for p, per_sample, square in rule(g):
             name = self.names.get(id(p))
-            if name is None:
+            if p is None or name is None:
                 continue
             if self.uses[name] > 1:
                 grads = per_sample(slice(None)).float()
@@ -463,7 +531,8 @@ class _Hooks:
             else:
                 step = max(1, CHUNK_BYTES.get(g.device.type, 4 << 20) // (4 * p.numel()))
                 for start in range(0, self.samples, step):
-                    self.sums[name] += per_sample(slice(start, start + step)).float().square_().sum(0).reshape(-1)
+                    grads = per_sample(slice(start, start + step)).float()
+                    self.sums[name] += grads.square_().sum(0).reshape(-1)
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """One projection of an attention layer, listened to."""

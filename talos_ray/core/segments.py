@@ -54,9 +54,12 @@ class Segments:
 
     def to(self, device: torch.device | str) -> Segments:
         """The same on another device."""
-        parts = (t.to(device) for t in (self.lengths, self.owner, self.tensors))
-        lengths, owner, tensors = parts
-        return Segments(self.granularity, lengths, owner, self.count, tensors)
+        return replace(
+            self,
+            lengths=self.lengths.to(device),
+            owner=self.owner.to(device),
+            tensors=self.tensors.to(device),
+        )
 
     def mean_by_tensor(self, values: torch.Tensor, mask: Mask) -> dict[str, float]:
         """Mean over the masked weights of each parameter of what belongs to their segments: [G] -> parameter ->
@@ -109,8 +112,10 @@ def segments_of(mask: Mask, granularity: Granularity, groups: int | Mapping[str,
     count = len(found)
     if granularity == "group":
         group = layer_groups(mask.layout.names, groups)
-        order = {g: i for i, g in enumerate(sorted({group[mask.layout.names[i]] for i in found.tolist()}))}
-        owner = torch.tensor([order[group[mask.layout.names[i]]] for i in found.tolist()])
+        # Groups without a masked weight get no segment: nothing could be learned for them.
+        group_of_run = [group[mask.layout.names[i]] for i in found.tolist()]
+        order = {name: i for i, name in enumerate(sorted(set(group_of_run)))}
+        owner = torch.tensor([order[name] for name in group_of_run])
         count = len(order)
     return Segments(granularity, torch.cat(lengths), owner, count, found)
 
@@ -133,6 +138,13 @@ class Blend:
         """Of a mask; None where there are none."""
         return None if self.granularity is None else segments_of(mask, self.granularity, self.groups)
 
+    @property
+    def by_segment(self) -> dict[str, torch.Tensor]:
+        """Task -> its segments' coefficients, float32 [G]; empty where a coefficient is a whole task's."""
+        if self.granularity is None:
+            return {}
+        return {task: torch.as_tensor(values) for task, values in self.values.items()}
+
     def only(self, tasks: Collection[str]) -> Blend:
         """The same with the deltas of these tasks alone."""
         return replace(self, values={t: a for t, a in self.values.items() if t in tasks})
@@ -143,7 +155,7 @@ class Blend:
             return {t: float(a) for t, a in self.values.items()}
         weights = torch.zeros(segments.count, dtype=torch.float64)
         weights.index_add_(0, segments.owner, segments.lengths.double())
-        return {t: float(a.double() @ weights / weights.sum()) for t, a in self.values.items()}
+        return {t: float(a.double() @ weights / weights.sum()) for t, a in self.by_segment.items()}
 
     def refined(self, mask: Mask, segments: Segments, tasks: Sequence[str]) -> torch.Tensor:
         """The same coefficients for finer segments, float32 [T, G]; a task that is not named here has 0, and one may

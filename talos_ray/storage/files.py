@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.fs as pafs
@@ -31,6 +32,10 @@ from talos_ray.errors import ConflictError, CorruptError, SpecError, StorageErro
 from talos_ray.secrets import refuse_secrets
 
 log = logging.getLogger(__name__)
+
+JsonObject = dict[str, Any]
+Names = list[str]
+Listing = list[tuple[str, int, int]]  # name, bytes, time of the last change in ns
 
 PATIENCE = 60.0  # seconds that storage may refuse a write before the run gives up
 FINAL = (  # refusals that waiting does not mend
@@ -55,7 +60,7 @@ def new_mark() -> str:
     return f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def mark_of(part: re.Match) -> str:
+def mark_of(part: re.Match[str]) -> str:
     """Of what `PART` found."""
     return f"{part['host']}-{part['pid']}"
 
@@ -98,6 +103,12 @@ def _by_one_request(uri: str) -> str:
     return f"{uri}{'&' if '?' in uri else '?'}{DELAYED}=true"
 
 
+class _ConditionalClient(Protocol):
+    """What is used of botocore's S3 client, which has no types."""
+
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, IfNoneMatch: str) -> object: ...
+
+
 class Store:
     """A folder named by a local path or a URI (`s3://…`, `gs://…`, `hdfs://…`). Names inside use '/'.
 
@@ -107,6 +118,8 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         refuse_secrets(uri, "output")
+        self.fs: pafs.FileSystem
+        self.root: str
         try:
             if "://" in uri:
                 self.fs, self.root = pafs.FileSystem.from_uri(_by_one_request(uri))
@@ -117,7 +130,7 @@ class Store:
             raise SpecError(
                 f"output {uri!r} cannot be opened: {error}; wanted a local path or a URI like s3://bucket/run"
             ) from None
-        self.local = self.fs.type_name == "local"
+        self.local: bool = self.fs.type_name == "local"
         if self.local:
             self.root = os.path.realpath(self.root)
         self.uri = uri if "://" in uri else self.root  # absolute, because workers have other working folders
@@ -126,19 +139,20 @@ class Store:
         return str(PurePosixPath(self.root) / name)
 
     def exists(self, name: str = "") -> bool:
-        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+        about = self.fs.get_file_info(self.path(name))
+        return bool(about.type != pafs.FileType.NotFound)
 
-    def list(self, folder: str = "") -> list[str]:
+    def list(self, folder: str = "") -> Names:
         """Names of the finished files in a folder, sorted; half-written ones (leading dot) are left out."""
         return [name for name, _, _ in self.listing(folder)]
 
-    def listing(self, folder: str = "") -> list[tuple[str, int, int]]:
-        """(name, bytes, time of the last change in ns) of what `list` names: one request."""
+    def listing(self, folder: str = "") -> Listing:
+        """What `list` names, with size and time: one request."""
         found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
         files = [i for i in found if i.type == pafs.FileType.File and not i.base_name.startswith(".")]
         return sorted((i.base_name, i.size, i.mtime_ns or 0) for i in files)
 
-    def folders(self, folder: str) -> list[str]:
+    def folders(self, folder: str) -> Names:
         """Names of the folders in a folder, sorted; links are none."""
         if self.local:
             if os.path.islink(self.path(folder)) or not os.path.isdir(self.path(folder)):
@@ -159,7 +173,7 @@ class Store:
         changed = [i for _, _, i in self.listing(name)]
         return time.time() - max(changed) / 1e9 if changed else 0.0
 
-    def walk(self) -> list[str]:
+    def walk(self) -> Names:
         """Names of all finished files in the folder and those below, sorted; as `list`. Links are not followed."""
         names = (name for name, kind in self.tree() if kind == "file")
         return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
@@ -169,16 +183,7 @@ class Store:
         "file", "empty folder", or, on this
         machine, "link" (never followed), "pipe", "socket", "device", or "folder that cannot be read"."""
         if not self.local:
-            found = self.fs.get_file_info(
-                pafs.FileSelector(self.path(under) if under else self.root, recursive=True, allow_not_found=True)
-            )
-            names = {str(PurePosixPath(i.path).relative_to(self.root)): i.type for i in found}
-            full = {str(parent) for n in names for parent in PurePosixPath(n).parents}
-            for name, kind in names.items():
-                if kind == pafs.FileType.File:
-                    yield name, "file"
-                elif name not in full:
-                    yield name, "empty folder"
+            yield from self._remote_tree(under)
             return
         waiting = [under]
         while waiting:  # no recursion: a tree may be deeper than Python's stack
@@ -201,27 +206,47 @@ class Store:
                 else:
                     yield name, _kind(about.st_mode)
 
+    def _remote_tree(self, under: str) -> Iterator[tuple[str, str]]:
+        """`tree` by one listing, for storage where a request costs more than what it returns."""
+        top = self.path(under) if under else self.root
+        entries = self.fs.get_file_info(pafs.FileSelector(top, recursive=True, allow_not_found=True))
+        kinds = {str(PurePosixPath(entry.path).relative_to(self.root)): entry.type for entry in entries}
+        # A folder is empty if no other entry names it as one of its parents: object stores list folders only where
+        # somebody left a marker for them.
+        full: set[str] = set()
+        for name in kinds:
+            full.update(str(parent) for parent in PurePosixPath(name).parents)
+        for name, kind in kinds.items():
+            if kind == pafs.FileType.File:
+                yield name, "file"
+            elif name not in full:
+                yield name, "empty folder"
+
     def read(self, name: str) -> bytes:
         """Raises CorruptError if something lies there that is no file: a pipe would never end."""
         if self.local:
             with self._opened(name) as stream:
                 return stream.read()
         with self.fs.open_input_stream(self.path(name)) as stream:
-            return stream.read()
+            data: bytes = stream.read()
+        return data
 
     def size(self, name: str) -> int:
         """Bytes of a file, without reading it."""
-        return self.fs.get_file_info(self.path(name)).size
+        return int(self.fs.get_file_info(self.path(name)).size)
 
     def sha256(self, name: str) -> str:
         """Of a file's content, read piece by piece."""
         digest = hashlib.sha256()
-        with self._opened(name) if self.local else self.fs.open_input_stream(self.path(name)) as stream:
+        opened = self._opened(name) if self.local else self.fs.open_input_stream(self.path(name))
+        with opened as stream:
             while piece := stream.read(16 << 20):
                 digest.update(piece)
         return digest.hexdigest()
 
-    def _opened(self, name: str):
+    def _opened(self, name: str) -> BinaryIO:
+        # A pipe that somebody put there would block an `open` for ever, so it is opened without waiting and then asked
+        # what it is.
         descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -318,14 +343,14 @@ class Store:
                 ) from error
             return True
         if self._conditional is not None:
-            return self._create_on_s3(name, data)
+            return self._create_on_s3(self._conditional, name, data)
         if self.exists(name):
             return False
         self.write(name, data)
         return True
 
     @cached_property
-    def _conditional(self):
+    def _conditional(self) -> _ConditionalClient | None:
         """A client that can ask S3 to refuse what exists; None where there is none, as pyarrow's own cannot."""
         if self.fs.type_name != "s3":
             return None
@@ -333,20 +358,25 @@ class Store:
             import botocore.session
         except ImportError:
             return None
-        asked = {k: v[-1] for k, v in parse_qs(urlsplit(self.uri).query).items()}
-        place = asked.get("endpoint_override")
-        return botocore.session.get_session().create_client(
+        # It has to reach the same server as pyarrow's client does, so it reads the same settings from the URI.
+        query = parse_qs(urlsplit(self.uri).query)
+        settings = {key: values[-1] for key, values in query.items()}
+        place = settings.get("endpoint_override")
+        endpoint = f"{settings.get('scheme', 'https')}://{place}" if place else None
+        region = settings.get("region") or self.fs.region
+        client: _ConditionalClient = botocore.session.get_session().create_client(
             "s3",
-            region_name=asked.get("region") or self.fs.region,
-            endpoint_url=f"{asked.get('scheme', 'https')}://{place}" if place else None,
+            region_name=region,
+            endpoint_url=endpoint,
         )
+        return client
 
-    def _create_on_s3(self, name: str, data: bytes) -> bool:
+    def _create_on_s3(self, client: _ConditionalClient, name: str, data: bytes) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError
 
         bucket, _, key = self.path(name).partition("/")
         try:
-            self._conditional.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):  # it exists, or another is at it
                 return False
@@ -369,7 +399,8 @@ class Store:
             ConflictError: others write for longer than `patience` (PATIENCE, if not given), and who.
         """
         until = time.monotonic() + (PATIENCE if patience is None else patience)
-        with self._locked(until) if self.local else self._queued(until):
+        turn = self._locked(until) if self.local else self._queued(until)
+        with turn:
             yield
 
     @contextmanager
@@ -399,7 +430,8 @@ class Store:
         mine = f"{new_mark()}.json"
         pause = 0.02
         while True:
-            self.write(f"{QUEUE}/{mine}", as_json({"host": socket.gethostname(), "pid": os.getpid()}), patience=0)
+            ticket = as_json({"host": socket.gethostname(), "pid": os.getpid()})
+            self.write(f"{QUEUE}/{mine}", ticket, patience=0)
             others = [other for other in self._tickets() if other != mine]
             if not others:
                 break
@@ -413,7 +445,7 @@ class Store:
         finally:
             self.delete(f"{QUEUE}/{mine}")
 
-    def _tickets(self) -> list[str]:
+    def _tickets(self) -> Names:
         """Of the processes that write, or wait to. Those of processes that are gone are thrown away."""
         found = []
         for name, _, changed in self.listing(QUEUE):
@@ -423,17 +455,19 @@ class Store:
                 found.append(name)
         return found
 
-    def _busy(self, marks: list[str]) -> ConflictError:
+    def _busy(self, marks: Names) -> ConflictError:
         others = ", ".join(sorted({who(m) for m in marks})) or "another process"
         return ConflictError(
             f"run {self.uri!r} is being written to by {others}; nothing was changed; wait for it, or run the same "
             "command again"
         )
 
-    def sweep(self, under: str = "") -> list[str]:
+    def sweep(self, under: str = "") -> Names:
         """Delete what processes that are gone had begun to write under a temporary name. Returns the names."""
-        gone = []
-        for name, kind in self.tree(under) if self.local else ():
+        gone: Names = []
+        if not self.local:  # an object store holds whole objects only
+            return gone
+        for name, kind in self.tree(under):
             found = PART.fullmatch(PurePosixPath(name).name)
             if found and kind == "file" and is_gone(mark_of(found), self.age(name)):
                 self.delete(name)
@@ -486,11 +520,11 @@ class Store:
 
     # ---------------------------------------------------------------------------- JSON and safetensors
 
-    def read_json(self, name: str) -> dict:
+    def read_json(self, name: str) -> JsonObject:
         """Raises CorruptError, naming the file, if it does not hold a JSON object."""
         return self.parse_json(name, self.read(name))
 
-    def parse_json(self, name: str, data: bytes) -> dict:
+    def parse_json(self, name: str, data: bytes) -> JsonObject:
         """A file's content that was read already, as `read_json`."""
         try:
             value = json.loads(data)
@@ -504,10 +538,10 @@ class Store:
             )
         return value
 
-    def write_json(self, name: str, value: Mapping, patience: float | None = None) -> None:
+    def write_json(self, name: str, value: Mapping[str, object], patience: float | None = None) -> None:
         self.write(name, as_json(value), patience)
 
-    def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict]:
+    def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], JsonObject]:
         """Tensors and the JSON in the metadata key `talos`, both checked against the `digest` beside it.
 
         Raises:
@@ -520,7 +554,7 @@ class Store:
                 raise ValueError(f"header of {size} bytes in a file of {len(data)}")
             metadata = json.loads(data[8 : 8 + size])["__metadata__"]
             tensors = load_safetensors(data)
-            info = json.loads(metadata["talos"])
+            info: JsonObject = json.loads(metadata["talos"])
             if key_of([info, fingerprint(tensors)]) != metadata["digest"]:
                 raise ValueError("its digest does not fit its content")
             return tensors, info
@@ -530,7 +564,7 @@ class Store:
                 "restore it from a copy"
             ) from None
 
-    def read_info(self, name: str) -> dict:
+    def read_info(self, name: str) -> JsonObject:
         """The JSON alone of what `read_tensors` reads, from the file's header: for those who look at many files, and
         want no tensor. Nothing says that it fits the tensors.
 
@@ -538,13 +572,16 @@ class Store:
             CorruptError: not a safetensors file of this project, or cut off.
         """
         try:
-            with self._opened(name) if self.local else self.fs.open_input_file(self.path(name)) as stream:
+            opened = self._opened(name) if self.local else self.fs.open_input_file(self.path(name))
+            with opened as stream:
                 size = int.from_bytes(stream.read(8), "little")
                 if not 2 <= size <= HEADER_LIMIT:
                     raise ValueError(f"header of {size} bytes")
                 header = json.loads(stream.read(size))
-            info = json.loads(header.pop("__metadata__")["talos"])
-            wanted = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            info: JsonObject = json.loads(header.pop("__metadata__")["talos"])
+            # Tensors lie behind the header, one after another: the last one's end is the file's.
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            wanted = 8 + size + end
             if (found := self.size(name)) != wanted:
                 raise ValueError(f"{found} bytes where its header wants {wanted}")
             return info
@@ -554,7 +591,7 @@ class Store:
                 "restore it from a copy"
             ) from None
 
-    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> None:
+    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping[str, object]) -> None:
         self.write(name, as_tensors(tensors, info))
 
 
@@ -581,22 +618,23 @@ def _flush_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def as_json(value: Mapping) -> bytes:
+def as_json(value: Mapping[str, object]) -> bytes:
     """A JSON file's content."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def as_tensors(tensors: Mapping[str, torch.Tensor], info: Mapping) -> bytes:
+def as_tensors(tensors: Mapping[str, torch.Tensor], info: Mapping[str, object]) -> bytes:
     """A safetensors file's content, with `info` and a digest of everything in its metadata."""
-    plain = {}
-    taken = set()
+    plain: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
     for name, tensor in tensors.items():
         plain[name] = tensor.detach().cpu().contiguous()
-        if (
-            memory := plain[name].untyped_storage().data_ptr()
-        ) in taken:  # the format wants each name's bytes for itself
+        memory = plain[name].untyped_storage().data_ptr()
+        if memory in taken:  # the format wants each name's bytes for itself
             plain[name] = plain[name].clone()
         taken.add(memory)
-    info = json.loads(json.dumps(info, sort_keys=True))
-    metadata = {"talos": json.dumps(info, sort_keys=True), "digest": key_of([info, fingerprint(plain)])}
+    # The digest is of what a reader will parse: there tuples are lists, and keys are texts.
+    text = json.dumps(info, sort_keys=True)
+    parsed = json.loads(text)
+    metadata = {"talos": json.dumps(parsed, sort_keys=True), "digest": key_of([parsed, fingerprint(plain)])}
     return save_safetensors(plain, metadata)

@@ -21,10 +21,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from typing import Any
 
 from talos_ray.errors import ConflictError, CorruptError, SpecError, StorageError, TalosError
 from talos_ray.secrets import blotted
-from talos_ray.storage.files import MARK, PART, QUEUE, TICKET, Store, as_json, is_gone, mark_of, new_mark, who
+from talos_ray.storage.files import (
+    MARK,
+    PART,
+    QUEUE,
+    TICKET,
+    JsonObject,
+    Listing,
+    Store,
+    as_json,
+    is_gone,
+    mark_of,
+    new_mark,
+    who,
+)
 
 FIRST = "0" * 64  # what the first event names as its predecessor
 PENDING = "pending"  # a folder an operation: what it brings, named by SHA-256, until it has its names
@@ -42,13 +56,15 @@ TOGETHER = re.compile(r"(?P<first>\d{8})-(?P<last>\d{8})\.events\.json")
 NOW = "now.json"  # how far the process is that works on the run; it is there only meanwhile
 OURS = ("baseline", "baseline/checkpoints", "checkpoints", "history", PENDING, QUEUE)  # folders that may lie empty
 
-Build = Callable[[dict], tuple[Mapping[str, bytes], Mapping[str, object]]]
+# An event as its file has it. Only some keys are common to all; those of one operation are its own.
+Event = JsonObject
+Build = Callable[[Event], tuple[Mapping[str, bytes], Mapping[str, object]]]
 
 # What the chain was when this process last looked, by store: events are never changed, so only new ones are read.
-_known: dict[str, tuple[list[tuple], list[dict], list[str]]] = {}
+_known: dict[str, tuple[Listing, list[Event], list[str]]] = {}
 
 
-def digest_of(event: Mapping) -> str:
+def digest_of(event: Mapping[str, Any]) -> str:
     """SHA-256 of an event, which the next one names."""
     return hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()
 
@@ -66,10 +82,10 @@ def append(
     build: Build | None = None,
     holds: Iterable[str] = (),
     *,
-    asked: list | None = None,
+    asked: list[Any] | None = None,
     patience: float | None = None,
-    **details: object,
-) -> dict:
+    **details: Any,
+) -> Event:
     """Add an event: what was done (`operation`, `details`), by whom (user, host, command) and when (UTC), with the
     files that it brings. All of it happens, or nothing.
 
@@ -90,9 +106,13 @@ def append(
     tries = 0
     while True:
         settle(store)
+        # Everything below rests on the newest event as it is now. If another writer claims the number meanwhile, all of
+        # it is made again from what that one left.
         events, previous = chain(store)
         before = events[-1] if events else {}
         writes, more = build(before) if build else ({}, {})
+        written = {name: _sha256(data) for name, data in writes.items()}
+        command = {} if asked is None else {"asked": asked}
         event = {
             "number": len(events),
             "previous": previous,
@@ -102,10 +122,10 @@ def append(
             "user": _user(),
             "host": socket.gethostname(),
             "command": blotted(shlex.join(sys.argv)),
-            **({} if asked is None else {"asked": asked}),
+            **command,
             "head": before.get("head"),
             "versions": before.get("versions", 0),
-            "files": {**held, **{name: _sha256(data) for name, data in writes.items()}},
+            "files": {**held, **written},
             **details,
             **more,
         }
@@ -120,15 +140,18 @@ def append(
                 f"{who(before.get('id', ''))}); "
                 f"nothing was changed; run the same command again"
             )
-        time.sleep(random.uniform(0, min(0.5, 0.02 * 2**tries)))
+        # Writers that met wait for different times, so that they do not meet again.
+        longest = min(0.5, 0.02 * 2**tries)
+        time.sleep(random.uniform(0, longest))
 
 
-def _commit(store: Store, event: dict, writes: Mapping[str, bytes], patience: float | None) -> bool:
+def _commit(store: Store, event: Event, writes: Mapping[str, bytes], patience: float | None) -> bool:
     """Make an event and its files part of the run: whether it was this writer's turn."""
     number = f"history/{event['number']:08d}.json"
     folder = f"{PENDING}/{event['id']}"
     with store.alone():
-        if chain(store)[1] != event["previous"]:
+        _, newest = chain(store)
+        if newest != event["previous"]:
             return False
         contents = {event["files"][name]: data for name, data in writes.items()}
         claimed = False
@@ -154,7 +177,7 @@ def _commit(store: Store, event: dict, writes: Mapping[str, bytes], patience: fl
     return True
 
 
-def _keep_together(store: Store, events: list[dict]) -> None:
+def _keep_together(store: Store, events: list[Event]) -> None:
     """Write events into one more file, for readers. Without it they read them one by one."""
     first = events[0]["number"]
     last = events[-1]["number"]
@@ -162,11 +185,14 @@ def _keep_together(store: Store, events: list[dict]) -> None:
         store.write_json(f"history/{first:08d}-{last:08d}.events.json", {"events": events})
 
 
-def _is_ours(store: Store, name: str, event: Mapping) -> bool:
+def _is_ours(store: Store, name: str, event: Event) -> bool:
     try:
-        return store.exists(name) and store.read_json(name).get("id") == event["id"]
+        if not store.exists(name):
+            return False
+        claimed_by = store.read_json(name).get("id")
     except (OSError, TalosError):
         return False
+    return bool(claimed_by == event["id"])
 
 
 def _drop(store: Store, folder: str) -> None:
@@ -174,7 +200,7 @@ def _drop(store: Store, folder: str) -> None:
         store.delete_folder(folder)
 
 
-def _put_in_place(store: Store, event: Mapping, contents: Mapping[str, bytes]) -> None:
+def _put_in_place(store: Store, event: Event, contents: Mapping[str, bytes]) -> None:
     """Give the files of a claimed event their names, and say that it is done. May be done twice."""
     for name, digest in event["files"].items():
         if digest in contents:
@@ -184,7 +210,7 @@ def _put_in_place(store: Store, event: Mapping, contents: Mapping[str, bytes]) -
         _drop(store, f"{PENDING}/{event['id']}")
 
 
-def settle(store: Store) -> tuple[dict | None, list[str]]:
+def settle(store: Store) -> tuple[Event | None, list[str]]:
     """Make whole what a process that was cut off left behind. Returns the event that was completed, if there was one,
     and the operations that were discarded, because they had not taken effect.
 
@@ -202,21 +228,33 @@ def settle(store: Store) -> tuple[dict | None, list[str]]:
         discarded = []
         newest = events[-1] if events else {}
         for mark in store.folders(PENDING):
+            if mark == newest.get("id") or not re.fullmatch(MARK, mark):
+                continue
             # Where a lock keeps the processes of this machine apart, what lies here of one of them lies here for good.
-            if (
-                mark != newest.get("id")
-                and re.fullmatch(MARK, mark)
-                and is_gone(mark, store.age(f"{PENDING}/{mark}"), locked=store.local)
-            ):
+            if is_gone(mark, store.age(f"{PENDING}/{mark}"), locked=store.local):
                 store.delete_folder(f"{PENDING}/{mark}")
                 discarded.append(mark)
         if newest and not _is_done(store, events, digests):
-            staged = store.list(f"{PENDING}/{newest['id']}") if "id" in newest else []
-            contents = {name: store.read(f"{PENDING}/{newest['id']}/{name}") for name in staged if name != EVENT}
-            _put_in_place(store, newest, {digest: data for digest, data in contents.items() if _sha256(data) == digest})
+            _put_in_place(store, newest, _staged(store, newest))
             finished = newest
             store.sweep()
         return finished, discarded
+
+
+def _staged(store: Store, event: Event) -> dict[str, bytes]:
+    """What a claimed event brings, by SHA-256. A file that was cut off while it was written has another one, and is
+    left out."""
+    if "id" not in event:
+        return {}
+    folder = f"{PENDING}/{event['id']}"
+    contents: dict[str, bytes] = {}
+    for name in store.list(folder):
+        if name == EVENT:
+            continue
+        data = store.read(f"{folder}/{name}")
+        if _sha256(data) == name:
+            contents[name] = data
+    return contents
 
 
 def _is_settled(store: Store) -> bool:
@@ -230,7 +268,7 @@ def _is_settled(store: Store) -> bool:
     return not events or _is_done(store, events, digests)
 
 
-def _is_done(store: Store, events: list[dict], digests: list[str]) -> bool:
+def _is_done(store: Store, events: list[Event], digests: list[str]) -> bool:
     """Whether the newest event's files have their names. head.json tells; one that no operation wrote is for `verify`
     to name."""
     newest = events[-1]
@@ -243,11 +281,12 @@ def _is_done(store: Store, events: list[dict], digests: list[str]) -> bool:
         number = store.parse_json("head.json", data).get("event")
     except CorruptError:
         return True
-    earlier = isinstance(number, int) and 0 <= number < len(events) - 1
-    return not (earlier and data == _pointer(events[number], digests[number]))
+    if not isinstance(number, int) or not 0 <= number < len(events) - 1:
+        return True
+    return data != _pointer(events[number], digests[number])
 
 
-def _pointer(event: Mapping, digest: str) -> bytes:
+def _pointer(event: Event, digest: str) -> bytes:
     """Content of head.json: the version in force, and the event that says so."""
     return as_json({"version": event["head"], "event": event["number"], "hash": digest})
 
@@ -262,7 +301,7 @@ def _user() -> str:
 # ---------------------------------------------------------------------------------- reading
 
 
-def chain(store: Store) -> tuple[list[dict], str]:
+def chain(store: Store) -> tuple[list[Event], str]:
     """All events, oldest first, each checked, and the hash of the newest (`FIRST` if there is none).
 
     Raises:
@@ -272,10 +311,11 @@ def chain(store: Store) -> tuple[list[dict], str]:
     return events, digests[-1] if digests else FIRST
 
 
-def _chain(store: Store) -> tuple[list[dict], list[str]]:
+def _chain(store: Store) -> tuple[list[Event], list[str]]:
     """All events, as `chain`, and the hash of each."""
     there = _listing(store)
     seen, events, digests = _known.get(store.uri, ([], [], []))
+    # What lay there at the last look, unchanged in name, size and time, was checked then.
     same = 0
     while same < min(len(seen), len(there)) and seen[same] == there[same]:
         same += 1
@@ -304,17 +344,18 @@ def _together(store: Store, count: int, first: int) -> dict[int, bytes]:
     for name, *_ in store.listing("history"):
         if (named := TOGETHER.fullmatch(name)) and int(named["last"]) >= first:
             with suppress(CorruptError, OSError, TypeError):
-                events = store.read_json(f"history/{name}").get("events")
-                found |= {number: as_json(event) for number, event in enumerate(events, int(named["first"]))}
+                listed = store.read_json(f"history/{name}").get("events")
+                if isinstance(listed, list):
+                    found.update((number, as_json(event)) for number, event in enumerate(listed, int(named["first"])))
     return found
 
 
-def events(store: Store) -> Iterator[dict]:
+def events(store: Store) -> Iterator[Event]:
     """All events, oldest first; raises as `chain`."""
     yield from chain(store)[0]
 
 
-def last(store: Store) -> dict:
+def last(store: Store) -> Event:
     """The newest event; `{}` if there is none. Raises as `chain`."""
     found, _ = chain(store)
     return found[-1] if found else {}
@@ -322,17 +363,25 @@ def last(store: Store) -> dict:
 
 def recorded(store: Store) -> dict[str, str]:
     """Every file that an event names, and its SHA-256 as the newest such event has it."""
-    return {name: digest for event in events(store) for name, digest in event["files"].items()}
+    return _newest_digests(events(store))
 
 
-def _listing(store: Store) -> list[tuple[str, int, int]]:
+def _newest_digests(events: Iterable[Event]) -> dict[str, str]:
+    """Every file that one of the events names, and its SHA-256 as the last that does has it."""
+    digests: dict[str, str] = {}
+    for event in events:
+        digests.update(event["files"])
+    return digests
+
+
+def _listing(store: Store) -> Listing:
     """Events by name, with bytes and time of the last change. Whatever else lies there is for `verify` to name."""
     return [entry for entry in store.listing("history") if NAME.fullmatch(entry[0])]
 
 
 def _links(
     store: Store, names: list[str], first: int = 0, previous: str = FIRST, known: Mapping[int, bytes] | None = None
-) -> Iterator[tuple[dict | CorruptError, str]]:
+) -> Iterator[tuple[Event | CorruptError, str]]:
     """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the
     one before; `known`: content of some, which is not read again."""
     for number, name in enumerate(names[first:], first):
@@ -346,6 +395,7 @@ def _links(
             continue
         digest = digest_of(event)
         named = NAME.fullmatch(name)
+        assert named is not None  # `_listing` gives no other names
         if int(named["number"]) < number and number > 0:
             problem = (
                 f"{found} is a second event of that number: writers of an early release met, or it was added; "
@@ -369,7 +419,7 @@ def _links(
         previous = digest
 
 
-def follow(events: list, what: str) -> str:
+def follow(events: list[Any], what: str) -> str:
     """Hash of the newest of events that were taken along from a run, all of them from the first on.
 
     Args:
@@ -392,7 +442,7 @@ def follow(events: list, what: str) -> str:
     return previous
 
 
-def _misfit(event: Mapping, number: int) -> str | None:
+def _misfit(event: Mapping[str, Any], number: int) -> str | None:
     """What of an event is not as the format has it, in words."""
     if event.get("number") != number or isinstance(event["number"], bool):
         return f"number is {event.get('number')!r}, wanted {number}"
@@ -401,7 +451,8 @@ def _misfit(event: Mapping, number: int) -> str | None:
             return f"{key} is {event.get(key)!r}, wanted a text"
     for key in ("head", "version", "versions"):
         value = event.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST):
+        is_number = isinstance(value, int) and not isinstance(value, bool)  # to Python True is a 1
+        if value is not None and (not is_number or not 0 <= value < MOST):
             return f"{key} is {str(value)[:40]}, wanted a number from 0"
     files = event.get("files")
     if not isinstance(files, dict):
@@ -464,8 +515,11 @@ def second_events(store: Store) -> list[tuple[str, str | None]]:
     the last ones, head.json does. None, where nothing tells."""
     by_number: dict[int, dict[str, str]] = {}
     for name, *_ in _listing(store):
+        named = NAME.fullmatch(name)
+        assert named is not None  # `_listing` gives no other names
         event = store.read_json(f"history/{name}")
-        by_number.setdefault(int(NAME.fullmatch(name)["number"]), {})[f"history/{name}"] = digest_of(event)
+        of_this_number = by_number.setdefault(int(named["number"]), {})
+        of_this_number[f"history/{name}"] = digest_of(event)
     found: list[tuple[str, str | None]] = []
     wanted = {store.read_json("head.json").get("hash")} if store.exists("head.json") else set()
     for number in sorted(by_number, reverse=True):
@@ -478,7 +532,7 @@ def second_events(store: Store) -> list[tuple[str, str | None]]:
     return found
 
 
-def point(store: Store, event: Mapping) -> None:
+def point(store: Store, event: Event) -> None:
     """Have head.json name an event."""
     store.write("head.json", _pointer(event, digest_of(event)))
 
@@ -500,8 +554,8 @@ def _look(store: Store) -> list[str]:
     found = [event for event, _ in _links(store, [name for name, *_ in _listing(store)])]
     problems = [str(e) for e in found if isinstance(e, CorruptError)]
     whole = [e for e in found if not isinstance(e, CorruptError)]
-    wanted = {name: digest for event in whole for name, digest in event["files"].items()}
-    files = set()
+    wanted = _newest_digests(whole)
+    files: set[str] = set()
     for name, kind in sorted(store.tree()):
         if kind == "file":
             files.add(name)
@@ -528,10 +582,11 @@ def _look(store: Store) -> list[str]:
 def _stray(store: Store, name: str) -> str | None:
     """What is wrong with a file that no event names; nothing, if it is one of those that have to be there."""
     folder, _, base = name.rpartition("/")
+    together = TOGETHER.fullmatch(base) if folder == "history" else None
     if (
         name == "head.json"
         or (folder == "history" and NAME.fullmatch(base))
-        or (folder == "history" and TOGETHER.fullmatch(base) and _is_copy(store, name))
+        or (together is not None and _is_copy(store, name, together))
         or (folder == QUEUE and TICKET.fullmatch(base))
     ):
         return None
@@ -543,16 +598,14 @@ def _stray(store: Store, name: str) -> str | None:
             "command again"
         )
     if name == NOW:
-        return (
-            None if isinstance(read_now(store), dict) else f"{name} does not hold what a run tells of itself; delete it"
-        )
+        return None if read_now(store) is not None else f"{name} does not hold what a run tells of itself; delete it"
     if CHECKPOINT.fullmatch(name):
         try:
             store.read_tensors(name)
         except CorruptError as error:
             return str(error)
         return None
-    if folder == "history" and TOGETHER.fullmatch(base):
+    if together is not None:
         return f"{name} does not hold the events that it names; it was changed; delete it: they are there one by one"
     return (
         f"{name} is in no event: it was added by hand, or the run was cut off; delete it, or run the run's command "
@@ -560,31 +613,30 @@ def _stray(store: Store, name: str) -> str | None:
     )
 
 
-def read_now(store: Store) -> dict | None:
+def read_now(store: Store) -> JsonObject | None:
     """What the process that works on the run told last, as `Progress.news` has it and with its `time`; None where
     there is none, or where something else lies there."""
     try:
         found = store.read_json(NOW)
-        fits = (
-            isinstance(found["stages"], dict) and isinstance(found["tasks"], dict) and isinstance(found["lines"], list)
-        )
-        return {**found, "time": float(found["time"])} if fits else None
+        kinds = {"stages": dict, "tasks": dict, "lines": list}
+        if not all(isinstance(found[key], kind) for key, kind in kinds.items()):
+            return None
+        return {**found, "time": float(found["time"])}
     except (FileNotFoundError, CorruptError, KeyError, TypeError, ValueError):
         return None
 
 
-def _is_copy(store: Store, name: str) -> bool:
-    """Whether a file of many events holds them as their own files do."""
-    named = TOGETHER.fullmatch(name.rpartition("/")[2])
+def _is_copy(store: Store, name: str, named: re.Match[str]) -> bool:
+    """Whether a file of many events, by the numbers in its name, holds them as their own files do."""
     try:
         together = store.read_json(name).get("events")
         numbers = range(int(named["first"]), int(named["last"]) + 1)
-        return together == [store.read_json(f"history/{number:08d}.json") for number in numbers]
+        return bool(together == [store.read_json(f"history/{number:08d}.json") for number in numbers])
     except (OSError, CorruptError):
         return False
 
 
-def pointed(store: Store, whole: list[dict]) -> list[str]:
+def pointed(store: Store, whole: list[Event]) -> list[str]:
     """What is wrong with head.json. It may name an event before the last (its writer was cut off), but one that
     exists."""
     if not whole:

@@ -7,9 +7,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 import torch
@@ -24,7 +25,7 @@ from talos_ray.core.segments import Blend
 from talos_ray.errors import ConflictError, CorruptError, MismatchError, SpecError, StorageError, TalosError
 from talos_ray.shown import plain
 from talos_ray.storage import history
-from talos_ray.storage.files import Store, as_json, as_tensors
+from talos_ray.storage.files import JsonObject, Store, as_json, as_tensors, who
 from talos_ray.storage.schema import Shape, delta_of, finite, fits, mask_of, run_of
 from talos_ray.storage.version import Learned, Version
 
@@ -69,11 +70,13 @@ class RunFolder:
 
     def __init__(self, uri: str) -> None:
         self.store = Store(uri)
-        self.finished: dict | None = None  # an operation that had been cut off and was completed here: see `settle`
+        self.finished: history.Event | None = (
+            None  # an operation that had been cut off and was completed here: see `settle`
+        )
 
     # -------------------------------------------------------------------------------- cuts, and changed files
 
-    def settle(self, asked: list | None = None) -> bool:
+    def settle(self, asked: list[Any] | None = None) -> bool:
         """Complete or discard what a process that was cut off left behind, and say so in a line. What can only be read
         is read as it is. Returns whether the command `asked` is what was completed: then there is nothing left to do,
         and the line says that."""
@@ -85,16 +88,17 @@ class RunFolder:
             discarded = []
             notes.append(f"was left unfinished, and cannot be finished here: {error}")
         self.finished = finished or self.finished
-        repeated = asked is not None and self.finished is not None and self.finished.get("asked") == asked
+        completed = self.finished or {}
+        repeated = asked is not None and completed.get("asked") == asked
         if repeated:
             notes.append(
-                f"this command took effect before it was cut off, as event {self.finished['number']}; nothing more "
+                f"this command took effect before it was cut off, as event {completed['number']}; nothing more "
                 "was changed"
             )
         elif finished:
             notes.append(f"event {finished['number']} ({finished['operation']}) had been cut off and was completed")
         if discarded:
-            owners = ", ".join(history.who(m) for m in discarded)
+            owners = ", ".join(who(mark) for mark in discarded)
             notes.append(f"what {owners} had begun had not taken effect and was discarded")
         if notes:
             print(plain(f"run {self.store.uri!r}: {'; '.join(notes)}"), file=sys.stderr)
@@ -175,7 +179,7 @@ class RunFolder:
         names = {e.base_name: e for e in entries if not DRAFT.match(e.base_name)}
         if self.is_ours:  # what is called like these is read, or cleaned up, as if a run had made it
             names = {n: e for n, e in names.items() if n in (SCRATCH, CHOICE)}
-        if CHOICE in names and set(self.load_choice()) >= SCORES:
+        if CHOICE in names and set(self.load_choice() or ()) >= SCORES:
             del names[CHOICE]
         if SCRATCH in names:
             below = self.store.fs.get_file_info(pafs.FileSelector(f"{root}/{SCRATCH}", recursive=True))
@@ -184,7 +188,7 @@ class RunFolder:
                 del names[SCRATCH]
         return sorted(names)
 
-    def info(self) -> dict:
+    def info(self) -> JsonObject:
         """run.json.
 
         Raises:
@@ -206,10 +210,13 @@ class RunFolder:
             )
         self.check("run.json")
         info = run_of(self.store.path("run.json"), info)
-        spec = {"model": "", "seed": 0, "tasks": [], "control": [], **info["spec"]}
-        return {**info, "spec": {**spec, "search": _search_today(spec.get("search") or {})}}
+        # Runs of earlier releases did not write all of these; whoever reads a run finds them.
+        defaults = {"model": "", "seed": 0, "tasks": [], "control": []}
+        spec = {**defaults, **info["spec"]}
+        spec["search"] = _search_today(spec.get("search") or {})
+        return {**info, "spec": spec}
 
-    def stored(self, settings: type[Shape], found: Mapping, name: str = "run.json") -> Shape:
+    def stored(self, settings: type[Shape], found: Mapping[str, object], name: str = "run.json") -> Shape:
         """Settings as a file of the run holds them.
 
         Raises:
@@ -219,7 +226,7 @@ class RunFolder:
 
     def begin(
         self,
-        spec: Mapping,
+        spec: JsonObject,
         base: str,
         identity: Mapping[str, object],
         heads: Mapping[str, torch.Tensor],
@@ -232,20 +239,22 @@ class RunFolder:
         Tasks that the spec names no more are set aside, with their heads: earlier versions hold them, and somebody may
         add them again.
         """
-        info = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
+        info: JsonObject = {"format": FORMAT, "spec": spec, "base": base, "identity": identity, "software": software()}
+        heads = dict(heads)
+        classes = {task: list(names) for task, names in classes.items()}
         keys = dict(keys or {})
         again = self.store.exists("run.json")
         if again:
             info["set_aside"] = self._set_aside(spec)
-            heads = dict(heads)
-            classes = dict(classes)
-            before, known = self.store.read_tensors(HEADS) if self.store.exists(HEADS) else ({}, {})
-            for task in (t["name"] for t in info["set_aside"]):
+            before, known = self._read_heads()
+            for settings in info["set_aside"]:
+                task = settings["name"]
                 if task in before:
                     heads[task] = before[task]
                     classes[task] = known["classes"][task]
-                    keys |= {task: known["keys"][task]} if task in known.get("keys", {}) else {}
-        about = {"classes": {t: list(c) for t, c in classes.items()}, "keys": keys}
+                    if task in known.get("keys", {}):
+                        keys[task] = known["keys"][task]
+        about = {"classes": classes, "keys": keys}
         writes = {"run.json": as_json(info), HEADS: as_tensors(heads, about)}
         history.append(
             self.store,
@@ -258,14 +267,19 @@ class RunFolder:
             software=software(),
         )
 
-    def _set_aside(self, spec: Mapping) -> list[Mapping]:
+    def _set_aside(self, spec: JsonObject) -> list[JsonObject]:
         """Settings of tasks that the run has had, and that a spec does not name."""
         before = self.store.read_json("run.json")
-        had = (*before.get("set_aside", ()), *before["spec"].get("tasks", ()), *before["spec"].get("control", ()))
-        named = {t["name"] for t in (*spec.get("tasks", ()), *spec.get("control", ()))}
-        return list({t["name"]: t for t in had if t["name"] not in named}.values())
+        had = [*before.get("set_aside", ()), *_tasks_in(before["spec"])]
+        named = {task["name"] for task in _tasks_in(spec)}
+        latest = {task["name"]: task for task in had if task["name"] not in named}
+        return list(latest.values())
 
-    def load_choice(self) -> dict | None:
+    def _read_heads(self) -> tuple[dict[str, torch.Tensor], JsonObject]:
+        """The file of frozen heads as it is; nothing, where there is none yet."""
+        return self.store.read_tensors(HEADS) if self.store.exists(HEADS) else ({}, {})
+
+    def load_choice(self) -> JsonObject | None:
         """What was tried, and what was chosen, where the spec left the mask open."""
         return self.store.read_json(CHOICE) if self.store.exists(CHOICE) else None
 
@@ -277,14 +291,14 @@ class RunFolder:
     def kept_heads(self) -> dict[str, torch.Tensor]:
         """Heads by their keys. None from a file that is broken: it is written again."""
         try:
-            heads, info = self.store.read_tensors(HEADS) if self.store.exists(HEADS) else ({}, {})
+            heads, info = self._read_heads()
         except CorruptError:
             return {}
         return {key: heads[task] for task, key in info.get("keys", {}).items()}
 
     def record(
-        self, operation: str, files: Iterable[str] = (), writes: Mapping[str, bytes] | None = None, **details: object
-    ) -> dict:
+        self, operation: str, files: Iterable[str] = (), writes: Mapping[str, bytes] | None = None, **details: Any
+    ) -> history.Event:
         """An event that leaves head where it is, with `files` of it already on storage and others that it `writes`,
         and whatever workers have left there. Returns it."""
         held = sorted({*files, *self._unrecorded()})
@@ -294,9 +308,8 @@ class RunFolder:
         """Files of the kinds that workers write, which no event names yet."""
         self.store.sweep()
         known = history.recorded(self.store)
-        return [
-            n for n in self.store.walk() if n.startswith(WORKERS_WRITE) and "/checkpoints/" not in n and n not in known
-        ]
+        written = [name for name in self.store.walk() if name.startswith(WORKERS_WRITE)]
+        return [name for name in written if "/checkpoints/" not in name and name not in known]
 
     # -------------------------------------------------------------------------------- base
 
@@ -329,7 +342,8 @@ class RunFolder:
     # -------------------------------------------------------------------------------- mask
 
     def save_mask(self, mask: Mask, base: str) -> None:
-        shapes = {n: list(s) for n, s in zip(mask.layout.names, mask.layout.shapes, strict=True)}
+        pairs = zip(mask.layout.names, mask.layout.shapes, strict=True)
+        shapes = {name: list(shape) for name, shape in pairs}
         info = {**mask.info, "base": base, "fingerprint": mask.fingerprint, "k": mask.k, "shapes": shapes}
         self.store.write_tensors("mask.safetensors", mask.packed(), info)
 
@@ -369,7 +383,7 @@ class RunFolder:
                     return delta
         return None
 
-    def delta_info(self, task: str, fingerprint: str | None = None) -> dict | None:
+    def delta_info(self, task: str, fingerprint: str | None = None) -> JsonObject | None:
         """What is told of the delta that `load_delta` would give (its settings, training curve, seconds), without
         reading it; None if there is none.
 
@@ -390,9 +404,14 @@ class RunFolder:
         """Raises CorruptError unless the file that `load_delta` would give, if there is one, was recorded once. A
         later training may have moved it to the archive, and not have come to its event yet."""
         names = (f"deltas/{task}.safetensors", f"deltas/archive/{task}-{fingerprint[:16]}.safetensors")
-        recorded = {e["files"][n] for e in history.events(self.store) for n in names if n in e["files"]}
+        recorded: set[str] = set()
+        for event in history.events(self.store):
+            recorded.update(event["files"][name] for name in names if name in event["files"])
         for name in names:
-            if not self.store.exists(name) or self.store.read_tensors(name)[1].get("fingerprint") != fingerprint:
+            if not self.store.exists(name):
+                continue
+            _, info = self.store.read_tensors(name)
+            if info.get("fingerprint") != fingerprint:
                 continue
             if self.store.sha256(name) not in recorded:
                 raise CorruptError(
@@ -421,21 +440,25 @@ class RunFolder:
     def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> Learned:
         """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file
         named by its content. Returns what the version says of it."""
+        coefficients = blend.by_segment
+        groups = blend.groups if blend.granularity == "group" else None
         tensors = {f"head/{t}": h.float().contiguous() for t, h in heads.items()}
-        if blend.granularity is not None:
-            tensors |= {f"coefficient/{t}": a.float().contiguous() for t, a in blend.values.items()}
+        tensors |= {f"coefficient/{t}": a.float().contiguous() for t, a in coefficients.items()}
         name = f"learned/{fingerprint(tensors)}.safetensors"
-        how = {"granularity": blend.granularity, "groups": blend.groups if blend.granularity == "group" else None}
-        if not self.store.exists(
-            name
-        ):  # another version has the same: its bytes are recorded, and a header's order may differ
-            self.store.write_tensors(name, tensors, {**how, "mask": mask.fingerprint})
-        near_zero = {
-            t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in blend.values.items() if blend.granularity
-        }
-        ranges = {t: [float(a.min()), float(a.max())] for t, a in blend.values.items() if blend.granularity}
-        count = max((len(a) for a in blend.values.values()), default=0) if blend.granularity else 1
-        return Learned(file=name, **how, count=count, heads=sorted(heads), range=ranges, near_zero=near_zero)
+        # Where another version has the same, the file stays: its bytes are recorded, and a header's order may differ.
+        if not self.store.exists(name):
+            about = {"granularity": blend.granularity, "groups": groups, "mask": mask.fingerprint}
+            self.store.write_tensors(name, tensors, about)
+        longest = max((len(a) for a in coefficients.values()), default=0)
+        return Learned(
+            file=name,
+            granularity=blend.granularity,
+            groups=groups,
+            count=longest if blend.granularity else 1,
+            heads=sorted(heads),
+            range={t: [float(a.min()), float(a.max())] for t, a in coefficients.items()},
+            near_zero={t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in coefficients.items()},
+        )
 
     def load_learned(self, version: Version) -> tuple[Blend, dict[str, torch.Tensor]]:
         """How much of each delta a version is made of, and the heads that its tasks have of their own, by task.
@@ -463,7 +486,9 @@ class RunFolder:
         the run began with."""
         frozen, _ = self.load_heads()
         kinds = {name: task.get("head", "words") for name, task in tasks_of(self.info()).items()}
-        own = {} if version is None else self.load_learned(version)[1]
+        own: dict[str, torch.Tensor] = {}
+        if version is not None:
+            _, own = self.load_learned(version)
         return {t: ("linear", own[t]) if t in own else (kinds[t], head) for t, head in frozen.items()}
 
     # -------------------------------------------------------------------------------- checkpoints
@@ -471,7 +496,9 @@ class RunFolder:
     def save_checkpoint(self, task: str, key: str, step: int, state: Mapping[str, torch.Tensor]) -> None:
         """Two alternate, so that a broken write always leaves the one before."""
         self.store.write_tensors(f"checkpoints/{task}/step-{step:08d}.safetensors", state, {"key": key, "step": step})
-        for name in self._checkpoints(task)[:-2] if self._marked else ():
+        if not self._marked:
+            return
+        for name in self._checkpoints(task)[:-2]:
             self.store.delete(f"checkpoints/{task}/{name}")
 
     def load_checkpoint(self, task: str, key: str) -> tuple[int, dict[str, torch.Tensor]] | None:
@@ -503,7 +530,7 @@ class RunFolder:
 
     # -------------------------------------------------------------------------------- trials
 
-    def load_trial(self, key: str) -> tuple[dict, dict[str, torch.Tensor]] | None:
+    def load_trial(self, key: str) -> tuple[JsonObject, dict[str, torch.Tensor]] | None:
         """One evaluated candidate: what `save_trial` was given. A broken file counts as absent: it is evaluated
         again."""
         name = f"trials/{key}.safetensors"
@@ -515,7 +542,7 @@ class RunFolder:
             return None
         return info, logits
 
-    def stored_trial(self, key: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    def stored_trial(self, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """A candidate that has to be there, because something was built on it.
 
         Raises:
@@ -529,7 +556,7 @@ class RunFolder:
             )
         return found
 
-    def save_trial(self, key: str, info: Mapping, logits: Mapping[str, torch.Tensor]) -> None:
+    def save_trial(self, key: str, info: Mapping[str, object], logits: Mapping[str, torch.Tensor]) -> None:
         self.store.write_tensors(f"trials/{key}.safetensors", logits, info)
 
     # -------------------------------------------------------------------------------- versions
@@ -537,8 +564,9 @@ class RunFolder:
     def versions(self) -> list[int]:
         """Their numbers, as recorded. Whatever else lies in `versions/` is for `verify` to name."""
         recorded = history.recorded(self.store)
-        there = {name for name in self.store.list("versions") if f"versions/{name}" in recorded}
-        return sorted(int(found[1]) for name in there if (found := re.fullmatch(r"(\d{4,})\.json", name)))
+        there = [name for name in self.store.list("versions") if f"versions/{name}" in recorded]
+        named = [re.fullmatch(r"(\d{4,})\.json", name) for name in there]
+        return sorted(int(match[1]) for match in named if match is not None)
 
     def load_version(self, number: int) -> Version:
         """Raises TalosError if there is no such version, CorruptError if its file was changed or does not hold what it
@@ -553,7 +581,7 @@ class RunFolder:
     def misfits(self) -> list[str]:
         """Files that are as they were recorded, and yet do not hold what their format says: a score above 1, a delta
         that is NaN, a field that is missing. Whoever can make all hashes anew can write such ones."""
-        problems = []
+        problems: list[str] = []
 
         def tried(check: Callable[[], object]) -> None:
             try:
@@ -567,24 +595,28 @@ class RunFolder:
                 delta_of(self.store.path(name), tensors, info)
             finite(self.store.path(name), tensors)
 
+        def mask_fits(name: str) -> None:
+            _, info = self.store.read_tensors(name)
+            mask_of(self.store.path(name), info)
+
         tried(self.info)
         for number in self.versions():
-            tried(lambda n=number: self.load_version(n))
+            tried(partial(self.load_version, number))
         for name in self.store.walk():
-            if DELTA.fullmatch(name) or name.startswith(("learned/", "merged/")) or name == "heads.safetensors":
-                tried(lambda n=name: tensors_fit(n))
+            if DELTA.fullmatch(name) or name.startswith(("learned/", "merged/")) or name == HEADS:
+                tried(partial(tensors_fit, name))
             elif name == "mask.safetensors":
-                tried(lambda n=name: mask_of(self.store.path(n), self.store.read_tensors(n)[1]))
+                tried(partial(mask_fits, name))
         return problems
 
     def add_version(
         self,
         operation: str,
-        render: Callable[[int], tuple[Version | Mapping, Mapping[str, bytes]]],
+        render: Callable[[int], tuple[Version | JsonObject, Mapping[str, bytes]]],
         *,
         in_force: bool = True,
         at: int | None = None,
-        **details: object,
+        **details: Any,
     ) -> int:
         """Add the next version and put it in force, or keep it aside. Returns its number.
 
@@ -596,25 +628,24 @@ class RunFolder:
             ConflictError: head is another by now, or others are writing.
         """
 
-        def build(before: dict) -> tuple[dict[str, bytes], dict[str, object]]:
+        def build(before: history.Event) -> tuple[dict[str, bytes], dict[str, object]]:
             self._check_head(at, before)
             number = before.get("versions", 0)
             content, files = render(number)
             version = Version.of(content)
-            writes = {version_name(number): as_json(version.with_fields(version=number).as_dict()), **files}
-            more = {
-                "version": number,
-                "versions": number + 1,
-                **_facts(version),
-                **({"head": number} if in_force else {}),
-            }
+            stored = version.with_fields(version=number)
+            writes = {version_name(number): as_json(stored.as_dict()), **files}
+            more = {"version": number, "versions": number + 1, **_facts(version)}
+            if in_force:
+                more["head"] = number
             return writes, more
 
-        return history.append(self.store, operation, build, self._unrecorded(), **details)["version"]
+        event = history.append(self.store, operation, build, self._unrecorded(), **details)
+        return int(event["version"])
 
     def set_head(
         self, number: int, operation: str, files: Mapping[str, bytes] | None = None, *, at: int | None = None,
-        asked: list | None = None, **details: object,
+        asked: list[Any] | None = None, **details: Any,
     ) -> None:  # fmt: skip
         """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in
         `add_version`;
@@ -625,13 +656,13 @@ class RunFolder:
         """
         version = self.load_version(number)
 
-        def build(before: dict) -> tuple[Mapping[str, bytes], dict[str, object]]:
+        def build(before: history.Event) -> tuple[Mapping[str, bytes], dict[str, object]]:
             self._check_head(at, before)
             return files or {}, {"version": number, "head": number, **_facts(version)}
 
         history.append(self.store, operation, build, asked=asked, **details)
 
-    def _check_head(self, at: int | None, before: Mapping) -> None:
+    def _check_head(self, at: int | None, before: history.Event) -> None:
         if at is not None and before.get("head") != at:
             raise ConflictError(
                 f"head of run {self.store.uri!r} was version {at} when this began and is {before.get('head')} now "
@@ -642,11 +673,16 @@ class RunFolder:
 
     def load_answers(self, number: int) -> Answers:
         """What a version answered on test data when it was made; only those of tasks that the run had then."""
-        self.check(name := answers_name(number))
+        name = answers_name(number)
+        self.check(name)
         tensors, info = self.store.read_tensors(name)
-        parts = {kind: {t: tensors[f"{t}/{kind}"] for t in info["data"]} for kind in ("predicted", "label")}
-        sure = {t: tensors[f"{t}/probability"] for t in info["data"] if f"{t}/probability" in tensors}
-        return Answers(parts["predicted"], parts["label"], info["data"], sure)
+        tasks = info["data"]
+        return Answers(
+            predicted={t: tensors[f"{t}/predicted"] for t in tasks},
+            labels={t: tensors[f"{t}/label"] for t in tasks},
+            data=tasks,
+            probability={t: tensors[f"{t}/probability"] for t in tasks if f"{t}/probability" in tensors},
+        )
 
     @property
     def head(self) -> int | None:
@@ -658,21 +694,27 @@ class RunFolder:
         events, digest = history.chain(self.store)
         return len(events), digest if events else ""
 
-    def approval(self, number: int) -> dict | None:
+    def approval(self, number: int) -> history.Event | None:
         """The event by which somebody put this version in force although its gate was not met."""
         events = history.events(self.store)
         return next((e for e in events if e["operation"] == "approve" and e["version"] == number), None)
 
-    def load_robustness(self, number: int) -> dict | None:
+    def load_robustness(self, number: int) -> JsonObject | None:
         """What a version scores on corrupted test data, if that was measured."""
         name = robustness_name(number)
         return self.store.parse_json(name, self.read(name)) if name in history.recorded(self.store) else None
 
 
-def tasks_of(info: Mapping) -> dict[str, dict]:
+def tasks_of(info: JsonObject) -> dict[str, JsonObject]:
     """Settings of every target and control task that a run has had, by name. `info`: its run.json."""
     spec = info["spec"]
-    return {t["name"]: t for t in (*info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
+    tasks = [*info.get("set_aside", ()), *spec["tasks"], *spec["control"]]
+    return {task["name"]: task for task in tasks}
+
+
+def _tasks_in(spec: JsonObject) -> list[JsonObject]:
+    """Settings of the target and control tasks of a stored spec."""
+    return [*spec.get("tasks", ()), *spec.get("control", ())]
 
 
 def version_name(number: int) -> str:
@@ -737,7 +779,7 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
     return mask_from_packed(layout, packed, extra)
 
 
-def _search_today(search: Mapping) -> dict:
+def _search_today(search: JsonObject) -> JsonObject:
     """The search of a spec as settings are called now: before coefficients were learned, a surrogate or Optuna
     proposed them."""
     if "probe" not in search:

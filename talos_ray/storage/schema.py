@@ -27,6 +27,7 @@ Many = Annotated[int, Field(strict=True, ge=0, le=1 << 60)]
 Text = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Shape = TypeVar("Shape", bound=BaseModel)
+JsonObject = dict[str, Any]
 
 
 class Stored(BaseModel):
@@ -82,7 +83,7 @@ class _Mask(Stored):
     shapes: dict[str, list[Many]]
 
 
-def fits(model: type[Shape], path: str, found: Mapping) -> Shape:
+def fits(model: type[Shape], path: str, found: Mapping[str, object]) -> Shape:
     """What was found in a file, as its format's model.
 
     Raises:
@@ -100,13 +101,13 @@ def fits(model: type[Shape], path: str, found: Mapping) -> Shape:
         raise CorruptError(f"{path}: field {where!r} is {value}; wanted {wanted}; restore it from a copy") from None
 
 
-def run_of(path: str, found: Mapping) -> dict:
+def run_of(path: str, found: JsonObject) -> JsonObject:
     """The content of run.json; raises as `fits`."""
     fits(_Run, path, found)
     return dict(found)
 
 
-def delta_of(path: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> torch.Tensor:
+def delta_of(path: str, tensors: Mapping[str, torch.Tensor], info: JsonObject) -> torch.Tensor:
     """The values [k] of a delta's file; raises as `fits`, and where one of them is no number."""
     fits(_Delta, path, info)
     values = tensors.get("values")
@@ -116,7 +117,7 @@ def delta_of(path: str, tensors: Mapping[str, torch.Tensor], info: Mapping) -> t
     return values
 
 
-def mask_of(path: str, info: Mapping) -> dict:
+def mask_of(path: str, info: JsonObject) -> JsonObject:
     """The metadata of a mask's file; raises as `fits`."""
     fits(_Mask, path, info)
     return dict(info)
@@ -127,9 +128,10 @@ def finite(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue
-        for number, part in enumerate(tensor.flatten().split(AT_ONCE)):
-            if not bool(torch.isfinite(part).all()):
-                first = int((~torch.isfinite(part)).nonzero()[0])
+        for number, part in enumerate(torch.split(tensor.flatten(), AT_ONCE)):
+            broken = (~torch.isfinite(part)).nonzero()
+            if len(broken):
+                first = int(broken[0])
                 raise CorruptError(
                     f"{path}: value {number * AT_ONCE + first} of tensor {name!r} is {float(part[first])}; wanted "
                     "finite values; restore it from a copy"

@@ -219,7 +219,8 @@ class GateResult(Stored):
     @property
     def strict(self) -> bool:
         """Whether what cannot be told keeps a version aside."""
-        return self.settings.get("strict", True)
+        strict: bool = self.settings.get("strict", True)
+        return strict
 
     @property
     def holds(self) -> bool:
@@ -396,7 +397,7 @@ class Version(ArmResult):
     stages: Stages | None = None
 
     @classmethod
-    def read(cls, path: str, found: Mapping, number: int) -> Version:
+    def read(cls, path: str, found: Mapping[str, object], number: int) -> Version:
         """What the file of a version holds. `path`: as it is called in an error.
 
         Raises:
@@ -408,13 +409,13 @@ class Version(ArmResult):
         return version
 
     @classmethod
-    def of(cls, content: Version | Mapping) -> Version:
+    def of(cls, content: Version | Mapping[str, object]) -> Version:
         """The same, or what a mapping of its fields says.
 
         Raises:
             CorruptError: a field of it is not what it should be.
         """
-        return content if isinstance(content, cls) else fits(cls, "version", content)
+        return content if isinstance(content, Version) else fits(cls, "version", content)
 
     def __getitem__(self, field: str) -> Any:
         """A field as the file has it: for scripts of users, for whom a version was a dict once."""
@@ -470,7 +471,9 @@ class Version(ArmResult):
         """'target', 'forgotten', 'control', or 'other': of the run, but no part of this version."""
         if task in self.forgotten:
             return "forgotten"
-        return "target" if task in self.targets else "control" if task in self.controls else "other"
+        if task in self.targets:
+            return "target"
+        return "control" if task in self.controls else "other"
 
     def coefficient_of(self, task: str) -> str:
         """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has
