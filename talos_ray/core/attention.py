@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Forward = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]  # takes what nn.MultiheadAttention takes
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -17,7 +18,7 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
 
 
-def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
+def attention(m: nn.MultiheadAttention, linear: Linear) -> Forward:
     """A forward for `m` that computes its projections as `linear(x [n, t, d], weight, bias)`.
 
     For self-attention, and for queries that attend to something else, where the packed projection is used twice. Any
@@ -26,27 +27,29 @@ def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
     own = type(m).forward
 
     def forward(
-        query,
-        key,
-        value,
-        key_padding_mask=None,
-        need_weights=True,
-        attn_mask=None,
-        average_attn_weights=True,
-        is_causal=False,
-    ):
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if query.dim() != 3 or key is not value:
             return own(
                 m, query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
                 average_attn_weights=average_attn_weights, is_causal=is_causal,
             )  # fmt: skip
-        x, y = (q if m.batch_first else q.transpose(0, 1) for q in (query, key))  # [n, t, d], [n, s, d]
+        x = query if m.batch_first else query.transpose(0, 1)  # [n, t, d]
+        y = key if m.batch_first else key.transpose(0, 1)  # [n, s, d]
         n, t, d = x.shape
         mask = _additive(attn_mask, x.dtype)
         if mask is not None and mask.dim() == 3:  # [n * heads, t, s]
             mask = mask.view(n, m.num_heads, t, -1)
-        if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, x.dtype)[:, None, None, :]
+        ignored = _additive(key_padding_mask, x.dtype)  # [n, s]
+        if ignored is not None:
+            padding = ignored[:, None, None, :]
             mask = padding if mask is None else mask + padding
 
         def projected(x: torch.Tensor) -> torch.Tensor:
@@ -60,9 +63,8 @@ def attention(m: nn.MultiheadAttention, linear: Linear) -> Callable:
         dropout = m.dropout if m.training else 0.0
         shares = None
         if need_weights:  # [n, heads, t, s], as m's own forward returns them
-            shares = F.dropout(
-                (q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + (0 if mask is None else mask)).softmax(-1), dropout
-            )
+            agreement = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+            shares = F.dropout((agreement + (0 if mask is None else mask)).softmax(-1), dropout)
             mixed = shares @ v
             shares = shares.mean(1) if average_attn_weights else shares
         else:

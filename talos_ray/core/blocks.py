@@ -71,6 +71,7 @@ class Block:
         across = shape[1]
         if self.width == across:
             return Touched(shape, self.index, None)
+        assert self.index is not None  # only a part of a matrix is asked for: the whole one needs no smaller product
         return Touched(shape, _some(self.index // across, shape[0]), _some(self.index % across, across))
 
 
@@ -104,6 +105,7 @@ class Touched:
         """Where a block's weights stand in the flattened part, int64 [m]; None where they are all of it."""
         if block.width > 1:
             return None
+        assert block.index is not None  # as in `Block.touched`
         row = block.index // self.shape[1]
         column = block.index % self.shape[1]
         if self.rows is not None:
@@ -126,18 +128,19 @@ def blocks(mask: Mask, device: torch.device | str = "cpu") -> list[Block]:
         total = torch.Size(shapes[name]).numel()
         row = total // shapes[name][0] if len(shapes[name]) > 1 else 1
         width = 1
-        index = flat
+        index: torch.Tensor | None = flat
         if flat.numel() == total:
             width = total
             index = None
         elif row > 1 and flat.numel() % row == 0:
             heads = flat.view(-1, row)
-            if bool((heads[:, 0] % row == 0).all()) and bool((heads[:, -1] - heads[:, 0] == row - 1).all()):
+            # Ascending numbers are a whole row where the first is its first and the last its last.
+            begins = bool((heads[:, 0] % row == 0).all())
+            if begins and bool((heads[:, -1] - heads[:, 0] == row - 1).all()):
                 width = row
                 index = heads[:, 0] // row
-        found.append(
-            Block(name, width, None if index is None else _small(index).to(device), slice(start, start + flat.numel()))
-        )
+        place = slice(start, start + flat.numel())
+        found.append(Block(name, width, None if index is None else _small(index).to(device), place))
         start += flat.numel()
     return found
 

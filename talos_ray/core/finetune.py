@@ -90,7 +90,8 @@ class Plan:
     ) -> tuple[torch.Tensor, ...]:
         """This worker's samples of one update, cut into those of one backward each."""
         mine = self.batch_at(step)[rank::world]
-        return mine.split(micro_batch_size or max(1, len(mine)))
+        parts: tuple[torch.Tensor, ...] = mine.split(micro_batch_size or max(1, len(mine)))
+        return parts
 
 
 def finetune(
@@ -139,17 +140,17 @@ def finetune(
         (loss * (world / whole)).backward()
         return loss.detach()
 
-    run = Replay(work, [optimizer.values.grad])
+    run = Replay(work, [optimizer.grad])
     for step in range(done, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         parts = plan.parts_at(step, rank, world, micro_batch_size)
         mine = sum(map(len, parts))
-        total = 0.0
+        sums: list[torch.Tensor] = []
         for part in parts:
             inputs, labels = batch(part)
-            total = total + run(inputs, plan.labels_at(part, labels))
+            sums.append(run(inputs, plan.labels_at(part, labels)))
         optimizer.step(plan.lr_at(step))
-        mean = total / max(1, mine)
+        mean = functools.reduce(torch.add, sums) / max(1, mine)
         losses.append(mean)
         if mean.device.type == "cpu" or len(losses) >= LOOK_STEPS or step == plan.steps - 1:
             read += _read(losses, plan, step)
@@ -159,7 +160,7 @@ def finetune(
 
 
 def _read(losses: list[torch.Tensor], plan: Plan, last: int) -> list[float]:
-    values = torch.stack(losses).tolist()
+    values: list[float] = torch.stack(losses).tolist()
     for step, value in enumerate(values, last - len(values) + 1):
         if not math.isfinite(value):
             raise FloatingPointError(

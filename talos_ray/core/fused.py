@@ -16,7 +16,6 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
-from torch import nn
 
 from talos_ray.core.blocks import Block
 from talos_ray.core.segments import Segments
@@ -64,9 +63,9 @@ class Fused:
 
     def __init__(
         self,
-        blocks: Sequence[tuple[nn.Parameter, Block]],
+        blocks: Sequence[tuple[torch.Tensor, Block]],
         base: torch.Tensor,
-        run: Callable,
+        run: Callable[..., None],
         segments: Segments | None = None,
     ) -> None:
         self.base = base
@@ -82,7 +81,7 @@ class Fused:
         most = JOB[base.device.type]
         ends = None if segments is None else segments.lengths.cumsum(0)
         jobs = torch.cat([_jobs(n, b, most, ends) for n, b in whole])
-        if segments is not None:
+        if segments is not None and ends is not None:
             run_of_job = torch.searchsorted(ends, jobs[:, PLACE].contiguous(), right=True)
             jobs[:, SEGMENT] = segments.owner[run_of_job]
         self.jobs = jobs.to(base.device)
@@ -90,7 +89,7 @@ class Fused:
 
     @staticmethod
     def of(
-        blocks: Sequence[tuple[nn.Parameter, Block]],
+        blocks: Sequence[tuple[torch.Tensor, Block]],
         base: torch.Tensor,
         deltas: Sequence[torch.Tensor],
         segments: Segments | None = None,
@@ -116,7 +115,8 @@ class Fused:
         """
         addresses = [t.data_ptr() for t in (*self.params, *deltas)]
         if addresses != self.addresses:
-            self.addresses, self.table = addresses, torch.tensor(addresses, dtype=torch.int64, device=self.base.device)
+            self.addresses = addresses
+            self.table = torch.tensor(addresses, dtype=torch.int64, device=self.base.device)
         places, sources = self.table.split([len(self.params), len(deltas)])
         alphas = coefficients.to(self.base.device, non_blocking=True)
         stored = deltas[0].dtype if deltas else torch.float32

@@ -6,13 +6,16 @@ import ctypes
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+from numpy.typing import NDArray
 
 from talos_ray.core.fused import COUNT, INDEX, PARAMETER, PLACE, SEGMENT, START, WIDTH
 
@@ -26,19 +29,38 @@ WORD = ir.IntType(32)
 FLOAT = ir.FloatType()
 WIDE = ir.VectorType(FLOAT, 8)  # what is written past the caches at once
 
+# What follows is compiled, and numba has no types for it: in an intrinsic the parameters are numba's types of the
+# arguments, and `code` builds LLVM instructions from their values. Elsewhere they are scalars and arrays.
+Code = Callable[[Any, Any, Any, Any], Any]  # (context, builder, signature, arguments) -> value
+Scalar = Any
+Array = NDArray[Any]
 
-@intrinsic
-def pointer(typing, address):
-    return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(
-        args[0], cgutils.voidptr_t
-    )
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """numba's other decorator, whose types fit no call."""
+    compiled: Callable[..., Any] = njit(function)
+    return compiled
 
 
-@intrinsic
-def widened(typing, bits):
+def _intrinsic(define: Callable[..., tuple[Any, Code]]) -> Callable[..., Any]:
+    """numba's decorator. What comes of it is called without the first parameter, the typing context."""
+    compiled: Callable[..., Any] = intrinsic(define)
+    return compiled
+
+
+@_intrinsic
+def pointer(typing: Any, address: Any) -> tuple[Any, Code]:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), code
+
+
+@_intrinsic
+def widened(typing: Any, bits: Any) -> tuple[Any, Code]:
     """The float32 of a bfloat16's bits, or of a float32."""
 
-    def code(context, builder, signature, args):
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if bits == types.float32:
             return args[0]
         return builder.bitcast(builder.shl(builder.zext(args[0], WORD), WORD(16)), FLOAT)
@@ -46,22 +68,22 @@ def widened(typing, bits):
     return types.float32(bits), code
 
 
-@intrinsic
-def lower(typing, word):
+@_intrinsic
+def lower(typing: Any, word: Any) -> tuple[Any, Code]:
     """The float32 of the first value in a word."""
 
-    def code(context, builder, signature, args):
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bits = builder.shl(args[0], WORD(16)) if word == types.uint32 else builder.trunc(args[0], WORD)
         return builder.bitcast(bits, FLOAT)
 
     return types.float32(word), code
 
 
-@intrinsic
-def upper(typing, word):
+@_intrinsic
+def upper(typing: Any, word: Any) -> tuple[Any, Code]:
     """The float32 of the second."""
 
-    def code(context, builder, signature, args):
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if word == types.uint32:
             bits = builder.and_(args[0], WORD(0xFFFF0000))
         else:
@@ -71,20 +93,22 @@ def upper(typing, word):
     return types.float32(word), code
 
 
-@intrinsic
-def multiply_add(typing, a, b, c):
+@_intrinsic
+def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Code]:
     """a * b + c, rounded once, as torch does it."""
-    return types.float32(
-        types.float32, types.float32, types.float32
-    ), lambda context, builder, signature, args: builder.fma(*args)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), code
 
 
-@intrinsic
-def stream(typing, to, values):
+@_intrinsic
+def stream(typing: Any, to: Any, values: Any) -> tuple[Any, Code]:
     """Eight float32 from one address to another, past the caches: nobody reads a model's weights before all are
     there."""
 
-    def code(context, builder, signature, args):
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         to, values = (builder.inttoptr(a, WIDE.as_pointer()) for a in args)
         store = builder.store(builder.load(values, align=4), to, align=32)
         store.set_metadata("nontemporal", builder.module.add_metadata([WORD(1)]))
@@ -93,8 +117,8 @@ def stream(typing, to, values):
     return types.void(types.int64, types.int64), code
 
 
-@njit
-def _write(to, values):
+@_jit
+def _write(to: Array, values: Array) -> None:
     i = 0
     n = len(values)
     address = to.ctypes.data
@@ -110,42 +134,46 @@ def _write(to, values):
         i += 1
 
 
-@njit
-def multiply_then_add(a, b, c):
+@_jit
+def multiply_then_add(a: Scalar, b: Scalar, c: Scalar) -> Scalar:
     """a * b + c, rounded twice, as torch does it where every weight has a coefficient of its own."""
     return a * b + c
 
 
-@njit
-def _split(low, high, values):
+@_jit
+def _split(low: Array, high: Array, values: Array) -> None:
     for i in range(len(low)):
         low[i], high[i] = values[2 * i], values[2 * i + 1]
 
 
-@njit
-def _join(values, low, high):
+@_jit
+def _join(values: Array, low: Array, high: Array) -> None:
     for i in range(len(low)):
         values[2 * i], values[2 * i + 1] = low[i], high[i]
 
 
-def _loop_with(add: Callable) -> Callable:
+def _loop_with(add: Callable[..., Any]) -> Callable[..., None]:
     """The loop over jobs, in which `add(coefficient, value, sum)` adds a delta's value."""
 
-    @njit
-    def add_one(low, high, a, w):
+    @_jit
+    def add_one(low: Array, high: Array, a: Array, w: Scalar) -> None:
         for i in range(len(a)):
             low[i] = add(w, lower(a[i]), low[i])
             high[i] = add(w, upper(a[i]), high[i])
 
-    @njit
-    def add_four(low, high, a, b, c, d, w, x, y, z):
+    @_jit
+    def add_four(
+        low: Array, high: Array, a: Array, b: Array, c: Array, d: Array, w: Scalar, x: Scalar, y: Scalar, z: Scalar
+    ) -> None:
         for i in range(len(a)):
             two = add(x, lower(b[i]), add(w, lower(a[i]), low[i]))
             low[i] = add(z, lower(d[i]), add(y, lower(c[i]), two))
             two = add(x, upper(b[i]), add(w, upper(a[i]), high[i]))
             high[i] = add(z, upper(d[i]), add(y, upper(c[i]), two))
 
-    def compose(jobs, addresses, base, sources, alphas, one, two):
+    def compose(
+        jobs: Array, addresses: Array, base: Array, sources: Array, alphas: Array, one: Array, two: Array
+    ) -> None:
         total = np.empty(PIECE, np.float32)
         lows = np.empty(PIECE // 2, np.float32)
         highs = np.empty(PIECE // 2, np.float32)
@@ -230,7 +258,15 @@ def _rest() -> Callable[[], int]:
 
 
 def compose(
-    jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool
+    jobs: torch.Tensor,
+    places: torch.Tensor,
+    base: torch.Tensor,
+    sources: torch.Tensor,
+    alphas: torch.Tensor,
+    stored: torch.dtype,
+    out: torch.dtype,
+    index: torch.dtype,
+    one_each: bool,
 ) -> None:
     """All jobs, by as many threads as torch uses; base and parameters are float32, indices int64. Arguments: see
     `core.fused.Fused`."""
@@ -240,7 +276,8 @@ def compose(
     cuts = torch.searchsorted(done, torch.arange(1, threads) * done[-1] // threads).tolist()
     table = jobs.numpy()
     by_segment = alphas.T.contiguous().numpy()
-    rest = (places.numpy(), base.numpy(), sources.numpy(), by_segment, *STORED[stored])
+    one, two = STORED[stored]
+    rest = (places.numpy(), base.numpy(), sources.numpy(), by_segment, one, two)
     shares = [table[a:b] for a, b in zip([0, *cuts], [*cuts, len(table)], strict=True)]
     if threads > 1:  # for milliseconds after an operation torch's threads spin, on the cores that ours need
         _rest()()

@@ -85,8 +85,11 @@ _KINDS = (
 
 def is_rms_norm(m: nn.Module) -> bool:
     """Every library writes a class of its own; they are known by their names' ends."""
-    own = [n for n, _ in m.named_parameters(recurse=False)]
-    return type(m).__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"] and m.weight.ndim == 1
+    own = list(m.named_parameters(recurse=False))
+    if not type(m).__name__.endswith(("RMSNorm", "T5LayerNorm")) or [name for name, _ in own] != ["weight"]:
+        return False
+    _, weight = own[0]
+    return weight.ndim == 1
 
 
 def eligible_layout(module: nn.Module, prefix: str | tuple[str, ...] = "") -> Layout:
@@ -111,7 +114,7 @@ def eligible_layout(module: nn.Module, prefix: str | tuple[str, ...] = "") -> La
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The raw bytes of a tensor, row-major, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -84,10 +84,12 @@ class LearnedCoefficients:
         self.composer = Composer(module, mask, deltas, base, segments)
         self.tasks = list(self.composer.deltas)
         self.moving = self.tasks if moving is None else list(moving)
+        assert self.composer.segments is not None  # it was given some
         self.segments = self.composer.segments
         first = torch.as_tensor(start, dtype=torch.float32).expand(len(self.tasks), segments.count)
         self.values = nn.Parameter(first.to(self.composer.base.device, copy=True).contiguous())
-        self.values.grad = torch.zeros_like(self.values)
+        self.grad = torch.zeros_like(self.values)  # float32 [T, G]
+        self.values.grad = self.grad
         self.adam = torch.optim.Adam([self.values])
         self.gradient = MaskedGradient(module, mask, torch.zeros_like(self.composer.base, dtype=torch.float32))
         self.put()
@@ -108,12 +110,11 @@ class LearnedCoefficients:
         product = torch.empty_like(flat)
         for task in self.moving:
             delta = self.composer.values[task]
-            for start in range(
-                0, len(flat), CHUNK
-            ):  # converted in parts, because a delta in float32 is as large as the gradient
+            # Converted in parts, because a delta in float32 is as large as the gradient.
+            for start in range(0, len(flat), CHUNK):
                 part = slice(start, start + CHUNK)
                 torch.mul(flat[part], delta[part].float(), out=product[part])
-            self.values.grad[self.tasks.index(task)] = self.segments.sums(product)
+            self.grad[self.tasks.index(task)] = self.segments.sums(product)
         flat.zero_()
 
     def step(self, lr: float) -> None:
@@ -164,20 +165,24 @@ class LearnedHeads:
 
     def state(self) -> State:
         """Heads, moments and step counts."""
-        found = {}
+        state: State = {}
+        if self.adam is None:  # there are no heads
+            return state
         for task, head in self.heads.items():
-            found[f"head/{task}"] = head.detach().clone()
-            found |= {f"head/{task}/{name}": kept for name, kept in adam_state(self.adam, head).items()}
-        return found
+            state[f"head/{task}"] = head.detach().clone()
+            moments = adam_state(self.adam, head)
+            state |= {f"head/{task}/{name}": values for name, values in moments.items()}
+        return state
 
     @torch.no_grad()
     def load(self, state: State) -> None:
         """Go back to a `state()`, bitwise."""
+        if self.adam is None:
+            return
         for task, head in self.heads.items():
             head.copy_(state[f"head/{task}"])
-            load_adam(
-                self.adam, head, {name: state[f"head/{task}/{name}"] for name in ("exp_avg", "exp_avg_sq", "step")}
-            )
+            moments = {name: state[f"head/{task}/{name}"] for name in ("exp_avg", "exp_avg_sq", "step")}
+            load_adam(self.adam, head, moments)
 
 
 def agreement_loss(

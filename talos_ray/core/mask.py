@@ -7,7 +7,7 @@ the k-th smallest exactly, in chunks, without sorting or copying the scores.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -186,11 +186,7 @@ def select(
     """
     if closed := layout.closed(layers):
         left = layout.without(closed)
-        at = 0
-        for name, part in layout.split(scores).items() if scores is not None else ():
-            if name not in closed:  # to the front, because a copy of them all may not fit in
-                scores[at : at + len(part)] = part.clone()
-                at += len(part)
+        open_scores = None if scores is None else _moved_to_front(layout, closed, scores)
         share = keep * layout.total / left.total
         if share > 1 and strategy != "all":
             raise ValueError(
@@ -202,7 +198,7 @@ def select(
             strategy,
             share,
             granularity=granularity,
-            scores=None if scores is None else scores[:at],
+            scores=open_scores,
             weights=weights,
             seed=seed,
         )
@@ -220,27 +216,53 @@ def select(
         keys = torch.rand(count, generator=torch.Generator().manual_seed(seed))
         return _smallest_rows(layout, keys, k, False) if granularity == "row" else smallest(keys, k)
     if strategy == "magnitude":
-        scores = torch.empty(layout.total)
-        for name, part in layout.split(scores).items():
-            part.copy_(weights[name].detach().reshape(-1)).abs_()
+        assert weights is not None  # as the argument's description asks
+        scores = _magnitudes(layout, weights)
+    assert scores is not None  # the same
     if strategy == "least_sensitive_per_tensor":
-        flags = torch.empty(layout.total, dtype=torch.bool)
-        parts = zip(
-            layout.split(flags).items(), layout.shapes, scores.split(layout.sizes), shares(layout.sizes, k), strict=True
-        )
-        for (name, mine), shape, s, part in parts:
-            mine.copy_(_lowest(Layout((name,), (shape,)), s, part, False, granularity))
-        return flags
+        return _by_tensor(layout, scores, k, granularity)
     return _lowest(layout, scores, k, largest, granularity)
+
+
+def _moved_to_front(layout: Layout, closed: Collection[str], scores: torch.Tensor) -> torch.Tensor:
+    """The scores of the parameters that are not closed, side by side, in the memory of `scores`: a copy of them all
+    may not fit in."""
+    at = 0
+    for name, part in layout.split(scores).items():
+        if name not in closed:
+            scores[at : at + len(part)] = part.clone()
+            at += len(part)
+    return scores[:at]
+
+
+def _magnitudes(layout: Layout, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """float32 [P]: the absolute values of the weights."""
+    scores = torch.empty(layout.total)
+    for name, part in layout.split(scores).items():
+        part.copy_(weights[name].detach().reshape(-1)).abs_()
+    return scores
+
+
+def _by_tensor(layout: Layout, scores: torch.Tensor, k: int, granularity: Granularity) -> torch.Tensor:
+    """bool [P]: the lowest of every tensor, the same share of each."""
+    flags = torch.empty(layout.total, dtype=torch.bool)
+    flags_of = layout.split(flags)
+    scores_of = layout.split(scores)
+    for name, shape, count in zip(layout.names, layout.shapes, shares(layout.sizes, k), strict=True):
+        alone = Layout((name,), (shape,))
+        flags_of[name].copy_(_lowest(alone, scores_of[name], count, False, granularity))
+    return flags
 
 
 def _lowest(layout: Layout, scores: torch.Tensor, k: int, largest: bool, granularity: Granularity) -> torch.Tensor:
     if granularity == "element":
         return smallest(scores, k, largest)
     parts = zip(scores.split(layout.sizes), layout.rows, strict=True)
-    return _smallest_rows(layout, torch.cat([s.view(rows, width).mean(1) for s, (rows, width) in parts]), k, largest)
+    means = torch.cat([part.view(rows, width).mean(1) for part, (rows, width) in parts])
+    return _smallest_rows(layout, means, k, largest)
 
 
 def round_keep(keep: float, r: int, rounds: int) -> float:
     """Share of weights kept after round r of R (1-based): keep^(r/R) (TaLoS, iterative calibration)."""
-    return keep ** (r / rounds)
+    share: float = keep ** (r / rounds)
+    return share

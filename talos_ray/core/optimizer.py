@@ -7,7 +7,7 @@ Parameters outside the mask ask for no gradient, so backward stops at the lowest
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -63,7 +63,7 @@ class MaskedGradient:
             self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(block)))
         self.rows = RowGradients(module, [b for _, b in self.blocks], flat)
 
-    def _gatherer(self, block: Block):
+    def _gatherer(self, block: Block) -> Callable[[torch.Tensor], None]:
         def gather(p: torch.Tensor) -> None:
             if p.grad is not None:  # otherwise its rows have gone into the buffer already
                 self.flat[block.place] += block.gather(p.grad)
@@ -100,9 +100,10 @@ class SparseAdamW:
         params = dict(module.named_parameters())
         device = params[mask.layout.names[0]].device
         self.values = nn.Parameter(torch.empty(mask.k, dtype=torch.float32, device=device))
-        self.values.grad = torch.zeros_like(self.values)
+        self.grad = torch.zeros_like(self.values)  # float32 [k], always the same tensor
+        self.values.grad = self.grad
         self.adam = torch.optim.AdamW([self.values], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        self.gradient = MaskedGradient(module, mask, self.values.grad)
+        self.gradient = MaskedGradient(module, mask, self.grad)
         self.blocks = self.gradient.blocks
         # On a GPU all is written at once: a launch a tensor would cost more than the bytes.
         self.write = Fused.of(self.blocks, self.values.detach(), ()) if device.type == "cuda" else None
@@ -118,18 +119,19 @@ class SparseAdamW:
     def push(self) -> None:
         """Write the values into the module."""
         if self.write is not None:
-            return self.write((), ())
+            return self.write((), torch.empty(0, 1))
         for p, block in self.blocks:
             block.scatter(p, self.values[block.place])
 
     def step(self, lr: float | None = None) -> torch.Tensor:
         """One update with the gathered gradient, which is then cleared. Returns the gradient's norm before clipping, a
         number on the model's device."""
-        grad = self.values.grad
+        grad = self.grad
+        # Every worker of a team has the gradient of its own samples; all take the step of their mean.
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(grad)
             grad /= dist.get_world_size()
-        norm = grad.norm()
+        norm: torch.Tensor = grad.norm()
         if self.clip_norm is not None:
             grad *= (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         self.adam.param_groups[0]["lr"] = self.lr if lr is None else lr
@@ -147,12 +149,13 @@ class SparseAdamW:
         """Go back to a `state()`, bitwise, and write its values into the module."""
         self.values.copy_(state["values"])
         load_adam(self.adam, self.values, state)
-        self.values.grad.zero_()
+        self.grad.zero_()
         self.push()
 
     def bytes(self) -> int:
         """Bytes of values, gradient and moments that this optimizer holds."""
-        return sum(t.numel() * t.element_size() for t in (*self.state().values(), self.values.grad))
+        held = [*self.state().values(), self.grad]
+        return sum(t.numel() * t.element_size() for t in held)
 
     def close(self) -> None:
         """Take the hooks off the module and give its layers their own forward back."""

@@ -73,7 +73,7 @@ def _mcnemar(fewer: int, changed: int) -> float:
     for i in range(fewer):
         ways = ways * (changed - i) // (i + 1)
         tail += ways
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, 2 * tail / (1 << changed))
 
 
 def kept_z(both: Any, lost: Any, won: Any, n: Any, share: float) -> np.ndarray:

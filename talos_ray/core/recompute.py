@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+Forward = Callable[..., Any]  # of any module: what it takes and gives is the model's own
 
 
 def blocks_of(module: nn.Module, edited: Sequence[str]) -> list[nn.Module]:
@@ -26,7 +29,7 @@ def blocks_of(module: nn.Module, edited: Sequence[str]) -> list[nn.Module]:
 
 
 @contextmanager
-def wrapped(blocks: Sequence[nn.Module], wrap: Callable[[Callable], Callable]) -> Iterator[None]:
+def wrapped(blocks: Sequence[nn.Module], wrap: Callable[[Forward], Forward]) -> Iterator[None]:
     """Blocks whose forward goes through `wrap` inside."""
     for block in blocks:
         block.forward = wrap(block.forward)
@@ -37,6 +40,6 @@ def wrapped(blocks: Sequence[nn.Module], wrap: Callable[[Callable], Callable]) -
             del block.forward
 
 
-def recomputing(forward: Callable) -> Callable:
+def recomputing(forward: Forward) -> Forward:
     """A forward that keeps its inputs only. Its values stay, and so do the bits of a training that is deterministic."""
     return lambda *args, **named: checkpoint(forward, *args, use_reentrant=False, **named)

@@ -12,14 +12,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from talos_ray.core.fisher import Batch
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
 log = logging.getLogger(__name__)
 
 Work = Callable[[Batch, torch.Tensor], torch.Tensor]
+Shapes = tuple[tuple[torch.Size, torch.dtype], ...]  # of a step's inputs: what one recording is good for
 AS_IT_IS = 3  # times that a shape comes before it is recorded: libraries choose and allocate in the first
 MOST = 16  # shapes that are recorded
 # of the GPU's memory that a step must leave: a recording keeps as much again, and a step that needs more is not short
@@ -28,7 +33,7 @@ NEAR = 1e-2  # share of its norm by which a gradient may change when it is compu
 
 
 class _Recording:
-    def __init__(self, work: Work, batch: Batch, labels: torch.Tensor, pool) -> None:
+    def __init__(self, work: Work, batch: Batch, labels: torch.Tensor, pool: _POOL_HANDLE | None) -> None:
         self.tensors = [t.clone() for t in _tensors(batch, labels)]
         *parts, fixed = self.tensors
         inputs = dict(zip(batch, parts, strict=True)) if isinstance(batch, dict) else parts[0]
@@ -57,8 +62,8 @@ class Replay:
         self.work = work
         self.grads = list(grads)
         self.on = self.grads[0].is_cuda
-        self.seen: Counter = Counter()
-        self.recordings: dict[tuple, _Recording] = {}
+        self.seen: Counter[Shapes] = Counter()
+        self.recordings: dict[Shapes, _Recording] = {}
 
     def __call__(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
         if not self.on:
@@ -71,7 +76,7 @@ class Replay:
             return self.work(batch, labels)
         return self._record(shapes, batch, labels)
 
-    def _record(self, shapes: tuple, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+    def _record(self, shapes: Shapes, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
         """This step as it is, and the same once more from a recording."""
         device = labels.device
         before = self._gradient()

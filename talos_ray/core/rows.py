@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,38 +64,50 @@ class Route:
 
     @staticmethod
     def of(touched: Touched, take: Callable[[torch.Tensor], None]) -> Route:
-        numbers = (touched.rows, touched.columns)
-        filled = (F.pad(i, (0, -len(i) % GROUP)) if i is not None and i.is_cuda else i for i in numbers)
-        return Route(touched, take, *filled)
+        return Route(touched, take, rows=_filled(touched.rows), columns=_filled(touched.columns))
 
     def product(self, g: torch.Tensor, x: torch.Tensor) -> None:
         """The touched part of g^T x for g [positions, out] and x [positions, in]."""
         left = g if self.rows is None else g.index_select(1, self.rows)
         part = left.T @ (x if self.columns is None else x.index_select(1, self.columns))
-        if self.rows is not self.touched.rows:
+        # Without what was filled up to whole groups.
+        if self.touched.rows is not None:
             part = part[: len(self.touched.rows)]
-        if self.columns is not self.touched.columns:
+        if self.touched.columns is not None:
             part = part[:, : len(self.touched.columns)]
         self.take(part)
+
+
+def _filled(numbers: torch.Tensor | None) -> torch.Tensor | None:
+    """On a GPU with zeros up to a multiple of GROUP: row 0 is computed again, and thrown away."""
+    if numbers is None or not numbers.is_cuda:
+        return numbers
+    return F.pad(numbers, (0, -len(numbers) % GROUP))
 
 
 class _RowLinear(torch.autograd.Function):
     """y = x W^T + b for x [..., in], W [out, in]; the gradient of W goes by its route."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, route):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, route: Route
+    ) -> torch.Tensor:
         narrow = weight
+        # Autocast does not reach into a function of our own, which therefore converts as F.linear would.
         if torch.is_autocast_enabled(x.device.type):
-            x, narrow = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x = x.to(dtype)
+            narrow = weight.to(dtype)
             bias = None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, weight)  # as it is stored: converting it again costs less than a copy kept until then
         ctx.route = route
         flat = F.linear(x.reshape(-1, x.shape[-1]), narrow, bias)
         # Not a view: some models (DeBERTa) go on in place, which autograd forbids for a view that a function made.
-        return torch.ops.aten._unsafe_view(flat, (*x.shape[:-1], flat.shape[-1]))
+        y: torch.Tensor = torch.ops.aten._unsafe_view(flat, (*x.shape[:-1], flat.shape[-1]))
+        return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None, None]:
         x, weight = ctx.saved_tensors
         flat = g.reshape(-1, g.shape[-1])
         ctx.route.product(flat, x.reshape(-1, x.shape[-1]))
@@ -137,7 +150,7 @@ class RowGradients:
             elif id(getattr(m, "weight", None)) in patches & set(self.routes):
                 self._patch(m, lambda x, m=m: self._patches(m, x))
 
-    def _patch(self, m: nn.Module, forward: Callable) -> None:
+    def _patch(self, m: nn.Module, forward: Callable[..., object]) -> None:
         m.forward = forward
         self.patched.append(m)
 
@@ -151,18 +164,22 @@ class RowGradients:
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """F.linear, by the route of `weight` where it has one."""
         if id(weight) in self.routes and torch.is_grad_enabled():
-            return _RowLinear.apply(x, weight, bias, self.routes[id(weight)])
+            y: torch.Tensor = _RowLinear.apply(x, weight, bias, self.routes[id(weight)])
+            return y
         return F.linear(x, weight, bias)
 
     def _patches(self, m: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         """A convolution over patches side by side as the product that it is: x [n, in, h, w] -> [n, out, rows,
         columns]."""
         if not torch.is_grad_enabled() or x.ndim != 4:
-            return m._conv_forward(x, m.weight, m.bias)
-        (high, wide), (h, w) = m.kernel_size, x.shape[-2:]
+            plain: torch.Tensor = m._conv_forward(x, m.weight, m.bias)
+            return plain
+        high, wide = m.kernel_size
+        h, w = x.shape[-2:]
         cut = x[..., : h // high * high, : w // wide * wide].unfold(-2, high, high).unfold(-2, wide, wide)
         flat = cut.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [n, rows, columns, in * high * wide]
-        return _RowLinear.apply(flat, m.weight.flatten(1), m.bias, self.routes[id(m.weight)]).permute(0, 3, 1, 2)
+        y: torch.Tensor = _RowLinear.apply(flat, m.weight.flatten(1), m.bias, self.routes[id(m.weight)])
+        return y.permute(0, 3, 1, 2)
 
     def close(self) -> None:
         """Give the layers their own forward back."""

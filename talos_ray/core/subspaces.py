@@ -19,7 +19,7 @@ NOISE = 1e-3
 Subspaces = Callable[..., torch.Tensor]
 
 
-def tsv(deltas: torch.Tensor, **_) -> torch.Tensor:
+def tsv(deltas: torch.Tensor, **_: object) -> torch.Tensor:
     """TSV-M, task singular vectors (Gargiulo et al., CVPR 2025): of every task the largest 1/T of its singular
     directions, made orthogonal to those of the others."""
     tasks = len(deltas)
@@ -32,16 +32,18 @@ def tsv(deltas: torch.Tensor, **_) -> torch.Tensor:
     return (left * s[:, None, :]) @ right.transpose(1, 2)
 
 
-def iso_c(deltas: torch.Tensor, **_) -> torch.Tensor:
+def iso_c(deltas: torch.Tensor, **_: object) -> torch.Tensor:
     """Iso-C, isotropic merging (Marczak et al., ICML 2025): the sum of the task vectors with all its singular values
     at their mean. A task's row is what it contributes to every direction of the sum."""
-    u, s, _ = _svd(deltas.sum(0))
+    u, s, _v = _svd(deltas.sum(0))
     kept = s > NOISE * s[0]
-    u, s, mean = u[:, kept], s[kept], s.mean()
+    mean = s.mean()  # of all: what is left out as noise still counts in the paper's mean
+    u = u[:, kept]
+    s = s[kept]
     return mean * (u / s) @ (u.T @ deltas)
 
 
-def iso_cts(deltas: torch.Tensor, *, common: float, **_) -> torch.Tensor:
+def iso_cts(deltas: torch.Tensor, *, common: float, **_: object) -> torch.Tensor:
     """Iso-CTS (the same paper): the largest `common` of the sum's directions, and for what remains of each task
     directions of its own in equal numbers; all made orthogonal, with one singular value, their mean."""
     tasks = len(deltas)
@@ -73,7 +75,8 @@ def _svd(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _orthogonal(x: torch.Tensor) -> torch.Tensor:
     """The matrix [r, n] with orthonormal columns that is nearest to x [r, n]."""
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    return u @ vh
+    nearest: torch.Tensor = u @ vh
+    return nearest
 
 
 SUBSPACES: dict[str, Subspaces] = {"tsv": tsv, "iso_c": iso_c, "iso_cts": iso_cts}

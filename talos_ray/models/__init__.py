@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -31,13 +32,22 @@ _HOME = {
 }  # loaded when first used: each brings its library
 
 
-def _home(name: str):
+class _Home(Protocol):
+    """What the file of a family has."""
+
+    def check(self, name: str) -> None: ...
+
+    def load(self, name: str, pretrained: bool = True) -> Family: ...
+
+
+def _home(name: str) -> _Home:
     """The family's own file."""
     kind = name.partition(":")[0]
     if kind not in _HOME or (kind == "demo") != (name == "demo"):
         hint = nearest(kind, _HOME)
         raise SpecError(f"model {name!r} is not known{hint}; wanted one of: {', '.join(FAMILIES)}")
-    return import_module(f"talos_ray.models.{_HOME[kind]}")
+    home: _Home = import_module(f"talos_ray.models.{_HOME[kind]}")
+    return home
 
 
 def allow_code(modules: str | Sequence[str]) -> None:
@@ -62,7 +72,8 @@ def hub_name(name: str) -> str | None:
     """What the Hugging Face Hub calls a model, OWNER/NAME or NAME; None where it does not have it, or nobody knows."""
     kind, _, place = name.partition(":")
     if kind == "open_clip":
-        return _home(name).hub_name(place)
+        found: str | None = import_module(f"talos_ray.models.{_HOME[kind]}").hub_name(place)
+        return found
     known = kind in HUGGING_FACE and HUB_NAME.match(place) and not Path(place).exists()
     return place if known else None
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
-from talos_ray.models.hf import PAD, attended, blocks, cut
+from talos_ray.models.hf import PAD, Model, Tokenizer, attended, blocks, cut
 from talos_ray.models.ranked import Ranked
 
 AUTO = AutoModelForCausalLM
@@ -27,8 +26,8 @@ class Causal(Ranked):
         "log-probabilities of its tokens"
     )
 
-    def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
-        self.module = module.eval()
+    def __init__(self, module: Model, tokenizer: Tokenizer, length: int) -> None:
+        self.module: Model = module.eval()
         self.tokenizer = tokenizer
         self.length = length
         name = next(n for n, m in module.named_modules() if m is module.get_decoder())
@@ -36,11 +35,13 @@ class Causal(Ranked):
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         first = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-        return [row[-self.length :] or [first or 0] for row in self.tokenizer(texts).input_ids]
+        return [row[-self.length :] or [first or 0] for row in self.tokenizer(list(texts)).input_ids]
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         """A continuation begins with a space, as words inside a text do."""
-        return self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False).input_ids
+        continued = [f" {answer}" for answer in answers]
+        ids: list[list[int]] = self.tokenizer(continued, add_special_tokens=False).input_ids
+        return ids
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """The last token's state."""
@@ -52,8 +53,11 @@ class Causal(Ranked):
         """Token ids and where there are any, [n, l] -> the last block's states [n, l, d]."""
         # No cache, because nothing is generated; but without one transformers looks at values, and here may be shapes
         # only.
-        read = self.module.get_decoder()(input_ids=ids, attention_mask=attended(there), use_cache=ids.is_meta)
-        return read.last_hidden_state
+        decoder = self.module.get_decoder()
+        states: torch.Tensor = decoder(
+            input_ids=ids, attention_mask=attended(there), use_cache=ids.is_meta
+        ).last_hidden_state
+        return states
 
     def answered(self, text: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         ids, there = cut(text)
@@ -63,7 +67,8 @@ class Causal(Ranked):
         whole = whole.scatter(2, at, said).flatten(0, 1)  # [n * c, l + a]
         states = self._states(whole.clamp(min=0), whole != PAD)
         before = (at.flatten(0, 1) - 1)[..., None].expand(-1, -1, states.shape[-1])  # a token is predicted one earlier
-        return self.module.get_output_embeddings()(states.gather(1, before))
+        logits: torch.Tensor = self.module.get_output_embeddings()(states.gather(1, before))
+        return logits
 
     def save(self, folder: Path) -> None:
         """For `AutoModelForCausalLM.from_pretrained(FOLDER)`."""
@@ -71,6 +76,6 @@ class Causal(Ranked):
         self.tokenizer.save_pretrained(folder)
 
 
-def make(module: nn.Module, tokenizer, where: str, length: int) -> Causal:
+def make(module: Model, tokenizer: Tokenizer, where: str, length: int) -> Causal:
     # A quarter of the text's length is left to the answer.
     return Causal(module, tokenizer, min(length, getattr(module.config, "max_position_embeddings", length) * 4 // 5))

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from talos_ray.config import shortly
 from talos_ray.errors import SpecError, nearest
-from talos_ray.models.hf import PAD, attended, blocks, cut, filler, padded, stacks, used
+from talos_ray.models.hf import PAD, Model, Tokenizer, attended, blocks, cut, filler, padded, stacks, used
 
 AUTO = AutoModelForSequenceClassification
 
@@ -28,8 +28,8 @@ class Classifier:
     words_are_linear = False
     head_words = "numbers [classes] of the checkpoint's own labels; logits are its classifier's, at these"
 
-    def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
-        self.module = module.eval()
+    def __init__(self, module: Model, tokenizer: Tokenizer, length: int) -> None:
+        self.module: Model = module.eval()
         self.tokenizer = tokenizer
         self.length = length
         self.frame = tokenizer("").input_ids  # what stands around every text
@@ -40,14 +40,15 @@ class Classifier:
             known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0, 1)
             module.config.pad_token_id = filler(module, *(token for token in known if token not in self.frame[-1:]))
 
-    def preprocess(self, examples: list) -> torch.Tensor:
+    def preprocess(self, examples: list[Any]) -> torch.Tensor:
         """Raises SpecError for a text that holds the word by which an encoder-decoder tells where a text ends: it is
         read there, so there has to be one of it."""
         ids = self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids
         end = self.module.config.eos_token_id
         if self.module.config.is_encoder_decoder and end is not None:
             most = self.frame.count(end)
-            if odd := [text for text, tokens in zip(examples, ids, strict=True) if tokens.count(end) > most]:
+            pairs = zip(examples, ids, strict=True)
+            if odd := [text for text, tokens in pairs if tokens.count(end) > most]:
                 word = self.tokenizer.convert_ids_to_tokens(end)
                 raise SpecError(
                     f"text {shortly(odd[0])} holds {word!r}, by which this model knows where a text ends; wanted texts "
@@ -74,11 +75,13 @@ class Classifier:
         """Mean of the last block's states over the tokens."""
         ids, there = cut(inputs, self.module.config.pad_token_id)
         states = self.module.base_model(input_ids=ids, attention_mask=attended(there)).last_hidden_state
-        return (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        total: torch.Tensor = (states * there[..., None]).sum(1)
+        return total / there.sum(1, keepdim=True)
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         ids, there = cut(inputs, self.module.config.pad_token_id)
-        return self.module(input_ids=ids, attention_mask=attended(there)).logits[:, head]
+        logits: torch.Tensor = self.module(input_ids=ids, attention_mask=attended(there)).logits
+        return logits[:, head]
 
     def save(self, folder: Path) -> None:
         """For `AutoModelForSequenceClassification.from_pretrained(FOLDER)`."""
@@ -86,5 +89,5 @@ class Classifier:
         self.tokenizer.save_pretrained(folder)
 
 
-def make(module: nn.Module, tokenizer, where: str, length: int) -> Classifier:
+def make(module: Model, tokenizer: Tokenizer, where: str, length: int) -> Classifier:
     return Classifier(module, tokenizer, length)

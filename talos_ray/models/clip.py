@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import open_clip
 import torch
@@ -35,8 +36,9 @@ class Clip:
         "logits"
     )
 
-    def __init__(self, module: torch.nn.Module, transform, tokenizer, config: dict) -> None:
-        self.module = module.eval()
+    def __init__(self, module: Any, transform: Any, tokenizer: Any, config: dict[str, Any]) -> None:
+        # open_clip has no types. Its models are torch modules, with methods for images and texts beside.
+        self.module: Any = module.eval()
         self.tokenizer = tokenizer
         self.config = config
         *steps, as_tensor, normalize = transform.transforms
@@ -45,7 +47,7 @@ class Clip:
         self.pixels = transforms.Compose([*steps, transforms.PILToTensor()])
         self.scale = {torch.device("cpu"): [torch.tensor(v).view(-1, 1, 1) for v in (normalize.mean, normalize.std)]}
 
-    def preprocess(self, examples: list) -> torch.Tensor:
+    def preprocess(self, examples: list[Any]) -> torch.Tensor:
         """Pixels, uint8 [n, 3, side, side]: a quarter of the bytes to keep and to move; `features` does the rest, bit
         for bit."""
         return torch.stack([self.pixels(as_rgb(image)) for image in examples])
@@ -56,15 +58,19 @@ class Clip:
         logit scale."""
         rows = []
         for phrase in phrases:
-            features = self.module.encode_text(self.tokenizer([filled(p, phrase) for p in prompts]), normalize=True)
+            tokens = self.tokenizer([filled(prompt, phrase) for prompt in prompts])
+            features = self.module.encode_text(tokens, normalize=True)
             rows.append(torch.nn.functional.normalize(features.mean(0), dim=-1))
-        return (torch.stack(rows) * self.module.logit_scale.exp()).float()
+        scale: torch.Tensor = self.module.logit_scale.exp()
+        return (torch.stack(rows) * scale).float()
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         if inputs.device not in self.scale:
             self.scale[inputs.device] = [v.to(inputs.device) for v in self.scale[torch.device("cpu")]]
         mean, std = self.scale[inputs.device]
-        return self.module.encode_image(inputs.float().div(255).sub(mean).div(std), normalize=True)
+        pixels = inputs.float().div(255).sub(mean).div(std)
+        features: torch.Tensor = self.module.encode_image(pixels, normalize=True)
+        return features
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         return self.features(inputs) @ head.T

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from transformers import AutoModel
 
 from talos_ray.config import filled
 from talos_ray.errors import SpecError
-from talos_ray.models.hf import LENGTH, PAD, attended, beside, blocks, cut, filler, padded, used
+from talos_ray.models.hf import LENGTH, PAD, Model, Tokenizer, attended, beside, blocks, cut, filler, padded, used
 
 AUTO = AutoModel
 SCALE = (
@@ -40,16 +41,17 @@ class Encoder:
         "logits"
     )
 
-    def __init__(self, module: nn.Module, tokenizer, pooling: str, length: int) -> None:
-        self.module = module.eval()
+    def __init__(self, module: Model, tokenizer: Tokenizer, pooling: str, length: int) -> None:
+        self.module: Model = module.eval()
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.length = length
         self.edited = (f"{blocks(module)}.",)
         self.filler = filler(module, tokenizer.pad_token_id)
 
-    def preprocess(self, examples: list) -> torch.Tensor:
-        return padded(self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids, self.length)
+    def preprocess(self, examples: list[Any]) -> torch.Tensor:
+        ids = self.tokenizer(list(examples), truncation=True, max_length=self.length).input_ids
+        return padded(ids, self.length)
 
     def shorten(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs[:, : used(inputs != PAD)]
@@ -91,7 +93,7 @@ class Encoder:
         (folder / MODULES).write_text(json.dumps(told) + "\n")
 
 
-def make(module: nn.Module, tokenizer, where: str, length: int) -> Encoder:
+def make(module: Model, tokenizer: Tokenizer, where: str, length: int) -> Encoder:
     """Raises SpecError where sentence-transformers would make something else of the tokens than `Encoder` can."""
     told = beside(where, POOLING)
     modules = [m.get("type", "?") if isinstance(m, dict) else m for m in beside(where, MODULES, list)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ class Family(Protocol):
     head_words: str
     words_are_linear: bool
 
-    def preprocess(self, examples: list) -> torch.Tensor:
+    def preprocess(self, examples: list[Any]) -> torch.Tensor:
         """Raw examples (PIL images, or texts) -> inputs [n, ...] on the CPU, of the same shape for every batch."""
 
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:

@@ -4,6 +4,7 @@ Frozen, either way."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -81,7 +82,7 @@ def _told(data: TaskData, classes: list[int]) -> str:
 
 def _unknown(family: Family, data: TaskData) -> list[int]:
     """Classes whose phrases are nothing but the tokenizer's token for what it does not know."""
-    tokenizer = getattr(family, "tokenizer", None)
+    tokenizer: Any = getattr(family, "tokenizer", None)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None or not hasattr(tokenizer, "get_vocab") or "numbers" in family.head_words:
         return []

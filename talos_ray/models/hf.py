@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from talos_ray.config import HUB_NAME
 from talos_ray.errors import SpecError
+from talos_ray.models.family import Family
 from talos_ray.models.weights import Json, check_folder, is_adapter, read_json
+
+Model = Any  # of transformers: which methods and settings it has, only the class knows that its checkpoint names
+Tokenizer = PreTrainedTokenizerBase
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
@@ -43,7 +48,7 @@ def check(name: str) -> None:
         )
 
 
-def load(name: str, pretrained: bool = True):
+def load(name: str, pretrained: bool = True) -> Family:
     """Build `hf:NAME` by the family that reads it, or `hf-bf16:NAME`, the same with weights in bfloat16; with
     `pretrained=False` the weights are left random.
 
@@ -91,7 +96,7 @@ def load(name: str, pretrained: bool = True):
     _check_words(name, module, tokenizer)
     longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
     limits = (longest, LONGEST, _positions(module), tokenizer.model_max_length)  # -1 where there is none (XLNet)
-    made = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
+    made: Family = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
     # What is lost is random, and another at every loading.
     if random := sorted(n for n in lost if not n.startswith(getattr(made, "unread", ()))):
         which = "to be edited" if any(n.startswith(made.edited) for n in random) else "that are read"
@@ -102,7 +107,7 @@ def load(name: str, pretrained: bool = True):
     return made
 
 
-def _check_shapes(name: str, odd: Iterable[tuple]) -> None:
+def _check_shapes(name: str, odd: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
     """Raises SpecError where tensors of a checkpoint have other shapes than its configuration says.
 
     Args:
@@ -123,9 +128,9 @@ def _positions(module: nn.Module) -> int:
     return min((t.num_embeddings - t.padding_idx - 1 for t in tables if t.padding_idx is not None), default=-1)
 
 
-def _check_words(name: str, module: nn.Module, tokenizer) -> None:
+def _check_words(name: str, module: Model, tokenizer: Tokenizer) -> None:
     """Raises SpecError where a tokenizer has more words than its model: that of another model."""
-    reader = getattr(module, "text_model", module)  # of two towers, the one that reads texts
+    reader: Model = getattr(module, "text_model", module)  # of two towers, the one that reads texts
     known = len(reader.get_input_embeddings().weight)
     if tokenizer.vocab_size <= len(tokenizer.all_special_ids):  # which transformers makes up where there are no files
         raise SpecError(
@@ -139,7 +144,7 @@ def _check_words(name: str, module: nn.Module, tokenizer) -> None:
         )
 
 
-def _check_all_layers(name: str, module: nn.Module, extra: Iterable[str]) -> None:
+def _check_all_layers(name: str, module: Model, extra: Iterable[str]) -> None:
     """Raises SpecError where a checkpoint holds more layers than its configuration says: transformers would leave out
     the upper ones without a word.
 
@@ -166,7 +171,8 @@ def _first(error: Exception) -> str:
 
 def _made_for(config: PretrainedConfig) -> str:
     """The class that a checkpoint was saved from."""
-    return (config.architectures or ["?"])[0]
+    made_for: str = (config.architectures or ["?"])[0]
+    return made_for
 
 
 def _family(name: str, config: PretrainedConfig) -> str:
@@ -193,22 +199,27 @@ def _family(name: str, config: PretrainedConfig) -> str:
     return "encoder"
 
 
-def blocks(module: nn.Module) -> str:
+def blocks(module: Model) -> str:
     """Name of the list of transformer blocks. What stands outside (a pooler, for instance) may not be used at all, and
     an unused weight would look like the least sensitive one."""
     lists = {
         n: sum(p.numel() for p in m.parameters()) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)
     }
-    return max(lists, key=lists.get)
+    largest: str = max(lists, key=lists.__getitem__)
+    return largest
 
 
-def stacks(module: nn.Module) -> tuple[str, ...]:
+def stacks(module: Model) -> tuple[str, ...]:
     """Prefixes of the blocks of an encoder and a decoder."""
     parts = {id(module.get_encoder()), id(module.get_decoder())}
     return tuple(f"{n}.{blocks(m)}." for n, m in module.named_modules() if id(m) in parts)
 
 
-def beside(where: str, name: str, kind: type[Json] = dict) -> Json:
+@overload
+def beside(where: str, name: str) -> dict[str, Any]: ...
+@overload
+def beside(where: str, name: str, kind: type[Json]) -> Json: ...
+def beside(where: str, name: str, kind: type[Any] = dict) -> Any:
     """A JSON file beside the model, as sentence-transformers puts there; empty if there is none."""
     found = cached_file(
         where, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
@@ -216,7 +227,7 @@ def beside(where: str, name: str, kind: type[Json] = dict) -> Json:
     return read_json(Path(found), f"model {where!r}", kind) if found else kind()
 
 
-def filler(module: nn.Module, *tokens: int | None) -> int:
+def filler(module: Model, *tokens: int | None) -> int:
     """The first of some tokens that the model has an embedding of; any, if none is. It stands where nothing attends."""
     known = len(module.get_input_embeddings().weight)
     return next((token for token in tokens if token is not None and 0 <= token < known), 0)

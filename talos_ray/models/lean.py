@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 FAMILY = "talos_ray.models.clip"
 # What open_clip can do without: the key of a tower that is made of it, and the module that holds it, or None.
@@ -34,7 +36,8 @@ def import_lean(name: str) -> None:
     if config is None:
         return
     hidden = [library for library in OPTIONAL if library not in needed and library not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # so that importing them raises ImportError
+    for library in hidden:  # so that importing them raises ImportError
+        cast("dict[str, ModuleType | None]", sys.modules)[library] = None
     gc.disable()  # a tenth of the time goes into looking for garbage among what imports make, where there is none
     try:
         import_module(FAMILY)
@@ -51,5 +54,7 @@ def _config(name: str) -> str | None:
     kind, _, rest = name.partition(":")
     if kind != "open_clip" or (spec := find_spec("open_clip")) is None:
         return None
-    file = Path(spec.submodule_search_locations[0]) / "model_configs" / f"{rest.partition('/')[0]}.json"
+    assert spec.submodule_search_locations is not None  # open_clip is a package
+    architecture = rest.partition("/")[0]
+    file = Path(spec.submodule_search_locations[0]) / "model_configs" / f"{architecture}.json"
     return file.read_text() if file.is_file() else None

@@ -28,12 +28,14 @@ import importlib.machinery
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
 from talos_ray.errors import SpecError
+from talos_ray.models.family import Family
 
 NEEDED = ("module", "edited", "preprocess", "head", "features", "logits")
 
@@ -116,11 +118,12 @@ def check(name: str) -> None:
     _factory(name)
 
 
-def _factory(name: str):
+def _factory(name: str) -> Callable[[], Any]:
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())  # as `python` does
     try:
-        return getattr(importlib.import_module(module), function)
+        found: Callable[[], Any] = getattr(importlib.import_module(module), function)
+        return found
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SpecError(
             f"model 'python:{name}': {error}; wanted MODULE:FUNCTION, importable from {os.getcwd()!r} or installed; "
@@ -130,7 +133,7 @@ def _factory(name: str):
         sys.path.pop(0)
 
 
-def load(name: str, pretrained: bool = True):
+def load(name: str, pretrained: bool = True) -> Family:
     """What the function returns; it is asked for its weights in any case.
 
     Raises:
@@ -151,9 +154,10 @@ def load(name: str, pretrained: bool = True):
     for key, value in defaults.items():
         if not hasattr(made, key):
             setattr(made, key, value)
-    return made
+    family: Family = made
+    return family
 
 
-def _save(family, folder: Path) -> None:
+def _save(family: Family, folder: Path) -> None:
     """For `load_state_dict`."""
     save_file({n: t.contiguous().clone() for n, t in family.module.state_dict().items()}, folder / "model.safetensors")

@@ -4,6 +4,7 @@ causal LMs share."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from talos_ray.config import CHOICE, filled
 from talos_ray.core.fisher import sample_labels
 from talos_ray.errors import SpecError
-from talos_ray.models.hf import PAD, padded, used
+from talos_ray.models.hf import PAD, Model, padded, used
 
 
 class Ranked:
@@ -23,7 +24,7 @@ class Ranked:
     token.
     """
 
-    module: nn.Module
+    module: Model
     length: int
     words_are_linear = False
 
@@ -39,7 +40,7 @@ class Ranked:
         """Token ids of answers."""
         raise NotImplementedError
 
-    def preprocess(self, examples: list) -> torch.Tensor:
+    def preprocess(self, examples: list[Any]) -> torch.Tensor:
         parts = [e.split(CHOICE) for e in examples]
         texts = padded(self.tokens([text for text, *_ in parts]), self.length)
         said = [answer for _, *own in parts for answer in own]
@@ -71,9 +72,9 @@ class Ranked:
     def completed(self, batch: dict[str, torch.Tensor], head: torch.Tensor) -> torch.Tensor:
         """`logits` [n, 1] of one class each: `inputs` and their `labels` [n]."""
         text, said = self._parted(batch["inputs"], head)
-        sums, counts = self._likelihood(
-            text, said[torch.arange(len(said), device=said.device), batch["labels"]][:, None]
-        )
+        rows = torch.arange(len(said), device=said.device)
+        right = said[rows, batch["labels"]]  # [n, a]
+        sums, counts = self._likelihood(text, right[:, None])
         return sums / counts
 
     @torch.no_grad()
@@ -97,7 +98,9 @@ class Ranked:
     def _ends(self) -> list[int]:
         """The tokens that end an answer; a checkpoint may name none, one or several."""
         ends = self.module.config.eos_token_id
-        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        if ends is None:
+            return []
+        return [ends] if isinstance(ends, int) else list(ends)
 
     def _parted(self, inputs: torch.Tensor, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts [n, length] and the answers to each [n, classes, a]: those of the rows, or the head's."""
@@ -113,9 +116,8 @@ class Ranked:
         """Sum of the log-probabilities of the tokens of answers to each text, and how many there are: [n, c] both."""
         there = said != PAD
         logits = self.answered(text, said).float()
-        lost = nn.functional.cross_entropy(logits.flatten(0, 1), said.clamp(min=0).flatten(), reduction="none").view_as(
-            said
-        )
+        tokens = said.clamp(min=0).flatten()  # PAD is no token: what it costs is left out of the sum
+        lost = nn.functional.cross_entropy(logits.flatten(0, 1), tokens, reduction="none").view_as(said)
         return -(lost * there).sum(-1), there.sum(-1)
 
 

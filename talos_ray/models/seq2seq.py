@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from talos_ray.models.hf import attended, cut, stacks
+from talos_ray.models.hf import Model, Tokenizer, attended, cut, stacks
 from talos_ray.models.ranked import Ranked
 
 AUTO = AutoModelForSeq2SeqLM
@@ -25,17 +24,19 @@ class Seq2Seq(Ranked):
         "of its tokens"
     )
 
-    def __init__(self, module: nn.Module, tokenizer, length: int) -> None:
-        self.module = module.eval()
+    def __init__(self, module: Model, tokenizer: Tokenizer, length: int) -> None:
+        self.module: Model = module.eval()
         self.tokenizer = tokenizer
         self.length = length
         self.edited = stacks(module)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(texts, truncation=True, max_length=self.length).input_ids
+        ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=self.length).input_ids
+        return ids
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(text_target=answers).input_ids
+        ids: list[list[int]] = self.tokenizer(text_target=list(answers)).input_ids
+        return ids
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Mean of the encoder's states over the tokens."""
@@ -44,16 +45,22 @@ class Seq2Seq(Ranked):
 
     def _encoded(self, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids, there = cut(text)
-        return self.module.get_encoder()(input_ids=ids, attention_mask=attended(there)).last_hidden_state, there
+        encoder = self.module.get_encoder()
+        return encoder(input_ids=ids, attention_mask=attended(there)).last_hidden_state, there
 
     def answered(self, text: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-        (states, there), c = self._encoded(text), said.shape[1]  # [n, l, d]
+        states, there = self._encoded(text)  # [n, l, d], [n, l]
+        c = said.shape[1]
         wanted = said.flatten(0, 1)  # [n * c, a]
         start = torch.full_like(wanted[:, :1], self.module.config.decoder_start_token_id)
-        return self.module(
-            encoder_outputs=(states.repeat_interleave(c, 0),), attention_mask=attended(there.repeat_interleave(c, 0)),
-            decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1), use_cache=False,
-        ).logits  # fmt: skip
+        # The decoder reads every token of an answer but the last, and tells of each what comes next.
+        logits: torch.Tensor = self.module(
+            encoder_outputs=(states.repeat_interleave(c, 0),),
+            attention_mask=attended(there.repeat_interleave(c, 0)),
+            decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1),
+            use_cache=False,
+        ).logits
+        return logits
 
     def save(self, folder: Path) -> None:
         """For `AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`."""
@@ -61,5 +68,5 @@ class Seq2Seq(Ranked):
         self.tokenizer.save_pretrained(folder)
 
 
-def make(module: nn.Module, tokenizer, where: str, length: int) -> Seq2Seq:
+def make(module: Model, tokenizer: Tokenizer, where: str, length: int) -> Seq2Seq:
     return Seq2Seq(module, tokenizer, length)

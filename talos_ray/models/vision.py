@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModel
 from talos_ray.config import filled
 from talos_ray.data.pixels import as_rgb
 from talos_ray.errors import SpecError
+from talos_ray.models.hf import Model, Tokenizer
 
 AUTO = AutoModel
 
@@ -28,15 +30,16 @@ class Vision:
         "logits"
     )
 
-    def __init__(self, module: nn.Module, processor, tokenizer, length: int) -> None:
-        self.module = module.eval()
+    def __init__(self, module: Model, processor: Any, tokenizer: Tokenizer, length: int) -> None:
+        self.module: Model = module.eval()
         self.processor = processor
         self.tokenizer = tokenizer
         self.length = length
 
-    def preprocess(self, examples: list) -> torch.Tensor:
+    def preprocess(self, examples: list[Any]) -> torch.Tensor:
         images = [as_rgb(image) for image in examples]
-        return self.processor(images=images, return_tensors="pt").pixel_values  # [n, 3, side, side]
+        pixels: torch.Tensor = self.processor(images=images, return_tensors="pt").pixel_values  # [n, 3, side, side]
+        return pixels
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
@@ -51,7 +54,8 @@ class Vision:
             )
             found = self.module.get_text_features(**tokens).pooler_output
             rows.append(nn.functional.normalize(found.float(), dim=-1).mean(0))
-        return nn.functional.normalize(torch.stack(rows), dim=-1) * self.module.logit_scale.float().exp()
+        scale: torch.Tensor = self.module.logit_scale.float().exp()
+        return nn.functional.normalize(torch.stack(rows), dim=-1) * scale
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         found = self.module.get_image_features(pixel_values=inputs.to(self.module.dtype)).pooler_output
@@ -66,7 +70,7 @@ class Vision:
             part.save_pretrained(folder)
 
 
-def make(module: nn.Module, tokenizer, where: str, length: int) -> Vision:
+def make(module: Model, tokenizer: Tokenizer, where: str, length: int) -> Vision:
     longest = module.config.text_config.max_position_embeddings
     try:
         processor = AutoImageProcessor.from_pretrained(where)

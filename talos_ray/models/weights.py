@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ POINTER = b"version https://git-lfs"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HEADER = 8  # bytes that say how long a safetensors header is
 LONGEST_HEADER = 100 << 20  # bytes of one, as its own specification has it
-Json = TypeVar("Json", dict, list)
+Json = TypeVar("Json", dict[str, Any], list[Any])
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
 FLOATS = ("F16", "BF16", "F32", "F64")  # the same, as safetensors names them
 
@@ -123,7 +123,11 @@ def check_folder(folder: Path, what: str) -> None:
         shards_of(folder, what)
 
 
-def read_json(path: Path, what: str, kind: type[Json] = dict) -> Json:
+@overload
+def read_json(path: Path, what: str) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, what: str, kind: type[Json]) -> Json: ...
+def read_json(path: Path, what: str, kind: type[Any] = dict) -> Any:
     """An object of a JSON file, or a list. Raises SpecError if it holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
