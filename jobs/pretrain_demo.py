@@ -14,7 +14,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import open_clip
@@ -91,7 +91,7 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train() -> dict:
+def train() -> dict[str, Any]:
     """Train and write weights, config and merges. Returns the facts of the training: seconds, loss, sizes."""
     started = time.perf_counter()
     torch.manual_seed(SEED)
@@ -157,7 +157,7 @@ def score() -> dict[str, float]:
     return found
 
 
-def page(facts: dict) -> str:
+def page(facts: dict[str, Any]) -> str:
     """The page beside the weights."""
     scores = facts["zero_shot"]
     rows = [

@@ -51,7 +51,7 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(import_module(f"talos_ray.{_HOME[name]}"), name)
     if name == "__version__":

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 def edit(
-    tasks: Sequence[Task | str | dict] | str | Path | None = None,
+    tasks: Sequence[Task | str | dict[str, Any]] | str | Path | None = None,
     *,
     model: str = "demo",
-    control: Sequence[Task | str | dict] = (),
+    control: Sequence[Task | str | dict[str, Any]] = (),
     output: str = "runs/run",
     spec: Spec | str | Path | None = None,
     verbose: bool = False,
@@ -234,7 +234,7 @@ class Run:
         return self.folder.load_version(self.folder.versions()[-1])
 
     @property
-    def scores(self) -> dict[str, dict]:
+    def scores(self) -> dict[str, dict[str, Any]]:
         """Test scores at head: task -> {"base" | "single" | "merged": {value, n, low, high}}."""
         return {task: scores.as_dict() for task, scores in self.version.scores.items()}
 
@@ -346,7 +346,7 @@ class Run:
         split = load_inputs(settings, inputs, classes, labelled=label is not None)
         return self._pipeline(found, settings, classes).answer(split, top_k, labelled=label is not None)
 
-    def _pipeline(self, version: Version, settings: Mapping, classes: Sequence[str]) -> Pipeline:
+    def _pipeline(self, version: Version, settings: Mapping[str, Any], classes: Sequence[str]) -> Pipeline:
         task = settings["name"]
         return Pipeline(
             model=self._composed(version)[0],
@@ -357,7 +357,9 @@ class Run:
             notes=predict.notes_on(self.folder, version, task),
         )
 
-    def _asked(self, task: str | None, input: str | None = None, label: str | None = None) -> tuple[dict, list[str]]:
+    def _asked(
+        self, task: str | None, input: str | None = None, label: str | None = None
+    ) -> tuple[dict[str, Any], list[str]]:
         """Settings of a task that is asked about new data, whose columns may be called otherwise; and its classes.
 
         Raises:
@@ -411,11 +413,11 @@ class Run:
             self._holds[on.module] = holds
 
     @property
-    def _tasks(self) -> dict[str, dict]:
+    def _tasks(self) -> dict[str, dict[str, Any]]:
         """Settings of every target and control task that the run has had."""
         return tasks_of(self.info)
 
-    def _in_force(self) -> list[dict]:
+    def _in_force(self) -> list[dict[str, Any]]:
         """Settings of the target tasks that head is made of and has not forgotten; all, where there is no version yet.
         Deltas that only help to forget another task make no task of theirs."""
         if self.folder.head is None:
@@ -501,7 +503,7 @@ class Run:
         """
         return verify(self.path, deep=deep)
 
-    def diff(self, a: int, b: int) -> dict:
+    def diff(self, a: int, b: int) -> dict[str, Any]:
         """How version b differs from version a: coefficients, summaries, and for every task that both answered on the
         same test data how many inputs became right and wrong, with McNemar's exact p-value.
 
@@ -522,7 +524,7 @@ class Run:
         *,
         input: str | None = None,
         label: str | None = None,
-    ) -> tuple[dict, str]:
+    ) -> tuple[dict[str, Any], str]:
         """Two versions on the same inputs: `diff`, and a CSV of every input that they answer differently.
 
         Args:
@@ -554,7 +556,7 @@ class Run:
         found = compare.diff(first, second, *answers) | ({"notes": list(notes)} if notes else {})
         return found, compare.changed_inputs(*answers, classes, splits)
 
-    def _test_inputs(self, task: Mapping) -> Split | None:
+    def _test_inputs(self, task: Mapping[str, Any]) -> Split | None:
         try:
             return load_task(self.folder.stored(Task, task), self.info["spec"]["seed"]).test
         except SpecError:  # the data have moved; the answers are here all the same
@@ -680,7 +682,11 @@ class Run:
         return MaskedAdamW(module, self.mask, lr, **settings)
 
     def add_trained(
-        self, task: Task | str | dict, trained: nn.Module | Mapping[str, torch.Tensor], *, verbose: bool = False
+        self,
+        task: Task | str | dict[str, Any],
+        trained: nn.Module | Mapping[str, torch.Tensor],
+        *,
+        verbose: bool = False,
     ) -> Run:
         """Add a task that you trained yourself: as `import_`, with a module or its state dict instead of a file.
 
@@ -693,7 +699,7 @@ class Run:
             save_file({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, path)
             return self.import_(task, str(path), verbose=verbose)
 
-    def add(self, task: Task | str | dict, *, relearn: str | None = None, verbose: bool = False) -> Run:
+    def add(self, task: Task | str | dict[str, Any], *, relearn: str | None = None, verbose: bool = False) -> Run:
         """Train one more task on the run's mask, and learn how much of it goes into the merged model. The others keep
         their deltas, coefficients and heads. A task that was removed or forgotten, or that a rollback took back, is
         merged in again when it is
@@ -724,7 +730,7 @@ class Run:
         self.info = self.folder.info()
         return self
 
-    def import_(self, task: Task | str | dict, checkpoint: str, *, verbose: bool = False) -> Run:
+    def import_(self, task: Task | str | dict[str, Any], checkpoint: str, *, verbose: bool = False) -> Run:
         """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes
         its delta, and how much of that goes into the merged model is learned, as by `add`. How much of the change lies
         off the mask, and is lost, is told and kept.
@@ -784,7 +790,7 @@ class Run:
         operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, verbose=verbose)
         return self
 
-    def robustness(self, *, verbose: bool = False) -> dict:
+    def robustness(self, *, verbose: bool = False) -> dict[str, Any]:
         """Test accuracy of base and head on spoilt inputs (images: noise, blur, contrast, occlusion; texts: typos,
         case, deletion): task -> corruption -> {"base" | "merged": score}. Kept beside the version and shown in its
         report.
@@ -796,7 +802,7 @@ class Run:
 
         return operations.robustness(self.path, verbose=verbose)
 
-    def watch(self, folder: str | Path, *, input: str | None = None, label: str | None = None) -> list[dict]:
+    def watch(self, folder: str | Path, *, input: str | None = None, label: str | None = None) -> list[dict[str, Any]]:
         """Score base and head on what has arrived in a folder (files named after a task, like
         `street_numbers-march.csv`) and has not been scored yet. Each gets an event with its scores and what the gate
         says: `["gate"]` is "fail" where it does not hold any more.
@@ -820,6 +826,6 @@ class Run:
             events.append(watch.score(self.folder, version, *self._asked(t, input, label), path, mark, models, own))
         return events
 
-    def history(self) -> list[dict]:
+    def history(self) -> list[dict[str, Any]]:
         """Every event, oldest first; raises CorruptError if one was changed, removed or reordered."""
         return list(history.events(self.folder.store))

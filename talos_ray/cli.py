@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from talos_ray.errors import TalosError
 from talos_ray.shown import plain
 
 if TYPE_CHECKING:
+    from talos_ray.api import Run
     from talos_ray.trust.predict import Predictions
 
 app = typer.Typer(
@@ -932,14 +933,14 @@ def _show_predictions(found: Predictions) -> None:
         say(f"and {len(rows) - SHOWN} more; --output FILE.csv has all")
 
 
-def _why(event: dict) -> str:
+def _why(event: dict[str, Any]) -> str:
     """What a person gave as the reason, and who answers for it; of a worker that was lost, what befell it."""
     by = f"{event['by']}: " if isinstance(event.get("by"), str) else ""
     reason = event.get("reason")
     return by + reason if isinstance(reason, str) else by.removesuffix(": ")
 
 
-def _show_change(found: dict, as_json: bool) -> None:
+def _show_change(found: dict[str, Any], as_json: bool) -> None:
     """Print a `Run.diff`."""
     if as_json:
         _print(found)
@@ -968,7 +969,7 @@ def _show_change(found: dict, as_json: bool) -> None:
         say(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
 
 
-def _task(given: str) -> str | dict:
+def _task(given: str) -> str | dict[str, Any]:
     """A recipe's name as it is, or what a YAML file says of a task."""
     from talos_ray.spec import load_task_file
 
@@ -990,7 +991,7 @@ def _show(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False, highlight=False).print(table)
 
 
-def _aside(as_json: bool) -> AbstractContextManager:
+def _aside(as_json: bool) -> AbstractContextManager[object]:
     """Progress goes to standard error where standard output is to hold JSON."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
@@ -999,7 +1000,7 @@ def _print(found: object) -> None:
     print(json.dumps(found, indent=1, sort_keys=True))
 
 
-def show(run, as_json: bool = False) -> None:
+def show(run: Run, as_json: bool = False) -> None:
     """Print a run's head as the table of target and control scores, or as JSON; exit code 3 if a newer version is kept
     aside."""
     _print(run.version.as_dict()) if as_json else _show_scores(run)
@@ -1015,7 +1016,7 @@ def show(run, as_json: bool = False) -> None:
         sys.exit(HELD)
 
 
-def _show_class_scores(run, task: str, as_json: bool) -> None:
+def _show_class_scores(run: Run, task: str, as_json: bool) -> None:
     from talos_ray.core.metrics import BINS, mostly_taken_for
 
     found = run.class_scores(task)
@@ -1040,7 +1041,7 @@ def _show_class_scores(run, task: str, as_json: bool) -> None:
         _show(matrix)
 
 
-def _show_scores(run) -> None:
+def _show_scores(run: Run) -> None:
     version = run.version
     title = plain(f"{run.path}, version {version.number}: accuracy on test data")
     table = Table(title=title, title_justify="left")

@@ -42,6 +42,7 @@ class _Settings(BaseModel):
     @classmethod
     def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
         """Values that pydantic would take for others, or that cannot be stored."""
+        assert info.field_name is not None  # pydantic gives a field's validator its name
         kinds = _leaves(cls.model_fields[info.field_name].annotation)
         for part in _parts(value):
             if isinstance(part, bool) and kinds & {int, float} and bool not in kinds:
@@ -80,8 +81,10 @@ Granularity = Literal["element", "row"]
 
 
 def _share_or_auto(value: Any) -> float | str:
-    if value == "auto" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
         return value
+    if value == "auto":
+        return "auto"
     raise PydanticCustomError("share_or_auto", "wanted a number in (0, 1], or 'auto'")
 
 
@@ -416,7 +419,7 @@ class Search(_Settings):
             raise ValueError(f"search.low is {self.low:g} and search.high {self.high:g}; wanted low < high")
         return self
 
-    def several(self, name: str) -> tuple:
+    def several(self, name: str) -> tuple[Any, ...]:
         """What is tried of a setting that may name several."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,)
@@ -937,7 +940,7 @@ def validated(model: type[BaseModel], values: dict[str, Any], where: str = "") -
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines: dict[tuple, str] = {}
+        lines: dict[tuple[Any, ...], str] = {}
         for e in error.errors():  # of a value that may be meant in several ways, the first says enough
             lines.setdefault(
                 (*(p for p in e["loc"] if not _is_a_way(p)), e["type"] == "extra_forbidden"), _describe(e, model, where)

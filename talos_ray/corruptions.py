@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -66,20 +67,21 @@ def _deletion(text: str, draw: random.Random) -> str:
     return " ".join(w for w in words if draw.random() >= WORDS) or " ".join(words[:1])
 
 
-CORRUPTIONS: dict[str, dict[str, Callable]] = {
+CORRUPTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "image": {"noise": _noise, "blur": _blur, "contrast": _contrast, "occlusion": _occlusion},
     "text": {"typos": _typos, "case": _case, "deletion": _deletion},
 }
 
 
-def corrupted(kind: str, name: str, examples: list, seed: int) -> list:
+def corrupted(kind: str, name: str, examples: list[Any], seed: int) -> list[Any]:
     """Examples of a kind ('image' or 'text') under one corruption. Answers that a text brings along stay as they
     are."""
 
-    def spoilt(example):
+    def spoilt(example: Any) -> Any:
         mark = zlib.crc32(example.encode() if kind == "text" else example.tobytes())
         return CORRUPTIONS[kind][name](example, random.Random(f"{seed} {name} {mark}"))
 
     if kind == "image":
         return [spoilt(e) for e in examples]
-    return [spoilt(text) + sep + answers for text, sep, answers in (e.partition(CHOICE) for e in examples)]
+    parts = [example.partition(CHOICE) for example in examples]
+    return [spoilt(text) + separator + answers for text, separator, answers in parts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from types import TracebackType
 
 LONGEST = 1000  # characters of a line: a value in it may be a file's whole content
 
@@ -49,7 +50,9 @@ class Problems:
     def __enter__(self) -> Problems:
         return self
 
-    def __exit__(self, kind, error, trace) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         if isinstance(error, SpecError):
             self.lines.append(str(error))
             return True

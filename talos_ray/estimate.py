@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
@@ -196,7 +197,7 @@ def batch_of(
     kept = _Kept(own)
     inside = [_Kept(own)]
 
-    def apart(forward: Callable) -> Callable:
+    def apart(forward: Callable[..., Any]) -> Callable[..., Any]:
         """What a block keeps, but for its inputs, is there only while the backward passes it."""
 
         def run(*args, **named):

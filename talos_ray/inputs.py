@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Examples:
     def __init__(
         self,
         split: Split,
-        preprocess: Callable[[list], torch.Tensor],
+        preprocess: Callable[[list[Any]], torch.Tensor],
         device: torch.device | str = "cpu",
         node: Node | None = None,
     ) -> None:

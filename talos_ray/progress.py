@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -35,14 +37,14 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(markup=False, emoji=False)
         self.started = time.monotonic()
-        self.stages: dict[str, dict] = {}
-        self.tasks: dict[str, dict] = {}
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.tasks: dict[str, dict[str, Any]] = {}
         self.restarts = 0  # workers (or teams) that had to be replaced
         self.trained_from: tuple[float, int] | None = None  # when the first update was seen, and how many there were
         self.live: Live | None = None
         self.last_line = 0.0
         self.lines: list[str] = []  # all that was told, with the seconds since the start
-        self.on_news: Callable[[dict], None] = lambda news: None  # called with `news()` at every change
+        self.on_news: Callable[[dict[str, Any]], None] = lambda news: None  # called with `news()` at every change
         self.first_step: float | None = None  # seconds from the start to the first training step
 
     def __enter__(self) -> Progress:
@@ -51,10 +53,12 @@ class Progress:
             self.live.__enter__()
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.update(self._view())
-            self.live.__exit__(*exc)
+            self.live.__exit__(kind, error, trace)
             self.live = None
 
     def begin(self, stage: str, note: str = "") -> None:
@@ -80,7 +84,7 @@ class Progress:
         self._keep(line)
         (self.live.console if self.live else self.console).print(plain_lines(line), highlight=False, markup=False)
 
-    def news(self) -> dict:
+    def news(self) -> dict[str, Any]:
         """How far everything is, as JSON holds it."""
         now = time.monotonic()
         stages = {
@@ -95,7 +99,7 @@ class Progress:
             "lines": self.lines[-LINES:],
         }
 
-    def training(self, state: dict[str, dict], restarts: int) -> None:
+    def training(self, state: dict[str, dict[str, Any]], restarts: int) -> None:
         """How far all jobs are, and how many workers had to be replaced."""
         for name, now in state.items():
             before = self.tasks.get(name, {}).get("state")
@@ -156,7 +160,7 @@ class Progress:
         return view(self.news())
 
 
-def view(news: Mapping) -> Group:
+def view(news: Mapping[str, Any]) -> Group:
     """Stages and tasks of `Progress.news` as tables."""
     stages = Table.grid(padding=(0, 2))
     for name, stage in news["stages"].items():

@@ -29,8 +29,9 @@ def plain_lines(text: object) -> str:
     return _CONTROL.sub(_code, str(text))
 
 
-def _code(found: re.Match) -> str:
-    return found[0].encode("unicode_escape", "surrogatepass").decode()
+def _code(found: re.Match[str]) -> str:
+    character: str = found[0]
+    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def cell(value: object) -> object:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import numpy as np
 
@@ -176,10 +177,10 @@ def _picture(label: int, draw: random.Random):
     return Image.fromarray((color * dice.uniform(0.4, 1.0, (SIDE, SIDE, 1))).astype("uint8"))
 
 
-def _texts(task: Task, labels: Sequence[int], draw: random.Random) -> dict[str, list]:
+def _texts(task: Task, labels: Sequence[int], draw: random.Random) -> dict[str, list[Any]]:
     """A column for every name in the template, nested as the template reads it, or the input column."""
     fields = [n for _, n, _, _ in Formatter().parse(task.template) if n] if task.templated else [task.input]
-    columns: dict[str, list] = {}
+    columns: dict[str, list[Any]] = {}
     for column, inside in {f: re.findall(r"\[(\w+)\]", f) for f in fields}.items():
         name = column.partition("[")[0]
         said = [f"{' '.join(draw.choices(FILLERS, k=4))} {FILLERS[i % len(FILLERS)]}" for i in labels]
@@ -282,7 +283,7 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[s
     return f"hf:{folder}"
 
 
-def _two_towers(size: int, folder: Path) -> dict:
+def _two_towers(size: int, folder: Path) -> dict[str, Any]:
     """Write an image processor. Returns the configuration of a model that reads images and texts."""
     from transformers import CLIPImageProcessor
 

@@ -75,7 +75,9 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
                 f"{', '.join(RECIPES)}"
             )
         values = {**RECIPES[recipe], **values}
-    task = validated(Task, {**(TEXT if text else {}), **values}, f"task {plain(str(values.get('name', '?'))[:100])}")
+    defaults = TEXT if text else {}
+    name = plain(str(values.get("name", "?"))[:100])
+    task: Task = validated(Task, {**defaults, **values}, f"task {name}")
     if not Path(task.data).is_absolute() and is_there(task.data):
         task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
     return task
@@ -94,7 +96,7 @@ def make_spec(values: dict[str, Any]) -> Spec:
     if model:
         values["model"] = _placed(model)
     problems = Problems()
-    tasks = {"tasks": [], "control": []}
+    tasks: dict[str, list[Task]] = {"tasks": [], "control": []}
     for group, found in tasks.items():
         items = values.get(group)
         items = () if items is None else items if isinstance(items, list | tuple) else (items,)
@@ -108,7 +110,7 @@ def make_spec(values: dict[str, Any]) -> Spec:
     # Where a task is wrong, another stands for it, so that the rest of the spec is checked all the same.
     stand_in = [Task(name="x", data="x")] if problems.lines and not tasks["tasks"] else []
     with problems:
-        spec = validated(Spec, {**values, **tasks, "tasks": tuple(tasks["tasks"] or stand_in)})
+        spec: Spec = validated(Spec, {**values, **tasks, "tasks": tuple(tasks["tasks"] or stand_in)})
     problems.tell()
     return spec
 

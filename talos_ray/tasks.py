@@ -84,13 +84,14 @@ def load_task(task: Task, seed: int) -> TaskData:
 
 def state_of_examples(task: Task, seed: int) -> str:
     """Changes when a file of a task's data does, or an image that one of them names."""
-    states = [state_of_data(task)]
+    states: list[object] = [state_of_data(task)]
     if task.kind == "image" and is_here(task) and not task.data.startswith("demo:"):
         data = load_task(task, seed)
         for split in (data.train, data.validation, data.test):
             stored = split.rows.with_format("arrow")[:].column(split.column)
-            paths = [v["path"] for v in stored.to_pylist() if v["bytes"] is None]
-            states += [state for path in paths for state in state_of(Path(path))]
+            for image in stored.to_pylist():
+                if image["bytes"] is None:  # it stays in a file of its own
+                    states += state_of(Path(image["path"]))
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
@@ -157,7 +158,8 @@ def _of_new_data(settings: Mapping[str, Any], data: str, classes: Sequence[str])
     """The task that new data belong to: as it was described, with its classes so far, and nothing of its own splits."""
     kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
     known = {"data": data, "classes": tuple(classes), "phrases": None}
-    return validated(Task, {**kept, **known}, f"task {settings['name']}")
+    task: Task = validated(Task, {**kept, **known}, f"task {settings['name']}")
+    return task
 
 
 def _new_rows(task: Task) -> tuple[Any, str, list[str]]:
@@ -208,7 +210,8 @@ def load_inputs(
         task = task if task.kind == "text" else task.model_copy(update={"input": IMAGE_COLUMN})
     _check_columns(task, rows, name, labelled)
     _check_all_there(task, rows)
-    split = Split(*_as_inputs(task, rows, name), unlabelled(len(rows)), notes=tuple(notes))
+    inputs, column = _as_inputs(task, rows, name)
+    split = Split(inputs, column, unlabelled(len(rows)), notes=tuple(notes))
     if task.kind == "image" and (troubled := troubled_images(split)):
         row, why = troubled[0]
         raise SpecError(f"task {task.name!r}: input {split.words(row)!r} (row {row}): {why}")
@@ -303,7 +306,7 @@ def _with_labels(task: Task, split: Split, rows: Any, name: str) -> Split:
     return replace(split, labels=torch.where(known, labels, NO_LABEL), notes=tuple(notes))
 
 
-def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]) -> tuple[Split, list[str]]:
+def _split(task: Task, rows: Any, name: str, raw: list[Any], classes: tuple[str, ...]) -> tuple[Split, list[str]]:
     """One split, and what is told of rows that are left out of it."""
     whole, notes = _whole_rows(task, rows, name, raw)
     if len(whole) < len(raw):
@@ -324,10 +327,11 @@ def _split(task: Task, rows: Any, name: str, raw: list, classes: tuple[str, ...]
             f"task {task.name!r}: no row of split {name!r} of {task.data} is left{why}; wanted at least 1; check the "
             "data"
         )
-    return Split(*_as_inputs(task, rows, name), labels), notes
+    inputs, column = _as_inputs(task, rows, name)
+    return Split(inputs, column, labels), notes
 
 
-def _whole_rows(task: Task, rows: Any, split: str, raw: list) -> tuple[list[int], list[str]]:
+def _whole_rows(task: Task, rows: Any, split: str, raw: list[Any]) -> tuple[list[int], list[str]]:
     """Rows that lack nothing, and what is told of the others.
 
     Raises:
@@ -368,14 +372,20 @@ def _missing(task: Task, rows: Any, column: str) -> list[int]:
     kind = values.type
     empty = pc.is_null(values)
     if isinstance(kind, pa.BaseExtensionType):
-        return pc.indices_nonzero(empty).to_pylist()
+        return _numbers(empty)
     if pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}:
         both = pc.and_(pc.is_null(pc.struct_field(values, "bytes")), pc.is_null(pc.struct_field(values, "path")))
         empty = pc.or_(empty, both)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         empty = pc.or_(empty, pc.is_in(values, pa.array(task.missing_words, kind)))
         empty = empty if task.templated else pc.or_(empty, _blank(values))
-    return pc.indices_nonzero(empty).to_pylist()
+    return _numbers(empty)
+
+
+def _numbers(flags: pa.ChunkedArray) -> list[int]:
+    """Rows whose flag is set."""
+    rows: list[int] = pc.indices_nonzero(flags).to_pylist()
+    return rows
 
 
 def _blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -388,7 +398,7 @@ def _all_blank(rows: Any, columns: Sequence[str]) -> list[int]:
     texts = [table.column(column) for column in dict.fromkeys(columns)]
     if not all(pa.types.is_string(t.type) or pa.types.is_large_string(t.type) for t in texts):
         return []
-    return pc.indices_nonzero(functools.reduce(pc.and_, map(_blank, texts))).to_pylist()
+    return _numbers(functools.reduce(pc.and_, map(_blank, texts)))
 
 
 def troubled_images(split: Split) -> list[tuple[int, str]]:
@@ -413,7 +423,10 @@ def troubled_images(split: Split) -> list[tuple[int, str]]:
 def _openable(stored: pa.Array, row: int, path: str | None) -> Path | io.BytesIO:
     """What Pillow opens for an image: its bytes, or its file."""
     data = stored[row].as_py()
-    return Path(path) if data is None else io.BytesIO(data)
+    if data is not None:
+        return io.BytesIO(data)
+    assert path is not None  # rows with neither have been refused
+    return Path(path)
 
 
 def told_of(data: TaskData) -> str | None:
@@ -450,10 +463,10 @@ class _Whole(Formatter):
         return value if value is None else super().convert_field(value, conversion)
 
 
-def _filled(task: Task, rows, split: str):
+def _filled(task: Task, rows: Any, split: str) -> Any:
     """The rows with a column `input`, made of several by the task's template."""
 
-    def fill(row: dict, number: int) -> dict[str, str]:
+    def fill(row: dict[str, Any], number: int) -> dict[str, str]:
         try:
             text = _Whole().format(task.template, **row)
             if text.count(CHOICE) != len(task.choices or ()):
@@ -468,7 +481,7 @@ def _filled(task: Task, rows, split: str):
     return rows.map(fill, with_indices=True, remove_columns=columns_of(task), load_from_cache_file=False)
 
 
-def _check_filled(task: Task, rows, split: str) -> None:
+def _check_filled(task: Task, rows: Any, split: str) -> None:
     if len(rows) == 0:
         raise SpecError(
             f"task {task.name!r}: split {split!r} of {task.data} holds 0 examples; wanted at least 1; check the data"
@@ -480,7 +493,7 @@ def _told_names(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _check_columns(task: Task, rows, split: str, labelled: bool = True) -> None:
+def _check_columns(task: Task, rows: Any, split: str, labelled: bool = True) -> None:
     if labelled and task.label in columns_of(task):
         raise SpecError(
             f"task {task.name!r}: column {task.label!r} is its label, and stands in its input "
@@ -496,7 +509,7 @@ def _check_columns(task: Task, rows, split: str, labelled: bool = True) -> None:
             )
 
 
-def _as_inputs(task: Task, rows, split: str):
+def _as_inputs(task: Task, rows: Any, split: str) -> tuple[Any, str]:
     """The rows, and their input column. Texts stay as they are; paths and bytes become images; paths are relative to
     the file that names them."""
     import datasets
@@ -587,13 +600,13 @@ def _folder_of(task: Task) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def encoded(split: Split) -> list:
+def encoded(split: Split) -> list[Any]:
     """The split's texts, or its images as stored bytes: small enough to travel, and independent of local files."""
     values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
     return [v if isinstance(v, str) else {"bytes": content_of(v), "path": None} for v in values]
 
 
-def decoded(values: list) -> list:
+def decoded(values: list[Any]) -> list[Any]:
     """What `encoded` gave, as examples that a family reads."""
     from datasets import Image
 

@@ -25,7 +25,7 @@ MOST_VALUES = 100_000  # with every alias written out
 class _Loader(yaml.SafeLoader):
     """Plain values only; a key that stands there twice is a mistake, and so is a number or a date that is none."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         seen = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":

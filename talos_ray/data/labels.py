@@ -21,7 +21,7 @@ JOINER = "\u200d"  # which makes one emoji of two, and letters of some scripts l
 TRUTHS = ("false", "true")  # as they are written, in any case
 
 
-def class_names(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str, ...]:
+def class_names(task: Task, feature: Any, columns: Iterable[list[Any]]) -> tuple[str, ...]:
     """The class names in label order: the task's own, those of the label column's feature, or what its columns hold.
 
     Raises:
@@ -49,7 +49,7 @@ def class_names(task: Task, feature: Any, columns: Iterable[list]) -> tuple[str,
     return names
 
 
-def _names_in(task: Task, values: set) -> tuple[str, ...]:
+def _names_in(task: Task, values: set[Any]) -> tuple[str, ...]:
     """Names of the classes that a column holds, over all splits.
 
     Raises:
@@ -126,7 +126,7 @@ def _whole(label: object) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)
 
 
-def said(task: Task, rows: Any, split: str) -> list:
+def said(task: Task, rows: Any, split: str) -> list[Any]:
     """The label column: names, truth values or whole numbers, also where a missing one has made floats of them; None
     where there is none.
 
@@ -163,7 +163,7 @@ def said(task: Task, rows: Any, split: str) -> list:
     return values
 
 
-def _named(task: Task, names: Sequence[str], values: list) -> list:
+def _named(task: Task, names: Sequence[str], values: list[Any]) -> list[Any]:
     """Class numbers of a column that names its classes, as these names; as numbers, where one side has only numbers
     to say and the other words."""
     if task.classes is not None:
@@ -175,7 +175,7 @@ def _named(task: Task, names: Sequence[str], values: list) -> list:
     return [names[v] if v is not None and 0 <= v < len(names) else v for v in values]
 
 
-def _check_one_kind(task: Task, values: list, split: str) -> None:
+def _check_one_kind(task: Task, values: list[Any], split: str) -> None:
     """Raises SpecError for a column of numbers with a word among them, unless the spec names all classes."""
     if task.classes is not None:
         return
@@ -205,8 +205,8 @@ def _number(text: str) -> bool:
 
 
 def places(
-    task: Task, rows: Any, split: str, raw: list, classes: tuple[str, ...]
-) -> tuple[torch.Tensor, torch.Tensor, Counter]:
+    task: Task, rows: Any, split: str, raw: list[Any], classes: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor, Counter[str]]:
     """Places among the classes of what `said` gave, int64 [n]; which rows have one, bool [n]; and how many have which
     other label. A row without a label has no place, and counts as none of the others.
 
@@ -251,7 +251,7 @@ def _place_of(label: object, index: Mapping[str, int], numbers: Mapping[float, i
     return index.get(name, -1)
 
 
-def counted(names: Counter) -> str:
+def counted(names: Counter[str]) -> str:
     """'4 zebra, 2 emu': the most frequent ones."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(f"{n} {shortly(name)}" for name, n in names.most_common(SHOWN)) + more

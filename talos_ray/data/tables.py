@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,6 +49,7 @@ BREAK = re.compile(r"\r\n|\r|\n")
 UNNAMED = "Latin-1 or Windows-1252, as old editors write"
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}  # whatever a table's name ends with
 PREAMBLE = re.compile(r"sep=.?\Z")  # a line that Excel reads, and nobody else
+Block = tuple[int, int, list[list[str]]]  # line in which it begins, lines that it takes, rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def column_names(path: Path) -> list[str]:
     """
     if KINDS[path.suffix.lower()] == "json":
         return read_table(path, Reading(columns=())).column_names
-    _, _, first = next(_csv_blocks(path, Reading()), (1, 1, [[]]))
+    nothing: Block = (1, 1, [[]])
+    _, _, first = next(_csv_blocks(path, Reading()), nothing)
     return first[0]
 
 
@@ -118,7 +121,8 @@ def _not_utf8(what: str, byte: int, line: int) -> str:
 
 def _read_csv(path: Path, how: Reading) -> pa.Table:
     blocks = _csv_blocks(path, how)
-    _, lines, first = next(blocks, (1, 1, [[]]))
+    nothing: Block = (1, 1, [[]])
+    _, lines, first = next(blocks, nothing)
     names = first[0]
     rest = first[1:]
     if not names:
@@ -202,7 +206,7 @@ def _until_last_cell(block: list[list[str]]) -> list[list[str]]:
     return block[:end]
 
 
-def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[str]]]]:
+def _csv_blocks(path: Path, how: Reading) -> Iterator[Block]:
     """(line in which it begins, lines that it takes, rows) of some rows at a time, as they stand; a blank line is a
     row without cells."""
     with path.open("rb") as start:
@@ -241,10 +245,19 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[tuple[int, int, list[list[
         csv.field_size_limit(before)
 
 
-def _style(path: Path, how: Reading) -> dict[str, object]:
+class _Style(TypedDict):
+    """What Python's own reader of CSV takes."""
+
+    delimiter: str
+    strict: bool
+    quoting: Literal[0, 3]  # csv.QUOTE_MINIMAL, which is its default, or csv.QUOTE_NONE
+
+
+def _style(path: Path, how: Reading) -> _Style:
     """How Python's own reader is to split lines."""
     delimiter = how.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    return {"delimiter": delimiter, "strict": True, **({"quoting": csv.QUOTE_NONE} if how.quotes == "none" else {})}
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if how.quotes == "none" else csv.QUOTE_MINIMAL
+    return {"delimiter": delimiter, "strict": True, "quoting": quoting}
 
 
 def _line_of_error(path: Path, how: Reading) -> int:
@@ -362,7 +375,7 @@ def _read_json(path: Path, how: Reading) -> pa.Table:
     return pa.table(columns)
 
 
-def _records(path: Path, text: str) -> tuple[list[dict], Callable[[int], str]]:
+def _records(path: Path, text: str) -> tuple[list[dict[str, Any]], Callable[[int], str]]:
     """A file's objects, and how to say where one stands."""
     start = text.lstrip()[:1]
     whole = start == "["
@@ -394,7 +407,7 @@ def _records(path: Path, text: str) -> tuple[list[dict], Callable[[int], str]]:
     return found, lambda i: f"row {i}"
 
 
-def _check_rows_on_top(path: Path, records: list[dict], names: Sequence[str], how: Reading) -> None:
+def _check_rows_on_top(path: Path, records: list[dict[str, Any]], names: Sequence[str], how: Reading) -> None:
     """Raises SpecError where a file's rows lie deeper in it than they are looked for."""
     fix = "wanted a list of objects, or an object a line; write the rows so"
     first = records[0]
@@ -412,7 +425,7 @@ def _check_rows_on_top(path: Path, records: list[dict], names: Sequence[str], ho
         raise SpecError(f"{str(path)!r}: its rows lie in {within[0]!r}; {fix}, as they stand there")
 
 
-def _columns_of(found: object) -> list[dict] | None:
+def _columns_of(found: object) -> list[dict[str, Any]] | None:
     """The rows of an object that holds a list for each column."""
     if not isinstance(found, dict) or not found or not all(isinstance(v, list) for v in found.values()):
         return None
@@ -421,7 +434,7 @@ def _columns_of(found: object) -> list[dict] | None:
     return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
-def _object(path: Path, number: int, line: str) -> dict:
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         found = DECODER.decode(line)
     except ValueError as error:
@@ -435,7 +448,7 @@ def _object(path: Path, number: int, line: str) -> dict:
     return found
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -447,7 +460,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # one for all lines: to make one takes as long as a line
 
 
-def _json_column(path: Path, name: str, values: list, place: Callable[[int], str], needed: bool) -> pa.Array:
+def _json_column(path: Path, name: str, values: list[Any], place: Callable[[int], str], needed: bool) -> pa.Array:
     kinds = {type(v) for v in values} - {type(None)}
     if kinds <= {int, float}:  # not-a-number is how some write that there is none
         values = [None if isinstance(v, float) and v != v else v for v in values]
@@ -465,7 +478,7 @@ def _json_column(path: Path, name: str, values: list, place: Callable[[int], str
         if not needed:
             return pa.nulls(len(values))
         counts = {kind: sum(type(v) is kind for v in values) for kind in kinds}
-        usual = max(counts, key=counts.get)
+        usual = max(counts, key=counts.__getitem__)
         odd = next((i for i, v in enumerate(values) if v is not None and type(v) is not usual), None)
         if odd is None:
             raise SpecError(f"{str(path)!r}: column {name!r} cannot be read: {error}; correct it") from None

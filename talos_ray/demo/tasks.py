@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from talos_ray.demo import render
 class Drawn(NamedTuple):
     """How one demo set is made: a function of (label, random generator), and what its classes are called."""
 
-    draw: Callable
+    draw: Callable[..., Any]
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     sizes: tuple[int, int, int] = (2000, 160, 600)  # train, validation, test
@@ -45,7 +45,7 @@ SETS: dict[str, Drawn] = {
 TARGETS = tuple(n for n in SETS if n != "coloured_shapes")
 CONTROL = "coloured_shapes"
 
-RECIPES: dict[str, dict] = {
+RECIPES: dict[str, dict[str, Any]] = {
     f"demo:{name}": {"name": name, "data": f"demo:{name}", "classes": s.classes, "prompts": s.prompts}
     for name, s in SETS.items()
 }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from talos_ray.core.metrics import BINS, class_scores, mostly_taken_for
 from talos_ray.core.paired import Answers
@@ -59,7 +60,7 @@ def words_of(language: str) -> Words:
     return Words(LANGUAGES[language])
 
 
-def decision(version: Version, approved: Mapping | None, w: Words) -> tuple[str, str]:
+def decision(version: Version, approved: Mapping[str, Any] | None, w: Words) -> tuple[str, str]:
     """'pass', 'hold' or 'open', and the sentence that says why: what the gate says of a version, or who approved it."""
     if version.kind == "base":
         return "pass", w.plain("is_base")
@@ -137,13 +138,13 @@ def _unmet(check: GateCheck, w: Words) -> str:
 
 def render(
     folder: RunFolder,
-    info: Mapping,
+    info: Mapping[str, Any],
     version: Version,
-    approved: Mapping | None = None,
-    robustness: Mapping | None = None,
+    approved: Mapping[str, Any] | None = None,
+    robustness: Mapping[str, Any] | None = None,
     *,
     language: str = "en",
-    watched: Sequence[Mapping] = (),
+    watched: Sequence[Mapping[str, Any]] = (),
     answers: Answers | None = None,
 ) -> dict[str, bytes]:
     """The report on one version: {"html": the page, "csv": its scores, "impact.csv": how far every tensor changed,
@@ -339,7 +340,7 @@ def _gate(version: Version, w: Words) -> list[str]:
     return [f"<h2>{w('gate')}</h2>", _how(w("gate_how", together=2)), _table(head, rows)]
 
 
-def _watched(events: Sequence[Mapping], w: Words) -> list[str]:
+def _watched(events: Sequence[Mapping[str, Any]], w: Words) -> list[str]:
     if not events:
         return []
     rows = []
@@ -459,7 +460,7 @@ def _scope(folder: RunFolder, version: Version, w: Words) -> list[str]:
     return parts
 
 
-def _robustness(version: Version, found: Mapping | None, w: Words) -> list[str]:
+def _robustness(version: Version, found: Mapping[str, Any] | None, w: Words) -> list[str]:
     if not found:
         return []
     scores = {task: {name: TaskScores(**s) for name, s in kinds.items()} for task, kinds in found.items()}
@@ -488,7 +489,7 @@ def _drift(versions: Sequence[Version], w: Words) -> list[str]:
     return [f"<h2>{w('drift')}</h2>", _how(w("drift_how")), _plot(plots.drift(versions, w.plain))]
 
 
-def _how_it_was_made(folder: RunFolder, version: Version, info: Mapping, w: Words) -> list[str]:
+def _how_it_was_made(folder: RunFolder, version: Version, info: Mapping[str, Any], w: Words) -> list[str]:
     curves = {t: folder.delta_info(t, mark).get("curve") or [] for t, mark in version.deltas.items()}
     parts = [*_search(version, w), *_learned(version, w), *_entangled(version, w)]
     if any(curves.values()):
@@ -564,7 +565,7 @@ def _entangled(version: Version, w: Words) -> list[str]:
     return parts
 
 
-def _mask(folder: RunFolder, info: Mapping, w: Words) -> list[str]:
+def _mask(folder: RunFolder, info: Mapping[str, Any], w: Words) -> list[str]:
     if (mask := folder.load_mask(info["base"])) is None:
         return []
     parts = [
