@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from talos_ray.errors import SpecError
 from talos_ray.secrets import blotted, refuse_secrets
@@ -869,7 +869,7 @@ def _is_a_way(part: str | int) -> bool:
     )
 
 
-def _describe(error: dict[str, Any], model: type[BaseModel], where: str) -> str:
+def _describe(error: ErrorDetails, model: type[BaseModel], where: str) -> str:
     """One pydantic error in the project's form: thing, value found, value wanted, fix."""
     loc = [p for p in error["loc"] if not _is_a_way(p)]
     path = plain(".".join([where, *map(str, loc)] if where else map(str, loc)))[:200]

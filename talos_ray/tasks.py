@@ -40,7 +40,8 @@ from talos_ray.data.readers import (
     told_of_hidden,
     told_template,
 )
-from talos_ray.data.split import ROWS, Split, apart, content_of, cut_missing, marked
+from talos_ray.data.split import ROWS, apart, content_of, cut_missing, marked
+from talos_ray.data.split import Split as Split
 from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError, nearest
 
@@ -457,7 +458,8 @@ class _Whole(Formatter):
     def format_field(self, value: object, format_spec: str) -> str:
         if value is None:
             raise ValueError("a value is missing (null)")
-        return super().format_field(value, format_spec)
+        text: str = super().format_field(value, format_spec)
+        return text
 
     def convert_field(self, value: object, conversion: str | None) -> object:
         return value if value is None else super().convert_field(value, conversion)

@@ -25,8 +25,8 @@ MOST_VALUES = 100_000  # with every alias written out
 class _Loader(yaml.SafeLoader):
     """Plain values only; a key that stands there twice is a mistake, and so is a number or a date that is none."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        seen = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
                 seen.add(name)
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text = super().construct_scalar(node)
         if node.tag in NUMBERS and OTHERWISE.match(text):
             text = text[:40]

@@ -131,7 +131,7 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
         if not local:
             how = {"streaming": True} if task.stream is not None else {}
             splits = datasets.load_dataset(task.data, task.config, **how)
-            notes = []
+            notes: list[str] = []
         else:
             splits, notes = _local(task, path)
         return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
@@ -249,7 +249,8 @@ def _columns_in(path: Path) -> list[str]:
     """The columns of a table; none, if it cannot be read as one."""
     try:
         if KINDS[path.suffix.lower()] == "parquet":
-            return pq.read_schema(path).names
+            names: list[str] = pq.read_schema(path).names
+            return names
         return column_names(path)
     except (SpecError, OSError, pa.ArrowException):
         return []

@@ -89,7 +89,8 @@ def column_names(path: Path) -> list[str]:
         SpecError: as `read_table`, of what is read.
     """
     if KINDS[path.suffix.lower()] == "json":
-        return read_table(path, Reading(columns=())).column_names
+        names: list[str] = read_table(path, Reading(columns=())).column_names
+        return names
     nothing: Block = (1, 1, [[]])
     _, _, first = next(_csv_blocks(path, Reading()), nothing)
     return first[0]
