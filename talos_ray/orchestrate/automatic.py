@@ -170,16 +170,16 @@ def _round(
         _, waiting = ray.wait(waiting, num_returns=1)
         done = len(refs) - len(waiting)
         session.progress.update("choose", 0.25 + done / len(refs) / 2, f"short run {done} of {len(refs)}")
-    values = {key: ray.get(ref) for key, ref in refs.items()}
-    lost = {s for (s, _), found in values.items() if found is None}
-    arms = [plans[s] for s in settings if s not in lost]
-    deltas = {
-        s.name: {
-            t: Delta(t, thaw(values[s, t])["values"], p.base, masks[s.mask].fingerprint, {}) for t in p.targets
-        }
-        for s in settings
-        if s not in lost
-    }  # fmt: skip
+    arms = []
+    deltas: dict[str, dict[str, Delta]] = {}
+    for s in settings:
+        values = {t: ray.get(refs[s, t]) for t in p.targets}
+        trained = {t: thaw(frozen)["values"] for t, frozen in values.items() if frozen is not None}
+        if len(trained) < len(values):
+            continue  # one of its runs diverged, and there is nothing to merge
+        mask = masks[s.mask].fingerprint
+        deltas[s.name] = {t: Delta(t, v, p.base, mask, {}) for t, v in trained.items()}
+        arms.append(plans[s])
     session.slots_of("search", 1, spec.cluster.search_workers)
     chosen = MergeSearch(session, p, stage="choose").choose(arms, deltas) if arms else {}
     found = {name: c.found for name, c in chosen.items()}

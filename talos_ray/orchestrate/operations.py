@@ -231,7 +231,7 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
     goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
     problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
     point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])
-    records = search.run({way.name: problem}, {way.name: [session.shared_ref, way.ref]}, {way.name: [point]})
+    records = search.run({way.name: problem}, {way.name: (session.shared_ref, way.ref)}, {way.name: [point]})
     record = records[way.name][0]
     told: dict[str, Any] = {
         "task": task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -11,7 +12,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
-import talos_ray
 from talos_ray.errors import TalosError
 from talos_ray.serving.record import Refused
 from talos_ray.serving.server import MERGED, SINGLE, Server
@@ -79,7 +79,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 def api(server: Server) -> FastAPI:
     """The application; `/openapi.json` and `/docs` describe it. Its functions are no coroutines, so that requests wait
     for the model in threads of their own."""
-    app = FastAPI(title="talos_ray", version=talos_ray.__version__, summary="Many versions and edits of one model.")
+    app = FastAPI(title="talos_ray", version=version("talos-ray"), summary="Many versions and edits of one model.")
 
     def answer(
         question: Question, response: Response, task: str, version: int | None, edit: str, request: str | None
