@@ -16,11 +16,11 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorProxy
+from ray.actor import ActorClass, ActorProxy
 from ray.exceptions import ActorUnavailableError, RayError
 
 from talos_ray.config import Cluster
@@ -43,6 +43,7 @@ Progress = tuple[str, int, float | None]  # a job's name, its updates that are d
 WORKER: dict[str, Any] = {"concurrency_groups": {"beside": 1}, **WARM}
 
 
+@ray.remote(**WORKER)
 class TrainingWorker:
     """One process that trains one job after the other, and tells beside it how far it is."""
 
@@ -83,7 +84,7 @@ class TrainingWorker:
         self.now = (self.now[0], step, loss)
 
 
-WORKERS = ray.remote(**WORKER)(TrainingWorker)
+WORKERS = cast("ActorClass[TrainingWorker]", TrainingWorker)  # type checkers look past a class's decorator
 
 
 @dataclass

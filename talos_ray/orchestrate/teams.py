@@ -14,10 +14,11 @@ import pkgutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorClass
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 QUEUE: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 16, **WARM}
 
 
+@ray.remote(**QUEUE)
 class Queue:
     """Which job is with which team, and how far it is. Lives as long as the driver."""
 
@@ -79,7 +81,7 @@ class Queue:
         return self.board.state, self.restarts, self.places
 
 
-QUEUES = ray.remote(**QUEUE)(Queue)
+QUEUES = cast("ActorClass[Queue]", Queue)  # type checkers look past a class's decorator
 
 
 def train_loop(config: dict[str, Any]) -> None:
