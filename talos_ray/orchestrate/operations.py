@@ -24,7 +24,7 @@ from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.learning import Goal, Point
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
-from talos_ray.orchestrate.scoring import Chosen, Heads, Way, answers, evaluate, inspect, score_version, waited, ways_of
+from talos_ray.orchestrate.scoring import Chosen, Heads, Tested, Way, answers, inspect, score_version, ways_of
 from talos_ray.orchestrate.search import MergeSearch
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.worker import in_store
@@ -348,17 +348,15 @@ def robustness(uri: str, *, verbose: bool = False) -> Robustness:
         tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
         models: dict[str, tuple[Blend, Heads]] = {"base": (Blend({}), {}), "merged": (blend, heads)}
         asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in models]
-        remote = evaluate.options(**options(p.spec.cluster))
-        refs = []
+        tested = Tested(session, p, "robustness", "corrupted scores")
         for t, c, m in asked:
             model, own_heads = models[m]
-            refs.append(remote.remote(session.shared_ref, way.ref, model, [t], own_heads, c))
-        answered = waited(session, refs, "robustness", "corrupted scores")
+            tested.ask(way.ref, model, [t], own_heads, c)
         found: Robustness = {}
         for task, scores in head.scores.items():
             if task in tasks:
                 found[task] = {"none": {"base": scores.base.as_dict(), "merged": scores.merged.as_dict()}}
-        for (t, c, m), kinds in zip(asked, answered, strict=True):
+        for (t, c, m), kinds in zip(asked, tested.answered(), strict=True):
             predicted = kinds[t]["own" if t in models[m][1] else "words"]
             right, inputs = answers(p, {t: predicted}, {}).counts(t)
             of_task = found.setdefault(t, {})

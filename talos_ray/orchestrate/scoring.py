@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +41,7 @@ PROBE_ROWS = 2000  # inputs of a split that a linear probe looks at
 DISTURBED = 80  # validation inputs of each task that the disentanglement error is measured on
 PAIRS = 20  # most tasks whose pairs are looked at one by one
 Result = TypeVar("Result")
+TESTED = 4096  # test inputs that one Ray task scores, a multiple of the workbench's batch: no batch is cut in two
 Heads = Mapping[str, torch.Tensor]  # task -> linear head of its own, float32 [classes, d + 1]
 
 
@@ -89,15 +90,41 @@ def look(
     return info
 
 
+@dataclass(frozen=True)
+class TaskRows:
+    """Rows [start, stop) of a task's test data."""
+
+    task: str
+    start: int
+    stop: int
+
+
+def in_parts(sizes: Mapping[str, int]) -> list[list[TaskRows]]:
+    """The test data of some tasks (task -> inputs) as lists of parts, each list of at most TESTED inputs: a large set
+    is shared among workers, and small ones go together."""
+    lists: list[list[TaskRows]] = []
+    room = 0
+    for task, size in sizes.items():
+        for start in range(0, max(1, size), TESTED):
+            part = TaskRows(task, start, min(size, start + TESTED))
+            inputs = part.stop - part.start
+            if inputs > room or not lists:
+                lists.append([])
+                room = TESTED
+            lists[-1].append(part)
+            room -= inputs
+    return lists
+
+
 @ray.remote(**WARM)
 def evaluate(
-    shared: Shared, arm: Arm, blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None
-) -> dict[str, Predicted]:
-    """What a model answers on the test data of some tasks: task -> what `Workbench.predicted` gives of its frozen head,
-    and of its own if it has one in `heads`."""
+    shared: Shared, arm: Arm, blend: Blend, parts: Sequence[TaskRows], heads: Heads, corruption: str | None
+) -> list[Predicted]:
+    """What a model answers on parts of test data: what `Workbench.predicted` gives of a task's frozen head, and of its
+    own if it has one in `heads`."""
     bench = workbench(shared)
     bench.compose(arm, blend)
-    return {t: bench.predicted(t, heads.get(t), corruption) for t in tasks}
+    return [bench.predicted(p.task, heads.get(p.task), corruption, range(p.start, p.stop)) for p in parts]
 
 
 @ray.remote(**WARM)
@@ -312,6 +339,48 @@ class _Predictions:
     single: dict[str, dict[str, Predicted]]
 
 
+class Tested:
+    """Has models answer test data, all at once, so that the workers are busy until the last answer.
+
+    Args:
+        stage, words: what progress is shown under, and as.
+    """
+
+    def __init__(self, session: Session, prepared: Prepared, stage: str, words: str) -> None:
+        self.session = session
+        self.p = prepared
+        self.stage = stage
+        self.words = words
+        self.remote = evaluate.options(**options(prepared.spec.cluster))
+        self.asked: list[list[list[TaskRows]]] = []
+        self.refs: list[ObjectRef[list[Predicted]]] = []
+
+    def ask(
+        self, arm: ObjectRef[Arm], blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None = None
+    ) -> None:
+        """Have one model answer the test data of some tasks."""
+        lists = in_parts({task: len(self.p.data[task].test) for task in tasks})
+        for parts in lists:
+            own = {p.task: heads[p.task] for p in parts if p.task in heads}
+            self.refs.append(self.remote.remote(self.session.shared_ref, arm, blend, parts, own, corruption))
+        self.asked.append(lists)
+
+    def answered(self) -> Iterator[dict[str, Predicted]]:
+        """Task -> predictions, of every model in the order in which they were asked."""
+        found = iter(waited(self.session, self.refs, self.stage, self.words))
+        for lists in self.asked:
+            pieces: dict[str, list[Predicted]] = {}
+            for parts in lists:
+                for part, predicted in zip(parts, next(found), strict=True):
+                    pieces.setdefault(part.task, []).append(predicted)
+            yield {task: _joined(predictions) for task, predictions in pieces.items()}
+
+
+def _joined(parts: Sequence[Predicted]) -> Predicted:
+    """Predictions of a task's rows, from those of its parts."""
+    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+
+
 def score_version(
     session: Session,
     prepared: Prepared,
@@ -378,21 +447,16 @@ def score_version(
 def _predictions(
     session: Session, p: Prepared, arms: Sequence[ArmPlan], chosen: Mapping[str, Chosen], everything: list[str]
 ) -> _Predictions:
-    """Ask all models at once, so that the workers are busy until the last answer."""
     probe_heads, single_heads = _own_heads(session, p, chosen)
-    remote = evaluate.options(**options(p.spec.cluster))
-
-    def ask(arm: ObjectRef[Arm], blend: Blend, tasks: list[str], heads: Heads) -> ObjectRef[dict[str, Predicted]]:
-        return remote.remote(session.shared_ref, arm, blend, tasks, heads, None)
-
+    tested = Tested(session, p, "test", "test scores")
     first = chosen[arms[0].name].way
-    references = [ask(first.single, Blend({}), everything, probe_heads)]
+    tested.ask(first.single, Blend({}), everything, probe_heads)
     for plan in arms:
         mine = chosen[plan.name]
-        references.append(ask(mine.way.ref, mine.blend, everything, mine.heads))
+        tested.ask(mine.way.ref, mine.blend, everything, mine.heads)
         for task in p.targets:
-            references.append(ask(mine.way.single, Blend({task: 1.0}), [task], single_heads[plan.name]))
-    answered = iter(waited(session, references, "test", "test scores"))
+            tested.ask(mine.way.single, Blend({task: 1.0}), [task], single_heads[plan.name])
+    answered = tested.answered()
     base = next(answered)
     merged_models = {}
     single = {}

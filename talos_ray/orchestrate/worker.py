@@ -325,13 +325,19 @@ class Workbench:
             clean, lambda batch: self.family.preprocess(corrupted(kind, corruption, batch, seed)), self.device
         )
 
-    def predicted(self, task: str, head: torch.Tensor | None = None, corruption: str | None = None) -> Predicted:
+    def predicted(
+        self, task: str, head: torch.Tensor | None = None, corruption: str | None = None, rows: range | None = None
+    ) -> Predicted:
         """Class numbers, int32 [n], that the model as it stands predicts on test data: by the task's frozen head
         (`words`), and by another one (`own`), if it is given; and their probabilities, float32 [n]
-        (`words_probability`,
-        `own_probability`)."""
+        (`words_probability`, `own_probability`).
+
+        Args:
+            rows: of the test data; all, if not given.
+        """
         examples = self.spoilt(task, corruption) if corruption else self.examples(task, "test")
-        seen = self.answered(examples, task, features=head is not None)
+        index = None if rows is None else torch.arange(rows.start, rows.stop)
+        seen = self.answered(examples, task, index, features=head is not None)
         logits = {"words": seen.logits}
         if head is not None:
             logits["own"] = seen.under(head)
