@@ -514,6 +514,9 @@ class Cluster(_Settings):
             "nodes that were taken away do not count"
         ),
     )
+    storage_minutes: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="minutes that storage may refuse what a run reads or writes before the run gives up"
+    )
     stall_minutes: Annotated[float, Field(ge=0)] = Field(
         30.0,
         description=(

@@ -155,7 +155,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         checkpoints=checkpoints,
         own_heads=has_features(family),
     )
-    k = _weights_to_change(spec, layout)
+    k = _weights_to_change(spec, layout, base)
     _check_stored(folder, prepared)
     same_tasks = calibrated == [t.name for t in spec.tasks]
     stays = "" if same_tasks else f"; the mask of the run's first {len(calibrated)} stays"
@@ -200,7 +200,7 @@ def _mask_key(
     return key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
 
 
-def _weights_to_change(spec: Spec, layout: Layout) -> int:
+def _weights_to_change(spec: Spec, layout: Layout, base: str) -> int:
     """How many weights the mask is to hold.
 
     Raises:
@@ -208,12 +208,9 @@ def _weights_to_change(spec: Spec, layout: Layout) -> int:
     """
     keep = spec.mask.keep
     layers = spec.mask.layers
-    # Short runs have replaced `auto`, unless a mask that is there leaves nothing to try.
-    if isinstance(keep, str) or isinstance(layers, str):
-        raise SpecError(
-            f"mask.keep is {keep!r} and mask.layers {layers!r} beside mask.path {spec.mask.path!r}; wanted numbers; "
-            "leave auto out, or the path"
-        )
+    if spec.mask.path is not None:  # a mask that is there says it itself, whatever the settings would ask for
+        return mask_at(spec.mask.path, base).k
+    assert not isinstance(keep, str) and not isinstance(layers, str)  # short runs have replaced every `auto`
     everything = spec.mask.strategy == "all"
     k = layout.total if everything else round(keep * layout.total)
     if k < 1:

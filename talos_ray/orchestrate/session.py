@@ -18,6 +18,7 @@ from talos_ray.orchestrate.plan import Prepared
 from talos_ray.orchestrate.watch import Tracker, Watch
 from talos_ray.orchestrate.worker import Frozen, Shared, freeze, thaw
 from talos_ray.progress import Progress
+from talos_ray.storage.files import patient
 from talos_ray.storage.history import NOW
 from talos_ray.storage.run_folder import RunFolder
 
@@ -114,7 +115,8 @@ def on_ray(prepared: Prepared, folder: RunFolder, verbose: bool, progress: Progr
         with connected(spec.cluster, verbose, progress):
             params = {"model": spec.model, "base": prepared.base, "seed": spec.seed, "keep": spec.mask.keep}
             tracker = Tracker(spec.tracker, spec.output, params, progress.say)
-            with Watch(tracker, spec.output) as watch, _telling(folder, progress):
+            patience = patient(60 * spec.cluster.storage_minutes)
+            with Watch(tracker, spec.output) as watch, _telling(folder, progress), patience:
                 yield Session(prepared, folder, progress, watch, scratch)
             cluster.free_gpus(spec.cluster)
     except ray.exceptions.RayError as error:

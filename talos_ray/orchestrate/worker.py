@@ -35,6 +35,7 @@ from talos_ray.models import Family, build_model
 from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import as_linear, scorer
 from talos_ray.models.lean import import_lean
+from talos_ray.storage.files import be_patient
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task, state_of_examples
 
@@ -191,6 +192,7 @@ class Workbench:
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         settings = shared.spec.cluster
+        be_patient(60 * settings.storage_minutes)
         self.device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
         by_device = GPU_LOADERS if self.device.type == "cuda" else 0
         self.loaders = by_device if settings.loaders_per_worker is None else settings.loaders_per_worker

@@ -15,11 +15,12 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.fs as pafs
@@ -35,9 +36,10 @@ log = logging.getLogger(__name__)
 
 JsonObject = dict[str, Any]
 Names = list[str]
+Result = TypeVar("Result")
 Listing = list[tuple[str, int, int]]  # name, bytes, time of the last change in ns
 
-PATIENCE = 60.0  # seconds that storage may refuse a write before the run gives up
+WAIT = 60.0  # seconds that a writer waits for its turn
 FINAL = (  # refusals that waiting does not mend
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR,
 )  # fmt: skip
@@ -109,6 +111,56 @@ class _ConditionalClient(Protocol):
     def put_object(self, *, Bucket: str, Key: str, Body: bytes, IfNoneMatch: str) -> object: ...
 
 
+@dataclass
+class Patience:
+    """Seconds for which this process asks storage again that refuses: by default only to write, for whoever reads from
+    a terminal wants the error at once."""
+
+    read: float = 0.0
+    write: float = 60.0
+
+
+PATIENCE = Patience()
+
+
+def be_patient(seconds: float) -> None:
+    """From now on, storage may refuse this process so long, to read as well as to write: it works for a run."""
+    PATIENCE.read = seconds
+    PATIENCE.write = seconds
+
+
+@contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """The same for a while, in a process that is not only there for a run."""
+    before = replace(PATIENCE)
+    be_patient(seconds)
+    try:
+        yield
+    finally:
+        PATIENCE.read = before.read
+        PATIENCE.write = before.write
+
+
+def _patiently(path: str, seconds: float, action: Callable[[], Result]) -> Result:
+    """What `action` gives, tried again for so many seconds where waiting may mend what it meets.
+
+    Raises:
+        OSError: as `action`, at last or for good.
+    """
+    started = time.monotonic()
+    pause = 0.25
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            for_good = isinstance(error, FileNotFoundError | IsADirectoryError) or error.errno in FINAL
+            if for_good or time.monotonic() - started >= seconds:
+                raise
+            log.warning("%s: storage refuses, trying again: %s", path, error)
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+
 class Store:
     """A folder named by a local path or a URI (`s3://…`, `gs://…`, `hdfs://…`). Names inside use '/'.
 
@@ -139,8 +191,13 @@ class Store:
         return str(PurePosixPath(self.root) / name)
 
     def exists(self, name: str = "") -> bool:
-        about = self.fs.get_file_info(self.path(name))
+        about = self._asked(name, lambda path: self.fs.get_file_info(path))
         return bool(about.type != pafs.FileType.NotFound)
+
+    def _asked(self, name: str, ask: Callable[[str], Result]) -> Result:
+        """What storage says of a path; asked again where it refuses, as `PATIENCE.read` has it."""
+        path = self.path(name)
+        return _patiently(path, PATIENCE.read, lambda: ask(path))
 
     def list(self, folder: str = "") -> Names:
         """Names of the finished files in a folder, sorted; half-written ones (leading dot) are left out."""
@@ -148,9 +205,13 @@ class Store:
 
     def listing(self, folder: str = "") -> Listing:
         """What `list` names, with size and time: one request."""
-        found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        found = self._asked(folder, self._entries)
         files = [i for i in found if i.type == pafs.FileType.File and not i.base_name.startswith(".")]
         return sorted((i.base_name, i.size, i.mtime_ns or 0) for i in files)
+
+    def _entries(self, path: str) -> Sequence[pafs.FileInfo]:
+        entries: Sequence[pafs.FileInfo] = self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return entries
 
     def folders(self, folder: str) -> Names:
         """Names of the folders in a folder, sorted; links are none."""
@@ -159,7 +220,7 @@ class Store:
                 return []
             with os.scandir(self.path(folder)) as entries:
                 return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-        found = self.fs.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        found = self._asked(folder, self._entries)
         return sorted(i.base_name for i in found if i.type == pafs.FileType.Directory)
 
     def age(self, name: str) -> float:
@@ -224,25 +285,29 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Raises CorruptError if something lies there that is no file: a pipe would never end."""
-        if self.local:
-            with self._opened(name) as stream:
-                return stream.read()
-        with self.fs.open_input_stream(self.path(name)) as stream:
-            data: bytes = stream.read()
-        return data
+
+        def whole(path: str) -> bytes:
+            with self._opened(name) if self.local else self.fs.open_input_stream(path) as stream:
+                data: bytes = stream.read()
+            return data
+
+        return self._asked(name, whole)
 
     def size(self, name: str) -> int:
         """Bytes of a file, without reading it."""
-        return int(self.fs.get_file_info(self.path(name)).size)
+        return int(self._asked(name, lambda path: self.fs.get_file_info(path)).size)
 
     def sha256(self, name: str) -> str:
         """Of a file's content, read piece by piece."""
-        digest = hashlib.sha256()
-        opened = self._opened(name) if self.local else self.fs.open_input_stream(self.path(name))
-        with opened as stream:
-            while piece := stream.read(16 << 20):
-                digest.update(piece)
-        return digest.hexdigest()
+
+        def digest(path: str) -> str:
+            hasher = hashlib.sha256()
+            with self._opened(name) if self.local else self.fs.open_input_stream(path) as stream:
+                while piece := stream.read(16 << 20):
+                    hasher.update(piece)
+            return hasher.hexdigest()
+
+        return self._asked(name, digest)
 
     def _opened(self, name: str) -> BinaryIO:
         # A pipe that somebody put there would block an `open` for ever, so it is opened without waiting and then asked
@@ -258,27 +323,19 @@ class Store:
 
         Object stores publish an object when its upload ends. Elsewhere the bytes go to a temporary name in
         the same folder, are flushed, and renamed; then the folder is. Storage that refuses is asked again for
-        `patience` seconds (PATIENCE, if not given), unless it is full or the folder is not ours.
+        `patience` seconds (PATIENCE.write, if not given), unless it is full or the folder is not ours.
 
         Raises:
             StorageError: it still refuses then, or it is full.
         """
-        started = time.monotonic()
-        pause = 0.25
-        patience = PATIENCE if patience is None else patience
-        while True:
-            try:
-                return self._write(name, data)
-            except OSError as error:
-                if error.errno in FINAL or time.monotonic() - started >= patience:
-                    raise StorageError(
-                        f"{self.path(name)} ({len(data)} bytes) cannot be written: {error}; free space or mend "
-                        "access, and "
-                        f"run the same command again"
-                    ) from error
-                log.warning("%s cannot be written, trying again: %s", self.path(name), error)
-                time.sleep(pause)
-                pause = min(2 * pause, 5.0)
+        seconds = PATIENCE.write if patience is None else patience
+        try:
+            _patiently(self.path(name), seconds, lambda: self._write(name, data))
+        except OSError as error:
+            raise StorageError(
+                f"{self.path(name)} ({len(data)} bytes) cannot be written: {error}; free space or mend access, and run "
+                "the same command again"
+            ) from error
 
     def _write(self, name: str, data: bytes) -> None:
         target = self.path(name)
@@ -396,9 +453,9 @@ class Store:
         themselves. A ticket of a process that is gone is thrown away.
 
         Raises:
-            ConflictError: others write for longer than `patience` (PATIENCE, if not given), and who.
+            ConflictError: others write for longer than `patience` (WAIT, if not given), and who.
         """
-        until = time.monotonic() + (PATIENCE if patience is None else patience)
+        until = time.monotonic() + (WAIT if patience is None else patience)
         turn = self._locked(until) if self.local else self._queued(until)
         with turn:
             yield
@@ -572,7 +629,7 @@ class Store:
             CorruptError: not a safetensors file of this project, or cut off.
         """
         try:
-            opened = self._opened(name) if self.local else self.fs.open_input_file(self.path(name))
+            opened = self._opened(name) if self.local else self._asked(name, self.fs.open_input_file)
             with opened as stream:
                 size = int.from_bytes(stream.read(8), "little")
                 if not 2 <= size <= HEADER_LIMIT:

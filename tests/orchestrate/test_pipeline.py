@@ -17,6 +17,7 @@ from talos_ray import MismatchError, SpecError, TalosError
 from talos_ray.config import Spec
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.mask import mask_from_flags
+from talos_ray.estimate import estimate
 from talos_ray.inputs import Examples
 from talos_ray.models import base_tensors, load_model
 from talos_ray.models.heads import scorer
@@ -350,6 +351,17 @@ def test_settings_that_diverge_keep_what_is_finished(finished, tmp_path):
         "scanned_digits.safetensors",
         "sides.safetensors",
     ]
+
+
+def test_a_mask_that_is_there_says_itself_how_many_weights_may_change(finished, tmp_path):
+    run, values = finished
+    mask = {"path": str(Path(run.path) / "mask.safetensors"), "keep": "auto", "layers": "auto", "strategy": "auto"}
+    spec = make_spec({**copy.deepcopy(values), "output": str(tmp_path / "run"), "mask": mask})
+    progress = Progress()
+    prepare(spec, progress)
+    held = RunFolder(str(run.path)).load_mask(run.newest.base).k
+    assert f" {held:,} may change" in progress.stages["check"]["note"]
+    assert estimate(spec)
 
 
 def test_a_folder_of_another_run_is_refused_untouched(finished):

@@ -1,5 +1,6 @@
 """Storage attacked: half-written files, changed bytes, files of another run, histories that were edited."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,8 +14,8 @@ from talos_ray import ConflictError, CorruptError, MismatchError, SpecError, Sto
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import mask_from_flags
-from talos_ray.storage import history
-from talos_ray.storage.files import Store
+from talos_ray.storage import files, history
+from talos_ray.storage.files import Store, patient
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import Version
 
@@ -158,6 +159,37 @@ def test_storage_that_refuses_for_a_while_is_asked_again(folder, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(StorageError, match="cannot be written.*Input/output"):
         folder.store.write("other", b"x", patience=0.3)
+
+
+def test_a_run_asks_storage_again_that_refuses_a_read_and_a_terminal_does_not(folder, monkeypatch):
+    store = folder.store
+    store.write("a.json", b"{}")
+    opened = Store._opened
+    refusals = []
+
+    def refusing(self, name):
+        if refusals:
+            raise refusals.pop()
+        return opened(self, name)
+
+    monkeypatch.setattr(Store, "_opened", refusing)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    refusals += [OSError(5, "Input/output error"), OSError(116, "Stale file handle")]
+    with patient(30.0):
+        assert store.read("a.json") == b"{}" and not refusals
+        refusals += [OSError(5, "Input/output error")]
+        assert store.sha256("a.json") == hashlib.sha256(b"{}").hexdigest()
+        for final in (FileNotFoundError(2, "no such file"), PermissionError(13, "denied")):
+            refusals += [OSError(5, "never reached"), final]
+            with pytest.raises(type(final)):
+                store.read("a.json")
+            assert len(refusals) == 1 and refusals.pop()
+    refusals += [OSError(5, "Input/output error")]
+    with pytest.raises(OSError, match="Input/output"):
+        store.read("a.json")
+    refusals += [OSError(5, "Input/output error")] * 3
+    with patient(0.0), pytest.raises(OSError, match="Input/output"):
+        store.read("a.json")
 
 
 def test_another_run_and_other_files_are_refused_and_left_alone(folder, tmp_path):
