@@ -15,9 +15,8 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
 
-# Lint, and the tests that need neither Ray nor a long time.
-quick: $(VENV)/.test
-	$(VENV)/bin/ruff check .
+# Style, types, and the tests that need neither Ray nor a long time.
+quick: lint
 	$(VENV)/bin/python -m pytest -q -m 'not slow' tests/core tests/report tests/test_config.py tests/test_gate.py tests/test_progress.py
 
 # With the newest Ray of the registry, which pyproject.toml does not allow yet: what would have to change?
@@ -27,8 +26,11 @@ test-newest-ray:
 	.venv-newest-ray/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'ray[default,train,tune]'
 	.venv-newest-ray/bin/python -m pytest -m 'not slow' tests/orchestrate tests/cluster
 
+# Style, and strict types. The package's own cache makes the second time short.
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check talos_ray
+	$(VENV)/bin/mypy
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--spec", default=str(DEMO_SPEC), help="YAML spec (default: the embedded demo)")
     parser.add_argument("--output", help="run folder, instead of the spec's")
     parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own messages too")
-    parser.add_argument("--strict-exit", action="store_true", help=f"exit with {HELD} where the gate keeps the new version aside")
+    parser.add_argument(
+        "--strict-exit", action="store_true", help=f"exit with {HELD} where the gate keeps the new version aside"
+    )
     args = parser.parse_args()
     from talos_ray import edit, load_spec
 

@@ -23,9 +23,13 @@ def merging(folder: RunFolder, version: Version) -> Iterator[Row]:
     # Looks at the base with a head of its own are the probe: a yardstick, and no part of the merge.
     asked = [a for a in attempts if a.get("arm") == "sparse" or (a.get("arm") == "base" and "right_own" not in a)]
     looks = sum(a["seconds"] for a in asked)
-    print(f"  learned in {learned:.1f} s, teachers and heads of single edits in {looks:.1f} s; pressure {found.pressure:g}")
+    print(
+        f"  learned in {learned:.1f} s, teachers and heads of single edits in {looks:.1f} s; pressure {found.pressure:g}"
+    )
     training = version.cost.train_seconds
-    yield row("merge_time_vs_training", [learned + looks], [training], "s", "the training of the sparse edits", "<= 1.3")
+    yield row(
+        "merge_time_vs_training", [learned + looks], [training], "s", "the training of the sparse edits", "<= 1.3"
+    )
 
 
 def overhead(folder: RunFolder, version: Version) -> Iterator[Row]:

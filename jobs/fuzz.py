@@ -264,7 +264,9 @@ def told(work: Callable[[], object], seen: collections.Counter, what: str) -> ob
         seen[f"hang: {what}"] += 1
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        seen[f"traceback: {what}: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error}"[:300]] += 1
+        seen[
+            f"traceback: {what}: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error}"[:300]
+        ] += 1
     finally:
         signal.alarm(0)
     return None

@@ -82,7 +82,9 @@ def peers(uri: str, environment: Path) -> dict[str, dict[str, float]]:
             merged = _merged(environment, place, tuned, name)
             seconds = time.perf_counter() - started
             vector = torch.cat([(merged[n].float() - base[n]).reshape(-1) for n in prepared.layout.names])
-            together = Arm.of("peer", arm.mask.bits, {"peer": Delta("peer", vector, prepared.base, arm.mask.fingerprint)})
+            together = Arm.of(
+                "peer", arm.mask.bits, {"peer": Delta("peer", vector, prepared.base, arm.mask.fingerprint)}
+            )
             found[method] = {**_scored(bench, prepared, together), "seconds": seconds}
     return found
 

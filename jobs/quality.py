@@ -50,8 +50,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--auto", action="store_true", help="choose mask and learning rate in short runs")
     parser.add_argument("--joint", action="store_true", help="also train one edit on the data of all tasks")
-    parser.add_argument("--no-labels", action="store_true", help="also merge without reading a label of the training data")
-    parser.add_argument("--peers", type=Path, metavar="ENVIRONMENT", help="a virtual environment with mergekit and fusion_bench")
+    parser.add_argument(
+        "--no-labels", action="store_true", help="also merge without reading a label of the training data"
+    )
+    parser.add_argument(
+        "--peers", type=Path, metavar="ENVIRONMENT", help="a virtual environment with mergekit and fusion_bench"
+    )
     parser.add_argument(
         "--label-noise", type=float, default=0.0, metavar="SHARE", help="of the training labels that are made wrong"
     )

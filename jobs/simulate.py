@@ -162,7 +162,9 @@ def thousand() -> None:
     ideal = longest_first([j.settings.steps * STEP for j in work], WORKERS)
     print(f"{TASKS} tasks over {WORKERS} simulated workers")
     print(f"  {wall:.1f} s; longest task first, with nothing lost, would take {ideal:.1f} s")
-    print(f"  the driver was busy for {busy:.1f} s of it, {sum(looks):.1f} s with the view of all tasks, and grew by {grown / 1e6:.0f} MB")
+    print(
+        f"  the driver was busy for {busy:.1f} s of it, {sum(looks):.1f} s with the view of all tasks, and grew by {grown / 1e6:.0f} MB"
+    )
     ray.shutdown()
     with tempfile.TemporaryDirectory() as folder:
         _storage(RunFolder(folder))

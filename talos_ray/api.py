@@ -32,6 +32,7 @@ from talos_ray.storage.run_folder import RunFolder, tasks_of
 from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, predict, published, signatures, versions, watch
+from talos_ray.trust.card import Form
 from talos_ray.trust.export import export, save_adapter
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.published import Pulled, Pushed
@@ -247,6 +248,7 @@ class Run:
             TalosError: no such version, or it answered no such task.
         """
         number = self._version(version).number
+        assert number is not None  # it is on storage
         answers = self.folder.load_answers(number)
         classes = self.classes
         if task not in answers.predicted:
@@ -348,6 +350,7 @@ class Run:
 
     def _pipeline(self, version: Version, settings: Mapping[str, Any], classes: Sequence[str]) -> Pipeline:
         task = settings["name"]
+        assert version.number is not None  # it is on storage
         return Pipeline(
             model=self._composed(version)[0],
             version=version.number,
@@ -539,22 +542,23 @@ class Run:
             raise SpecError("input and label name columns of new data, and there are none; wanted a file in data")
         tasks = self._tasks
         classes = self.classes
-        notes = ()
+        notes: Sequence[str] = ()
+        splits: dict[str, Split | None]
         first = self.folder.load_version(a)
         second = self.folder.load_version(b)
         if data is None:
-            answers = self._answers(a, b)
-            splits = {t: self._test_inputs(tasks[t]) if t in tasks else None for t in answers[0].data}
+            before, after = self._answers(a, b)
+            splits = {t: self._test_inputs(tasks[t]) if t in tasks else None for t in before.data}
         else:
             settings, names = self._asked(task, input, label)
             rows = load_rows(settings, data, names)
-            splits = {task: rows}
+            name = settings["name"]
+            splits = {name: rows}
             notes = rows.notes
-            answers = tuple(
-                compare.ask(self._composed(v)[0], task, rows, self.folder.heads_of(v)[task]) for v in (first, second)
-            )
-        found = compare.diff(first, second, *answers) | ({"notes": list(notes)} if notes else {})
-        return found, compare.changed_inputs(*answers, classes, splits)
+            before = compare.ask(self._composed(first)[0], name, rows, self.folder.heads_of(first)[name])
+            after = compare.ask(self._composed(second)[0], name, rows, self.folder.heads_of(second)[name])
+        found = compare.diff(first, second, before, after) | ({"notes": list(notes)} if notes else {})
+        return found, compare.changed_inputs(before, after, classes, splits)
 
     def _test_inputs(self, task: Mapping[str, Any]) -> Split | None:
         try:
@@ -615,7 +619,7 @@ class Run:
                 "export was asked for an adapter and for the changed weights; wanted one of them; "
                 "leave out peft or delta_only (--peft or --delta)"
             )
-        form = "peft" if peft else "delta" if delta_only else "whole"
+        form: Form = "peft" if peft else "delta" if delta_only else "whole"
         edited, base = self._composed(found)
         return export(self.folder, found, edited, base, to, form)
 

@@ -34,8 +34,8 @@ def first_round(spec: Spec) -> list[Setting]:
     auto = spec.auto
     strategies = auto.strategies if mask.strategy == "auto" else (mask.strategy,)
     granularities = auto.granularities if mask.granularity == "auto" else (mask.granularity,)
-    keep = auto.middle if mask.keep == "auto" else mask.keep
-    layers = 1.0 if mask.layers == "auto" else mask.layers
+    keep = auto.middle if isinstance(mask.keep, str) else mask.keep
+    layers = 1.0 if isinstance(mask.layers, str) else mask.layers
     return [Setting(s, g, keep, 1.0, layers) for s in strategies for g in granularities]
 
 

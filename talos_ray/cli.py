@@ -1069,6 +1069,7 @@ def _show_scores(run: Run) -> None:
     if dense:
         sparse_cost = version.cost
         dense_cost = dense.cost
+        assert sparse_cost is not None and dense_cost is not None  # both were trained
         say(
             f"training {sparse_cost.train_seconds:.0f} s, dense {dense_cost.train_seconds:.0f} s; deltas "
             f"{sparse_cost.delta_bytes / 1e6:.1f} MB, dense {dense_cost.delta_bytes / 1e6:.1f} MB"

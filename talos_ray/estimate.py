@@ -26,6 +26,7 @@ from talos_ray.core.recompute import blocks_of, wrapped
 from talos_ray.data.readers import is_here
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
+from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import scorer
 from talos_ray.tasks import load_task
 
@@ -77,7 +78,7 @@ def estimate(spec: Spec) -> Estimate:
     layout = layout_of(family)
     tasks = len(spec.tasks)
     total = sum(p.numel() for p in family.module.parameters())
-    keep = max(spec.auto.keeps) if spec.mask.keep == "auto" else spec.mask.keep
+    keep = max(spec.auto.keeps) if isinstance(spec.mask.keep, str) else spec.mask.keep
     masked = layout.total if spec.mask.strategy == "all" else round(keep * layout.total)
     rows = spec.mask.granularity == "row" or spec.mask.strategy == "all"
     widest = max(spec.tasks, key=lambda t: len(t.classes or t.phrases or ()))
@@ -147,7 +148,7 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
         work["choose"] = len(masks) * mask + len(tried) * share_of_each(spec, layout) * dense
     elif spec.mask.path is None and spec.mask.strategy not in DATA_FREE:
         work["calibrate"] = mask
-    passed = 1.0 if spec.mask.layers == "auto" else layout.room(spec.mask.layers)
+    passed = 1.0 if isinstance(spec.mask.layers, str) else layout.room(spec.mask.layers)
     work["train"] = (1 + passed + again + gradients) * forwards
     if spec.baseline.enabled:
         work["train, dense"] = dense
@@ -200,7 +201,7 @@ def batch_of(
     def apart(forward: Callable[..., Any]) -> Callable[..., Any]:
         """What a block keeps, but for its inputs, is there only while the backward passes it."""
 
-        def run(*args, **named):
+        def run(*args: Any, **named: Any) -> Any:
             inside.append(_Kept(own))
             for tensor in (t for t in (*args, *named.values()) if isinstance(t, torch.Tensor)):
                 kept.add(tensor)
@@ -231,7 +232,8 @@ def _attention(
     if enable_gqa:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     run = torch.ops.aten._scaled_dot_product_efficient_attention
-    return run(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    out: torch.Tensor = run(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    return out
 
 
 class _Kept:
@@ -239,8 +241,8 @@ class _Kept:
 
     def __init__(self, own: set[int]) -> None:
         self.own = own
-        self.sizes = {}
-        self.alive = []
+        self.sizes: dict[int, int] = {}
+        self.alive: list[torch.UntypedStorage] = []
 
     @property
     def total(self) -> int:
@@ -265,6 +267,7 @@ def _longest(task: Task) -> object:
 def _scored(family: Family, task: Task, inputs: torch.Tensor, completion: bool) -> torch.Tensor:
     head = _head(family, task, inputs)
     if completion:
+        assert isinstance(family, AnswerFamily)  # a spec is refused that wants it of another
         labels = torch.zeros(len(inputs), dtype=torch.int64, device="meta")
         return family.completed({"inputs": inputs, "labels": labels}, head)
     return scorer(family, task.head, head)(inputs)

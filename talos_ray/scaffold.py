@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -252,7 +253,7 @@ def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
         split = name.split or ("train" if name.shard else None)
         if split is not None:
             sets.setdefault(name.words, {}).setdefault(split, []).append(path)
-    found = {}
+    found: dict[Path, Path] = {}
     for splits in sets.values():
         if "train" in splits:
             first = splits["train"][0]
@@ -412,7 +413,7 @@ def _roles(file: Path) -> tuple[str, str, str]:
         source = rest[0]
     if label is None:  # of several with as few values, the last one: labels mostly stand behind
         few = [c for c in reversed(counts) if c != source and counts[c] <= len(table) / 2]
-        label = min(few, key=counts.get, default=None)
+        label = min(few, key=lambda c: counts[c], default=None)
     if source is None:
         source = max((c for c in rest if c != label), key=lambda c: _length(table.column(c)), default=None)
     if source is None:
@@ -462,18 +463,19 @@ def _classes(column: pa.ChunkedArray) -> int:
 
 
 def _length(column: pa.ChunkedArray) -> float:
-    return pc.mean(pc.utf8_length(column.cast(pa.large_string()))).as_py() or 0
+    mean: float | None = pc.mean(pc.utf8_length(column.cast(pa.large_string()))).as_py()
+    return mean or 0.0
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _holds_texts(file: Path, column: pa.ChunkedArray) -> bool:
     """Texts, and no names of images, also of such as are not there."""
     if not _is_text(column.type):
         return False
-    first = _first(column)
+    first = str(_first(column))
     return not first.lower().endswith(tuple(IMAGES)) or max(map(len, first.split("/"))) > LONGEST_NAME
 
 
@@ -481,15 +483,15 @@ def _holds_images(file: Path, column: pa.ChunkedArray) -> bool:
     """Images, or names of some that are there."""
     kind = column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        data = _first(column)
+        data: bytes = _first(column)
         return bool(data) and trouble_with(data[:HEAD], data[-2:], len(data), lambda: io.BytesIO(data)) is None
     if _is_text(kind):
-        name = _first(column)
+        name: str = _first(column)
         return name.lower().endswith(tuple(IMAGES)) and os.path.isfile(file.parent / name)
     return pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
 
 
-def _first(column: pa.ChunkedArray) -> str | bytes:
+def _first(column: pa.ChunkedArray) -> Any:
     """The first value that says something."""
     return next((v.as_py() for v in column if v.as_py()), b"" if pa.types.is_binary(column.type) else "")
 

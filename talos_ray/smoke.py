@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from talos_ray.config import HUGGING_FACE, Spec, Task, Train
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FILLERS = [
     "the",
@@ -169,12 +172,12 @@ def _task(task: Task, folder: Path) -> Task:
     )
 
 
-def _picture(label: int, draw: random.Random):
-    from PIL import Image
+def _picture(label: int, draw: random.Random) -> Image:
+    from PIL.Image import fromarray
 
     dice = np.random.default_rng(draw.getrandbits(32))
     color = np.random.default_rng(label).integers(60, 256, 3)
-    return Image.fromarray((color * dice.uniform(0.4, 1.0, (SIDE, SIDE, 1))).astype("uint8"))
+    return fromarray((color * dice.uniform(0.4, 1.0, (SIDE, SIDE, 1))).astype("uint8"))
 
 
 def _texts(task: Task, labels: Sequence[int], draw: random.Random) -> dict[str, list[Any]]:
@@ -183,14 +186,16 @@ def _texts(task: Task, labels: Sequence[int], draw: random.Random) -> dict[str, 
     columns: dict[str, list[Any]] = {}
     for column, inside in {f: re.findall(r"\[(\w+)\]", f) for f in fields}.items():
         name = column.partition("[")[0]
-        said = [f"{' '.join(draw.choices(FILLERS, k=4))} {FILLERS[i % len(FILLERS)]}" for i in labels]
+        values: list[Any] = [f"{' '.join(draw.choices(FILLERS, k=4))} {FILLERS[i % len(FILLERS)]}" for i in labels]
         for key in reversed(inside):
-            said = [[s] * LISTED if key.isdigit() else {key: s} for s in said]
-        columns[name] = [_joined(a, b) for a, b in zip(columns[name], said, strict=True)] if name in columns else said
+            values = [[v] * LISTED if key.isdigit() else {key: v} for v in values]
+        if name in columns:
+            values = [_joined(a, b) for a, b in zip(columns[name], values, strict=True)]
+        columns[name] = values
     return columns
 
 
-def _joined(a: object, b: object) -> object:
+def _joined(a: Any, b: Any) -> Any:
     return {**a, **b} if isinstance(a, dict) else a
 
 
@@ -227,7 +232,7 @@ def tiny_model(kind: str, words: Iterable[str], folder: Path, labels: Sequence[s
 
     size = _save_words(kind, words, folder)
     if kind in ("bert", "classifier"):
-        shape = {
+        shape: dict[str, Any] = {
             "hidden_size": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,

@@ -189,7 +189,8 @@ def load_task_file(path: str | Path) -> dict[str, Any]:
     Raises:
         SpecError: no such file, or not YAML.
     """
-    return _with_files_beside(read_yaml(Path(path), "task"), Path(path).parent)
+    values: dict[str, Any] = _with_files_beside(read_yaml(Path(path), "task"), Path(path).parent)
+    return values
 
 
 def load_spec(path: str | Path, **overrides: Any) -> Spec:

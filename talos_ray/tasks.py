@@ -295,7 +295,7 @@ def _check_all_there(task: Task, rows: Any) -> None:
 
 def _with_labels(task: Task, split: Split, rows: Any, name: str) -> Split:
     raw = said(task, rows, name)
-    labels, known, others = places(task, rows, name, raw, tuple(task.classes))
+    labels, known, others = places(task, rows, name, raw, tuple(task.classes or ()))
     notes = list(split.notes)
     if others:
         notes.append(

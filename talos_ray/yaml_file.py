@@ -111,6 +111,8 @@ def _check(text: str) -> None:
     aliases = 0
     open_anchors = []
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark = event.start_mark
+        assert isinstance(mark, yaml.Mark)  # the pure Python loader gives one to each
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             open_anchors.append(event.anchor)
@@ -120,11 +122,11 @@ def _check(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if event.anchor in open_anchors:
-                raise _Mistake(f"*{event.anchor} stands within what it stands for", event.start_mark)
+                raise _Mistake(f"*{event.anchor} stands within what it stands for", mark)
         if depth > DEEPEST:
-            raise _Mistake(f"values lie {depth} deep; wanted at most {DEEPEST}", event.start_mark)
+            raise _Mistake(f"values lie {depth} deep; wanted at most {DEEPEST}", mark)
         if aliases > MOST_ALIASES:
-            raise _Mistake(f"there are more than {MOST_ALIASES} aliases", event.start_mark)
+            raise _Mistake(f"there are more than {MOST_ALIASES} aliases", mark)
 
 
 def _values(text: str, node: yaml.Node | None) -> Any:

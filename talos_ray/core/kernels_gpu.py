@@ -3,9 +3,6 @@ gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,13 +18,8 @@ LANES = 1024  # weights that a block of threads composes at once
 TILE = 64  # rows and columns of a matrix whose squares a block of threads sums
 
 
-def _compiled(kernel: Callable[..., None]) -> Any:
-    """Triton's decorator, which has no types."""
-    return triton.jit(kernel)
-
-
-@_compiled
-def _compose(  # type: ignore[no-untyped-def]  # Triton reads annotations as types of its own
+@triton.jit
+def _compose(
     jobs,
     places,
     base,
@@ -61,15 +53,7 @@ def _compose(  # type: ignore[no-untyped-def]  # Triton reads annotations as typ
 
 
 def compose(
-    jobs: torch.Tensor,
-    places: torch.Tensor,
-    base: torch.Tensor,
-    sources: torch.Tensor,
-    alphas: torch.Tensor,
-    stored: torch.dtype,
-    out: torch.dtype,
-    index: torch.dtype,
-    one_each: bool,
+    jobs, places, base, sources, alphas, stored: torch.dtype, out: torch.dtype, index: torch.dtype, one_each: bool
 ) -> None:
     """All jobs, a block of threads each, with one coefficient a delta. Arguments: see `core.fused.Fused`."""
     with torch.cuda.device(base.device):
@@ -78,19 +62,8 @@ def compose(
         )
 
 
-@_compiled
-def _squares(  # type: ignore[no-untyped-def]  # as above
-    left,
-    right,
-    sums,
-    samples,
-    positions,
-    p,
-    q,
-    TILE: tl.constexpr,
-    DEEP: tl.constexpr,
-    ONCE: tl.constexpr,
-):
+@triton.jit
+def _squares(left, right, sums, samples, positions, p, q, TILE: tl.constexpr, DEEP: tl.constexpr, ONCE: tl.constexpr):
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
     total = tl.zeros((TILE, TILE), tl.float32)

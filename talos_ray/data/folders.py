@@ -345,7 +345,7 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
         return {"train": [root / f for f in tables]}
     found: dict[str, list[Path]] = {}
     for f in sorted(tables):
-        found.setdefault(parts[f], []).append(root / f)
+        found.setdefault(parts[f] or "train", []).append(root / f)
     return found
 
 

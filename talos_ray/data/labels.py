@@ -136,7 +136,7 @@ def said(task: Task, rows: Any, split: str) -> list[Any]:
     import datasets
 
     feature = rows.features[task.label]
-    values = rows.with_format("arrow")[:].column(task.label).to_pylist()
+    values: list[Any] = rows.with_format("arrow")[:].column(task.label).to_pylist()
     # As the Hub has test splits of competitions.
     if set(map(str, values)) <= {"-1", "None"} and "-1" not in (task.classes or ()):
         raise SpecError(
@@ -245,7 +245,7 @@ def _place_of(label: object, index: Mapping[str, int], numbers: Mapping[float, i
     1.0 is."""
     name = str(label)
     if name not in index and _whole(label):
-        return numbers.get(float(label), -1)
+        return numbers.get(float(name), -1)
     if name not in index and name.lower() in TRUTHS:
         name = next((known for known in index if known.lower() == name.lower()), name)
     return index.get(name, -1)

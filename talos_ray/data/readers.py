@@ -528,7 +528,7 @@ def _image_in(metadata: Path, row: int, name: object) -> Path:
 
 def _kept_stream(task: Task) -> Path:
     """Where this machine keeps what it has read of a stream."""
-    told = [
+    told: list[object] = [
         task.data,
         state_of_data(task),
         task.config,
@@ -569,4 +569,5 @@ def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
         draft.rename(kept)
     except OSError:  # another process was first
         shutil.rmtree(draft)
-    return datasets.load_dataset(str(kept))
+    rows_by_split: dict[str, Any] = datasets.load_dataset(str(kept))
+    return rows_by_split

@@ -167,10 +167,13 @@ def apart(task: Task, parts: Mapping[str, Split], names: Mapping[str, str]) -> t
     twice = {}
     found = dict(parts)
     for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
-        held = torch.zeros(1 + max(int(part.marks.max()) for part in parts.values()), dtype=torch.bool)
-        for other in (b for b in before if names.get(b, b) != names.get(kind, kind)):
-            held[parts[other].marks] = True
-        if doubles := torch.nonzero(held[parts[kind].marks]).flatten().tolist():
+        marks = {name: part.marks for name, part in parts.items() if part.marks is not None}
+        held = torch.zeros(1 + max(int(m.max()) for m in marks.values()), dtype=torch.bool)
+        for other in before:
+            # Two splits of one name are meant to be the same.
+            if names.get(other, other) != names.get(kind, kind):
+                held[marks[other]] = True
+        if doubles := torch.nonzero(held[marks[kind]]).flatten().tolist():
             twice[kind] = doubles
     if not twice:
         return found, None
@@ -198,7 +201,8 @@ def apart(task: Task, parts: Mapping[str, Split], names: Mapping[str, str]) -> t
 def marked(splits: Sequence[Split]) -> list[Split]:
     """The splits with a number for every input that is the same where inputs are. Most images differ in size already,
     and need not be read."""
-    if (sizes := [split.sizes() for split in splits])[0] is None:
+    sizes = [found for split in splits if (found := split.sizes()) is not None]
+    if not sizes:
         values = pa.chunked_array([c for split in splits for c in split.column_values().chunks])
         numbers = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
         marks = torch.from_numpy(numbers.astype("int64"))

@@ -154,7 +154,7 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
             parts[name].append(pa.array([row[i] for row in rows], pa.string()))
         total += len(rows)
     columns = {n: pa.chunked_array(part, pa.string()) for n, part in parts.items()}
-    if swallowing and how.quotes != "csv":  # somebody who says csv has looked
+    if swallowing and how.label is not None and how.quotes != "csv":  # somebody who says csv has looked
         _check_swallowed(path, names, swallowing, columns[how.label], how)
     words = pa.array(["", *how.missing_words])
     for name, column in columns.items():

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = 32  # pixels a side of every picture
@@ -55,6 +58,10 @@ TASK_FONTS = (
 )  # fmt: skip
 
 Rng = np.random.Generator
+Array = NDArray[Any]
+Rgb = tuple[int, ...]
+Colour = Sequence[int] | Array  # three numbers, not all of them whole
+Captioned = tuple[Image.Image, str]
 
 
 @functools.lru_cache(maxsize=256)
@@ -66,7 +73,7 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 @functools.cache
-def _grid() -> tuple[np.ndarray, np.ndarray]:
+def _grid() -> tuple[Array, Array]:
     axis = (np.arange(BIG) + 0.5) / BIG * 2 - 1
     return np.meshgrid(axis, axis)  # x, y in [-1, 1], each [BIG, BIG]
 
@@ -89,13 +96,14 @@ def _shrink(image: Image.Image) -> Image.Image:
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
-def _turn(points: np.ndarray, angle: float) -> np.ndarray:
+def _turn(points: Array, angle: float) -> Array:
     c = math.cos(angle)
     s = math.sin(angle)
-    return points @ np.array([[c, s], [-s, c]])
+    turned: Array = points @ np.array([[c, s], [-s, c]])
+    return turned
 
 
-def shape_points(shape: str, radius: float, angle: float) -> np.ndarray:
+def shape_points(shape: str, radius: float, angle: float) -> Array:
     """Corners of a filled shape around the origin, [n, 2], in pixels of the big canvas."""
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     if shape in ("circle", "ring", "moon"):
@@ -131,7 +139,15 @@ def shape_points(shape: str, radius: float, angle: float) -> np.ndarray:
     return _turn(p * radius, angle)
 
 
-def _draw_shape(draw, shape: str, center, radius: float, angle: float, fill, ground) -> None:
+def _draw_shape(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    center: Array,
+    radius: float,
+    angle: float,
+    fill: Rgb,
+    ground: Rgb | None = None,
+) -> None:
     at = np.asarray(center, dtype=float)
     draw.polygon([tuple(p) for p in shape_points(shape, radius, angle) + at], fill=fill)
     if shape == "ring":
@@ -141,27 +157,28 @@ def _draw_shape(draw, shape: str, center, radius: float, angle: float, fill, gro
         draw.polygon([tuple(p) for p in shape_points("circle", radius * 0.85, 0) + at + shift], fill=ground)
 
 
-def _draw_text(draw, text: str, center, typeface: str, size: int, fill) -> None:
+def _draw_text(draw: ImageDraw.ImageDraw, text: str, center: Array, typeface: str, size: int, fill: Rgb) -> None:
     draw.text(tuple(center), text, font=font(typeface, size), fill=fill, anchor="mm")
 
 
-def _smooth_noise(rng: Rng, cells: int) -> np.ndarray:
+def _smooth_noise(rng: Rng, cells: int) -> Array:
     """Low-frequency noise in [0, 1], [BIG, BIG]."""
     small = (rng.random((cells, cells)) * 255).astype(np.uint8)
     return np.asarray(Image.fromarray(small).resize((BIG, BIG), Image.Resampling.BICUBIC), dtype=np.float32) / 255
 
 
-def _mix(a, b, weight: np.ndarray) -> np.ndarray:
+def _mix(a: Colour, b: Colour, weight: Array) -> Array:
     """Blend two colours by a [BIG, BIG] weight into a float image [BIG, BIG, 3]."""
     w = np.clip(weight, 0, 1)[..., None]
-    return np.asarray(a, dtype=np.float32) * (1 - w) + np.asarray(b, dtype=np.float32) * w
+    mixed: Array = np.asarray(a, dtype=np.float32) * (1 - w) + np.asarray(b, dtype=np.float32) * w
+    return mixed
 
 
-def _as_image(pixels: np.ndarray) -> Image.Image:
+def _as_image(pixels: Array) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _ground(rng: Rng, a, b) -> Image.Image:
+def _ground(rng: Rng, a: Colour, b: Colour) -> Image.Image:
     """A mottled background between two colours."""
     return _as_image(_mix(a, b, _smooth_noise(rng, int(rng.integers(3, 9)))))
 
@@ -171,7 +188,7 @@ def weather(rng: Rng, image: Image.Image, noise: float, blur: float, light: floa
     small = _shrink(image)
     if blur:
         small = small.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, blur))))
-    pixels = np.asarray(small, dtype=np.float32)
+    pixels: Array = np.asarray(small, dtype=np.float32)
     if light:
         x, y = np.meshgrid(np.linspace(-1, 1, SIZE), np.linspace(-1, 1, SIZE))
         a = rng.uniform(0, 2 * np.pi)
@@ -182,7 +199,7 @@ def weather(rng: Rng, image: Image.Image, noise: float, blur: float, light: floa
 
 
 @functools.cache
-def _sensor() -> np.ndarray:
+def _sensor() -> Array:
     """Fixed-pattern noise of the one cheap camera, in grey levels, [SIZE, SIZE, 1]."""
     return np.random.default_rng(SENSOR_SEED).normal(0, SENSOR_PATTERN, (SIZE, SIZE, 1))
 
@@ -196,7 +213,7 @@ def snapshot(rng: Rng, image: Image.Image) -> Image.Image:
     return _as_image(np.asarray(weather(rng, image, noise=8, blur=0.5, light=0.5), dtype=np.float32) + _sensor())
 
 
-def _texture_field(kind: str, x, y, frequency: float, phase: float, rng: Rng, sharp: float) -> np.ndarray:
+def _texture_field(kind: str, x: Array, y: Array, frequency: float, phase: float, rng: Rng, sharp: float) -> Array:
     """Weight in [0, 1] of the second colour of a two-colour pattern."""
     f = frequency * np.pi
     if kind == "striped":
@@ -218,20 +235,22 @@ def _texture_field(kind: str, x, y, frequency: float, phase: float, rng: Rng, sh
         v = _smooth_noise(rng, 22) - 0.68
     else:
         raise KeyError(kind)
-    return 1 / (1 + np.exp(-sharp * v))
+    weight: Array = 1 / (1 + np.exp(-sharp * v))
+    return weight
 
 
-def _wavy_band(x, y, offset: float, swing: float, angle: float, phase: float) -> np.ndarray:
+def _wavy_band(x: Array, y: Array, offset: float, swing: float, angle: float, phase: float) -> Array:
     """Distance of each pixel from a winding line, [BIG, BIG]."""
     u = x * math.cos(angle) + y * math.sin(angle)
     v = -x * math.sin(angle) + y * math.cos(angle)
-    return np.abs(v - offset - swing * np.sin(2.2 * u + phase))
+    distance: Array = np.abs(v - offset - swing * np.sin(2.2 * u + phase))
+    return distance
 
 
 # ---------------------------------------------------------------- the pretraining world: flat and clean
 
 
-def _clean_shape(rng: Rng):
+def _clean_shape(rng: Rng) -> Captioned:
     shape = str(rng.choice(SHAPES))
     name, rgb = _color(rng, names=CONTROL_COLORS if rng.random() < 0.7 else None)
     ground_name, ground = _apart(rng, rgb)
@@ -244,7 +263,7 @@ def _clean_shape(rng: Rng):
     return image, text + (f" on a {ground_name} background" if rng.random() < 0.5 else "")
 
 
-def _clean_digit(rng: Rng):
+def _clean_digit(rng: Rng) -> Captioned:
     i = int(rng.integers(10))
     rgb_name, rgb = _color(rng)
     ground_name, ground = _apart(rng, rgb, least=160)
@@ -263,8 +282,8 @@ def _clean_digit(rng: Rng):
     )
 
 
-def _scatter_points(rng: Rng, n: int, radius: float, margin: float) -> list[np.ndarray]:
-    points: list[np.ndarray] = []
+def _scatter_points(rng: Rng, n: int, radius: float, margin: float) -> list[Array]:
+    points: list[Array] = []
     tries = 0
     while len(points) < n:
         p = rng.uniform(margin, BIG - margin, 2)
@@ -274,7 +293,7 @@ def _scatter_points(rng: Rng, n: int, radius: float, margin: float) -> list[np.n
     return points
 
 
-def _clean_count(rng: Rng):
+def _clean_count(rng: Rng) -> Captioned:
     n = int(rng.integers(1, 7))
     shape = str(rng.choice(("circle", "square", "triangle", "star", "heart")))
     name, rgb = _color(rng)
@@ -292,7 +311,7 @@ def _clean_count(rng: Rng):
     )
 
 
-def _clean_texture(rng: Rng):
+def _clean_texture(rng: Rng) -> Captioned:
     kind = str(rng.choice(TEXTURES))
     a_name, a = _color(rng)
     b_name, b = _apart(rng, a)
@@ -304,7 +323,7 @@ def _clean_texture(rng: Rng):
     return _as_image(_mix(a, b, field)), word
 
 
-def _clean_arrow(rng: Rng):
+def _clean_arrow(rng: Rng) -> Captioned:
     i = int(rng.integers(8))
     name, rgb = _color(rng)
     _, ground = _apart(rng, rgb)
@@ -325,7 +344,7 @@ def _clean_arrow(rng: Rng):
     )
 
 
-def _sphere(x, y, cx: float, cy: float, radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def _sphere(x: Array, y: Array, cx: float, cy: float, radius: float, angle: float) -> tuple[Array, Array]:
     """Inside-mask and Lambert shading (0-1) of a ball lit from `angle` in the picture's plane."""
     u = (x - cx) / radius
     v = (y - cy) / radius
@@ -335,13 +354,13 @@ def _sphere(x, y, cx: float, cy: float, radius: float, angle: float) -> tuple[np
     return r2 < 1, np.clip(shade, 0, 1)
 
 
-def _clean_ball(rng: Rng):
+def _clean_ball(rng: Rng) -> Captioned:
     i = int(rng.integers(4))
     name, rgb = _color(rng, names=CONTROL_COLORS)
     x, y = _grid()
-    inside, shade = _sphere(
-        x, y, *rng.uniform(-0.2, 0.2, 2), rng.uniform(0.5, 0.75), i * np.pi / 2 + rng.normal(0, 0.08)
-    )
+    cx, cy = rng.uniform(-0.2, 0.2, 2)
+    radius = rng.uniform(0.5, 0.75)
+    inside, shade = _sphere(x, y, cx, cy, radius, i * np.pi / 2 + rng.normal(0, 0.08))
     _, ground = _color(rng, names=("white", "gray", "cyan", "yellow"))
     pixels = np.where(inside[..., None], _mix(np.array(rgb) * 0.12, rgb, shade), np.asarray(ground, dtype=np.float32))
     return _as_image(
@@ -349,13 +368,21 @@ def _clean_ball(rng: Rng):
     ), f"a {name} ball lit from {LIGHTS[i]}" if rng.random() < 0.5 else f"a ball lit from {LIGHTS[i]}"
 
 
-def _sign(draw, sign: str, center, r: float, angle: float, typeface: str, tint=lambda rgb: rgb) -> None:
+def _sign(
+    draw: ImageDraw.ImageDraw,
+    sign: str,
+    center: Array,
+    r: float,
+    angle: float,
+    typeface: str,
+    tint: Callable[[Rgb], Rgb] = tuple,
+) -> None:
     """A road sign, drawn flat. `tint` recolours every paint, for worn or badly lit plates."""
     red, white, black, blue, yellow = (
         tint(c) for c in ((200, 24, 36), (245, 245, 245), (15, 15, 15), (30, 80, 190), (250, 205, 30))
     )
 
-    def poly(shape, radius, turn=0.0, fill=white):
+    def poly(shape: str, radius: float, turn: float = 0.0, fill: Rgb = white) -> None:
         draw.polygon([tuple(p) for p in shape_points(shape, radius, angle + turn) + np.asarray(center)], fill=fill)
 
     if sign == "stop":
@@ -388,7 +415,7 @@ def _sign(draw, sign: str, center, r: float, angle: float, typeface: str, tint=l
         raise KeyError(sign)
 
 
-def _clean_sign(rng: Rng):
+def _clean_sign(rng: Rng) -> Captioned:
     sign = str(rng.choice(SIGNS))
     _, ground = _color(rng, names=("white", "gray", "cyan", "green"))
     image = Image.new("RGB", (BIG, BIG), ground)
@@ -396,7 +423,7 @@ def _clean_sign(rng: Rng):
     return image, str(rng.choice([f"a {sign} sign", f"a road sign that says {sign}"]))
 
 
-def _clean_land(rng: Rng):
+def _clean_land(rng: Rng) -> Captioned:
     kind = str(rng.choice(LAND))
     x, y = _grid()
     c = {
@@ -413,7 +440,8 @@ def _clean_land(rng: Rng):
         d = _wavy_band(x, y, rng.uniform(-0.2, 0.2), 0.0, rng.choice([0, np.pi / 2]), 0)
         image = _as_image(np.where((d < 0.02)[..., None], 250, _mix(c["green"], c["gray"], (d < 0.2).astype(float))))
     elif kind in ("sea", "desert", "snow"):
-        paint = {"sea": c["blue"], "desert": (c["yellow"] + c["orange"]) / 2, "snow": c["white"]}[kind]
+        paints: dict[str, Array] = {"sea": c["blue"], "desert": (c["yellow"] + c["orange"]) / 2, "snow": c["white"]}
+        paint = paints[kind]
         image = _as_image(flat + paint)
     elif kind == "farmland":
         v = np.sign(np.sin((x if rng.random() < 0.5 else y) * rng.uniform(8, 14)))
@@ -423,9 +451,9 @@ def _clean_land(rng: Rng):
         draw = ImageDraw.Draw(image)
         for p in _scatter_points(rng, int(rng.integers(7, 14)), 6, 6):
             if kind == "forest":
-                _draw_shape(draw, "circle", p, 6, 0, tuple(int(v) for v in c["green"]), None)
+                _draw_shape(draw, "circle", p, 6, 0, tuple(int(v) for v in c["green"]))
             else:
-                _draw_shape(draw, "square", p, 5.5, 0, tuple(int(v) for v in c["brown"]), None)
+                _draw_shape(draw, "square", p, 5.5, 0, tuple(int(v) for v in c["brown"]))
     return image, str(rng.choice([f"an aerial view of {kind}", f"a map of {kind}"]))
 
 
@@ -479,7 +507,7 @@ def draw_road_signs(label: int, rng: Rng) -> Image.Image:
     fade = rng.uniform(0.4, 0.95)
     grey = rng.uniform(40, 190)
 
-    def tint(rgb):
+    def tint(rgb: Rgb) -> Rgb:
         return tuple(int(fade * v + (1 - fade) * grey) for v in rgb)
 
     _sign(
@@ -521,15 +549,15 @@ def draw_land_use(label: int, rng: Rng) -> Image.Image:
         d = _wavy_band(x, y, rng.uniform(-0.5, 0.5), 0.04, angle, phase)
         image = np.where((d < rng.uniform(0.05, 0.12))[..., None], tarmac, base)
     elif kind == "houses":
-        image = _as_image(base)
-        draw = ImageDraw.Draw(image)
+        canvas = _as_image(base)
+        draw = ImageDraw.Draw(canvas)
         for p in _scatter_points(rng, int(rng.integers(10, 20)), 5, 3):
             roof = np.array([150, 120, 108]) * rng.uniform(0.6, 1.3)
             draw.polygon(
                 [tuple(q) for q in shape_points("square", rng.uniform(3.5, 6), angle) + p],
                 fill=tuple(int(min(v, 255)) for v in roof),
             )
-        image = np.asarray(image, dtype=np.float32)
+        image = np.asarray(canvas, dtype=np.float32)
     elif kind == "desert":
         image = _mix(soil * 1.15, soil * 1.6, _texture_field("wavy", x, y, rng.uniform(2, 5), phase, rng, 2))
     else:  # snow, with shadows and bare rock
@@ -613,7 +641,7 @@ def draw_lighting(label: int, rng: Rng) -> Image.Image:
     return snapshot(rng, _as_image(pixels))
 
 
-def draw_scanned_digits(scan: np.ndarray) -> Image.Image:
+def draw_scanned_digits(scan: Array) -> Image.Image:
     """Real handwriting: an 8 x 8 scan that ships with scikit-learn (UCI optical digits), dark ink on paper."""
     grey = 255 - np.clip(scan / 16 * 255, 0, 255)
     image = Image.new("L", (SIZE, SIZE), 255)

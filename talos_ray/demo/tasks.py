@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL.Image import Image
 
 from talos_ray.demo import render
 
@@ -95,14 +96,14 @@ def _write(name: str, part: int, n: int, path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
 
 
-def _png(image) -> bytes:
+def _png(image: Image) -> bytes:
     """PNG bytes of a PIL image."""
     out = io.BytesIO()
     image.save(out, format="PNG", compress_level=1)
     return out.getvalue()
 
 
-def _scans(part: int, n: int):
+def _scans(part: int, n: int) -> tuple[list[Image], list[int]]:
     """Real scans, each used in one split only: train, validation and test are consecutive runs of the data set."""
     from sklearn.datasets import load_digits
 

@@ -52,3 +52,9 @@ class AnswerFamily(Protocol):
 
     def sampled(self, inputs: torch.Tensor, head: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Inputs [n, ...], with an answer to each that is drawn from what the model itself would say."""
+
+    def likelihood(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probability [n, 1] of the answers that `sampled` gives."""
+
+    def completed(self, batch: dict[str, torch.Tensor], head: torch.Tensor) -> torch.Tensor:
+        """Logits [n, 1] of one class each: `inputs` and their `labels` [n]."""

@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -23,7 +23,7 @@ from talos_ray.models.family import Family
 from talos_ray.models.weights import Json, check_folder, is_adapter, read_json
 
 Model = Any  # of transformers: which methods and settings it has, only the class knows that its checkpoint names
-Tokenizer = PreTrainedTokenizerBase
+Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose sources mypy does not read
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths

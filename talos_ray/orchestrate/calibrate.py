@@ -25,10 +25,11 @@ from talos_ray.core.mask import CHUNK, DATA_FREE, Mask, jaccard, mask_from_flags
 from talos_ray.core.seeds import derive_seed
 from talos_ray.errors import SpecError
 from talos_ray.models import check_model
+from talos_ray.models.family import AnswerFamily
 from talos_ray.models.lean import import_lean
 from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room
 from talos_ray.orchestrate.selection import Selection, selection_of
-from talos_ray.orchestrate.worker import AnswerModel, Bits, Shared, Workbench, workbench
+from talos_ray.orchestrate.worker import Bits, Shared, Workbench, workbench
 from talos_ray.tasks import TaskData, decoded, encoded
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _sampled_classes(bench: Workbench, task: str) -> Sampling:
 
 def _sampled_answers(bench: Workbench, task: str) -> Sampling:
     family = bench.family
-    assert isinstance(family, AnswerModel)  # the check of the spec has refused `tokens` for every other
+    assert isinstance(family, AnswerFamily)  # the check of the spec has refused `tokens` for every other
     head = bench.head(task)
     dtype = bench.autocast(bench.shared.spec.calibration.precision)
 

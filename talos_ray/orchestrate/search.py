@@ -132,8 +132,7 @@ class Generations(Searcher):
         if not self.waiting and not self.running:
             self._next_generation()
             if not self.waiting:
-                finished: Any = Searcher.FINISHED  # a string, which Ray's own annotation of this method leaves out
-                return finished  # type: ignore[no-any-return]  # as above
+                return Searcher.FINISHED  # type: ignore[return-value]  # Ray's annotation leaves this string out
         if not self.waiting:
             return None  # until the generation is over
         point = self.waiting.pop(0)

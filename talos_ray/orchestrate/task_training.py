@@ -20,8 +20,9 @@ from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.models import shortened
+from talos_ray.models.family import AnswerFamily
 from talos_ray.orchestrate.jobs import Job
-from talos_ray.orchestrate.worker import AnswerModel, Arm, Shared, Workbench, workbench
+from talos_ray.orchestrate.worker import Arm, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.tasks import load_task
 
@@ -79,7 +80,7 @@ def tune(
         if isinstance(batch, torch.Tensor):
             return logits_of_inputs(batch)
         # Of a completion only the right answer is read, and not all that there are to choose from.
-        assert isinstance(family, AnswerModel)  # the check of the spec has refused it for every other
+        assert isinstance(family, AnswerFamily)  # the check of the spec has refused it for every other
         return family.completed(batch, head)
 
     def feed(index: torch.Tensor) -> tuple[Batch, torch.Tensor]:

@@ -12,7 +12,7 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import ray
@@ -32,7 +32,6 @@ from talos_ray.corruptions import corrupted
 from talos_ray.demo.tasks import cache_folder
 from talos_ray.inputs import Examples, Node
 from talos_ray.models import Family, build_model
-from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import as_linear, scorer
 from talos_ray.models.lean import import_lean
 from talos_ray.storage.files import be_patient
@@ -43,17 +42,6 @@ Bits = NDArray[np.uint8]  # a mask, packed
 Frozen = dict[str, tuple[NDArray[np.uint8], str]]  # tensors as Ray stores them without a copy
 StoredValues = Frozen | ObjectRef[Frozen]
 Precision = Literal["float32", "bf16"]
-
-
-@runtime_checkable
-class AnswerModel(AnswerFamily, Protocol):
-    """What calibration and training ask of a family that answers in words."""
-
-    def likelihood(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probability [n, 1] of the answers that `sampled` gives."""
-
-    def completed(self, batch: dict[str, torch.Tensor], head: torch.Tensor) -> torch.Tensor:
-        """Logits [n, 1] of one class each: `inputs` and their `labels` [n]."""
 
 
 def freeze(tensors: Mapping[str, torch.Tensor]) -> Frozen:

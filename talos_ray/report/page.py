@@ -13,7 +13,7 @@ from talos_ray.report import english, japanese, plots, tables
 from talos_ray.report.words import Words
 from talos_ray.shown import Html, escaped, filled, joined
 from talos_ray.storage.run_folder import RunFolder
-from talos_ray.storage.version import FAIL, OPEN, PASS, ArmResult, GateCheck, Score, TaskScores, Version
+from talos_ray.storage.version import FAIL, OPEN, PASS, ArmResult, Cost, GateCheck, Score, TaskScores, Version
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
 SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
@@ -72,7 +72,7 @@ def decision(version: Version, approved: Mapping[str, Any] | None, w: Words) -> 
     if flat:
         found = (w.plain("from_to", task=t, before=scores[t].base.value, after=scores[t].merged.value) for t in flat)
         notes.append(w.plain("not_learnt", tasks=", ".join(found)))
-    if means.merged is not None:
+    if means.merged is not None and means.zero_shot is not None:
         change = means.merged - means.zero_shot
         notes.append(w.plain("gain", before=means.zero_shot, after=means.merged, change=change))
     if gains := gain_kept(version):
@@ -86,6 +86,7 @@ def decision(version: Version, approved: Mapping[str, Any] | None, w: Words) -> 
         notes.append(w.plain("probe_enough", tasks=", ".join(enough)))
     words = w.plain("joint").join(notes) or w.plain("no_target")
     judged = version.gate
+    assert judged is not None  # a version is judged before anybody is told of it
     why = w.plain("joint").join(_unmet(c, w) for c in judged.unmet)
     if approved:
         return "pass", w.plain("approved", by=approved["by"], reason=approved["reason"], why=why, words=words)
@@ -156,9 +157,11 @@ def render(
     """
     w = words_of(language)
     standing, sentence = decision(version, approved, w)
+    own_number = version.number
+    assert own_number is not None  # it is on storage
     name = folder.store.uri.rstrip("/").rsplit("/", 1)[-1]
     title = w("title", run=name, number=version.number)
-    so_far = [*(folder.load_version(n) for n in folder.versions() if n < version.number), version]
+    so_far = [*(folder.load_version(n) for n in folder.versions() if n < own_number), version]
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="decision {standing}">{escaped(sentence)}</p>',
@@ -234,7 +237,7 @@ def _next(standing: str, version: Version, w: Words) -> str:
     """What the reader can do now."""
     if version.kind == "base":
         return w("next_base")
-    number = version.number
+    number = version.number or 0
     undo = w("undo", number=max(0, number - 1))
     look = w("look", number=number)
     return w(f"next_{standing}", number=number, look=look, undo=undo)
@@ -309,6 +312,10 @@ def _means(version: Version, more: Sequence[str], w: Words) -> list[str]:
     if not means.intervals:
         return []
 
+    zero_shot = means.zero_shot
+    merged = means.merged
+    assert zero_shot is not None and merged is not None  # they have intervals
+
     def told(name: str, value: float, sign: str = "") -> str:
         low, high = means.intervals[name]
         return Html(f"{value:{sign}.3f} <small>{low:.3f}-{high:.3f}</small>")
@@ -316,9 +323,9 @@ def _means(version: Version, more: Sequence[str], w: Words) -> list[str]:
     return [
         w("mean_targets"),
         "",
-        told("zero_shot", means.zero_shot),
-        told("merged", means.merged),
-        told("gain", means.merged - means.zero_shot, "+"),
+        told("zero_shot", zero_shot),
+        told("merged", merged),
+        told("gain", merged - zero_shot, "+"),
         *("" if (mean := means.mean(k)) is None else f"{mean:.3f}" for k in ("single", *more)),
         "",
         "",
@@ -387,14 +394,15 @@ def _comparison(version: Version, w: Words) -> list[str]:
         row(w("single_task"), lambda arm: f"{arm.summary.single:.3f}"),
         row(w("merged"), lambda arm: f"{arm.summary.merged:.3f}"),
         row(w("normalized"), lambda arm: f"{arm.summary.normalized:.3f}"),
-        *(
-            row(w("control_row", task=c), lambda arm, c=c: f"{arm.summary.control_kept[c]:.1%}")
-            for c in version.summary.control_kept
-        ),
-        row(w("training_time"), lambda arm: f"{arm.cost.train_seconds:.1f} s"),
-        row(w("stored"), lambda arm: f"{arm.cost.delta_bytes / 1e6:.2f} MB"),
-        row(w("state"), lambda arm: f"{arm.cost.state_bytes / 1e6:.2f} MB"),
-        row(w("may_change"), lambda arm: f"{arm.cost.weights_changed:,}"),
+    ]
+    for control in version.summary.control_kept:
+        kept = [f"{arm.summary.control_kept[control]:.1%}" for arm in arms]
+        rows.append([w("control_row", task=control), *kept])
+    rows += [
+        row(w("training_time"), lambda arm: f"{_cost(arm).train_seconds:.1f} s"),
+        row(w("stored"), lambda arm: f"{_cost(arm).delta_bytes / 1e6:.2f} MB"),
+        row(w("state"), lambda arm: f"{_cost(arm).state_bytes / 1e6:.2f} MB"),
+        row(w("may_change"), lambda arm: f"{_cost(arm).weights_changed:,}"),
     ]
     head = [w("mean_targets"), w("sparse_arm"), w("dense_arm")]
     return [f"<h2>{w('dense')}</h2>", _how(w("dense_how")), _table(head, rows)]
@@ -453,7 +461,7 @@ def _scope(folder: RunFolder, version: Version, w: Words) -> list[str]:
         _how(w("flipped_how")),
         _table([w("task"), w("kind"), w("flipped")], flipped),
     ]
-    infos = {t: folder.delta_info(t, mark) for t, mark in version.deltas.items()}
+    infos = {t: folder.delta_info(t, mark) or {} for t, mark in version.deltas.items()}
     if imported := {t: i for t, i in infos.items() if "imported" in i}:
         rows = [[t, i["imported"], _percent(i["lost"])] for t, i in imported.items()]
         parts += [_how(w("imported_how")), _table([w("task"), w("checkpoint"), w("imported")], rows)]
@@ -490,7 +498,7 @@ def _drift(versions: Sequence[Version], w: Words) -> list[str]:
 
 
 def _how_it_was_made(folder: RunFolder, version: Version, info: Mapping[str, Any], w: Words) -> list[str]:
-    curves = {t: folder.delta_info(t, mark).get("curve") or [] for t, mark in version.deltas.items()}
+    curves = {t: (folder.delta_info(t, mark) or {}).get("curve") or [] for t, mark in version.deltas.items()}
     parts = [*_search(version, w), *_learned(version, w), *_entangled(version, w)]
     if any(curves.values()):
         parts += [f"<h2>{w('training')}</h2>", _how(w("training_how")), _plot(plots.training_curves(curves, w.plain))]
@@ -551,12 +559,17 @@ def _learned(version: Version, w: Words) -> list[str]:
     ]
 
 
+def _cost(arm: ArmResult) -> Cost:
+    assert arm.cost is not None  # it was trained
+    return arm.cost
+
+
 def _entangled(version: Version, w: Words) -> list[str]:
     xi = version.search.disentanglement
     together = xi.together
     if not together:
         return []
-    worst = max(together, key=together.get)
+    worst = max(together, key=together.__getitem__)
     mean = sum(together.values()) / len(together)
     parts = [f"<h2>{w('xi')}</h2>", _how(w("xi_how", mean=mean, worst=worst, most=together[worst]))]
     if xi.pairs:
@@ -568,14 +581,15 @@ def _entangled(version: Version, w: Words) -> list[str]:
 def _mask(folder: RunFolder, info: Mapping[str, Any], w: Words) -> list[str]:
     if (mask := folder.load_mask(info["base"])) is None:
         return []
+    about: Mapping[str, Any] = mask.info
     parts = [
         f"<h2>{w('mask')}</h2>",
-        _how(w("mask_how", k=mask.k, total=mask.layout.total, strategy=mask.info.get("strategy"))),
+        _how(w("mask_how", k=mask.k, total=mask.layout.total, strategy=about.get("strategy"))),
         _plot(plots.mask_by_tensor(mask.density(), w.plain)),
     ]
-    if stability := mask.info.get("stability"):
+    if stability := about.get("stability"):
         parts += [_how(w("stability_how")), _plot(plots.stability(stability, w.plain))]
-    if overlap := mask.info.get("overlap"):
+    if overlap := about.get("overlap"):
         rows = [[t, f"{o:.2f}"] for t, o in overlap.items()]
         parts += [_how(w("overlap_how")), _table([w("task"), w("overlap")], rows)]
     return parts

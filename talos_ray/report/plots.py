@@ -7,6 +7,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 
@@ -14,6 +16,8 @@ from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores,
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
 
@@ -38,12 +42,15 @@ STYLE = {
 PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
 
 
-def _svg(figure, description: str) -> str:
+def _style() -> AbstractContextManager[None]:
+    settings: Any = STYLE  # matplotlib's types want its own names of the settings, one by one
+    return plt.rc_context(settings)
+
+
+def _svg(figure: Figure, description: str) -> str:
     out = io.StringIO()
-    with (
-        warnings.catch_warnings(),
-        plt.rc_context(STYLE),
-    ):  # text stays text: the reader's browser has the letters that our font lacks
+    # Text stays text: the reader's browser has the letters that our font lacks.
+    with warnings.catch_warnings(), _style():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -58,15 +65,15 @@ def _svg(figure, description: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
 
 
-def _axes(height: float, title_x: str, title_y: str):
-    with plt.rc_context(STYLE):
+def _axes(height: float, title_x: str, title_y: str) -> tuple[Figure, Axes]:
+    with _style():
         figure, axes = plt.subplots(figsize=(7, height))
     axes.set_xlabel(title_x)
     axes.set_ylabel(title_y)
     return figure, axes
 
 
-def _legend(axes, columns: int = 4) -> None:
+def _legend(axes: Axes, columns: int = 4) -> None:
     legend = axes.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for text in legend.get_texts():
         text.set_color(INK)
@@ -100,7 +107,7 @@ def drift(versions: Sequence[Version], w: Say) -> str:
         found = [(v.number, v.scores[task].merged.value) for v in versions if task in v.scores]
         style = "o--" if task in versions[-1].controls else "o-"
         axes.plot(*zip(*found, strict=True), style, label=task, color=color, markersize=3, linewidth=1.2)
-    axes.set_xticks([v.number for v in versions])
+    axes.set_xticks([v.number for v in versions if v.number is not None])
     axes.set_ylim(0, 1)
     _legend(axes)
     return _svg(figure, w("drift_plot"))
@@ -181,7 +188,7 @@ def coefficients(rows: Mapping[str, Mapping[str, float]], w: Say) -> str:
     axes.set_xticks([i + 0.5 for i in range(len(rows))], list(rows), rotation=30, ha="right")
     axes.set_yticks([i + 0.5 for i in range(len(tensors))], tensors, fontsize=7.5)
     axes.invert_yaxis()
-    with plt.rc_context(STYLE):
+    with _style():
         figure.colorbar(mesh, ax=axes, label=w("coefficient"))
     return _svg(figure, w("learned_plot"))
 
