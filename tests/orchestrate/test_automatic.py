@@ -86,6 +86,7 @@ def test_a_choice_outlives_settings_that_came_later():
     assert not _same({**now, "mask": {"keep": 0.1}}, now) and not _same({**now, "seed": 1}, now)
 
 
+@pytest.mark.slow
 def test_the_best_short_run_is_trained_in_full(ray_here, small_spec, tmp_path, capsys):
     values = {
         **small_spec, "tasks": ["demo:pointers", small_spec["tasks"][-1]], "output": str(tmp_path / "run"), "preset": "auto",

@@ -59,6 +59,7 @@ class Killer(threading.Thread):
                     self.killed[wanted] = time.time()
 
 
+@pytest.mark.slow
 def test_a_calibration_task_a_training_worker_and_a_trial_are_killed(finished, tmp_path):
     calm, values = finished
     output = tmp_path / "run"
