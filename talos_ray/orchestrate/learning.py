@@ -8,6 +8,7 @@ would have had, on whichever node it goes on.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -259,7 +260,12 @@ class LearningRun:
         last: float = attempts[-1]["pressure"]
         if not attempts[-1]["holds"]:
             higher = [p for p in ladder if p > last]
-            return higher[0] if higher and last >= ladder[0] else None
+            if higher and last >= ladder[0]:
+                return higher[0]
+            # It was lowered too far, from one that held: what lies between is tried once.
+            held = attempts[-2] if len(attempts) > 1 else None
+            lowered_from: float = held["pressure"] if held is not None and held["holds"] else 0.0
+            return math.sqrt(last * lowered_from) if lowered_from > last else None
         forgotten = all(attempts[-1]["scores"][task] <= aim for task, aim in aims.items())
         lowered = all(a["holds"] for a in attempts) and len(attempts) <= LOWER
         return None if forgotten or not lowered else last / 4

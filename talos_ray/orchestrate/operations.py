@@ -5,6 +5,7 @@ Each makes a new version from deltas that are on storage; nothing that another v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -227,7 +228,10 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
     chance = float(labels.bincount().max()) / len(labels)
     aim = min(1.0, chance + NEAR)
     limit = aim if at_most is None else at_most
-    goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=min(aim, limit))]
+    # A score at the limit may be luck where validation inputs are few: what is aimed at lies a standard error below.
+    luck = math.sqrt(aim * (1.0 - aim) / len(labels))
+    wanted = max(0.0, min(aim - luck, limit))
+    goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=wanted)]
     goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
     problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
     point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])
