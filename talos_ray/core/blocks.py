@@ -7,7 +7,7 @@ that order: a row is a `memcpy`, an index is a gather.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,16 +41,21 @@ class Block:
 
     def cut(self, most: int) -> Iterator[Block]:
         """The same weights as parts of about `most` weights, in order."""
-        groups = max(1, most // self.width) if self.index is not None else most
-        total = len(self.index) if self.index is not None else self.width
-        each = self.width if self.index is not None else 1
-        for at in range(0, total, groups):
-            end = min(at + groups, total)
-            place = slice(self.place.start + at * each, self.place.start + end * each)
+        # A whole tensor is cut anywhere; all else between the groups of weights that move together.
+        if self.index is None:
+            total = self.width
+            group = 1
+        else:
+            total = len(self.index)
+            group = self.width
+        step = max(1, most // group)
+        for first in range(0, total, step):
+            end = min(first + step, total)
+            place = slice(self.place.start + first * group, self.place.start + end * group)
             if self.index is None:
-                yield Block(self.name, end - at, None, place, self.start + at)
+                yield Block(self.name, end - first, None, place, self.start + first)
             else:
-                yield Block(self.name, self.width, self.index[at:end], place)
+                yield Block(self.name, self.width, self.index[first:end], place)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The masked values [m * width] of a tensor of the parameter's shape; a view where the whole tensor is
@@ -64,15 +69,21 @@ class Block:
         if self.index is None:
             tensor.view(-1)[self.start : self.start + self.width].copy_(values)
         else:
-            tensor.view(-1, self.width).index_copy_(0, self.index.long(), values.view(-1, self.width).to(tensor.dtype))
+            # `index_copy_` wants int64 numbers and values of the tensor's own dtype; `copy_` converts by itself.
+            rows = values.view(-1, self.width).to(tensor.dtype)
+            tensor.view(-1, self.width).index_copy_(0, self.index.long(), rows)
 
     def touched(self, shape: torch.Size) -> Touched:
         """Where the masked weights of a matrix [out, in] stand: what a partial gradient has to cover."""
-        across = shape[1]
-        if self.width == across:
+        columns = shape[1]
+        if self.width == columns:
             return Touched(shape, self.index, None)
         assert self.index is not None  # only a part of a matrix is asked for: the whole one needs no smaller product
-        return Touched(shape, _some(self.index // across, shape[0]), _some(self.index % across, across))
+        return Touched(
+            shape,
+            rows=_some(self.index // columns, shape[0]),
+            columns=_some(self.index % columns, columns),
+        )
 
 
 def _some(numbers: torch.Tensor, of: int) -> torch.Tensor | None:
@@ -121,28 +132,34 @@ def _small(index: torch.Tensor) -> torch.Tensor:
 
 def blocks(mask: Mask, device: torch.device | str = "cpu") -> list[Block]:
     """The mask's blocks in canonical order; tensors without masked weights have none."""
-    found = []
+    masked_blocks = []
     start = 0
     shapes = dict(zip(mask.layout.names, mask.layout.shapes, strict=True))
     for name, flat in mask.indices.items():
-        total = torch.Size(shapes[name]).numel()
-        row = total // shapes[name][0] if len(shapes[name]) > 1 else 1
-        width = 1
-        index: torch.Tensor | None = flat
-        if flat.numel() == total:
-            width = total
-            index = None
-        elif row > 1 and flat.numel() % row == 0:
-            heads = flat.view(-1, row)
-            # Ascending numbers are a whole row where the first is its first and the last its last.
-            begins = bool((heads[:, 0] % row == 0).all())
-            if begins and bool((heads[:, -1] - heads[:, 0] == row - 1).all()):
-                width = row
-                index = heads[:, 0] // row
         place = slice(start, start + flat.numel())
-        found.append(Block(name, width, None if index is None else _small(index).to(device), place))
-        start += flat.numel()
-    return found
+        width, index = _grouped(flat, shapes[name])
+        if index is not None:
+            index = _small(index).to(device)
+        masked_blocks.append(Block(name, width, index, place))
+        start = place.stop
+    return masked_blocks
+
+
+def _grouped(flat: torch.Tensor, shape: Sequence[int]) -> tuple[int, torch.Tensor | None]:
+    """A tensor's masked weights, by their numbers int64 [m], in the widest groups: the width, and which groups; None
+    for the whole tensor."""
+    total = torch.Size(shape).numel()
+    if flat.numel() == total:
+        return total, None
+    row = total // shape[0] if len(shape) > 1 else 1
+    if row == 1 or flat.numel() % row:
+        return 1, flat
+    rows = flat.view(-1, row)
+    # Ascending numbers are a whole row where the first is its first and the last its last.
+    begin = bool((rows[:, 0] % row == 0).all())
+    if begin and bool((rows[:, -1] - rows[:, 0] == row - 1).all()):
+        return row, rows[:, 0] // row
+    return 1, flat
 
 
 def gather(module: nn.Module, mask: Mask) -> torch.Tensor:

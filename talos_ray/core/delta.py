@@ -43,8 +43,7 @@ class Delta:
             if own != wanted:
                 raise MismatchError(
                     f"delta of task {self.task!r} belongs to {word} {own[:12]}, but this run's {word} is "
-                    f"{wanted[:12]}; "
-                    f"open the run that it came from, or train the task again in this one"
+                    f"{wanted[:12]}; open the run that it came from, or train the task again in this one"
                 )
 
 
@@ -58,11 +57,21 @@ def imported(
     Args:
         tuned, base: weights by name; both hold every tensor of the mask's layout, in the same shapes.
     """
-    after, before = (torch.cat([b.gather(t[b.name]).float() for b in blocks(mask)]) for t in (tuned, base))
-    shared = [n for n, t in base.items() if n in tuned and t.shape == tuned[n].shape and t.is_floating_point()]
-    moved = sum(float((tuned[n].double() - base[n].double()).square().sum()) for n in shared)
-    kept = float((after.double() - before.double()).square().sum())
-    return after, before, max(0.0, 1.0 - kept / moved) if moved else 0.0
+    places = blocks(mask)
+    after = torch.cat([block.gather(tuned[block.name]).float() for block in places])
+    before = torch.cat([block.gather(base[block.name]).float() for block in places])
+    # In double precision: the sum goes over all weights of a model, and single ones would vanish in it.
+    changes = []
+    for name, weights in base.items():
+        if name in tuned and weights.shape == tuned[name].shape and weights.is_floating_point():
+            change = tuned[name].double() - weights.double()
+            changes.append(float(change.square().sum()))
+    everywhere = sum(changes)
+    if not everywhere:
+        return after, before, 0.0
+    on_mask = float((after.double() - before.double()).square().sum())
+    # Rounding may put the mask's own share above 1.
+    return after, before, max(0.0, 1.0 - on_mask / everywhere)
 
 
 def make_delta(

@@ -55,9 +55,11 @@ class Plan:
     def batch_at(self, step: int) -> torch.Tensor:
         """Indices (int64) of the samples of one update; every epoch is a fresh permutation."""
         size = min(self.batch_size, self.samples)
+        # What is left over of an epoch fills no batch, and is passed over: all updates weigh the same.
         per_epoch = self.samples // size
         start = step % per_epoch * size
-        return self._order(step // per_epoch)[start : start + size]
+        order = self._order(step // per_epoch)
+        return order[start : start + size]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a plan is small, and so are the last two epochs
     def _order(self, epoch: int) -> torch.Tensor:
@@ -69,8 +71,10 @@ class Plan:
         ones, is wrong."""
         if not self.label_noise or self.classes < 2:
             return labels
-        wrong, other = self._noise
-        offset = wrong[index] * (1 + other[index] % (self.classes - 1))
+        wrong, draws = self._noise
+        # From 1 to classes - 1 further on: never the right class, and every other one as often.
+        shift = 1 + draws[index] % (self.classes - 1)
+        offset = wrong[index] * shift
         return (labels + offset.to(labels.device)) % self.classes
 
     def loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -89,8 +93,8 @@ class Plan:
         self, step: int, rank: int = 0, world: int = 1, micro_batch_size: int | None = None
     ) -> tuple[torch.Tensor, ...]:
         """This worker's samples of one update, cut into those of one backward each."""
-        mine = self.batch_at(step)[rank::world]
-        parts: tuple[torch.Tensor, ...] = mine.split(micro_batch_size or max(1, len(mine)))
+        samples = self.batch_at(step)[rank::world]
+        parts: tuple[torch.Tensor, ...] = samples.split(micro_batch_size or max(1, len(samples)))
         return parts
 
 
@@ -125,38 +129,40 @@ def finetune(
     Raises:
         FloatingPointError: a loss is not finite. A GPU's losses are looked at once in LOOK_STEPS.
     """
-    done = 0
+    first_step = 0
     if start is not None:
-        done, state = start
+        first_step, state = start
         optimizer.load(state)
-    losses: list[torch.Tensor] = []
-    read: list[float] = []
-    whole = min(plan.batch_size, plan.samples)
+    waiting: list[torch.Tensor] = []  # losses that nobody has looked at yet
+    losses: list[float] = []
+    team_batch = min(plan.batch_size, plan.samples)
 
     def work(inputs: Batch, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(labels.device.type, dtype=autocast, enabled=autocast is not None):
-            out = logits(inputs)
-        loss = plan.loss(labels, out.float())
-        (loss * (world / whole)).backward()
+            scores = logits(inputs)
+        loss = plan.loss(labels, scores.float())
+        # The optimizer takes the mean over the team: times its size, that is the mean over the whole batch, however
+        # unevenly its samples fall to the workers.
+        (loss * (world / team_batch)).backward()
         return loss.detach()
 
     run = Replay(work, [optimizer.grad])
-    for step in range(done, plan.steps):
+    for step in range(first_step, plan.steps):
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         parts = plan.parts_at(step, rank, world, micro_batch_size)
-        mine = sum(map(len, parts))
+        samples = sum(map(len, parts))
         sums: list[torch.Tensor] = []
         for part in parts:
             inputs, labels = batch(part)
             sums.append(run(inputs, plan.labels_at(part, labels)))
         optimizer.step(plan.lr_at(step))
-        mean = functools.reduce(torch.add, sums) / max(1, mine)
-        losses.append(mean)
-        if mean.device.type == "cpu" or len(losses) >= LOOK_STEPS or step == plan.steps - 1:
-            read += _read(losses, plan, step)
-            losses.clear()
+        mean = functools.reduce(torch.add, sums) / max(1, samples)
+        waiting.append(mean)
+        if mean.device.type == "cpu" or len(waiting) >= LOOK_STEPS or step == plan.steps - 1:
+            losses += _read(waiting, plan, step)
+            waiting.clear()
         on_step(step + 1, mean)
-    return read
+    return losses
 
 
 def _read(losses: list[torch.Tensor], plan: Plan, last: int) -> list[float]:

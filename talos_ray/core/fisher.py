@@ -78,9 +78,11 @@ def batch_len(batch: Batch) -> int:
 
 def sample_labels(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Labels [n] drawn from softmax(logits [n, C]) by inverse transform; `generator` lives on the CPU."""
-    u = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64).to(logits.device)
-    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
-    return (u > cumulative).sum(-1).clamp(max=logits.shape[-1] - 1)
+    # In double precision: of a large vocabulary the shares of many classes lie below a float32's steps near 1.
+    uniform = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64).to(logits.device)
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1)  # [n, C]
+    # Rounding may leave the last sum below 1, and then a draw above it would name a class behind the last one.
+    return (uniform > cumulative).sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class SquaredGradients:
     ) -> None:
         self.module = module.eval()
         self.layout = layout
-        self.params = {n: p for n, p in module.named_parameters() if n in set(layout.names)}
+        eligible = set(layout.names)
+        self.params = {name: p for name, p in module.named_parameters() if name in eligible}
         self.device = next(iter(self.params.values())).device
         self.samples = 0
         self.checked = checked
@@ -198,16 +201,30 @@ class SquaredGradients:
             if objective.requires_grad:  # otherwise no hooked layer took part
                 objective.backward()
             hooks.flush()
+        # Behind the hooks, which freeze all parameters; with the same labels, so that all scores are of one draw.
         if looped:
-            params = [self.params[name] for name in looped]
-            with _trainable(self.module, params):
-                for i in range(n):
-                    one = slice(i, i + 1)
-                    objective = _objective(forward(take(batch, one)), labels[one], score)
-                    grads = torch.autograd.grad(objective, params, allow_unused=True)
-                    for name, grad in zip(looped, grads, strict=True):
-                        if grad is not None:
-                            sums[name] += grad.float().square().reshape(-1)
+            self._add_one_by_one(forward, batch, labels, score, sums, looped)
+
+    def _add_one_by_one(
+        self,
+        forward: Forward,
+        batch: Batch,
+        labels: torch.Tensor,
+        score: Score,
+        sums: dict[str, torch.Tensor],
+        names: Iterable[str],
+    ) -> None:
+        """Add the squares of some weights by a forward and a backward for each sample, which fits any module."""
+        params = [self.params[name] for name in names]
+        with _trainable(self.module, params):
+            for i in range(batch_len(batch)):
+                one = slice(i, i + 1)
+                objective = _objective(forward(take(batch, one)), labels[one], score)
+                # A weight that this sample does not reach (an expert that was not chosen) has no gradient.
+                grads = torch.autograd.grad(objective, params, allow_unused=True)
+                for name, grad in zip(names, grads, strict=True):
+                    if grad is not None:
+                        sums[name] += grad.float().square().reshape(-1)
 
     def check(self, forward: Forward, batch: Batch, score: Score = "log_prob") -> Checked:
         """Compare hooks and loop on the first samples of a batch; weights on which they differ have to be looped.
@@ -220,7 +237,7 @@ class SquaredGradients:
         unknown = set(self.layout.names) - hookable
         with torch.no_grad():
             labels = forward(batch).argmax(-1)
-        beyond = dict.fromkeys(unknown, math.inf)
+        excess = dict.fromkeys(unknown, math.inf)
         largest = 0.0
         for part in self.layout.cut(TOGETHER):
             names = set(part.names) - unknown
@@ -230,21 +247,29 @@ class SquaredGradients:
             choose = lambda _: labels  # noqa: E731 - the same labels for both, or they would not compare
             self._add(forward, batch, choose, score, sums=by_loop, hooked=(), looped=part.names)
             self._add(forward, batch, choose, score, sums=by_hook, hooked=names, looped=())
-            largest = max(largest, *(float(scores.max()) for scores in by_loop.values()))
-            beyond |= {n: _beyond(by_hook[n], by_loop[n], self.params[n].dtype) for n in names}
+            for scores in by_loop.values():
+                largest = max(largest, float(scores.max()))
+            for name in names:
+                excess[name] = _beyond(by_hook[name], by_loop[name], self.params[name].dtype)
         # Scores that ought to be 0 (a key's bias, which softmax ignores) are rounding errors, and agree with nothing.
-        looped = {n for n, far in beyond.items() if not far <= _rounding(self.params[n].dtype).noise * largest}
+        # What is not a number is looped, too: it is smaller than nothing.
+        looped = []
+        for name, difference in excess.items():
+            noise = _rounding(self.params[name].dtype).noise * largest
+            if not difference <= noise:
+                looped.append(name)
+        looped.sort()
         if looped:
-            told = ", ".join(sorted(looped)[:4])
-            log.warning("calibration scores %d tensors one sample at a time (slower): %s", len(looped), told)
-        return Checked(tuple(sorted(looped)), self._kept(forward, batch, hookable) // batch_len(batch))
+            shown = ", ".join(looped[:4])
+            log.warning("calibration scores %d tensors one sample at a time (slower): %s", len(looped), shown)
+        return Checked(tuple(looped), self._kept(forward, batch, hookable) // batch_len(batch))
 
     def _hookable(self) -> set[str]:
         """Parameters of the layers that there is a rule for."""
         names: set[str] = set()
-        for prefix, m in self.module.named_modules():
-            if _rule(m) is not None or (isinstance(m, nn.MultiheadAttention) and _plain_attention(m)):
-                names |= {f"{prefix}.{n}" if prefix else n for n, _ in m.named_parameters()}
+        for prefix, layer in self.module.named_modules():
+            if _rule(layer) is not None or (isinstance(layer, nn.MultiheadAttention) and _plain_attention(layer)):
+                names.update(f"{prefix}.{name}" if prefix else name for name, _ in layer.named_parameters())
         return names
 
     def _kept(self, forward: Forward, batch: Batch, hooked: Collection[str]) -> int:
@@ -258,11 +283,13 @@ class SquaredGradients:
 
 def _beyond(by_hook: torch.Tensor, by_loop: torch.Tensor, dtype: torch.dtype) -> float:
     """How far two ways to score a tensor's weights differ beyond what rounding may do; not finite if a score is not."""
-    may = _rounding(dtype)
+    rounding = _rounding(dtype)
     # What is small beside the tensor's largest score may be off by more than its own share.
-    far = (by_hook - by_loop).abs() - may.near * (by_loop + 1e-2 * by_loop.max())
-    counted = len(far) - int(may.few * len(far))
-    return float(far.kthvalue(counted).values)
+    allowed = rounding.near * (by_loop + 1e-2 * by_loop.max())
+    excess = (by_hook - by_loop).abs() - allowed
+    # The few that are furthest off do not count.
+    counted = len(excess) - int(rounding.few * len(excess))
+    return float(excess.kthvalue(counted).values)
 
 
 # ------------------------------------------------------------------------------------------- hooks
@@ -308,8 +335,10 @@ def _outer(left: torch.Tensor, right: torch.Tensor) -> tuple[PerSample, Shortcut
     short: Shortcut | None = None
     if left.shape[1] == 1:  # the square of an outer product is the product of the squares, one matmul for all
         short = lambda: left[:, 0].square().T @ right[:, 0].square()  # noqa: E731
-    elif left.is_cuda and left.dtype in PLACES["cuda"] and (fast := kernels("cuda")) is not None:
-        short = lambda: fast.squares(left, right)  # noqa: E731
+    elif left.is_cuda and left.dtype in PLACES["cuda"]:
+        compiled = kernels("cuda")
+        if compiled is not None:  # which squares and adds without writing the products down
+            short = lambda: compiled.squares(left, right)  # noqa: E731
     return lambda s: torch.bmm(left[s].transpose(1, 2), right[s]), short
 
 
@@ -338,39 +367,46 @@ def _conv1d(m: _WeightedAndBiased, x: torch.Tensor, g: torch.Tensor) -> Iterator
 
 def _rms_norm(m: _Weighted, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     """y = w x / rms(x), in the many classes that models write for it (Zhang and Sennrich, 2019)."""
+    # transformers calls it variance_epsilon. Where it is None, torch takes the smallest step of the input's dtype.
     eps = getattr(m, "variance_epsilon", getattr(m, "eps", None)) or torch.finfo(x.dtype).eps
-    x = _rows(x).float()
+    x = _rows(x).float()  # [n, t, d]
     normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     yield m.weight, lambda s: (normal[s] * _rows(g)[s]).sum(1), None
 
 
 def _layer_norm(m: nn.LayerNorm, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
-    d = m.normalized_shape
-    if tuple(x.shape[-len(d) :]) != tuple(d):  # a subclass that takes channels first (timm, SqueezeBERT)
+    shape = m.normalized_shape
+    if tuple(x.shape[-len(shape) :]) != tuple(shape):  # a subclass that takes channels first (timm, SqueezeBERT)
         x = x.movedim(1, -1)
         g = g.movedim(1, -1)
-    # Before scale and shift, which are what is differentiated by: [n, positions, *d].
-    normal = F.layer_norm(x.float(), d, None, None, m.eps).reshape(x.shape[0], -1, *d)
-    g = g.reshape(g.shape[0], -1, *d)
+    # Before scale and shift, which are what is differentiated by: [n, positions, *shape].
+    normal = F.layer_norm(x.float(), shape, None, None, m.eps)
+    normal = normal.reshape(x.shape[0], -1, *shape)
+    g = g.reshape(g.shape[0], -1, *shape)
     yield m.weight, lambda s: (normal[s] * g[s]).sum(1), None
     yield m.bias, lambda s: g[s].sum(1), None
 
 
 def _conv2d(m: nn.Conv2d, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
+    """For x [n, in, h, w] and g [n, out, rows, columns]."""
     padding = 0 if isinstance(m.padding, str) else m.padding  # a text is "valid" here: `_rule` takes no "same"
-    patch_bytes = 4 * g[0, 0].numel() * m.groups * m.weight[0].numel()  # of one sample
+    # Patches overlap, so that they take a multiple of the input's memory: some samples' at a time.
+    positions = g[0, 0].numel()
+    patch_bytes = 4 * positions * m.groups * m.weight[0].numel()  # of one sample
     together = max(1, CHUNK_BYTES.get(x.device.type, 4 << 20) // patch_bytes)
 
-    def some(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def gradients_of(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         patches = F.unfold(x.to(g.dtype), m.kernel_size, m.dilation, padding, m.stride)  # [s, i*kh*kw, positions]
         # Every group of channels is a product of its own: [s * groups, o, positions] times [s * groups, i*kh*kw, …]^T.
         left = g.flatten(2).unflatten(1, (m.groups, -1)).flatten(0, 1)
         right = patches.unflatten(1, (m.groups, -1)).flatten(0, 1)
-        return torch.bmm(left, right.transpose(1, 2)).view(-1, *m.weight.shape)
+        products = torch.bmm(left, right.transpose(1, 2))
+        return products.view(-1, *m.weight.shape)
 
     def weight(s: slice) -> torch.Tensor:
-        pairs = zip(x[s].split(together), g[s].split(together), strict=True)
-        return torch.cat([some(inputs, gradients) for inputs, gradients in pairs])
+        inputs = x[s].split(together)
+        gradients = g[s].split(together)
+        return torch.cat([gradients_of(*pair) for pair in zip(inputs, gradients, strict=True)])
 
     yield m.weight, weight, None
     yield m.bias, lambda s: g[s].flatten(2).sum(2), None
@@ -395,9 +431,8 @@ def _rule(m: nn.Module) -> Rule | None:
     if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine and m.track_running_stats:
         return _batch_norm
     # Known by name, because every library writes its own class; the check against the loop catches a namesake.
-    kind = type(m).__name__
-    own = [n for n, _ in m.named_parameters(recurse=False)]
-    if kind == "Conv1D" and own == ["weight", "bias"]:
+    own = [name for name, _ in m.named_parameters(recurse=False)]
+    if type(m).__name__ == "Conv1D" and own == ["weight", "bias"]:
         return _conv1d
     if is_rms_norm(m):
         return _rms_norm
@@ -428,9 +463,13 @@ class _Hooks:
     @property
     def bytes(self) -> int:
         """What the forward has kept for the backward; weights that are used several times need a gradient a sample."""
+        # A layer keeps its weight, too, which is there anyway.
         own = [*self.module.parameters(), *self.module.buffers()]
         own_storage = {t.untyped_storage().data_ptr() for t in own}
-        activations = sum(size for at, size in (self.kept or {}).items() if at not in own_storage)
+        activations = 0
+        for address, size in (self.kept or {}).items():
+            if address not in own_storage:
+                activations += size
         several = 0  # bytes of one gradient of each of these
         for p in self.module.parameters():
             name = self.names.get(id(p))
@@ -439,8 +478,10 @@ class _Hooks:
         return activations + several * self.samples
 
     def keep(self, x: torch.Tensor) -> torch.Tensor:
+        # By storage: views of one tensor, which several layers keep, hold its memory once.
         if self.kept is not None:
-            self.kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            storage = x.untyped_storage()
+            self.kept[storage.data_ptr()] = storage.nbytes()
         return x
 
     def __enter__(self) -> Self:
@@ -513,9 +554,10 @@ class _Hooks:
         # place, which is forbidden for a leaf.
         if not y.requires_grad:
             y = y.requires_grad_().clone()
+        # To an output of another length nothing is added, and the check sends the weight to the loop.
         if y.shape[0] == self.samples or (foldable and y.shape[0] % self.samples == 0):
             y.register_hook(lambda g: self._collect(rule, g))
-        return y  # of another length nothing is added, and the check sends the weight to the loop
+        return y
 
     @torch.no_grad()
     def _collect(self, rule: Callable[[torch.Tensor], Iterator[Part]], g: torch.Tensor) -> None:
@@ -523,16 +565,18 @@ class _Hooks:
             name = self.names.get(id(p))
             if p is None or name is None:
                 continue
-            if self.uses[name] > 1:
+            if self.uses[name] > 1:  # squared at the end, by `flush`
                 grads = per_sample(slice(None)).float()
                 self.shared[name] = self.shared[name] + grads if name in self.shared else grads
-            elif square is not None:
+                continue
+            if square is not None:
                 self.sums[name] += square().float().reshape(-1)
-            else:
-                step = max(1, CHUNK_BYTES.get(g.device.type, 4 << 20) // (4 * p.numel()))
-                for start in range(0, self.samples, step):
-                    grads = per_sample(slice(start, start + step)).float()
-                    self.sums[name] += grads.square_().sum(0).reshape(-1)
+                continue
+            sample_bytes = 4 * p.numel()
+            step = max(1, CHUNK_BYTES.get(g.device.type, 4 << 20) // sample_bytes)
+            for start in range(0, self.samples, step):
+                grads = per_sample(slice(start, start + step)).float()
+                self.sums[name] += grads.square_().sum(0).reshape(-1)
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """One projection of an attention layer, listened to."""

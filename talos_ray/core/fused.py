@@ -37,13 +37,14 @@ def kernels(kind: str) -> ModuleType | None:
     if kind not in KERNELS:
         return None
     try:
-        found = import_module(KERNELS[kind])
+        module = import_module(KERNELS[kind])
+        # That it can be imported says little: only a first call compiles.
         one = torch.ones(1, device=kind)
-        probe = Fused([(one, Block("probe", 1, None, slice(0, 1)))], one.clone(), found.compose)
+        probe = Fused([(one, Block("probe", 1, None, slice(0, 1)))], one.clone(), module.compose)
         probe([one.bfloat16()], torch.tensor([[2.0]]))
         if one.item() != 3.0:
             raise RuntimeError(f"1 + 2 x 1 was {one.item()}")
-        return found
+        return module
     except Exception as error:  # whatever keeps a compiler from working, the long way gives the same bits
         log.warning("going the long way on the %s, which is slower: %s: %s", kind, type(error).__name__, error)
         return None
@@ -71,16 +72,21 @@ class Fused:
         self.base = base
         self.run = run
         self.one_each = segments is None
-        self.params = list({id(p): p for p, _ in blocks}.values())
-        number = {id(p): i for i, p in enumerate(self.params)}
+        # Blocks may share a parameter; the jobs name it by its number.
+        self.params = list({id(parameter): parameter for parameter, _ in blocks}.values())
+        number = {id(parameter): i for i, parameter in enumerate(self.params)}
         # A GPU reads indices as they are, if all are short; a CPU converts them once.
         short = base.is_cuda and all(b.index is None or b.index.dtype == torch.int32 for _, b in blocks)
-        whole = [(number[id(p)], b if short else b.fast()) for p, b in blocks]
         self.index = torch.int32 if short else torch.int64
-        self.indices = [b.index for _, b in whole if b.index is not None]  # the jobs hold addresses only
-        most = JOB[base.device.type]
+        self.indices: list[torch.Tensor] = []  # held here, because the jobs hold addresses only
         ends = None if segments is None else segments.lengths.cumsum(0)
-        jobs = torch.cat([_jobs(n, b, most, ends) for n, b in whole])
+        jobs_of = []
+        for parameter, stored in blocks:
+            block = stored if short else stored.fast()
+            if block.index is not None:
+                self.indices.append(block.index)
+            jobs_of.append(_jobs(number[id(parameter)], block, JOB[base.device.type], ends))
+        jobs = torch.cat(jobs_of)  # int64 [jobs, 7]
         if segments is not None and ends is not None:
             run_of_job = torch.searchsorted(ends, jobs[:, PLACE].contiguous(), right=True)
             jobs[:, SEGMENT] = segments.owner[run_of_job]
@@ -96,16 +102,20 @@ class Fused:
     ) -> Fused | None:
         """For deltas [k] of one dtype, or None where torch has to do it."""
         kind = base.device.type
-        places = {p.dtype for p, _ in blocks}
-        stored = {d.dtype for d in deltas}
-        if kind not in KERNELS or len(base) < FEWEST[kind] or len(places) != 1 or len(stored) > 1:
+        if kind not in KERNELS or len(base) < FEWEST[kind]:
             return None
-        if not all(p.is_contiguous() for p, _ in blocks):
+        # A kernel is compiled for one dtype of the parameters and one of the deltas.
+        places = {parameter.dtype for parameter, _ in blocks}
+        stored = {delta.dtype for delta in deltas}
+        if len(places) != 1 or len(stored) > 1 or not places <= PLACES[kind] or not stored <= STORED:
             return None
-        if not places <= PLACES[kind] or not stored <= STORED or (segments is not None and kind != "cpu"):
+        # It goes by addresses, which say where a weight is only if a parameter lies in one piece.
+        if not all(parameter.is_contiguous() for parameter, _ in blocks):
             return None
-        found = kernels(kind)
-        return None if found is None else Fused(blocks, base, found.compose, segments)
+        if segments is not None and kind != "cpu":
+            return None
+        compiled = kernels(kind)
+        return None if compiled is None else Fused(blocks, base, compiled.compose, segments)
 
     def __call__(self, deltas: Sequence[torch.Tensor], coefficients: torch.Tensor) -> None:
         """base + sum of coefficient x delta, into the module; with no deltas, `base` as it stands.
@@ -126,20 +136,24 @@ class Fused:
 def _jobs(parameter: int, block: Block, most: int, ends: torch.Tensor | None) -> torch.Tensor:
     """A block's jobs, int64 [n, 7]: parts of about `most` weights that end where a run does (`ends`, in the mask's
     order)."""
-    size = block.place.stop - block.place.start
+    first = block.place.start
+    size = block.place.stop - first
+    # A job holds whole groups of weights that move together: its index has one number for each.
     group = block.width if block.index is not None else 1
     step = max(1, most // group) * group
     starts = torch.arange(0, size, step)
     if ends is not None:
-        inside = ends[(ends > block.place.start) & (ends < block.place.stop)] - block.place.start
-        starts = torch.cat([starts, inside]).unique()
+        within = (ends > first) & (ends < block.place.stop)
+        starts = torch.cat([starts, ends[within] - first]).unique()
+    stops = torch.cat([starts[1:], torch.tensor([size])])
     jobs = torch.zeros(len(starts), 7, dtype=torch.int64)
     jobs[:, PARAMETER] = parameter
-    jobs[:, PLACE] = block.place.start + starts
-    jobs[:, COUNT] = torch.cat([starts[1:], torch.tensor([size])]) - starts
+    jobs[:, PLACE] = first + starts
+    jobs[:, COUNT] = stops - starts
     if block.index is None:
         jobs[:, START] = block.start + starts
     else:
-        jobs[:, INDEX] = block.index.data_ptr() + starts // group * block.index.element_size()
+        number_bytes = block.index.element_size()
+        jobs[:, INDEX] = block.index.data_ptr() + starts // group * number_bytes
         jobs[:, WIDTH] = block.width
     return jobs

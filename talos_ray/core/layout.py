@@ -30,7 +30,7 @@ class Layout:
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
         """(output rows, weights in each) of every parameter; the rows of a vector are its elements."""
-        return tuple((s[0], n // s[0]) for s, n in zip(self.shapes, self.sizes, strict=True))
+        return tuple((shape[0], size // shape[0]) for shape, size in zip(self.shapes, self.sizes, strict=True))
 
     @property
     def total(self) -> int:
@@ -43,16 +43,16 @@ class Layout:
 
     def without(self, names: Collection[str]) -> Layout:
         """The same without some parameters."""
-        left = [(n, s) for n, s in zip(self.names, self.shapes, strict=True) if n not in names]
-        return Layout(tuple(n for n, _ in left), tuple(s for _, s in left))
+        places = [i for i, name in enumerate(self.names) if name not in names]
+        return Layout(tuple(self.names[i] for i in places), tuple(self.shapes[i] for i in places))
 
     def closed(self, layers: float) -> set[str]:
         """Parameters that stay as they are where only a share of the blocks, those nearest the output, may change. The
         last one always may; what stands outside the blocks goes with the first."""
         depth = depths(self.names)
         last = max(depth.values(), default=0)
-        lowest = min(round((1 - layers) * (1 + last)), last)
-        return {n for n, d in depth.items() if d < lowest}
+        lowest_open = min(round((1 - layers) * (1 + last)), last)
+        return {name for name, block in depth.items() if block < lowest_open}
 
     def room(self, layers: float) -> float:
         """Share of the P weights that a share of the blocks leaves open, in (0, 1]."""
@@ -60,21 +60,25 @@ class Layout:
 
     def cut(self, most: int) -> Iterator[Layout]:
         """Parts of whole parameters, in order, with at most `most` weights each, or one larger parameter."""
-        start = size = 0
-        for i, n in enumerate(self.sizes):
-            if size and size + n > most:
+        start = 0
+        weights = 0
+        for i, size in enumerate(self.sizes):
+            if weights and weights + size > most:
                 yield Layout(self.names[start:i], self.shapes[start:i])
                 start = i
-                size = 0
-            size += n
+                weights = 0
+            weights += size
         yield Layout(self.names[start:], self.shapes[start:])
 
 
 def depths(names: Sequence[str]) -> dict[str, int]:
     """Parameter -> its block, by the first number between dots in its name, or after the word for a layer
     (`layer3.0.conv1`); 0 where there is none."""
-    found = {n: re.search(r"(?:^|\.)(?:layer|stage|block)?(\d+)\.", n) for n in names}
-    return {n: int(match[1]) if match else 0 for n, match in found.items()}
+    depth = {}
+    for name in names:
+        match = re.search(r"(?:^|\.)(?:layer|stage|block)?(\d+)\.", name)
+        depth[name] = int(match[1]) if match else 0
+    return depth
 
 
 _KINDS = (
@@ -85,8 +89,11 @@ _KINDS = (
 
 def is_rms_norm(m: nn.Module) -> bool:
     """Every library writes a class of its own; they are known by their names' ends."""
+    if not type(m).__name__.endswith(("RMSNorm", "T5LayerNorm")):
+        return False
     own = list(m.named_parameters(recurse=False))
-    if not type(m).__name__.endswith(("RMSNorm", "T5LayerNorm")) or [name for name, _ in own] != ["weight"]:
+    # A namesake may have a bias, or a weight that is no vector: it computes something else.
+    if [name for name, _ in own] != ["weight"]:
         return False
     _, weight = own[0]
     return weight.ndim == 1
@@ -98,22 +105,28 @@ def eligible_layout(module: nn.Module, prefix: str | tuple[str, ...] = "") -> La
     Embeddings, class tokens and bare projection parameters are not eligible (design, section 2). A
     parameter that is also somebody's embedding (tied weights) is not eligible either.
     """
-    embeddings = {
-        id(p) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()
-    }
-    owned = {
-        id(p)
-        for m in module.modules()
-        if isinstance(m, _KINDS) or type(m).__name__ == "Conv1D" or is_rms_norm(m)
-        for p in m.parameters()
-    }
-    found = sorted((n, p) for n, p in module.named_parameters() if n.startswith(prefix) and id(p) in owned - embeddings)
-    return Layout(tuple(n for n, _ in found), tuple(tuple(p.shape) for _, p in found))
+    # By identity, because a tied weight has one name only, and it may be that of the linear layer.
+    embedded: set[int] = set()
+    layered: set[int] = set()
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            embedded.update(map(id, layer.parameters()))
+        # transformers' GPT-2 has a Conv1D of its own, which is a linear layer.
+        if isinstance(layer, _KINDS) or type(layer).__name__ == "Conv1D" or is_rms_norm(layer):
+            layered.update(map(id, layer.parameters()))
+    eligible = layered - embedded
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in module.named_parameters():
+        if name.startswith(prefix) and id(parameter) in eligible:
+            shapes[name] = tuple(parameter.shape)
+    names = tuple(sorted(shapes))
+    return Layout(names, tuple(shapes[name] for name in names))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The raw bytes of a tensor, row-major, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # numpy knows no bfloat16, so every dtype is read as bytes; it gives no buffer of an empty array.
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
@@ -122,6 +135,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
+        # Without the header, two tensors side by side would have the hash of one that is as long as both.
         header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
         digest.update(header.encode() + b"\n")
         digest.update(tensor_bytes(tensor))

@@ -46,8 +46,13 @@ class Mask:
     def indices(self) -> dict[str, torch.Tensor]:
         """Positions (int64, ascending, row-major in the parameter) of the masked weights, for parameters that hold
         any."""
-        split = self.layout.split(self.flags)
-        return {name: index for name in self.layout.names if (index := split[name].nonzero().view(-1)).numel()}
+        flags = self.layout.split(self.flags)
+        indices = {}
+        for name in self.layout.names:
+            index = flags[name].nonzero().view(-1)
+            if index.numel():
+                indices[name] = index
+        return indices
 
     @functools.cached_property
     def k(self) -> int:
@@ -61,17 +66,20 @@ class Mask:
 
     def packed(self) -> dict[str, torch.Tensor]:
         """One uint8 tensor of packed bits a parameter: the stored form."""
-        return {n: torch.from_numpy(np.packbits(f.numpy())) for n, f in self.layout.split(self.flags).items()}
+        split = self.layout.split(self.flags)
+        return {name: torch.from_numpy(np.packbits(flags.numpy())) for name, flags in split.items()}
 
     def density(self) -> dict[str, float]:
         """Share of masked weights in each parameter."""
-        return {n: float(f.numpy().mean()) for n, f in self.layout.split(self.flags).items()}
+        return {name: float(flags.numpy().mean()) for name, flags in self.layout.split(self.flags).items()}
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """Overlap |A and B| / |A or B| of two masks given by their packed bits; 1 where both are empty."""
+    # numpy counts the bits of a byte in a byte, and would add these up in a narrow integer.
     either = int(np.bitwise_count(a | b).sum(dtype=np.int64))
-    return int(np.bitwise_count(a & b).sum(dtype=np.int64)) / either if either else 1.0
+    both = int(np.bitwise_count(a & b).sum(dtype=np.int64))
+    return both / either if either else 1.0
 
 
 def mask_from_flags(layout: Layout, flags: torch.Tensor, info: Mapping[str, object] | None = None) -> Mask:
@@ -83,7 +91,10 @@ def mask_from_packed(
     layout: Layout, packed: Mapping[str, torch.Tensor], info: Mapping[str, object] | None = None
 ) -> Mask:
     """Build a mask from its stored form (see `Mask.packed`)."""
-    parts = [np.unpackbits(packed[n].numpy(), count=size) for n, size in zip(layout.names, layout.sizes, strict=True)]
+    # Every parameter was packed alone, its last byte filled up: side by side the bits stand elsewhere.
+    parts = []
+    for name, size in zip(layout.names, layout.sizes, strict=True):
+        parts.append(np.unpackbits(packed[name].numpy(), count=size))
     return Mask(layout, np.packbits(np.concatenate(parts)), info or {})
 
 
@@ -107,34 +118,43 @@ def smallest(scores: torch.Tensor, k: int, largest: bool = False) -> torch.Tenso
     if not 0 <= k <= total:
         raise ValueError(f"cannot select k={k} of {total} weights; wanted 0 <= k <= {total}")
     chunks = scores.float().split(CHUNK)
-    high = np.zeros(1 << 16, dtype=np.int64)
-    for chunk in chunks:
-        high += np.bincount(_order_bits(chunk, largest) >> 16, minlength=1 << 16)
-    bucket = int(np.searchsorted(np.cumsum(high), k))
-    before = int(high[:bucket].sum())
-    low = np.zeros(1 << 16, dtype=np.int64)
-    for chunk in chunks:
-        bits = _order_bits(chunk, largest)
-        low += np.bincount(bits[bits >> 16 == bucket] & 0xFFFF, minlength=1 << 16)
-    rest = int(np.searchsorted(np.cumsum(low), k - before))
-    ties = k - before - int(low[:rest].sum())
-    threshold = np.uint32(min((bucket << 16) | rest, 0xFFFFFFFF))
+    threshold, ties = _threshold(chunks, k, largest)
     chosen = np.empty(total, dtype=bool)
     for start, chunk in zip(range(0, total, CHUNK), chunks, strict=True):
         bits = _order_bits(chunk, largest)
         flags = chosen[start : start + CHUNK]
-        equal = np.flatnonzero(bits == threshold)
         np.less(bits, threshold, out=flags)
+        equal = np.flatnonzero(bits == threshold)
         flags[equal[:ties]] = True
         ties -= min(ties, len(equal))
     return torch.from_numpy(chosen)
 
 
+def _threshold(chunks: Sequence[torch.Tensor], k: int, largest: bool) -> tuple[np.uint32, int]:
+    """The bits of the k-th score in order, and how many of the scores that are equal to it are among the first k."""
+    # By the upper 16 bits all scores fall into buckets, one of which holds the k-th.
+    high = np.zeros(1 << 16, dtype=np.int64)
+    for chunk in chunks:
+        high += np.bincount(_order_bits(chunk, largest) >> 16, minlength=1 << 16)
+    bucket = int(np.searchsorted(np.cumsum(high), k))
+    before = int(high[:bucket].sum())
+    # Within this bucket the lower 16 bits tell the scores apart.
+    low = np.zeros(1 << 16, dtype=np.int64)
+    for chunk in chunks:
+        bits = _order_bits(chunk, largest)
+        within = bits[bits >> 16 == bucket] & 0xFFFF
+        low += np.bincount(within, minlength=1 << 16)
+    rest = int(np.searchsorted(np.cumsum(low), k - before))
+    ties = k - before - int(low[:rest].sum())
+    return np.uint32(min((bucket << 16) | rest, 0xFFFFFFFF)), ties
+
+
 def shares(sizes: Sequence[int], k: int) -> list[int]:
     """k split over tensors in proportion to their sizes, by largest remainder, so that the parts sum to k."""
     total = sum(sizes)
-    exact = [k * s / total for s in sizes]
-    parts = [int(e) for e in exact]
+    exact = [k * size / total for size in sizes]
+    parts = [int(share) for share in exact]
+    # Those that rounding down costs most come first; of equal ones the earlier tensor.
     order = sorted(range(len(sizes)), key=lambda i: (parts[i] - exact[i], i))
     for i in order[: k - sum(parts)]:
         parts[i] += 1
@@ -144,15 +164,16 @@ def shares(sizes: Sequence[int], k: int) -> list[int]:
 def _smallest_rows(layout: Layout, keys: torch.Tensor, k: int, largest: bool) -> torch.Tensor:
     """bool [P]: whole rows in the order of `keys` (one a row, ties by canonical order), as many as fit into k
     weights."""
-    sizes = torch.cat([torch.full((rows,), width) for rows, width in layout.rows])
+    widths = torch.cat([torch.full((rows,), width) for rows, width in layout.rows])
     order = torch.argsort(keys, stable=True, descending=largest)
+    fitting = widths[order].cumsum(0) <= k
     chosen = torch.zeros(len(keys), dtype=torch.bool)
-    chosen[order[sizes[order].cumsum(0) <= k]] = True
+    chosen[order[fitting]] = True
     # Tensor by tensor, because `repeat_interleave` would want eight bytes a weight.
     flags = torch.empty(layout.total, dtype=torch.bool)
-    parts = zip(flags.split(layout.sizes), layout.rows, chosen.split([rows for rows, _ in layout.rows]), strict=True)
-    for part, shape, mine in parts:
-        part.view(shape).copy_(mine[:, None])
+    chosen_of = chosen.split([rows for rows, _ in layout.rows])
+    for part, shape, rows_chosen in zip(flags.split(layout.sizes), layout.rows, chosen_of, strict=True):
+        part.view(shape).copy_(rows_chosen[:, None])
     return flags
 
 
@@ -186,53 +207,64 @@ def select(
     """
     if closed := layout.closed(layers):
         left = layout.without(closed)
-        open_scores = None if scores is None else _moved_to_front(layout, closed, scores)
         share = keep * layout.total / left.total
         if share > 1 and strategy != "all":
             raise ValueError(
                 f"cannot keep {keep:g} of {layout.total} weights in {layers:g} of the layers, which hold {left.total};"
                 " keep less, or open more layers"
             )
-        inner = select(
+        selected = select(
             left,
             strategy,
             share,
             granularity=granularity,
-            scores=open_scores,
+            scores=None if scores is None else _moved_to_front(layout, closed, scores),
             weights=weights,
             seed=seed,
         )
-        flags = torch.zeros(layout.total, dtype=torch.bool)
-        parts = layout.split(flags)
-        for name, mine in left.split(inner).items():
-            parts[name].copy_(mine)
-        return flags
+        return _spread(layout, left, selected)
     if strategy == "all":
         return torch.ones(layout.total, dtype=torch.bool)
     k = round(keep * layout.total)
-    largest = strategy == "most_sensitive"
     if strategy == "random":
-        count = sum(rows for rows, _ in layout.rows) if granularity == "row" else layout.total
-        keys = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-        return _smallest_rows(layout, keys, k, False) if granularity == "row" else smallest(keys, k)
+        return _random(layout, k, granularity, seed)
     if strategy == "magnitude":
         assert weights is not None  # as the argument's description asks
         scores = _magnitudes(layout, weights)
     assert scores is not None  # the same
     if strategy == "least_sensitive_per_tensor":
         return _by_tensor(layout, scores, k, granularity)
-    return _lowest(layout, scores, k, largest, granularity)
+    return _lowest(layout, scores, k, strategy == "most_sensitive", granularity)
+
+
+def _spread(layout: Layout, part: Layout, flags: torch.Tensor) -> torch.Tensor:
+    """bool [P] of a layout from those of a part of its parameters; no other weight is set."""
+    spread = torch.zeros(layout.total, dtype=torch.bool)
+    places = layout.split(spread)
+    for name, selected in part.split(flags).items():
+        places[name].copy_(selected)
+    return spread
+
+
+def _random(layout: Layout, k: int, granularity: Granularity, seed: int) -> torch.Tensor:
+    """bool [P]: weights, or rows, drawn by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    if granularity == "element":
+        return smallest(torch.rand(layout.total, generator=generator), k)
+    rows = sum(rows for rows, _ in layout.rows)
+    return _smallest_rows(layout, torch.rand(rows, generator=generator), k, largest=False)
 
 
 def _moved_to_front(layout: Layout, closed: Collection[str], scores: torch.Tensor) -> torch.Tensor:
     """The scores of the parameters that are not closed, side by side, in the memory of `scores`: a copy of them all
     may not fit in."""
-    at = 0
+    end = 0
     for name, part in layout.split(scores).items():
         if name not in closed:
-            scores[at : at + len(part)] = part.clone()
-            at += len(part)
-    return scores[:at]
+            # Cloned, because a large part overlaps the place that it moves to.
+            scores[end : end + len(part)] = part.clone()
+            end += len(part)
+    return scores[:end]
 
 
 def _magnitudes(layout: Layout, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -255,11 +287,13 @@ def _by_tensor(layout: Layout, scores: torch.Tensor, k: int, granularity: Granul
 
 
 def _lowest(layout: Layout, scores: torch.Tensor, k: int, largest: bool, granularity: Granularity) -> torch.Tensor:
+    """bool [P]: the k weights of the smallest (or largest) scores, or as many whole rows as fit, by their means."""
     if granularity == "element":
         return smallest(scores, k, largest)
-    parts = zip(scores.split(layout.sizes), layout.rows, strict=True)
-    means = torch.cat([part.view(rows, width).mean(1) for part, (rows, width) in parts])
-    return _smallest_rows(layout, means, k, largest)
+    means = []
+    for part, (rows, width) in zip(scores.split(layout.sizes), layout.rows, strict=True):
+        means.append(part.view(rows, width).mean(1))
+    return _smallest_rows(layout, torch.cat(means), k, largest)
 
 
 def round_keep(keep: float, r: int, rounds: int) -> float:

@@ -75,20 +75,29 @@ def class_scores(
     every = list(range(classes))
     # What cannot be told is NaN there, and no class that is absent counts in a mean.
     precision, recall, f1, _ = precision_recall_fscore_support(*pair, labels=every, zero_division=np.nan)
+    calibration = None
+    if probability is not None:
+        calibration = calibration_error(probability, predicted == labels)
     return ClassScores(
         confusion=confusion_matrix(*pair, labels=every).tolist(),
-        precision=[None if np.isnan(p) else float(p) for p in precision],
-        recall=[None if np.isnan(r) else float(r) for r in recall],
+        precision=_none_for_nan(precision),
+        recall=_none_for_nan(recall),
         balanced_accuracy=float(np.nanmean(recall)),
         macro_f1=float(np.nanmean(f1)),
-        calibration_error=None if probability is None else calibration_error(probability, predicted == labels),
+        calibration_error=calibration,
     )
+
+
+def _none_for_nan(values: np.ndarray) -> list[float | None]:
+    """JSON, in which scores are stored, has no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def mostly_taken_for(row: Sequence[int], place: int, classes: Sequence[str]) -> str:
     """'dusk (12)': the other class that inputs of a class are answered as most often; nothing, where none are."""
-    most, other = max((n, -i) for i, n in enumerate(row) if i != place)
-    return f"{classes[-other]} ({most})" if most else ""
+    others = [i for i in range(len(row)) if i != place]
+    most = max(others, key=row.__getitem__)  # of equal ones the first
+    return f"{classes[most]} ({row[most]})" if row[most] else ""
 
 
 def calibration_error(probability: torch.Tensor, right: torch.Tensor) -> float:
@@ -98,8 +107,10 @@ def calibration_error(probability: torch.Tensor, right: torch.Tensor) -> float:
     Args:
         probability, right: of the answer to each input, float [n] and bool [n].
     """
-    bins = (probability.double() * BINS).ceil().clamp(1, BINS).long() - 1
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, probability.double() - right.double())
+    bins = (probability.double() * BINS).ceil().clamp(1, BINS).long() - 1  # [n]
+    # Of a bin, mean probability - accuracy, times the answers in it: so empty bins divide by nothing.
+    gaps = torch.zeros(BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, probability.double() - right.double())
     return float(gaps.abs().sum()) / len(right)
 
 
@@ -110,18 +121,20 @@ def absolute_accuracy(merged: Mapping[str, float]) -> float:
 
 def standard_error(merged: Mapping[str, float], n: Mapping[str, int]) -> float:
     """Of `absolute_accuracy`, where task t's accuracy is a share of n[t] independent inputs."""
-    return math.sqrt(sum(a * (1 - a) / n[t] for t, a in merged.items())) / len(merged)
+    variances = [accuracy * (1 - accuracy) / n[task] for task, accuracy in merged.items()]
+    return math.sqrt(sum(variances)) / len(merged)
 
 
 def normalized_accuracy(merged: Mapping[str, float], single: Mapping[str, float]) -> float:
     """Mean over tasks of merged / single-task accuracy (Ilharco et al., 2023). A single-task score of 0 counts as
     1/inf."""
-    return sum(merged[t] / max(single[t], 1e-9) for t in merged) / len(merged)
+    return sum(merged[task] / max(single[task], 1e-9) for task in merged) / len(merged)
 
 
 def worst_kept(scores: Mapping[str, float], before: Mapping[str, float]) -> tuple[float, str]:
     """(share of the score before, task) of the task that kept least; (1, "") where there is none."""
-    return min(((scores[t] / max(score, 1e-9), t) for t, score in before.items()), default=(1.0, ""))
+    shares = [(scores[task] / max(score, 1e-9), task) for task, score in before.items()]
+    return min(shares, default=(1.0, ""))
 
 
 @dataclass(frozen=True)
@@ -145,10 +158,12 @@ class MergeObjective:
     forgotten: frozenset[str] = frozenset()
 
     def __call__(self, scores: Mapping[str, float]) -> float:
-        kept, _ = worst_kept(scores, self.control)
-        if kept < self.keep:
-            return kept - self.keep - 1.0
-        worth = {
-            t: 1.0 - scores[t] if t in self.forgotten else scores[t] / max(s, 1e-9) for t, s in self.single.items()
-        }
-        return sum(worth.values()) / max(1, len(worth))
+        share, _ = worst_kept(scores, self.control)
+        if share < self.keep:
+            return share - self.keep - 1.0
+        worth = []
+        for task, single in self.single.items():
+            # A task that is to be forgotten has no single-task score to reach: the fewer right answers the better.
+            forgotten = task in self.forgotten
+            worth.append(1.0 - scores[task] if forgotten else scores[task] / max(single, 1e-9))
+        return sum(worth) / max(1, len(worth))

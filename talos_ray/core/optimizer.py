@@ -33,11 +33,13 @@ def adam_state(adam: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str
 
 def load_adam(adam: torch.optim.Optimizer, parameter: nn.Parameter, state: Mapping[str, torch.Tensor]) -> None:
     """Go back to an `adam_state()`, bitwise. A fused Adam wants its step count on the GPU, any other on the host."""
-    fused = adam.param_groups[0].get("fused") and parameter.device.type == "cuda"
+    device = parameter.device
+    fused = adam.param_groups[0].get("fused") and device.type == "cuda"
+    # Cloned, because Adam updates its state in place, and a checkpoint may be loaded again.
     adam.state[parameter] = {
-        "step": state["step"].reshape(()).clone().to(parameter.device if fused else "cpu"),
-        "exp_avg": state["exp_avg"].to(parameter.device).clone(),
-        "exp_avg_sq": state["exp_avg_sq"].to(parameter.device).clone(),
+        "step": state["step"].reshape(()).clone().to(device if fused else "cpu"),
+        "exp_avg": state["exp_avg"].to(device).clone(),
+        "exp_avg_sq": state["exp_avg_sq"].to(device).clone(),
     }
 
 
@@ -53,15 +55,17 @@ class MaskedGradient:
     def __init__(self, module: nn.Module, mask: Mask, flat: torch.Tensor) -> None:
         params = dict(module.named_parameters())
         self.flat = flat
-        self.blocks = [(params[b.name], b) for b in blocks(mask, flat.device)]
+        self.blocks = [(params[block.name], block) for block in blocks(mask, flat.device)]
         self.handles = []
-        for p in module.parameters():
-            p.requires_grad_(False)
-        for p, block in self.blocks:
-            p.requires_grad_(True)
-            p.grad = None
-            self.handles.append(p.register_post_accumulate_grad_hook(self._gatherer(block)))
-        self.rows = RowGradients(module, [b for _, b in self.blocks], flat)
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        for parameter, block in self.blocks:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+            # Behind the accumulation, because a weight that is used twice has its gradient only then.
+            handle = parameter.register_post_accumulate_grad_hook(self._gatherer(block))
+            self.handles.append(handle)
+        self.rows = RowGradients(module, [block for _, block in self.blocks], flat)
 
     def _gatherer(self, block: Block) -> Callable[[torch.Tensor], None]:
         def gather(p: torch.Tensor) -> None:
@@ -112,16 +116,16 @@ class SparseAdamW:
     @torch.no_grad()
     def pull(self) -> None:
         """Read the values from the module."""
-        for p, block in self.blocks:
-            self.values[block.place] = block.gather(p.detach()).float()
+        for parameter, block in self.blocks:
+            self.values[block.place] = block.gather(parameter.detach()).float()
 
     @torch.no_grad()
     def push(self) -> None:
         """Write the values into the module."""
         if self.write is not None:
             return self.write((), torch.empty(0, 1))
-        for p, block in self.blocks:
-            block.scatter(p, self.values[block.place])
+        for parameter, block in self.blocks:
+            block.scatter(parameter, self.values[block.place])
 
     def step(self, lr: float | None = None) -> torch.Tensor:
         """One update with the gathered gradient, which is then cleared. Returns the gradient's norm before clipping, a
@@ -132,8 +136,10 @@ class SparseAdamW:
             dist.all_reduce(grad)
             grad /= dist.get_world_size()
         norm: torch.Tensor = grad.norm()
+        # Clipped without a look at the norm: a GPU would have to be waited for.
         if self.clip_norm is not None:
-            grad *= (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            scale = self.clip_norm / (norm + 1e-6)
+            grad *= scale.clamp(max=1.0)
         self.adam.param_groups[0]["lr"] = self.lr if lr is None else lr
         self.adam.step()
         grad.zero_()
@@ -154,8 +160,8 @@ class SparseAdamW:
 
     def bytes(self) -> int:
         """Bytes of values, gradient and moments that this optimizer holds."""
-        held = [*self.state().values(), self.grad]
-        return sum(t.numel() * t.element_size() for t in held)
+        tensors = [*self.state().values(), self.grad]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def close(self) -> None:
         """Take the hooks off the module and give its layers their own forward back."""

@@ -57,11 +57,17 @@ class Change:
 
 def change(before: torch.Tensor, after: torch.Tensor) -> Change:
     """From bool [n] (right or wrong) of the first and of the second model (McNemar, 1947)."""
+    n = len(before)
     won = int((after & ~before).sum())
     lost = int((before & ~after).sum())
-    n = len(before)
-    p = _mcnemar(min(won, lost), won + lost)
-    return Change(n, int(before.sum()) / n, int(after.sum()) / n, won, lost, p)
+    return Change(
+        n=n,
+        before=int(before.sum()) / n,
+        after=int(after.sum()) / n,
+        won=won,
+        lost=lost,
+        p=_mcnemar(min(won, lost), won + lost),
+    )
 
 
 def _mcnemar(fewer: int, changed: int) -> float:
@@ -69,7 +75,9 @@ def _mcnemar(fewer: int, changed: int) -> float:
     if changed > EXACT:
         z = max(0.0, changed - 2 * fewer - 1) / math.sqrt(changed)  # less 1: Edwards' correction for continuity
         return math.erfc(z / math.sqrt(2))
-    ways = tail = 1  # of choosing none; each next number of ways comes from the one before
+    # In whole numbers, which Python has of any size: a binomial coefficient of thousands fits no float.
+    ways = 1  # of choosing none; each next number of ways comes from the one before
+    tail = 1
     for i in range(fewer):
         ways = ways * (changed - i) // (i + 1)
         tail += ways
@@ -94,19 +102,26 @@ def _over(both: Any, lost: Any, won: Any, n: Any, share: float) -> tuple[Any, An
     before = both + lost
     after = both + won
     square = share * share
+    # The likelihood is largest where a quadratic equation in the share that became right has its upper root.
     root = ((after - square * before) ** 2 + 4 * square * won * lost) ** 0.5
-    became_right = (root - after + square * (before + 2 * won)) / (2 * n * share * (share + 1))
+    numerator = root - after + square * (before + 2 * won)
+    became_right = numerator / (2 * n * share * (share + 1))
     became_wrong = share * became_right + (1 - share) * (both + lost + won) / n
-    return after - share * before, n * share * (became_right + became_wrong)
+    over = after - share * before
+    return over, n * share * (became_right + became_wrong)
 
 
 def kept(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
     """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_z` does not reject. From bool
     [n]."""
     counts = _counts(before, after)
-    had = counts[0] + counts[1]
-    has = counts[0] + counts[2]
-    value = min(has / had, MOST_KEPT) if had else (MOST_KEPT if has else 1.0)
+    both, lost, won, _ = counts
+    had = both + lost
+    has = both + won
+    # Of nothing everything was kept; and if something came of it, more than can be said.
+    value = MOST_KEPT if has else 1.0
+    if had:
+        value = min(has / had, MOST_KEPT)
     return value, _share_at(counts, Z95), _share_at(counts, -Z95)
 
 
@@ -126,6 +141,7 @@ def _share_at(counts: tuple[int, int, int, int], z: float) -> float:
     low = 0.0
     high = MOST_KEPT
     for _ in range(60):
+        # By ratios while the upper end is far: shares lie near 1, and it begins at a thousand.
         middle = (low + high) / 2 if high < 2 else math.sqrt(max(low, 1e-3) * high)
         over, variance = _over(*counts, middle)
         if variance > TINY and over / math.sqrt(variance) > z:
@@ -155,11 +171,12 @@ def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share:
     """
     means = []
     variances = []
-    for b, a in zip(before, after, strict=True):
-        plain = a.double() - share * b.double()
-        seen = torch.cat([plain, torch.tensor([1.0, -share], dtype=torch.float64)])
-        means.append(float(plain.mean()))
-        variances.append(float(seen.var(correction=0)) / len(seen))
+    added = torch.tensor([1.0, -share], dtype=torch.float64)
+    for task_before, task_after in zip(before, after, strict=True):
+        differences = task_after.double() - share * task_before.double()
+        adjusted = torch.cat([differences, added])
+        means.append(float(differences.mean()))
+        variances.append(float(adjusted.var(correction=0)) / len(adjusted))
     return sum(means) / len(means), math.sqrt(sum(variances)) / len(means)
 
 
@@ -174,19 +191,24 @@ def wanted_inputs(value: float, error: float, n: int) -> tuple[int, int | None] 
     if value == 0:
         return None
     size = abs(value)
-    least = math.ceil(n * (Z95 * error / (size + error)) ** 2)
-    most = math.ceil(n * ((Z95 + POWER80) * error / (size - error)) ** 2) if size > error else None
-    return max(n, least), most if most is None else max(n, most)
+    # An error falls as the root of the inputs: what it is to be, over what it is, squared, says how many more.
+    least = max(n, math.ceil(n * (Z95 * error / (size + error)) ** 2))
+    if size <= error:
+        return least, None
+    most = math.ceil(n * ((Z95 + POWER80) * error / (size - error)) ** 2)
+    return least, max(n, most)
 
 
 def bootstrap(samples: Sequence[torch.Tensor], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean over tasks of each task's mean, by the percentile bootstrap (Efron, 1979): inputs are
     drawn anew within every task. `samples`: what each task's inputs score, [n] each, of few different values (0 and 1;
     or -1, 0 and 1 for a paired difference), so that drawing how often each comes up is the same as drawing inputs."""
-    dice = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     total = np.zeros(RESAMPLED)
-    for x in samples:
-        values, counts = x.double().unique(return_counts=True)
-        total += dice.multinomial(len(x), (counts / len(x)).numpy(), size=RESAMPLED) @ values.numpy() / len(x)
+    for scores in samples:
+        n = len(scores)
+        values, counts = scores.double().unique(return_counts=True)
+        drawn = generator.multinomial(n, (counts / n).numpy(), size=RESAMPLED)  # [RESAMPLED, values]
+        total += drawn @ values.numpy() / n
     low, high = np.quantile(total / len(samples), (0.025, 0.975))
     return float(low), float(high)

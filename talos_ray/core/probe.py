@@ -27,24 +27,27 @@ def linear_head(
     """
     middle = features.mean(0)
     spread = features.std(0).clamp(min=1e-6)
-    x = (features - middle) / spread
+    normal = (features - middle) / spread  # [n, d]
     before = torch.zeros(classes, features.shape[1] + 1) if start is None else start
-    known = features @ before[:, :-1].T + before[:, -1]
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+    # Only what is added to `start` is fitted, so that L2 on it draws towards `start`.
+    known = features @ before[:, :-1].T + before[:, -1]  # [n, classes]
+    weight = torch.zeros(classes, normal.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         solver.zero_grad()
-        logits = known + x @ weight.T + bias
+        logits = known + normal @ weight.T + bias
         value = torch.nn.functional.cross_entropy(logits, labels) + decay * weight.square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         solver.step(loss)
+    # Back to features as they are: w (x - m) / s + b = (w / s) x + (b - (w / s) m).
     moved = weight.detach() / spread
-    return before + torch.cat([moved, (bias.detach() - moved @ middle)[:, None]], 1)
+    shift = bias.detach() - moved @ middle
+    return before + torch.cat([moved, shift[:, None]], 1)
 
 
 def scored(features: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
@@ -67,14 +70,19 @@ def fitted_head(
         held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to
             `start`, which is one of them.
     """
+
+    def right(head: torch.Tensor) -> int:
+        return int((scored(held_out, head).argmax(-1) == held_out_labels).sum())
+
     best = start
-    most = int((scored(held_out, start).argmax(-1) == held_out_labels).sum())
+    most = right(start)
+    # From the hardest on, and only a better one is taken: so the closest to `start` wins.
     for decay in DECAYS:
         head = linear_head(features, labels, len(start), start, decay)
-        right = int((scored(held_out, head).argmax(-1) == held_out_labels).sum())
-        if right > most:
+        count = right(head)
+        if count > most:
             best = head
-            most = right
+            most = count
     return best
 
 
@@ -87,6 +95,7 @@ def linear_probe(
     Args:
         labels, wanted: int64 [n] and [m].
     """
-    head = linear_head(train, labels, int(max(labels.max(), wanted.max())) + 1)
+    classes = int(max(labels.max(), wanted.max())) + 1
+    head = linear_head(train, labels, classes)
     right = scored(test, head).argmax(-1) == wanted
     return int(right.sum()), len(wanted)

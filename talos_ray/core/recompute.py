@@ -19,13 +19,18 @@ def blocks_of(module: nn.Module, edited: Sequence[str]) -> list[nn.Module]:
     Args:
         edited: name prefixes, as `models.Family` has them.
     """
-    lists = [
-        n
-        for n, m in module.named_modules()
-        if isinstance(m, nn.ModuleList | nn.Sequential) and f"{n}.".startswith(tuple(edited))
-    ]
-    outermost = [n for n in lists if not any(n.startswith(f"{o}.") for o in lists)]
-    return [m for n in outermost for m in module.get_submodule(n).children() if next(m.children(), None) is not None]
+    outermost: list[str] = []
+    blocks = []
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.ModuleList | nn.Sequential) or not f"{name}.".startswith(tuple(edited)):
+            continue
+        # A list within a block runs again with it. Outer modules are named before those that they hold.
+        if any(name.startswith(f"{outer}.") for outer in outermost):
+            continue
+        outermost.append(name)
+        # A layer without parts keeps little for its backward: to run it again would only cost time.
+        blocks += [block for block in part.children() if next(block.children(), None) is not None]
+    return blocks
 
 
 @contextmanager

@@ -34,7 +34,8 @@ NEAR = 1e-2  # share of its norm by which a gradient may change when it is compu
 
 class _Recording:
     def __init__(self, work: Work, batch: Batch, labels: torch.Tensor, pool: _POOL_HANDLE | None) -> None:
-        self.tensors = [t.clone() for t in _tensors(batch, labels)]
+        # The recording reads these addresses for ever; every step's inputs are copied to them.
+        self.tensors = [tensor.clone() for tensor in _tensors(batch, labels)]
         *parts, fixed = self.tensors
         inputs = dict(zip(batch, parts, strict=True)) if isinstance(batch, dict) else parts[0]
         self.graph = torch.cuda.CUDAGraph()
@@ -68,7 +69,7 @@ class Replay:
     def __call__(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
         if not self.on:
             return self.work(batch, labels)
-        shapes = tuple((t.shape, t.dtype) for t in _tensors(batch, labels))
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in _tensors(batch, labels))
         if shapes in self.recordings:
             return self.recordings[shapes](batch, labels)
         self.seen[shapes] += 1
@@ -81,39 +82,47 @@ class Replay:
         device = labels.device
         before = self._gradient()
         host = torch.get_rng_state()
-        drawn = torch.cuda.get_rng_state(device)
+        random_before = torch.cuda.get_rng_state(device)
         torch.cuda.empty_cache()  # so that what is taken is what this step takes
         loss = self.work(batch, labels)
         after = self._gradient()
-        then = torch.cuda.get_rng_state(device)
+        random_after = torch.cuda.get_rng_state(device)
         try:
             if not torch.equal(host, torch.get_rng_state()):
                 raise RuntimeError("the forward draws random numbers on the host")
             free, total = torch.cuda.mem_get_info(device)
             if free < ROOM * total:
                 raise RuntimeError(f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free; wanted {ROOM:.0%}")
-            pool = next((r.graph.pool() for r in self.recordings.values()), None)
+            # All recordings share one pool of memory: only one of them runs at a time.
+            pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
             recording = _Recording(self.work, batch, labels, pool)
             torch._foreach_copy_(self.grads, before)
-            torch.cuda.set_rng_state(drawn, device)
+            torch.cuda.set_rng_state(random_before, device)
             recording(batch, labels)
-            size = torch.stack([g.norm() for g in after]).norm()
-            off = torch.stack([(g - w).norm() for g, w in zip(self._gradient(), after, strict=True)]).norm()
-            if not off <= NEAR * size:
-                raise RuntimeError(f"replayed, the gradient differs by {off:.1e}, and its norm is {size:.1e}")
+            self._check_gradient(after)
             self.recordings[shapes] = recording
         except Exception as error:  # whatever keeps a step from being recorded, it goes on as it is
             self.on = False
             log.info("steps are launched kernel by kernel: %s", str(error).partition("\n")[0])
             # A recording that broke off leaves the generator in it.
             torch.cuda.default_generators[device.index or 0].graphsafe_set_state(torch.Generator(device))
+        # Whatever the recording has done, the step counts once, as it is.
         torch._foreach_copy_(self.grads, after)
-        torch.cuda.set_rng_state(then, device)
+        torch.cuda.set_rng_state(random_after, device)
         return loss
+
+    def _check_gradient(self, wanted: Sequence[torch.Tensor]) -> None:
+        """Raises RuntimeError where a replayed step has left another gradient than the step as it is."""
+        size = torch.stack([grad.norm() for grad in wanted]).norm()
+        # One difference at a time, because each takes as much memory as a parameter.
+        offs = [(grad - step_grad).norm() for grad, step_grad in zip(self._gradient(), wanted, strict=True)]
+        off = torch.stack(offs).norm()
+        if not off <= NEAR * size:
+            raise RuntimeError(f"replayed, the gradient differs by {off:.1e}, and its norm is {size:.1e}")
 
     def _gradient(self) -> list[torch.Tensor]:
         """As it stands; on the host, because a GPU may have no room for it."""
-        return [g.cpu() for g in self.grads]
+        return [grad.cpu() for grad in self.grads]
 
 
 def _tensors(batch: Batch, labels: torch.Tensor) -> list[torch.Tensor]:

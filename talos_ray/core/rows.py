@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -31,18 +31,22 @@ def gradient_share(mask: Mask) -> float:
     computed = 0.0
     for block in blocks(mask):
         shape = shapes[block.name]
-        share = block.touched(shape).share if len(shape) == 2 and block.index is not None else 1.0
+        share = 1.0
+        if len(shape) == 2 and block.index is not None:
+            share = block.touched(shape).share
         computed += shape.numel() * (share if share <= WORTH_IT else 1.0)
-    return computed / sum(s.numel() for s in shapes.values())
+    return computed / sum(shape.numel() for shape in shapes.values())
 
 
 def step_share(mask: Mask) -> float:
     """Multiplications of a training step under a mask, as a share of a dense step's, in (1/3, 1]: the forward, the
     gradients of inputs down to the lowest block that holds masked weights, and those of weights."""
     depth = depths(mask.layout.names)
-    sizes = dict(zip(mask.layout.names, mask.layout.sizes, strict=True))
     lowest = min(depth[block.name] for block in blocks(mask))
-    passed = sum(size for n, size in sizes.items() if depth[n] >= lowest)
+    passed = 0  # weights that the gradients of inputs go through
+    for name, size in zip(mask.layout.names, mask.layout.sizes, strict=True):
+        if depth[name] >= lowest:
+            passed += size
     return (1 + passed / mask.layout.total + gradient_share(mask)) / 3
 
 
@@ -69,7 +73,8 @@ class Route:
     def product(self, g: torch.Tensor, x: torch.Tensor) -> None:
         """The touched part of g^T x for g [positions, out] and x [positions, in]."""
         left = g if self.rows is None else g.index_select(1, self.rows)
-        part = left.T @ (x if self.columns is None else x.index_select(1, self.columns))
+        right = x if self.columns is None else x.index_select(1, self.columns)
+        part = left.T @ right  # [r, c]
         # Without what was filled up to whole groups.
         if self.touched.rows is not None:
             part = part[: len(self.touched.rows)]
@@ -109,13 +114,16 @@ class _RowLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None, None]:
         x, weight = ctx.saved_tensors
+        # Every position of every sample is one row of the product: [positions, out] and [positions, in].
         flat = g.reshape(-1, g.shape[-1])
         ctx.route.product(flat, x.reshape(-1, x.shape[-1]))
         back = g @ weight.to(g.dtype) if ctx.needs_input_grad[0] else None
-        return back, None, flat.sum(0) if ctx.needs_input_grad[2] else None, None
+        bias_grad = flat.sum(0) if ctx.needs_input_grad[2] else None
+        # None for the weight, whose gradient has gone to the optimizer's buffer already.
+        return back, None, bias_grad, None
 
 
-def _cuts_patches(m: nn.Module) -> bool:
+def _cuts_patches(m: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a convolution over patches side by side, as vision transformers begin: a matrix product."""
     simple = type(m) is nn.Conv2d and m.kernel_size == m.stride and m.dilation == (1, 1) and m.groups == 1
     return simple and m.padding in ((0, 0), "valid")
@@ -132,23 +140,31 @@ class RowGradients:
     def __init__(self, module: nn.Module, blocks: list[Block], grad: torch.Tensor) -> None:
         self.grad = grad
         self.patched: list[nn.Module] = []
-        params = dict(module.named_parameters())
         self.routes: dict[int, Route] = {}  # by id of a weight
-        patches = {id(m.weight) for m in module.modules() if _cuts_patches(m)}
+        params = dict(module.named_parameters())
+        kernels = {id(layer.weight) for layer in module.modules() if _cuts_patches(layer)}
         for block in blocks:
             weight = params[block.name]
-            if block.index is not None and (weight.ndim == 2 or id(weight) in patches):
-                touched = block.touched(weight.flatten(1).shape)
-                if touched.share <= WORTH_IT:
-                    self.routes[id(weight)] = Route.of(touched, self._sink(block, touched.inner(block)))
-        for m in module.modules():
-            if isinstance(m, nn.MultiheadAttention):
-                if m.in_proj_weight is not None and {id(m.in_proj_weight), id(m.out_proj.weight)} & set(self.routes):
-                    self._patch(m, attention(m, self.linear))
-            elif type(m) is nn.Linear and id(m.weight) in self.routes:
-                self._patch(m, lambda x, m=m: self.linear(x, m.weight, m.bias))
-            elif id(getattr(m, "weight", None)) in patches & set(self.routes):
-                self._patch(m, lambda x, m=m: self._patches(m, x))
+            # Whole matrices and vectors keep their ordinary gradients: nothing can be left out of them.
+            if block.index is None or (weight.ndim != 2 and id(weight) not in kernels):
+                continue
+            touched = block.touched(weight.flatten(1).shape)
+            if touched.share <= WORTH_IT:
+                self.routes[id(weight)] = Route.of(touched, self._sink(block, touched.inner(block)))
+        for layer in module.modules():
+            self._send(layer)
+
+    def _send(self, m: nn.Module) -> None:
+        """Give a layer a forward that goes by the routes of its weights, if they have any."""
+        if isinstance(m, nn.MultiheadAttention):
+            weights = (m.in_proj_weight, m.out_proj.weight)
+            if m.in_proj_weight is not None and any(id(weight) in self.routes for weight in weights):
+                self._patch(m, attention(m, self.linear))
+        # No subclass: its forward may do more than the product.
+        elif type(m) is nn.Linear and id(m.weight) in self.routes:
+            self._patch(m, lambda x: self.linear(x, m.weight, m.bias))
+        elif _cuts_patches(m) and id(m.weight) in self.routes:
+            self._patch(m, lambda x: self._patches(m, x))
 
     def _patch(self, m: nn.Module, forward: Callable[..., object]) -> None:
         m.forward = forward
@@ -176,7 +192,9 @@ class RowGradients:
             return plain
         high, wide = m.kernel_size
         h, w = x.shape[-2:]
-        cut = x[..., : h // high * high, : w // wide * wide].unfold(-2, high, high).unfold(-2, wide, wide)
+        # What is left over at the right and at the bottom fills no patch, and the convolution passes it over.
+        whole = x[..., : h // high * high, : w // wide * wide]
+        cut = whole.unfold(-2, high, high).unfold(-2, wide, wide)  # [n, in, rows, high, columns, wide]
         flat = cut.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [n, rows, columns, in * high * wide]
         y: torch.Tensor = _RowLinear.apply(flat, m.weight.flatten(1), m.bias, self.routes[id(m.weight)])
         return y.permute(0, 3, 1, 2)

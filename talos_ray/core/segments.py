@@ -64,24 +64,30 @@ class Segments:
     def mean_by_tensor(self, values: torch.Tensor, mask: Mask) -> dict[str, float]:
         """Mean over the masked weights of each parameter of what belongs to their segments: [G] -> parameter ->
         mean."""
-        weights = self.lengths.double()
         if self.granularity == "task":
             return {name: float(values[0]) for name in mask.indices}
-        size = len(mask.layout.names)
-        total = torch.zeros(size, dtype=torch.float64).index_add_(
-            0, self.tensors, weights * values.double()[self.owner]
-        )
-        many = torch.zeros(size, dtype=torch.float64).index_add_(0, self.tensors, weights)
-        return {n: float(total[i] / many[i]) for i, n in enumerate(mask.layout.names) if many[i]}
+        weights = self.lengths.double()  # [R]
+        weighted = weights * values.double()[self.owner]
+        zeros = torch.zeros(len(mask.layout.names), dtype=torch.float64)
+        total = zeros.index_add(0, self.tensors, weighted)
+        count = zeros.index_add(0, self.tensors, weights)
+        return {name: float(total[i] / count[i]) for i, name in enumerate(mask.layout.names) if count[i]}
 
 
 def layer_groups(names: Sequence[str], groups: int | Mapping[str, str]) -> dict[str, str]:
     """Tensor -> its group. By depth: see `layout.depths`; what stands outside the blocks goes with the first."""
+    group_of = {}
     if not isinstance(groups, int):
-        return {n: next((g for g, pattern in groups.items() if re.search(pattern, n)), "rest") for n in names}
+        for name in names:
+            matching = (group for group, pattern in groups.items() if re.search(pattern, name))
+            group_of[name] = next(matching, "rest")
+        return group_of
     depth = depths(names)
-    blocks_there = 1 + max(depth.values(), default=0)
-    return {n: str(d * min(groups, blocks_there) // blocks_there) for n, d in depth.items()}
+    blocks = 1 + max(depth.values(), default=0)
+    # Of fewer blocks than groups, every block is a group.
+    for name, block in depth.items():
+        group_of[name] = str(block * min(groups, blocks) // blocks)
+    return group_of
 
 
 def segments_of(mask: Mask, granularity: Granularity, groups: int | Mapping[str, str] = 4) -> Segments:
@@ -94,30 +100,31 @@ def segments_of(mask: Mask, granularity: Granularity, groups: int | Mapping[str,
     """
     if granularity == "task":
         whole = torch.tensor([mask.k])
-        nothing = torch.zeros(1, dtype=torch.int64)
-        return Segments(granularity, whole, nothing, 1, nothing - 1)
-    shapes = dict(zip(mask.layout.names, mask.layout.shapes, strict=True))
-    number = {name: i for i, name in enumerate(mask.layout.names)}
+        zero = torch.zeros(1, dtype=torch.int64)
+        return Segments(granularity, whole, zero, 1, zero - 1)
+    names = mask.layout.names
+    shapes = dict(zip(names, mask.layout.shapes, strict=True))
+    number = {name: i for i, name in enumerate(names)}
     lengths = []
     tensors = []
     for name, index in mask.indices.items():
         runs = torch.tensor([len(index)])
         if granularity == "row":
             width = torch.Size(shapes[name][1:]).numel()
-            runs = torch.unique_consecutive(index // width, return_counts=True)[1]
+            _, runs = torch.unique_consecutive(index // width, return_counts=True)
         lengths.append(runs)
         tensors.append(torch.full_like(runs, number[name]))
-    found = torch.cat(tensors)
-    owner = torch.arange(len(found))
-    count = len(found)
+    tensor_of_run = torch.cat(tensors)  # [R]
+    owner = torch.arange(len(tensor_of_run))
+    count = len(tensor_of_run)
     if granularity == "group":
-        group = layer_groups(mask.layout.names, groups)
+        group = layer_groups(names, groups)
         # Groups without a masked weight get no segment: nothing could be learned for them.
-        group_of_run = [group[mask.layout.names[i]] for i in found.tolist()]
+        group_of_run = [group[names[i]] for i in tensor_of_run.tolist()]
         order = {name: i for i, name in enumerate(sorted(set(group_of_run)))}
         owner = torch.tensor([order[name] for name in group_of_run])
         count = len(order)
-    return Segments(granularity, torch.cat(lengths), owner, count, found)
+    return Segments(granularity, torch.cat(lengths), owner, count, tensor_of_run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,26 +154,28 @@ class Blend:
 
     def only(self, tasks: Collection[str]) -> Blend:
         """The same with the deltas of these tasks alone."""
-        return replace(self, values={t: a for t, a in self.values.items() if t in tasks})
+        return replace(self, values={task: value for task, value in self.values.items() if task in tasks})
 
     def means(self, mask: Mask) -> dict[str, float]:
         """Task -> mean over the masked weights of their coefficient: what stands in tables."""
-        if (segments := self.segments(mask)) is None:
-            return {t: float(a) for t, a in self.values.items()}
+        segments = self.segments(mask)
+        if segments is None:
+            return {task: float(value) for task, value in self.values.items()}
+        # A segment counts by its weights, [G].
         weights = torch.zeros(segments.count, dtype=torch.float64)
         weights.index_add_(0, segments.owner, segments.lengths.double())
-        return {t: float(a.double() @ weights / weights.sum()) for t, a in self.by_segment.items()}
+        return {task: float(values.double() @ weights / weights.sum()) for task, values in self.by_segment.items()}
 
     def refined(self, mask: Mask, segments: Segments, tasks: Sequence[str]) -> torch.Tensor:
         """The same coefficients for finer segments, float32 [T, G]; a task that is not named here has 0, and one may
         have one coefficient where others have many."""
-        own = self.segments(mask)
-        starts = segments.lengths.cumsum(0) - segments.lengths
+        coarse = self.segments(mask)
+        starts = segments.lengths.cumsum(0) - segments.lengths  # [R], each run's first weight
         rows = torch.zeros(len(tasks), segments.count)
         for row, task in zip(rows, tasks, strict=True):
             value = self.values.get(task, 0.0)
-            if own is not None and isinstance(value, torch.Tensor):
-                run = torch.searchsorted(own.lengths.cumsum(0), starts, right=True)
-                value = value[own.owner[run]]
+            if coarse is not None and isinstance(value, torch.Tensor):
+                coarse_run = torch.searchsorted(coarse.lengths.cumsum(0), starts, right=True)
+                value = value[coarse.owner[coarse_run]]
             row[segments.owner] = torch.as_tensor(value, dtype=torch.float32)
         return rows

@@ -25,21 +25,26 @@ def tsv(deltas: torch.Tensor, **_: object) -> torch.Tensor:
     tasks = len(deltas)
     u, s, v = _svd(deltas)
     n = max(1, s.shape[1] // tasks)
-    u = u[:, :, :n]
-    s = s[:, :n]
-    v = v[:, :, :n]
-    left, right = (_orthogonal(torch.cat(list(x), 1)).view(x.shape[1], tasks, n).transpose(0, 1) for x in (u, v))
-    return (left * s[:, None, :]) @ right.transpose(1, 2)
+    left = _apart(u[:, :, :n])
+    right = _apart(v[:, :, :n])
+    return (left * s[:, None, :n]) @ right.transpose(1, 2)
+
+
+def _apart(directions: torch.Tensor) -> torch.Tensor:
+    """Directions of all tasks [T, r, n], made orthogonal across the tasks."""
+    tasks, rows, n = directions.shape
+    side_by_side = torch.cat(list(directions), 1)  # [r, T * n]
+    return _orthogonal(side_by_side).view(rows, tasks, n).transpose(0, 1)
 
 
 def iso_c(deltas: torch.Tensor, **_: object) -> torch.Tensor:
     """Iso-C, isotropic merging (Marczak et al., ICML 2025): the sum of the task vectors with all its singular values
     at their mean. A task's row is what it contributes to every direction of the sum."""
     u, s, _v = _svd(deltas.sum(0))
-    kept = s > NOISE * s[0]
+    strong = s > NOISE * s[0]
     mean = s.mean()  # of all: what is left out as noise still counts in the paper's mean
-    u = u[:, kept]
-    s = s[kept]
+    u = u[:, strong]  # [r, m]
+    s = s[strong]
     return mean * (u / s) @ (u.T @ deltas)
 
 
@@ -50,19 +55,23 @@ def iso_cts(deltas: torch.Tensor, *, common: float, **_: object) -> torch.Tensor
     u, s, v = _svd(deltas.sum(0))
     rank = len(s)
     own = (rank - round(common * rank)) // tasks
-    shared = min(rank - own * tasks, int((s > NOISE * s[0]).sum()))
-    u = u[:, :shared]
+    # The rest of an uneven division goes to the shared directions, but never one that is noise.
+    strong = int((s > NOISE * s[0]).sum())
+    shared = min(rank - own * tasks, strong)
+    u = u[:, :shared]  # [r, shared]
     s = s[:shared]
-    v = v[:, :shared]
-    left_over = deltas - u @ (u.T @ deltas)
-    own_u, own_s, own_v = (x[..., :own] for x in _svd(left_over))
-    left = _orthogonal(torch.cat([u, *own_u], 1))
-    right = _orthogonal(torch.cat([v, *own_v], 1))
+    v = v[:, :shared]  # [c, shared]
+    left_over = deltas - u @ (u.T @ deltas)  # [T, r, c]
+    own_u, own_s, own_v = (factor[..., :own] for factor in _svd(left_over))
+    left = _orthogonal(torch.cat([u, *own_u], 1))  # [r, shared + T * own]
+    right = _orthogonal(torch.cat([v, *own_v], 1))  # [c, shared + T * own]
     mean = torch.cat([s, own_s.flatten()]).mean()
-    rows = left[:, :shared] @ ((u / s).T @ deltas @ v) @ right[:, :shared].T  # adds up to the product of both sides
-    for t in range(tasks):
-        mine = slice(shared + t * own, shared + (t + 1) * own)
-        rows[t] += left[:, mine] @ right[:, mine].T
+    # What a task has of the shared directions; over the tasks these add up to the product of both sides.
+    within = (u / s).T @ deltas @ v  # [T, shared, shared]
+    rows = left[:, :shared] @ within @ right[:, :shared].T
+    for task in range(tasks):
+        columns = slice(shared + task * own, shared + (task + 1) * own)
+        rows[task] += left[:, columns] @ right[:, columns].T
     return mean * rows
 
 
