@@ -164,12 +164,15 @@ def _check_name(entry: os.DirEntry[str]) -> None:
 
 def hidden_data(folder: Path) -> list[str]:
     """Hidden files and folders (by a leading dot) that are or hold images or tables, and are not read."""
-    found = []
+    names = []
     for entry in _hidden(folder, ()):
-        inside = list(entry.rglob("*")) if entry.is_dir() else [entry] if entry.suffix.lower() != ".json" else []
-        if any(f.suffix.lower() in IMAGES or f.suffix.lower() in KINDS for f in inside):
-            found.append(str(entry.relative_to(folder)))
-    return found
+        files = list(entry.rglob("*")) if entry.is_dir() else [entry]
+        # A hidden JSON file alone is settings, not data.
+        if not entry.is_dir() and entry.suffix.lower() == ".json":
+            continue
+        if any(file.suffix.lower() in IMAGES or file.suffix.lower() in KINDS for file in files):
+            names.append(str(entry.relative_to(folder)))
+    return names
 
 
 def _hidden(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
@@ -190,13 +193,19 @@ def _hidden(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
 def state_of(path: Path) -> list[tuple[str, int, int]]:
     """Name, bytes and time of change of a file, or of all files of a folder: what tells whether it is still the
     same."""
-    files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
-    return [(str(f), (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files]
+    files = [path] if path.is_file() else []
+    if path.is_dir():
+        files = list(files_below(path))
+    states = []
+    for file in files:
+        stat = file.stat()
+        states.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return states
 
 
 def told_some(files: Sequence[object]) -> str:
     more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-    return ", ".join(repr(str(f)) for f in files[:SHOWN]) + more
+    return ", ".join(repr(str(file)) for file in files[:SHOWN]) + more
 
 
 # ---------------------------------------------------------------------------------------------- images
@@ -214,50 +223,69 @@ def read_images(root: Path, classes: Collection[str] = (), beside: Collection[st
     """
     folder = _unwrapped(root)
     # Also what lies beside the only folder: that nobody reads it has to be told.
-    everything = [f.relative_to(root) for f in files_below(root)]
-    check_readable(root, [f for f in everything if str(f) not in beside])
-    files = [(root / f).relative_to(folder) for f in everything if (root / f).is_relative_to(folder)]
-    images = [f for f in files if f.suffix.lower() in IMAGES]
+    everything = [file.relative_to(root) for file in files_below(root)]
+    check_readable(root, [file for file in everything if str(file) not in beside])
+    within = [root / file for file in everything if (root / file).is_relative_to(folder)]
+    images = [file.relative_to(folder) for file in within if file.suffix.lower() in IMAGES]
     if not images:
         raise SpecError(f"{str(root)!r} holds 0 images; wanted a folder of images a class, like {root.name}/cat/1.png")
-    tops = sorted({f.parts[0] for f in images if len(f.parts) > 1})
-    depths = {top: {len(f.parts) for f in images if f.parts[0] == top} for top in tops}
+    splits = _split_folders(root, images, classes)
+    depth = 3 if splits else 2
+    unplaced = [image for image in images if len(image.parts) != depth]
+    if unplaced:
+        where = "SPLIT/CLASS/file" if splits else "CLASS/file"
+        raise SpecError(
+            f"{str(root)!r}: {len(unplaced)} of {len(images)} images lie where no class can be told, "
+            f"{told_some(unplaced)}; wanted {where}; move them"
+        )
+    names = tuple(sorted({image.parts[-2] for image in images}))
+    number = {name: i for i, name in enumerate(names)}
+    images_of: dict[str, list[tuple[Path, int]]] = {}
+    for image in images:
+        split = SPLITS[image.parts[0].lower()] if splits else "train"
+        images_of.setdefault(split, []).append((folder / image, number[image.parts[-2]]))
+    if splits and len(images_of) < len(splits):  # train and training, say
+        raise SpecError(
+            f"{str(root)!r}: the folders {', '.join(splits)} name a split twice; wanted one each; merge them"
+        )
+    return Images(names, images_of, tuple(_empty(folder, names, splits)))
+
+
+def _split_folders(root: Path, images: Sequence[Path], classes: Collection[str]) -> list[str]:
+    """The outermost folders of images, where they are splits; none, where they are classes.
+
+    Raises:
+        SpecError: it cannot be told, or they are both.
+    """
+    depths: dict[str, list[int]] = {}  # outermost folder -> parts of its images' paths
+    for image in images:
+        if len(image.parts) > 1:
+            depths.setdefault(image.parts[0], []).append(len(image.parts))
+    tops = sorted(depths)
     named = [top for top in tops if top.lower() in SPLITS and top not in classes]
-    split = bool(named) and all(min(depths[top]) > 2 for top in named)
-    if named and not split and any(min(depths[top]) > 2 for top in named):
-        raise SpecError(
-            f"{str(root)!r}: of the folders {', '.join(named)} some hold a folder a class and some hold images; "
-            "wanted the same in all; move them"
-        )
-    if named and not split and len(named) == len(tops):
-        raise SpecError(
-            f"{str(root)!r}: the folders {', '.join(named)} sound like splits, but their images lie in no folder of a "
-            "class; "
-            f"wanted SPLIT/CLASS/file, or classes: [{', '.join(tops)}] if these are the classes"
-        )
-    if split and (others := [top for top in tops if top not in named]):
+    # A split holds folders of classes; what only sounds like one and holds images is a class.
+    deep = [top for top in named if min(depths[top]) > 2]
+    if not named:
+        return []
+    if deep != named:
+        if deep:
+            raise SpecError(
+                f"{str(root)!r}: of the folders {', '.join(named)} some hold a folder a class and some hold images; "
+                "wanted the same in all; move them"
+            )
+        if len(named) == len(tops):
+            raise SpecError(
+                f"{str(root)!r}: the folders {', '.join(named)} sound like splits, but their images lie in no folder "
+                f"of a class; wanted SPLIT/CLASS/file, or classes: [{', '.join(tops)}] if these are the classes"
+            )
+        return []
+    others = [top for top in tops if top not in named]
+    if others:
         raise SpecError(
             f"{str(root)!r}: beside the splits {', '.join(named)} there are images in {told_some(others)}; wanted "
             "splits only; move them"
         )
-    wanted = 3 if split else 2
-    if lost := [f for f in images if len(f.parts) != wanted]:
-        where = "SPLIT/CLASS/file" if split else "CLASS/file"
-        raise SpecError(
-            f"{str(root)!r}: {len(lost)} of {len(images)} images lie where no class can be told, {told_some(lost)}; "
-            f"wanted {where}; move them"
-        )
-    names = tuple(sorted({f.parts[wanted - 2] for f in images}))
-    index = {name: i for i, name in enumerate(names)}
-    found: dict[str, list[tuple[Path, int]]] = {}
-    for f in images:
-        part = SPLITS[f.parts[0].lower()] if split else "train"
-        found.setdefault(part, []).append((folder / f, index[f.parts[wanted - 2]]))
-    if split and len(found) < len(named):
-        raise SpecError(
-            f"{str(root)!r}: the folders {', '.join(named)} name a split twice; wanted one each; merge them"
-        )
-    return Images(names, found, tuple(_empty(folder, names, tops if split else ())))
+    return named
 
 
 def images_below(root: Path) -> list[Path]:
@@ -268,7 +296,7 @@ def images_below(root: Path) -> list[Path]:
     """
     files = list(files_below(root))
     check_readable(root, files)
-    images = [f for f in files if f.suffix.lower() in IMAGES]
+    images = [file for file in files if file.suffix.lower() in IMAGES]
     if not images:
         raise SpecError(f"{str(root)!r} holds 0 images; wanted at least 1; check the path")
     return images
@@ -278,31 +306,35 @@ def _unwrapped(root: Path) -> Path:
     """The folder itself, or the only one in it where that holds all classes, as archives unpack."""
     folder = root
     while True:
-        entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name != "__MACOSX"]
-        dirs = [e for e in entries if e.is_dir()]
-        pictures = [e for e in entries if e.is_file() and Path(e.name).suffix.lower() in IMAGES]
-        if len(dirs) != 1 or pictures or dirs[0].name.lower() in SPLITS:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        folders = [entry for entry in entries if entry.is_dir()]
+        images = [entry for entry in entries if entry.is_file() and Path(entry.name).suffix.lower() in IMAGES]
+        if len(folders) != 1 or images or folders[0].name.lower() in SPLITS:
             return folder
-        inside = [e for e in os.scandir(dirs[0].path) if e.is_dir() and not e.name.startswith(".")]
+        # A folder without folders is a class, the only one.
+        only = Path(folders[0].path)
+        inside = [entry for entry in os.scandir(only) if entry.is_dir() and not entry.name.startswith(".")]
         if not inside:
             return folder
-        folder = Path(dirs[0].path)
+        folder = only
 
 
 def check_readable(root: Path, files: Sequence[Path]) -> None:
     """Raises SpecError where one of some files, which are paths in `root`, is neither an image nor plainly a note."""
     known = IMAGES | BESIDE
-    if odd := [f for f in files if f.suffix.lower() not in known and f.name.lower() not in NAMELESS]:
+    odd = [file for file in files if file.suffix.lower() not in known and file.name.lower() not in NAMELESS]
+    if odd:
         raise SpecError(
             f"{str(root)!r}: {len(odd)} files are no images that can be read, {told_some(odd)}; wanted PNG, JPEG or "
-            "another of "
-            f"Pillow's formats; convert them or move them away"
+            "another of Pillow's formats; convert them or move them away"
         )
 
 
 def _empty(folder: Path, names: Sequence[str], splits: Sequence[str]) -> Iterator[str]:
     """Folders of no image: beside those of the classes, or of the splits, and beside the classes in each of these."""
-    for root, known in ((folder, splits or names), *((folder / split, names) for split in splits)):
+    known_in = {folder: splits or names}
+    known_in |= {folder / split: names for split in splits}
+    for root, known in known_in.items():
         for entry in os.scandir(root):
             shown = not entry.name.startswith(".") and entry.name != "__MACOSX"
             if shown and entry.is_dir() and entry.name not in known:
@@ -319,48 +351,52 @@ def tables_in(root: Path) -> dict[str, list[Path]]:
     Raises:
         SpecError: files of several kinds, some with a split and some without, or what nobody reads.
     """
-    files = [f.relative_to(root) for f in files_below(root) if f.name not in PUBLISHED]
-    if unread := [f for f in files if f.suffix.lower() in UNREAD or (_is_odd(f) and split_of(f))]:
+    files = [file.relative_to(root) for file in files_below(root) if file.name not in PUBLISHED]
+    # A file of an unknown kind that is called like a split holds rows, if anything does.
+    unread = [file for file in files if file.suffix.lower() in UNREAD or (_is_odd(file) and split_of(file))]
+    if unread:
         raise SpecError(
             f"{str(root)!r}: {told_some(unread)} cannot be read; wanted {', '.join(KINDS)}; unpack or convert, or "
             "move away"
         )
     beside = json_notes(files)
-    tables = [f for f in files if f.suffix.lower() in KINDS and f not in beside]
-    kinds = {KINDS[f.suffix.lower()]: f for f in tables}
+    tables = [file for file in files if file.suffix.lower() in KINDS and file not in beside]
+    kinds = {KINDS[file.suffix.lower()]: file for file in tables}
     if len(kinds) > 1:
         raise SpecError(
             f"{str(root)!r} holds tables of several kinds, {told_some(list(kinds.values()))}; wanted one kind; name "
             "one file in `data`, or move the others"
         )
     check_shards(root, tables)
-    parts = {f: split_of(f) for f in tables}
-    if nameless := [f for f, part in parts.items() if part is None]:
-        if len(nameless) < len(tables):
-            clear = [f for f, part in parts.items() if part]
-            raise SpecError(
-                f"{str(root)!r}: {told_some(clear)} name a split, and {told_some(nameless)} do not; wanted a split in "
-                "all names or in none; rename or move them"
-            )
-        return {"train": [root / f for f in tables]}
-    found: dict[str, list[Path]] = {}
-    for f in sorted(tables):
-        found.setdefault(parts[f] or "train", []).append(root / f)
-    return found
+    split_by_file = {file: split for file in tables if (split := split_of(file)) is not None}
+    if tables and not split_by_file:
+        return {"train": [root / file for file in tables]}
+    nameless = [file for file in tables if file not in split_by_file]
+    if nameless:
+        raise SpecError(
+            f"{str(root)!r}: {told_some(list(split_by_file))} name a split, and {told_some(nameless)} do not; wanted a "
+            "split in all names or in none; rename or move them"
+        )
+    tables_of: dict[str, list[Path]] = {}
+    for file in sorted(split_by_file):
+        tables_of.setdefault(split_by_file[file], []).append(root / file)
+    return tables_of
 
 
 def passed_over(root: Path) -> list[Path]:
     """Files beside a folder's tables of which nobody can tell whether they hold rows: they are not read."""
-    files = [f.relative_to(root) for f in files_below(root)]
+    files = [file.relative_to(root) for file in files_below(root)]
     beside = json_notes(files)
-    return [f for f in files if _is_odd(f) or f.suffix.lower() == ".txt" or f in beside]
+    return [file for file in files if _is_odd(file) or file.suffix.lower() == ".txt" or file in beside]
 
 
 def json_notes(files: Sequence[Path]) -> list[Path]:
     """JSON files beside tables of another kind, which no split is named by: a list of class names, say."""
-    json_files = [f for f in files if f.suffix.lower() == ".json" and f.name not in PUBLISHED]
-    others = any(f.suffix.lower() in KINDS and f.suffix.lower() != ".json" for f in files)
-    return [f for f in json_files if others and split_of(f) is None]
+    suffixes = {file.suffix.lower() for file in files}
+    if not (suffixes & set(KINDS)) - {".json"}:
+        return []
+    json_files = [file for file in files if file.suffix.lower() == ".json" and file.name not in PUBLISHED]
+    return [file for file in json_files if split_of(file) is None]
 
 
 def _is_odd(file: Path) -> bool:
@@ -374,16 +410,20 @@ def _is_odd(file: Path) -> bool:
 
 def check_shards(root: Path, tables: Sequence[Path]) -> None:
     """Raises SpecError where a table says that it is one of several, and another of these is not there."""
-    found: dict[tuple[Path, str, int], set[int]] = {}
-    for f in tables:
-        if shard := SHARD.search(f.stem):
-            found.setdefault((f.parent, f.stem[: shard.start()], int(shard[2])), set()).add(int(shard[1]))
-    for (folder, name, count), numbers in found.items():
-        first = 0 if 0 in numbers else 1
-        if lost := sorted(set(range(first, first + count)) - numbers):
+    numbers_of: dict[tuple[Path, str, int], set[int]] = {}  # (folder, name, how many) -> those that are there
+    for file in tables:
+        shard = SHARD.search(file.stem)
+        if shard is not None:
+            name = file.stem[: shard.start()]
+            numbers = numbers_of.setdefault((file.parent, name, int(shard[2])), set())
+            numbers.add(int(shard[1]))
+    for (folder, name, count), numbers in numbers_of.items():
+        first = 0 if 0 in numbers else 1  # some count from 1
+        missing = sorted(set(range(first, first + count)) - numbers)
+        if missing:
             raise SpecError(
-                f"{str(root / folder)!r}: of the {count} files called {name!r} {len(lost)} cannot be found, the first "
-                f"is number {lost[0]}; wanted all of them; get them, or rename the others"
+                f"{str(root / folder)!r}: of the {count} files called {name!r} {len(missing)} cannot be found, the "
+                f"first is number {missing[0]}; wanted all of them; get them, or rename the others"
             )
 
 
@@ -401,31 +441,41 @@ class SetName:
         """Of a name without its ending. A split is a word of it; of several the one at its beginning, else the one at
         its end."""
         whole = SHARD.sub("", name.lower())
-        words = tuple(re.split(r"[-_. ]+", whole))
-        places = [i for i, word in enumerate(words) if word in SPLITS]
-        if len({SPLITS[words[i]] for i in places}) > 1:
-            places = [i for i in places if i in (0, len(words) - 1)]
         shard = len(whole) < len(name)
+        words = tuple(re.split(r"[-_. ]+", whole))
+        last = len(words) - 1
+        places = [i for i, word in enumerate(words) if word in SPLITS]
+        # In the middle a word may mean anything (imdb_test_bank_train).
+        if len({SPLITS[words[i]] for i in places}) > 1:
+            places = [i for i in places if i in (0, last)]
         if not places:
             return cls(words, None, shard)
-        at = places[0]
-        numbered = at == len(words) - 2 and words[-1].isdecimal()
-        return cls(words[:at] + words[at + 1 :], SPLITS[words[at]], shard, numbered)
+        place = places[0]
+        return cls(
+            words=words[:place] + words[place + 1 :],
+            split=SPLITS[words[place]],
+            shard=shard,
+            numbered=place == last - 1 and words[last].isdecimal(),
+        )
 
 
 def split_of(file: Path) -> str | None:
     """The split that stands in a table's name as a word (train-00000-of-00002, mnist_train, imdb_train_small), or that
     a folder of it is called."""
-    folders = (SPLITS[p.lower()] for p in reversed(file.parts[:-1]) if p.lower() in SPLITS)
-    return SetName.of(file.stem).split or next(folders, None)
+    folders = [folder.lower() for folder in reversed(file.parts[:-1])]  # the innermost first
+    outer = next((SPLITS[folder] for folder in folders if folder in SPLITS), None)
+    return SetName.of(file.stem).split or outer
 
 
 def split_of_folder(file: Path) -> str:
     """The split that a folder on a path is called, the outermost first; '' if none is."""
-    return next((SPLITS[p.lower()] for p in file.parts[:-1] if p.lower() in SPLITS), "")
+    folders = [folder.lower() for folder in file.parts[:-1]]
+    return next((SPLITS[folder] for folder in folders if folder in SPLITS), "")
 
 
 def has_tables(root: Path) -> bool:
-    return any(
-        f.suffix.lower() in KINDS and f.stem != "metadata" and f.name not in PUBLISHED for f in files_below(root)
-    )
+    # A list of images, metadata.csv, is no table of its own.
+    for file in files_below(root):
+        if file.suffix.lower() in KINDS and file.stem != "metadata" and file.name not in PUBLISHED:
+            return True
+    return False

@@ -3,6 +3,7 @@ happens to stand."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +35,8 @@ def class_names(task: Task, feature: Any, columns: Iterable[list[Any]]) -> tuple
     elif isinstance(feature, datasets.ClassLabel):
         names = tuple(feature.names)
     else:
-        names = _names_in(task, {v for column in columns for v in column} - {None})
+        values = set().union(*columns)
+        names = _names_in(task, values - {None})
     _check_apart(task, "classes", names)
     if isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float")):
         _check_numbers_apart(task, names)
@@ -55,19 +57,22 @@ def _names_in(task: Task, values: set[Any]) -> tuple[str, ...]:
     Raises:
         SpecError: numbers in one split and words in another.
     """
-    numbers = {v for v in values if _whole(v)}
+    numbers = {value for value in values if _whole(value)}
     if values and numbers == values:
-        counted = min(values) == 0 and max(values) < 2 * len(values)  # a class or two may be missing
-        return tuple(str(i) for i in (range(max(values) + 1) if counted else sorted(values)))
-    if numbers and (words := {v for v in values if isinstance(v, str) and not DIGITS.match(v)}):
+        # Numbers from 0 on count the classes, of which a class or two may be missing; others are their names.
+        counted = min(values) == 0 and max(values) < 2 * len(values)
+        classes = range(max(values) + 1) if counted else sorted(values)
+        return tuple(map(str, classes))
+    words = {value for value in values if isinstance(value, str) and not DIGITS.match(value)}
+    if numbers and words:
         raise SpecError(
             f"task {task.name!r}: its labels are numbers in one split ({_some(numbers)}) and words in another "
             f"({_some(words)}); wanted one kind; correct the rows, or name all classes in `classes`"
         )
-    names = {str(v) for v in values}
+    names = {str(value) for value in values}
     for truth in TRUTHS:
         # Written in several ways, as columns of truth values, spreadsheets and scripts do: that is one class.
-        written = {n for n in names if n.lower() == truth}
+        written = {name for name in names if name.lower() == truth}
         if len(written) > 1:
             names = names - written | {truth.capitalize()}
     return tuple(sorted(names))
@@ -75,7 +80,8 @@ def _names_in(task: Task, values: set[Any]) -> tuple[str, ...]:
 
 def _some(values: Iterable[object]) -> str:
     shown = sorted(values, key=str)
-    return ", ".join(repr(v) for v in shown[:SHOWN_FEW]) + (", …" if len(shown) > SHOWN_FEW else "")
+    more = ", …" if len(shown) > SHOWN_FEW else ""
+    return ", ".join(map(repr, shown[:SHOWN_FEW])) + more
 
 
 def _check_apart(task: Task, what: str, names: Sequence[str]) -> None:
@@ -107,7 +113,8 @@ def _check_numbers_apart(task: Task, names: Sequence[str]) -> None:
     for name in names:
         if not (WHOLE.match(name) or DECIMAL.match(name)):
             continue
-        if (other := seen.setdefault(float(name), name)) != name and float(other) == float(name):
+        other = seen.setdefault(float(name), name)
+        if other != name:
             raise SpecError(
                 f"task {task.name!r}: its classes {other!r} and {name!r} are one number, and column {task.label!r} "
                 "holds numbers; wanted names that can be told apart; write other words into both"
@@ -118,8 +125,13 @@ def _as_seen(name: str) -> str:
     """A name without what nobody sees of it: blanks at its ends, how its accents are composed, control and format
     characters (a joiner between two emoji is one that is seen)."""
     composed = unicodedata.normalize("NFC", name)
-    seen = "".join(c for c in composed if c == JOINER or unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
-    return " ".join(seen.split())
+    seen = []
+    for character in composed:
+        hidden = unicodedata.category(character) in ("Cf", "Cc")
+        # A tab is a control character, too, but parts two words.
+        if character == JOINER or not hidden or character.isspace():
+            seen.append(character)
+    return " ".join("".join(seen).split())
 
 
 def _whole(label: object) -> bool:
@@ -147,20 +159,30 @@ def said(task: Task, rows: Any, split: str) -> list[Any]:
         values = _named(task, feature.names, values)
     numbers = _by_number(task.classes or ())
     for row, value in enumerate(values):
-        if isinstance(value, float):
-            value = values[row] = None if value != value else int(value) if value.is_integer() else value
-            if isinstance(value, float):
-                value = values[row] = numbers.get(value, value)
-        if isinstance(value, str) and (not value.strip() or value in task.missing_words):
-            value = values[row] = None
-        if not (value is None or isinstance(value, str | int)):
+        label = _without_float(value, numbers)
+        if isinstance(label, str) and (not label.strip() or label in task.missing_words):
+            label = None
+        if not (label is None or isinstance(label, str | int)):
             raise SpecError(
-                f"task {task.name!r}: row {row} of split {split!r} has label {shortly(value)} in column {task.label!r}"
+                f"task {task.name!r}: row {row} of split {split!r} has label {shortly(label)} in column {task.label!r}"
                 "; wanted the name of a class, or its number; set label to such a column"
             )
+        values[row] = label
     if not isinstance(feature, datasets.ClassLabel):  # which has named its classes
         _check_one_kind(task, values, split)
     return values
+
+
+def _without_float(value: Any, numbers: Mapping[float, str]) -> Any:
+    """A floating-point number as what it stands for: a missing label (not-a-number), a whole number, or a class that
+    is called by a number like 0.5 (`numbers`). Anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    if value.is_integer():
+        return int(value)
+    return numbers.get(value, value)
 
 
 def _named(task: Task, names: Sequence[str], values: list[Any]) -> list[Any]:
@@ -168,34 +190,41 @@ def _named(task: Task, names: Sequence[str], values: list[Any]) -> list[Any]:
     to say and the other words."""
     if task.classes is not None:
         classes = list(task.classes)
-        counted = [str(i) for i in range(len(names))]
-        nothing_said = all(map(DIGITS.match, names)) and not any(map(DIGITS.match, classes))
-        if nothing_said or (classes == counted and not any(map(DIGITS.match, names))):
+        numbered_column = all(map(DIGITS.match, names))
+        words_in_task = not any(map(DIGITS.match, classes))
+        if numbered_column and words_in_task:
             return values
-    return [names[v] if v is not None and 0 <= v < len(names) else v for v in values]
+        places = [str(i) for i in range(len(names))]
+        if classes == places and not any(map(DIGITS.match, names)):
+            return values
+    return [names[value] if value is not None and 0 <= value < len(names) else value for value in values]
 
 
 def _check_one_kind(task: Task, values: list[Any], split: str) -> None:
     """Raises SpecError for a column of numbers with a word among them, unless the spec names all classes."""
     if task.classes is not None:
         return
-    texts = Counter(v for v in values if isinstance(v, str))
-    numbers = {v for v in texts if _number(v)}
+    texts = Counter(value for value in values if isinstance(value, str))
+    numbers = {text for text in texts if _number(text)}
     if not numbers or len(numbers) == len(texts):
         return
-    if all(DIGITS.match(n) and not WHOLE.match(n) for n in numbers):  # 007, which is a name
+    if all(DIGITS.match(number) and not WHOLE.match(number) for number in numbers):  # 007, which is a name
         return
-    few = 2 * sum(texts[n] for n in numbers) < texts.total()  # those that are out of place
-    row = next(i for i, v in enumerate(values) if isinstance(v, str) and (v in numbers) == few)
+    # Of the two kinds the rarer one is out of place, and its first row is shown.
+    numeric_rows = sum(texts[number] for number in numbers)
+    numbers_are_rare = 2 * numeric_rows < texts.total()
+    odd = numbers if numbers_are_rare else set(texts) - numbers
+    row = next(i for i, value in enumerate(values) if isinstance(value, str) and value in odd)
     raise SpecError(
         f"task {task.name!r}: row {row} of split {split!r} has label {shortly(values[row])} in column {task.label!r}, "
-        f"where others are {'words' if few else 'numbers'}; "
+        f"where others are {'words' if numbers_are_rare else 'numbers'}; "
         f"correct it, name it in missing_words, or name all classes in `classes`"
     )
 
 
 def _number(text: str) -> bool:
-    if len(text) > DECIMALS or not any(c.isdigit() for c in text):
+    # Without a digit, "nan" and "infinity" would be numbers, too.
+    if len(text) > DECIMALS or not any(map(str.isdigit, text)):
         return False
     try:
         float(text)
@@ -213,34 +242,49 @@ def places(
     Raises:
         SpecError: a label outside the classes, where the task does not leave such rows out.
     """
-    index = {name: i for i, name in enumerate(classes)}
-    numbers = {number: index[name] for number, name in _by_number(classes).items()}
-    # Where classes are called by numbers (ratings from 1 to 5, with an "unknown" among them or not), a number is the
-    # name of one, in every split and in new data; else it is its place.
-    named = bool(numbers) or any(map(DIGITS.match, classes)) or not all(_whole(v) for v in raw if v is not None)
-    found = [-1 if v is None else v if not named and _whole(v) else _place_of(v, index, numbers) for v in raw]
-    labels = torch.tensor(found, dtype=torch.int64)
+    labels = torch.tensor(_places(raw, classes), dtype=torch.int64)
     known = (labels >= 0) & (labels < len(classes))
-    outside = [i for i in torch.nonzero(~known).flatten().tolist() if raw[i] is not None]
-    others = Counter(str(raw[i]) for i in outside)
+    unknown = torch.nonzero(~known).flatten().tolist()
+    outside = [row for row in unknown if raw[row] is not None]
+    others = Counter(str(raw[row]) for row in outside)
     if others and task.unknown_classes == "refuse":
-        row = outside[0]
-        shown = f"{', '.join(classes[:SHOWN])}{', …' if len(classes) > SHOWN else ''}"
+        first = outside[0]
+        more = ", …" if len(classes) > SHOWN else ""
         raise SpecError(
-            f"task {task.name!r}: row {row} of split {split!r} has label {shortly(raw[row])}, which is outside its "
-            f"{len(classes)} classes "
-            f"({shown}){nearest(str(raw[row]), classes)}; outside are {counted(others)}; correct the rows, add the "
-            "class, or set unknown_classes: drop"
+            f"task {task.name!r}: row {first} of split {split!r} has label {shortly(raw[first])}, which is outside its "
+            f"{len(classes)} classes ({', '.join(classes[:SHOWN])}{more}){nearest(str(raw[first]), classes)}; outside "
+            f"are {counted(others)}; correct the rows, add the class, or set unknown_classes: drop"
         )
     return labels, known, others
 
 
+def _places(labels: Sequence[Any], classes: Sequence[str]) -> list[int]:
+    """The place of every label, -1 of a missing one and of an unknown name. A number that is a place stays as it is,
+    also where there is no class at it."""
+    index = {name: i for i, name in enumerate(classes)}
+    numbers = {number: index[name] for number, name in _by_number(classes).items()}
+    # Where classes are called by numbers (ratings from 1 to 5, with an "unknown" among them or not), a number is the
+    # name of one, in every split and in new data; else it is its place.
+    called_by_numbers = bool(numbers) or any(map(DIGITS.match, classes))
+    all_numbers = all(_whole(label) for label in labels if label is not None)
+    by_name = called_by_numbers or not all_numbers
+    class_places = []
+    for label in labels:
+        if label is None:
+            class_places.append(-1)
+        elif _whole(label) and not by_name:
+            class_places.append(label)
+        else:
+            class_places.append(_place_of(label, index, numbers))
+    return class_places
+
+
 def _by_number(classes: Iterable[str]) -> dict[float, str]:
     """The classes that are called by numbers, as numbers are written: '1', '2.0', but not '007'."""
-    return {float(c): c for c in classes if WHOLE.match(c) or DECIMAL.match(c)}
+    return {float(name): name for name in classes if WHOLE.match(name) or DECIMAL.match(name)}
 
 
-def _place_of(label: object, index: Mapping[str, int], numbers: Mapping[float, int]) -> int:
+def _place_of(label: Any, index: Mapping[str, int], numbers: Mapping[float, int]) -> int:
     """The place of a class by its name, -1 if there is none; true and false are the same in any case, and 1 is what
     1.0 is."""
     name = str(label)

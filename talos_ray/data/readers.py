@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import Formatter
@@ -105,35 +105,23 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
 
     datasets.disable_progress_bars()
     if task.data.startswith("demo:"):
-        if task.data not in RECIPES:
-            raise SpecError(
-                f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: "
-                f"{', '.join(RECIPES)}"
-            )
-        drawn = materialize(task.data.removeprefix("demo:"))
-        return {split: _read_parquet([Path(path)]) for split, path in drawn.items()}, []
+        return _demo_splits(task), []
     path = Path(task.data).expanduser()
-    suffix = path.suffix.lower()
     local = is_here(task)
-    if task.stream is not None and (kept := _kept_stream(task)).exists():
-        return datasets.load_dataset(str(kept)), []
-    if local and not path.exists():
-        raise SpecError(
-            f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check "
-            "the path"
-        )
-    if local and path.is_file() and suffix not in KINDS:
-        raise SpecError(
-            f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of "
-            f"{', '.join(KINDS)} or an image folder"
-        )
+    if task.stream is not None:
+        stored = _kept_stream(task)
+        if stored.exists():
+            return datasets.load_dataset(str(stored)), []
+    if local:
+        _check_named(task, path)
     try:
-        if not local:
-            how = {"streaming": True} if task.stream is not None else {}
-            splits = datasets.load_dataset(task.data, task.config, **how)
-            notes: list[str] = []
-        else:
+        notes: list[str] = []
+        if local:
             splits, notes = _local(task, path)
+        elif task.stream is not None:
+            splits = datasets.load_dataset(task.data, task.config, streaming=True)
+        else:
+            splits = datasets.load_dataset(task.data, task.config)
         return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
     except SpecError as error:
         place = f"task {task.name!r}: "
@@ -143,6 +131,31 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
         reason = " ".join(str(cause).split()) or type(cause).__name__
         kind = "cannot be read" if local else "is no Hugging Face dataset that can be reached, and no local file"
         raise SpecError(f"task {task.name!r}: data {task.data!r} {kind}: {reason[:300]}") from None
+
+
+def _demo_splits(task: Task) -> dict[str, Any]:
+    if task.data not in RECIPES:
+        raise SpecError(
+            f"task {task.name!r}: demo data {task.data!r} does not exist{nearest(task.data, RECIPES)}; known: "
+            f"{', '.join(RECIPES)}"
+        )
+    files = materialize(task.data.removeprefix("demo:"))
+    return {split: _read_parquet([Path(file)]) for split, file in files.items()}
+
+
+def _check_named(task: Task, path: Path) -> None:
+    """Raises SpecError unless a task's data on this machine are a folder, or a file that can be a table."""
+    if not path.exists():
+        raise SpecError(
+            f"task {task.name!r}: data {task.data!r} does not exist; wanted a file or folder that can be read; check "
+            "the path"
+        )
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix not in KINDS:
+        raise SpecError(
+            f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of "
+            f"{', '.join(KINDS)} or an image folder"
+        )
 
 
 def _as_stored(splits: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,14 +185,13 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
         _check_filled(path)
         splits = datasets.load_from_disk(str(path))
         return (splits if isinstance(splits, dict) else {task.train_split: splits}), []
-    notes = []
     by_card = _describes_itself(path)
-    notes += told_of_hidden(task, path)
+    notes = told_of_hidden(task, path)
     if not holds_rows(path):
-        found = read_images(path, task.classes or ())
-        if found.empty:
-            notes.append(f"task {task.name!r}: folder(s) {told_some(found.empty)} of {task.data} hold no images")
-        return _images(found), notes
+        images = read_images(path, task.classes or ())
+        if images.empty:
+            notes.append(f"task {task.name!r}: folder(s) {told_some(images.empty)} of {task.data} hold no images")
+        return _images(images), notes
     if task.config is not None and not by_card:
         raise SpecError(
             f"config is {task.config!r}, but no README.md of {task.data!r} names configs; wanted the folder of one "
@@ -192,25 +204,30 @@ def _local(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
                 "images in folders that are called train and test; move them, or take `configs` out of it"
             )
         return _listed_images(task, path), notes
-    if notes_only := _notes_beside_images(task, path):
-        found = read_images(path, task.classes or (), beside=notes_only)
-        notes.append(f"task {task.name!r}: of {task.data} these tables are not read: {told_some(notes_only)}")
-        return _images(found), notes
-    if others := passed_over(path):
+    notes_beside = _notes_beside_images(task, path)
+    if notes_beside:
+        images = read_images(path, task.classes or (), beside=notes_beside)
+        notes.append(f"task {task.name!r}: of {task.data} these tables are not read: {told_some(notes_beside)}")
+        return _images(images), notes
+    others = passed_over(path)
+    if others:
         notes.append(f"task {task.name!r}: of {task.data} these files are not read: {told_some(others)}")
     if not by_card:
         return _tables(task, tables_in(path)), notes
-    splits, told = _tables_by_card(task, path)
-    return splits, [*notes, *told]
+    splits, notes_of_card = _tables_by_card(task, path)
+    return splits, [*notes, *notes_of_card]
 
 
 def told_of_hidden(task: Task, path: Path) -> list[str]:
     """That files or folders in a folder are hidden and not read, if there are some."""
     hidden = hidden_data(path) if path.is_dir() else []
-    folders = [h for h in hidden if (path / h).is_dir()]
-    kinds = {"folders": folders, "files": [h for h in hidden if h not in folders]}
-    begin = f"task {task.name!r}: of {path} the hidden"
-    return [f"{begin} {kind} {told_some(found)} are not read" for kind, found in kinds.items() if found]
+    folders = [name for name in hidden if (path / name).is_dir()]
+    files = [name for name in hidden if name not in folders]
+    notes = []
+    for kind, names in (("folders", folders), ("files", files)):
+        if names:
+            notes.append(f"task {task.name!r}: of {path} the hidden {kind} {told_some(names)} are not read")
+    return notes
 
 
 def _tables_by_card(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -219,17 +236,22 @@ def _tables_by_card(task: Task, path: Path) -> tuple[dict[str, Any], list[str]]:
     import datasets
 
     builder = datasets.load_dataset_builder(str(path), task.config, cache_dir=_cache(task))
-    files = {str(split): [Path(f) for f in found] for split, found in (builder.config.data_files or {}).items()}
-    check_shards(path, [f.relative_to(path) for found in files.values() for f in found if f.is_relative_to(path)])
-    if not _is_plain(builder.config, files):
-        told = f"task {task.name!r}: {task.data} is read as its {CARD} says, by rules that guess what is missing"
-        return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), [told]
-    named = (builder.info.features or {}).get(task.label)
-    splits = _tables(task, files, getattr(builder.config, "delimiter", None) or getattr(builder.config, "sep", None))
+    config = builder.config
+    files = {str(split): list(map(Path, names)) for split, names in (config.data_files or {}).items()}
+    below = []  # a card may also name files elsewhere
+    for files_of_split in files.values():
+        below += [file.relative_to(path) for file in files_of_split if file.is_relative_to(path)]
+    check_shards(path, below)
+    if not _is_plain(config, files):
+        note = f"task {task.name!r}: {task.data} is read as its {CARD} says, by rules that guess what is missing"
+        return datasets.load_dataset(str(path), task.config, cache_dir=_cache(task)), [note]
+    delimiter = getattr(config, "delimiter", None) or getattr(config, "sep", None)
+    splits = _tables(task, files, delimiter)
+    # The card may name the classes that the files have only numbers for.
+    feature = (builder.info.features or {}).get(task.label)
     for split, rows in splits.items():
-        # The card may name the classes that the files have only numbers for.
-        if isinstance(named, datasets.ClassLabel) and rows.features[task.label].dtype.startswith(("int", "uint")):
-            splits[split] = rows.cast_column(task.label, named)
+        if isinstance(feature, datasets.ClassLabel) and rows.features[task.label].dtype.startswith(("int", "uint")):
+            splits[split] = rows.cast_column(task.label, feature)
     return splits, []
 
 
@@ -239,10 +261,12 @@ def _notes_beside_images(task: Task, path: Path) -> list[str]:
     if task.kind != "image" or task.templated:
         return []
     files = list(files_below(path))
-    tables = [f for f in files if f.suffix.lower() in KINDS and f.name not in PUBLISHED]
-    if not any(f.suffix.lower() in IMAGES for f in files) or any(task.input in _columns_in(f) for f in tables):
+    if not any(file.suffix.lower() in IMAGES for file in files):
         return []
-    return [str(f.relative_to(path)) for f in tables]
+    tables = [file for file in files if file.suffix.lower() in KINDS and file.name not in PUBLISHED]
+    if any(task.input in _columns_in(file) for file in tables):
+        return []
+    return [str(file.relative_to(path)) for file in tables]
 
 
 def _columns_in(path: Path) -> list[str]:
@@ -269,52 +293,69 @@ def _check_filled(path: Path) -> None:
 def _is_plain(config: Any, files: Mapping[str, Sequence[Path]]) -> bool:
     """Whether the tables that a data set's card names can be read as strictly as others: of one kind, and with
     nothing said on how but what stands between cells."""
-    kinds = {KINDS.get(f.suffix.lower()) for found in files.values() for f in found}
-    plain = type(config)(name=config.name, data_dir=config.data_dir)
-    told = [key for key in CARD_SAYS if getattr(config, key, None) != getattr(plain, key, None)]
-    return not told and len(kinds) == 1 and None not in kinds
+    kinds: set[str | None] = set()
+    for files_of_split in files.values():
+        kinds.update(KINDS.get(file.suffix.lower()) for file in files_of_split)
+    if len(kinds) != 1 or None in kinds:
+        return False
+    # What a card leaves out has the loader's default.
+    default = type(config)(name=config.name, data_dir=config.data_dir)
+    return all(getattr(config, key, None) == getattr(default, key, None) for key in CARD_SAYS)
 
 
 def _check_types(paths: Sequence[Path], columns: set[str], schemas: Sequence[pa.Schema]) -> None:
     """Raises SpecError unless all files of a split have the same columns, and in those that are needed the same kind
     of values."""
+    first_names = schemas[0].names
     for path, schema in zip(paths, schemas, strict=True):
-        if twice := sorted(n for n in columns if schema.names.count(n) > 1):
+        twice = sorted(name for name in columns if schema.names.count(name) > 1)
+        if twice:
             raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted one; rename the other")
-        if set(schema.names) != set(schemas[0].names):
+        if set(schema.names) != set(first_names):
             raise SpecError(
                 f"{str(path)!r} has other columns ({', '.join(schema.names)}) than {str(paths[0])!r} "
-                f"({', '.join(schemas[0].names)}); wanted the same in all files of a split; rename them"
+                f"({', '.join(first_names)}); wanted the same in all files of a split; rename them"
             )
-    for column in sorted(columns & set(schemas[0].names)):
-        kinds = {path: _kind_of(schema.field(column).type) for path, schema in zip(paths, schemas, strict=True)}
-        kinds = {path: kind for path, kind in kinds.items() if kind != NOTHING}
-        if len(set(kinds.values())) > 1:
-            first, *others = kinds
-            other = next(p for p in others if kinds[p] != kinds[first])
-            raise SpecError(
-                f"column {column!r} holds {kinds[first]} in {str(first)!r} and {kinds[other]} in {str(other)!r}; "
-                "wanted the same in all files of a split; write them alike"
-            )
+    for column in sorted(columns & set(first_names)):
+        kinds: dict[Path, str] = {}
+        for path, schema in zip(paths, schemas, strict=True):
+            kind = _kind_of(schema.field(column).type)
+            if kind != NOTHING:  # which goes with any kind
+                kinds[path] = kind
+        for other, kind in kinds.items():
+            first = next(iter(kinds))
+            if kind != kinds[first]:
+                raise SpecError(
+                    f"column {column!r} holds {kinds[first]} in {str(first)!r} and {kind} in {str(other)!r}; "
+                    "wanted the same in all files of a split; write them alike"
+                )
 
 
 def _check_class_names(paths: Sequence[Path], label: str, schemas: Sequence[pa.Schema]) -> None:
     """Raises SpecError where the files of a split count their classes differently: read together, the numbers of all
     would stand for the names of the first."""
+    first = _class_names_in(schemas[0], label)
+    for path, schema in zip(paths, schemas, strict=True):
+        names = _class_names_in(schema, label)
+        for place, (in_first, in_other) in enumerate(itertools.zip_longest(first, names)):
+            if in_first != in_other:
+                raise SpecError(
+                    f"number {place} in column {label!r} is {_shown_class(in_first)} in {str(paths[0])!r} and "
+                    f"{_shown_class(in_other)} in {str(path)!r}; wanted the same in all files of a split; write the "
+                    "classes' names instead"
+                )
+
+
+def _shown_class(name: str | None) -> str:
+    return "no class" if name is None else repr(name)
+
+
+def _class_names_in(schema: pa.Schema, label: str) -> list[str]:
+    """The classes' names that `datasets` has written beside a column of their numbers; none, if it has not."""
     import datasets
 
-    first, known = paths[0], None
-    for path, schema in zip(paths, schemas, strict=True):
-        feature = datasets.Features.from_arrow_schema(schema).get(label)
-        names = feature.names if isinstance(feature, datasets.ClassLabel) else []
-        known = names if known is None else known
-        if names != known:
-            place = next(i for i, (a, b) in enumerate(itertools.zip_longest(known, names)) if a != b)
-            said = [repr(found[place]) if place < len(found) else "no class" for found in (known, names)]
-            raise SpecError(
-                f"number {place} in column {label!r} is {said[0]} in {str(first)!r} and {said[1]} in {str(path)!r}; "
-                "wanted the same in all files of a split; write the classes' names instead"
-            )
+    feature = datasets.Features.from_arrow_schema(schema).get(label)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
 
 
 def _kind_of(kind: pa.DataType) -> str:
@@ -395,8 +436,11 @@ def _read_each(paths: Sequence[Path], how: Reading, read: Callable[[Path, Readin
     """Tables that belong together. Where labels are numbers in some CSV files only, all are texts, as they were
     written."""
     tables = [read(path, how) for path in paths]
-    labels = {_kind_of(t.schema.field(how.label).type) for t in tables if how.label in t.column_names}
-    if len(labels - {NOTHING}) > 1:
+    kinds = set()
+    for table in tables:
+        if how.label in table.column_names:
+            kinds.add(_kind_of(table.schema.field(how.label).type))
+    if len(kinds - {NOTHING}) > 1:
         tables = [read(path, replace(how, label=None)) for path in paths]
     return tables
 
@@ -434,16 +478,15 @@ def _describes_itself(path: Path) -> bool:
     return text.startswith("---") and re.search(r"^configs:", text.split("\n---", 1)[0], re.MULTILINE) is not None
 
 
-def _images(found: Images) -> dict[str, Any]:
+def _images(images: Images) -> dict[str, Any]:
     import datasets
 
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(found.classes))})
-    return {
-        split: datasets.Dataset.from_dict(
-            {"image": [str(f) for f, _ in files], "label": [label for _, label in files]}, features=features
-        )
-        for split, files in found.splits.items()
-    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(images.classes))})
+    splits = {}
+    for split, files in images.splits.items():
+        columns = {"image": [str(file) for file, _ in files], "label": [number for _, number in files]}
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+    return splits
 
 
 def _listed_images(task: Task, path: Path) -> dict[str, Any]:
@@ -453,40 +496,57 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
 
     columns = {*columns_of(task), task.label} - {IMAGE}
     how = _reading(task, {*columns, FILE_NAME})
-    lists = [f for f in files_below(path) if f.name in METADATA]
+    lists = [file for file in files_below(path) if file.name in METADATA]
     tables = _read_each(lists, how, _metadata)
-    listed: dict[str, list[pa.Table]] = {}
+    listed: dict[str, list[pa.Table]] = {}  # split, or '' -> rows of its images
     seen: set[str] = set()
     for metadata, rows in zip(lists, tables, strict=True):
-        images = [_image_in(metadata, row, name) for row, name in enumerate(rows[FILE_NAME].to_pylist())]
-        for row, image in enumerate(images):
-            # By its own name, not by what it is a link to: caches keep equal files once.
-            if str(image) in seen:
-                raise SpecError(
-                    f"{str(metadata)!r}, row {row}: {image.name!r} is listed twice; wanted a row an image; take one out"
-                )
-            seen.add(str(image))
-        parts = [split_of_folder(image.relative_to(os.path.abspath(path))) for image in images]
-        rows = rows.drop_columns([FILE_NAME]).append_column(IMAGE, pa.array([str(f) for f in images], pa.string()))
-        for part in dict.fromkeys(parts):
-            listed.setdefault(part, []).append(rows.filter(pa.array([p == part for p in parts])))
+        images = _images_in(metadata, rows, seen)
+        splits = [split_of_folder(image.relative_to(os.path.abspath(path))) for image in images]
+        paths = pa.array([str(image) for image in images], pa.string())
+        rows = rows.drop_columns([FILE_NAME]).append_column(IMAGE, paths)
+        for split in dict.fromkeys(splits):
+            of_split = pa.array([other == split for other in splits])
+            listed.setdefault(split, []).append(rows.filter(of_split))
     if "" in listed and len(listed) > 1:
         named = ", ".join(sorted(set(listed) - {""}))
         raise SpecError(
             f"{str(path)!r}: some images lie in folders called like splits ({named}) and some do not; wanted all or "
             "none; move them"
         )
+    _check_all_listed(path, seen)
+    joined = {}
+    for split, parts in listed.items():
+        dataset = datasets.Dataset(pa.concat_tables(parts, promote_options="permissive"))
+        joined[split or task.train_split] = dataset.cast_column(IMAGE, datasets.Image())
+    return joined
+
+
+def _images_in(metadata: Path, rows: pa.Table, seen: set[str]) -> list[Path]:
+    """The image of every row. Adds their paths to `seen`, and raises SpecError for one that was there before."""
+    images = [_image_in(metadata, row, name) for row, name in enumerate(rows[FILE_NAME].to_pylist())]
+    for row, image in enumerate(images):
+        # By its own name, not by what it is a link to: caches keep equal files once.
+        if str(image) in seen:
+            raise SpecError(
+                f"{str(metadata)!r}, row {row}: {image.name!r} is listed twice; wanted a row an image; take one out"
+            )
+        seen.add(str(image))
+    return images
+
+
+def _check_all_listed(path: Path, listed: Collection[str]) -> None:
+    """Raises SpecError where a folder holds an image that is not listed, or a file that nobody reads."""
     files = list(files_below(path))
-    unnamed = [f for f in files if os.path.abspath(f) not in seen and f.name not in METADATA]
-    there = [f for f in files if f.suffix.lower() in IMAGES]
-    if lost := [f for f in unnamed if f.suffix.lower() in IMAGES]:
+    images = [file for file in files if file.suffix.lower() in IMAGES]
+    rest = [file for file in files if os.path.abspath(file) not in listed and file.name not in METADATA]
+    unlisted = [file for file in rest if file.suffix.lower() in IMAGES]
+    if unlisted:
         raise SpecError(
-            f"{str(path)!r}: {len(lost)} of {len(there)} images are not in its metadata, {told_some(lost)}; wanted a "
-            "row each; add them or move them away"
+            f"{str(path)!r}: {len(unlisted)} of {len(images)} images are not in its metadata, {told_some(unlisted)}; "
+            "wanted a row each; add them or move them away"
         )
-    check_readable(path, [f.relative_to(path) for f in unnamed])
-    joined = {part or task.train_split: pa.concat_tables(t, promote_options="permissive") for part, t in listed.items()}
-    return {part: datasets.Dataset(rows).cast_column(IMAGE, datasets.Image()) for part, rows in joined.items()}
+    check_readable(path, [file.relative_to(path) for file in rest])
 
 
 def _metadata(path: Path, how: Reading) -> pa.Table:
@@ -528,7 +588,7 @@ def _image_in(metadata: Path, row: int, name: object) -> Path:
 
 def _kept_stream(task: Task) -> Path:
     """Where this machine keeps what it has read of a stream."""
-    told: list[object] = [
+    parts: list[object] = [
         task.data,
         state_of_data(task),
         task.config,
@@ -538,10 +598,11 @@ def _kept_stream(task: Task) -> Path:
         task.test_split,
     ]
     if task.quotes or task.missing_words:
-        told += [task.quotes, task.missing_words]
+        parts += [task.quotes, task.missing_words]
     if is_here(task):  # of its tables only the columns are read that the task needs
-        told += sorted({*columns_of(task), task.label})
-    return cache_folder() / "streams" / hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        parts += sorted({*columns_of(task), task.label})
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
+    return cache_folder() / "streams" / key[:16]
 
 
 def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
@@ -549,16 +610,18 @@ def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
     beginning."""
     import datasets
 
-    kept = _kept_stream(task)
-    wanted = (task.train_split, task.validation_split or "validation", task.test_split or "test")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=kept.parent, prefix="."))
-    for name in [n for n in wanted if n in splits]:
+    folder = _kept_stream(task)
+    names = (task.train_split, task.validation_split or "validation", task.test_split or "test")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written elsewhere and renamed: nobody takes half of it for the whole.
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+    for name in [name for name in names if name in splits]:
         rows = splits[name]
         features = splits[name].features
         if isinstance(rows, datasets.Dataset):
             rows = rows.to_iterable_dataset()
         rows = rows.shuffle(seed=0, buffer_size=task.stream).take(task.stream)
+        # Images as the bytes of their files: decoded ones would be encoded again.
         for column, feature in (features or {}).items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -566,8 +629,8 @@ def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
         path.parent.mkdir(exist_ok=True)
         datasets.Dataset.from_list(list(rows), features=features).to_parquet(path)
     try:
-        draft.rename(kept)
+        draft.rename(folder)
     except OSError:  # another process was first
         shutil.rmtree(draft)
-    rows_by_split: dict[str, Any] = datasets.load_dataset(str(kept))
-    return rows_by_split
+    stored: dict[str, Any] = datasets.load_dataset(str(folder))
+    return stored

@@ -74,20 +74,25 @@ class Split:
     def sizes(self) -> list[int] | None:
         """Bytes of every image, without reading it; None of texts."""
         table = self.rows.with_format("arrow")
-        found = []
-        if pa.types.is_string(kind := table[0:1].column(self.column).type) or pa.types.is_large_string(kind):
+        kind = table[0:1].column(self.column).type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return None
+        sizes: list[int] = []
         for start in range(0, len(self), ROWS):
             values = table[start : start + ROWS].column(self.column).combine_chunks()
+            # An image is stored as its bytes or, where these are missing, as the path of its file.
             lengths = pc.binary_length(values.field("bytes")).to_pylist()
             paths = values.field("path").to_pylist()
-            found += [n if n is not None else Path(p).stat().st_size for n, p in zip(lengths, paths, strict=True)]
-        return found
+            for length, path in zip(lengths, paths, strict=True):
+                sizes.append(length if length is not None else Path(path).stat().st_size)
+        return sizes
 
     def words(self, i: int) -> str:
         """One input so that a person finds it: its text, its file, or its number."""
         value = self._stored(i)
-        return value.replace(CHOICE, " | ") if isinstance(value, str) else (value.get("path") or f"row {i}")
+        if isinstance(value, str):
+            return value.replace(CHOICE, " | ")
+        return value.get("path") or f"row {i}"
 
     def told(self, i: int) -> str:
         """One input in quotation marks, for a message: the beginning of a long text."""
@@ -112,19 +117,22 @@ def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Spl
     """
     train = parts["train"]
     order = _order(task, train, seed)
+    # By content, the parts stay in the drawn order: the file's own may differ from one copy of it to another.
+    by_content = task.split_by == "content"
     for kind, share in (("test", task.test_share), ("validation", task.validation_share)):
-        if kind not in parts:
-            n = round(share * len(train))
-            if n == 0 or n >= len(order):
-                raise SpecError(
-                    f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least "
-                    "10, or a split of its own; add data"
-                )
-            taken = _stratified(order, train.labels, n) if task.stratified else order[:n]
-            rest = set(taken)
-            order = [i for i in order if i not in rest]
-            parts[kind] = train.select(taken if task.split_by == "content" else sorted(taken))
-    if task.split_by == "content":
+        if kind in parts:
+            continue
+        n = round(share * len(train))
+        if n == 0 or n >= len(order):
+            raise SpecError(
+                f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least "
+                "10, or a split of its own; add data"
+            )
+        taken = _stratified(order, train.labels, n) if task.stratified else order[:n]
+        parts[kind] = train.select(taken if by_content else sorted(taken))
+        gone = set(taken)
+        order = [i for i in order if i not in gone]
+    if by_content:
         parts["train"] = train.select(order)
     elif len(order) < len(train):
         parts["train"] = train.select(sorted(order))
@@ -147,11 +155,15 @@ def _stratified(order: Sequence[int], labels: torch.Tensor, n: int) -> list[int]
     by_class: dict[int, list[int]] = {}
     for i in order:
         by_class.setdefault(int(labels[i]), []).append(i)
-    exact = {c: n * len(places) / len(order) for c, places in by_class.items()}
-    wanted = {c: int(share) for c, share in exact.items()}
-    for c in sorted(exact, key=lambda c: (wanted[c] - exact[c], c))[: n - sum(wanted.values())]:
-        wanted[c] += 1
-    taken = {i for c, places in by_class.items() for i in places[: wanted[c]]}
+    exact = {label: n * len(places) / len(order) for label, places in by_class.items()}
+    counts = {label: int(share) for label, share in exact.items()}
+    left_over = n - sum(counts.values())
+    by_loss = sorted(exact, key=lambda label: (counts[label] - exact[label], label))
+    for label in by_loss[:left_over]:
+        counts[label] += 1
+    taken: set[int] = set()
+    for label, places in by_class.items():
+        taken.update(places[: counts[label]])
     return [i for i in order if i in taken]
 
 
@@ -164,57 +176,78 @@ def apart(task: Task, parts: Mapping[str, Split], names: Mapping[str, str]) -> t
     Raises:
         SpecError: there are some, and the task refuses them.
     """
-    twice = {}
-    found = dict(parts)
-    for kind, before in (("validation", ["test"]), ("train", ["test", "validation"])):
-        marks = {name: part.marks for name, part in parts.items() if part.marks is not None}
-        held = torch.zeros(1 + max(int(m.max()) for m in marks.values()), dtype=torch.bool)
-        for other in before:
-            # Two splits of one name are meant to be the same.
-            if names.get(other, other) != names.get(kind, kind):
-                held[marks[other]] = True
-        if doubles := torch.nonzero(held[marks[kind]]).flatten().tolist():
-            twice[kind] = doubles
-    if not twice:
-        return found, None
-    shown = next(iter(twice.items()))
-    where = {"train": "validation or test", "validation": "test"}
-    told = "; ".join(
-        f"{len(rows)} of {len(parts[kind])} inputs of {kind} stand in {where[kind]}, too"
-        for kind, rows in twice.items()
-    )
-    told = f"task {task.name!r}: {told}; one is {parts[shown[0]].told(shown[1][0])}"
+    doubles = _doubles(parts, names)
+    remaining = dict(parts)
+    if not doubles:
+        return remaining, None
+    counts = []
+    for kind, rows in doubles.items():
+        others = {"train": "validation or test", "validation": "test"}[kind]
+        counts.append(f"{len(rows)} of {len(parts[kind])} inputs of {kind} stand in {others}, too")
+    kind, rows = next(iter(doubles.items()))
+    message = f"task {task.name!r}: {'; '.join(counts)}; one is {parts[kind].told(rows[0])}"
     if task.duplicates == "refuse":
-        raise SpecError(f"{told}; wanted splits without common inputs; take them out, or set duplicates: drop")
+        raise SpecError(f"{message}; wanted splits without common inputs; take them out, or set duplicates: drop")
     if task.duplicates == "warn":
-        return found, f"{told}; scores on them say nothing (duplicates: drop leaves them out)"
-    for kind, rows in twice.items():
+        return remaining, f"{message}; scores on them say nothing (duplicates: drop leaves them out)"
+    for kind, rows in doubles.items():
         gone = set(rows)
-        found[kind] = parts[kind].select([i for i in range(len(parts[kind])) if i not in gone])
-        if not len(found[kind]):
+        remaining[kind] = parts[kind].select([i for i in range(len(parts[kind])) if i not in gone])
+        if not len(remaining[kind]):
             raise SpecError(
-                f"{told}; nothing is left of {kind} without them; wanted at least 1; give it examples of its own"
+                f"{message}; nothing is left of {kind} without them; wanted at least 1; give it examples of its own"
             )
-    return found, f"{told}; they are left out (duplicates: drop)"
+    return remaining, f"{message}; they are left out (duplicates: drop)"
+
+
+def _doubles(parts: Mapping[str, Split], names: Mapping[str, str]) -> dict[str, list[int]]:
+    """Split -> its rows whose input stands in one that is scored later, too. Test data keep theirs: a score on what
+    was trained on is the one that would mislead."""
+    inputs = 1 + max(int(_marks(part).max()) for part in parts.values())
+    doubles = {}
+    for kind, later in (("validation", ["test"]), ("train", ["test", "validation"])):
+        held = torch.zeros(inputs, dtype=torch.bool)
+        for other in later:
+            if names.get(other, other) != names.get(kind, kind):
+                held[_marks(parts[other])] = True
+        rows = torch.nonzero(held[_marks(parts[kind])]).flatten().tolist()
+        if rows:
+            doubles[kind] = rows
+    return doubles
+
+
+def _marks(split: Split) -> torch.Tensor:
+    assert split.marks is not None  # `marked` has given it some
+    return split.marks
 
 
 def marked(splits: Sequence[Split]) -> list[Split]:
     """The splits with a number for every input that is the same where inputs are. Most images differ in size already,
     and need not be read."""
-    sizes = [found for split in splits if (found := split.sizes()) is not None]
-    if not sizes:
-        values = pa.chunked_array([c for split in splits for c in split.column_values().chunks])
-        numbers = values.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    sizes = [split.sizes() for split in splits]
+    if sizes[0] is None:
+        chunks: list[pa.Array] = []
+        for split in splits:
+            chunks += split.column_values().chunks
+        encoded = pa.chunked_array(chunks).combine_chunks().dictionary_encode()
+        numbers = encoded.indices.to_numpy(zero_copy_only=False)
         marks = torch.from_numpy(numbers.astype("int64"))
     else:
-        often = Counter(size for found in sizes for size in found)
-        known: dict[object, int] = {}
-        marks = torch.tensor(
-            [
-                known.setdefault(split.digest(i) if often[size] > 1 else (number, i), len(known))
-                for number, (split, found) in enumerate(zip(splits, sizes, strict=True))
-                for i, size in enumerate(found)
-            ]
-        )
+        marks = torch.tensor(_image_marks(splits, [given for given in sizes if given is not None]))
     parts = marks.split([len(split) for split in splits])
     return [replace(split, marks=part) for split, part in zip(splits, parts, strict=True)]
+
+
+def _image_marks(splits: Sequence[Split], sizes: Sequence[list[int]]) -> list[int]:
+    """The numbers of all images, split by split, from the bytes that each has."""
+    often: Counter[int] = Counter()
+    for sizes_of_split in sizes:
+        often.update(sizes_of_split)
+    known: dict[object, int] = {}
+    marks = []
+    for number, (split, sizes_of_split) in enumerate(zip(splits, sizes, strict=True)):
+        for i, size in enumerate(sizes_of_split):
+            # An image of a size that no other has is like none: where it stands tells it from all others.
+            identity = split.digest(i) if often[size] > 1 else (number, i)
+            marks.append(known.setdefault(identity, len(known)))
+    return marks

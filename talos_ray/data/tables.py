@@ -11,9 +11,11 @@ import codecs
 import csv
 import itertools
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -77,8 +79,9 @@ def check_is_table(path: Path) -> None:
     """Raises SpecError where a table is by its first bytes something else than its name says."""
     with path.open("rb") as file:
         start = file.read(max(map(len, OTHERS))).removeprefix(codecs.BOM_UTF8)
+    parquet = path.suffix.lower() == ".parquet"
     for mark, (what, fix) in OTHERS.items():
-        if start.startswith(mark) and not (mark == b"PAR1" and path.suffix.lower() == ".parquet"):
+        if start.startswith(mark) and not (mark == b"PAR1" and parquet):
             raise SpecError(f"{str(path)!r} is {what}; wanted a table as its name ends ({path.suffix}); {fix}")
 
 
@@ -110,7 +113,8 @@ def decoded(data: bytes, what: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError(_not_utf8(what, data[error.start], data.count(b"\n", 0, error.start) + 1)) from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SpecError(_not_utf8(what, data[error.start], line)) from None
 
 
 def _not_utf8(what: str, byte: int, line: int) -> str:
@@ -127,41 +131,56 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
     names = first[0]
     rest = first[1:]
     if not names:
-        found = "a blank line where the names of its columns should stand" if any(rest) else "0 examples"
-        raise SpecError(f"{str(path)!r} holds {found}; wanted a line of column names, and rows")
+        content = "a blank line where the names of its columns should stand" if any(rest) else "0 examples"
+        raise SpecError(f"{str(path)!r} holds {content}; wanted a line of column names, and rows")
     _check_names(path, names, how)
-    if twice := [n for n in names if names.count(n) > 1 and (how.columns is None or n in how.columns)]:
+    needed = {name: i for i, name in enumerate(names) if how.columns is None or name in how.columns}
+    twice = [name for name in names if names.count(name) > 1 and name in needed]
+    if twice:
         raise SpecError(f"{str(path)!r} has two columns that are called {twice[0]!r}; wanted unique names; rename one")
-    wanted = {n: i for i, n in enumerate(names) if how.columns is None or n in how.columns}
-    parts: dict[str, list[pa.Array]] = {n: [] for n in wanted}
-    marked = [f"\ufeff{names[0]}", *names[1:]]  # as they stand within files that were joined
+    parts: dict[str, list[pa.Array]] = {name: [] for name in needed}
     total = 0
+    # Rows of several lines: where a quotation mark was meant as text, these have swallowed others.
+    long_rows: list[list[str]] = []
+    rest_of_first: Block = (1 + _lines_of(names), lines, rest)
+    for line_count, rows in _csv_rows(path, names, itertools.chain([rest_of_first], blocks)):
+        if line_count > len(rows) and how.label in names:
+            long_rows += [row for row in rows if _lines_of(row) > 1]
+        for name, i in needed.items():
+            parts[name].append(pa.array([row[i] for row in rows], pa.string()))
+        total += len(rows)
+    columns = {name: pa.chunked_array(part, pa.string()) for name, part in parts.items()}
+    if long_rows and how.label is not None and how.quotes != "csv":  # somebody who says csv has looked
+        _check_swallowed(path, names, long_rows, columns[how.label], how)
+    missing = pa.array(["", *how.missing_words])
+    for name, column in columns.items():
+        columns[name] = pc.if_else(pc.is_in(column, missing), pa.scalar(None, pa.string()), column)
+    if how.label in columns:
+        columns[how.label] = as_numbers(columns[how.label])
+    return pa.table({name: columns[name] if name in columns else pa.nulls(total) for name in dict.fromkeys(names)})
+
+
+def _csv_rows(path: Path, names: Sequence[str], blocks: Iterable[Block]) -> Iterator[tuple[int, list[list[str]]]]:
+    """(lines that they take, rows with a cell for every name) of some rows at a time, without blank lines.
+
+    Raises:
+        SpecError: a row has more or fewer cells, or is the line of names once more.
+    """
+    marked = [f"\ufeff{names[0]}", *names[1:]]  # as they stand within files that were joined
     blank = 0  # lines of a table of one column, of which nobody knows yet whether anything follows
-    swallowing: list[list[str]] = []
-    for line, taken, block in itertools.chain([(1 + _lines_of(names), lines, rest)], blocks):
+    for line, line_count, block in blocks:
         if set(map(len, block)) - {0, len(names)}:
             raise SpecError(_uneven(path, line, block, names))
         if len(names) == 1:  # there a blank line is an empty cell, unless the file ends with it
             block = [*[[""]] * blank, *(row or [""] for row in block)]
-            blank = len(block) - len(_until_last_cell(block))
-            block = _until_last_cell(block)
-        if len(names) > 1 and (again := next((row for row in (names, marked) if row in block), None)):
-            raise SpecError(_names_again(path, line, block, again))
-        rows = [row for row in block if row]  # blank lines are no rows
-        if taken > len(rows) and how.label in names:
-            swallowing += [row for row in rows if _lines_of(row) > 1]
-        for name, i in wanted.items():
-            parts[name].append(pa.array([row[i] for row in rows], pa.string()))
-        total += len(rows)
-    columns = {n: pa.chunked_array(part, pa.string()) for n, part in parts.items()}
-    if swallowing and how.label is not None and how.quotes != "csv":  # somebody who says csv has looked
-        _check_swallowed(path, names, swallowing, columns[how.label], how)
-    words = pa.array(["", *how.missing_words])
-    for name, column in columns.items():
-        columns[name] = pc.if_else(pc.is_in(column, words), pa.scalar(None, pa.string()), column)
-    if how.label in columns:
-        columns[how.label] = as_numbers(columns[how.label])
-    return pa.table({n: columns[n] if n in columns else pa.nulls(total) for n in dict.fromkeys(names)})
+            filled = _until_last_cell(block)
+            blank = len(block) - len(filled)
+            block = filled
+        else:
+            again = next((row for row in (names, marked) if row in block), None)
+            if again is not None:
+                raise SpecError(_names_again(path, line, block, again))
+        yield line_count, [row for row in block if row]
 
 
 def _check_names(path: Path, names: Sequence[str], how: Reading) -> None:
@@ -181,13 +200,15 @@ def _check_names(path: Path, names: Sequence[str], how: Reading) -> None:
 def other_separator(path: Path, line: str, how: Reading = Reading()) -> str | None:
     """What is told of a table whose line of names, read as its ending says, is one name that holds another
     separator."""
-    own = _style(path, how)["delimiter"]
-    found = max(SEPARATORS, key=line.count)
-    if found == own or found not in line:
+    expected = _style(path, how)["delimiter"]
+    actual = max(SEPARATORS, key=line.count)
+    if actual == expected or actual not in line:
         return None
-    wanted = SEPARATORS.get(own, repr(own))
-    fix = f"save it with {wanted}" + (", or call it .tsv" if found == "\t" else "")
-    return f"{str(path)!r} has {SEPARATORS[found]} between its columns ({line[:80]!r}); wanted {wanted}; {fix}"
+    wanted = SEPARATORS.get(expected, repr(expected))
+    fix = f"save it with {wanted}"
+    if actual == "\t":
+        fix += ", or call it .tsv"
+    return f"{str(path)!r} has {SEPARATORS[actual]} between its columns ({line[:80]!r}); wanted {wanted}; {fix}"
 
 
 def _names_again(path: Path, line: int, rows: Sequence[Sequence[str]], again: Sequence[str]) -> str:
@@ -210,23 +231,23 @@ def _until_last_cell(block: list[list[str]]) -> list[list[str]]:
 def _csv_blocks(path: Path, how: Reading) -> Iterator[Block]:
     """(line in which it begins, lines that it takes, rows) of some rows at a time, as they stand; a blank line is a
     row without cells."""
-    with path.open("rb") as start:
-        first = start.read(4)
-    if first.startswith(tuple(ENCODINGS)) or UNMARKED.match(first):
-        decoded(first, repr(str(path)))
-    before = csv.field_size_limit(sys.maxsize)  # of the whole process, so it is put back
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(tuple(ENCODINGS)) or UNMARKED.match(start):
+        decoded(start, repr(str(path)))  # which refuses it
+    limit = csv.field_size_limit(sys.maxsize)  # of the whole process, so it is put back
     line = 1
-    within = path.suffix.lower() == ".tsv" and how.quotes is None
+    one_line_cells = path.suffix.lower() == ".tsv" and how.quotes is None
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, **_style(path, how))
             while rows := list(itertools.islice(reader, ROWS)):
                 # In a TSV, quotation marks are as often a part of the text as they are not, and one that is never
                 # closed would take all lines up to the next one for a single cell.
-                lines = reader.line_num - line + 1
-                if within and lines > len(rows):
+                line_count = reader.line_num - line + 1
+                if one_line_cells and line_count > len(rows):
                     raise SpecError(_ambiguous(path, line, rows))
-                yield line, lines, rows
+                yield line, line_count, rows
                 line = reader.line_num + 1
     except csv.Error as error:
         fix = "double it, or set `quotes: none` if quotation marks belong to the texts"
@@ -235,15 +256,21 @@ def _csv_blocks(path: Path, how: Reading) -> Iterator[Block]:
             f"({error}); {fix}"
         ) from None
     except UnicodeDecodeError:
-        with path.open("rb") as data:
-            for number, one in enumerate(data, 1):
-                try:
-                    one.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise SpecError(_not_utf8(repr(str(path)), one[error.start], number)) from None
+        # It counts from where the text was last read on, and not from the file's beginning.
+        _check_utf8(path)
         raise
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(limit)
+
+
+def _check_utf8(path: Path) -> None:
+    """Raises SpecError for the first line of a file that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise SpecError(_not_utf8(repr(str(path)), line[error.start], number)) from None
 
 
 class _Style(TypedDict):
@@ -293,17 +320,17 @@ def _ambiguous(path: Path, line: int, rows: Sequence[Sequence[str]]) -> str:
 
 def _uneven(path: Path, line: int, rows: Sequence[Sequence[str]], names: Sequence[str]) -> str:
     """What is told of the first row that is wider or narrower than the names."""
-    found = 0
+    cells = 0
     for row in rows:
-        found = len(row)
-        if found not in (0, len(names)):
+        cells = len(row)
+        if cells not in (0, len(names)):
             break
         line += _lines_of(row)
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     fix = "put cells that hold a comma into quotation marks, and take out commas that end a line"
     if path.suffix.lower() == ".tsv":
         fix = "take tabs out of its texts"
-    return f"{str(path)!r}, line {line}: {found} cells; wanted {len(names)}, one a column ({shown}); {fix}"
+    return f"{str(path)!r}, line {line}: {cells} cells; wanted {len(names)}, one a column ({shown}); {fix}"
 
 
 def _check_swallowed(
@@ -316,9 +343,15 @@ def _check_swallowed(
     known = set(labels.unique().to_pylist()) - {None, ""}
 
     def is_row(line: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> bool:
-        ways = (line.split(delimiter), next(csv.reader([line], delimiter=delimiter), []))
-        whole = [[*before, *cells, *after] for cells in ways]
-        return any(len(cells) == len(names) and cells[place] in known for cells in whole)
+        """Whether a line, with the cells that its row has before and after it, has a cell a name and a known label;
+        with its quotation marks as text, or as quotation marks."""
+        plain = line.split(delimiter)
+        quoted = next(csv.reader([line], delimiter=delimiter), [])
+        for cells in (plain, quoted):
+            whole = [*before, *cells, *after]
+            if len(whole) == len(names) and whole[place] in known:
+                return True
+        return False
 
     for row in rows:
         for column, cell in enumerate(row):
@@ -326,31 +359,33 @@ def _check_swallowed(
             if not inner:
                 continue
             *middle, last = inner
-            found = next((line for line in middle if is_row(line)), None)
+            swallowed = next((line for line in middle if is_row(line)), None)
             # One that is closed by the next row's own mark: both lines are rows, if the marks are taken for text.
-            if found is None and is_row(first, before=row[:column]) and is_row(last, after=row[column + 1 :]):
-                found = last
-            if found is not None:
+            if swallowed is None and is_row(first, before=row[:column]) and is_row(last, after=row[column + 1 :]):
+                swallowed = last
+            if swallowed is not None:
                 raise SpecError(
                     f"{str(path)!r}: a quotation mark opens a cell that begins with {cell[:40]!r}, and the line "
-                    f"{found[:60]!r} inside of it looks like a row; "
-                    f"close the cell where it ends, or set `quotes: csv` if it is right so"
+                    f"{swallowed[:60]!r} inside of it looks like a row; close the cell where it ends, or set "
+                    "`quotes: csv` if it is right so"
                 )
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of texts as numbers, where all of them are numbers written as numbers are; else as it is. 007 is a
     name."""
-    values = [v for v in column.unique().to_pylist() if v is not None]
+    values = [value for value in column.unique().to_pylist() if value is not None]
     if not values or "-0" in values:
         return column
     if all(map(WHOLE.match, values)):
-        return column if max(map(len, values)) > DIGITS_KEPT else column.cast(pa.int64())
-    if not all(DECIMAL.match(v) or WHOLE.match(v) for v in values):
+        longest = max(map(len, values))
+        return column if longest > DIGITS_KEPT else column.cast(pa.int64())
+    if not all(DECIMAL.match(value) or WHOLE.match(value) for value in values):
         return column
     # 1.1 and 1.10 are two versions, and one number; 1 and 1.0 are written so by one and the same spreadsheet.
-    broken = [v for v in values if not float(v).is_integer()]
-    return column if len(set(map(float, broken))) < len(broken) else column.cast(pa.float64())
+    broken = [value for value in values if not float(value).is_integer()]
+    different = set(map(float, broken))
+    return column if len(different) < len(broken) else column.cast(pa.float64())
 
 
 # ------------------------------------------------------------------------------------------------ JSON
@@ -359,11 +394,13 @@ def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _read_json(path: Path, how: Reading) -> pa.Table:
     """Objects, one a line or in a list; or one object of columns."""
     text = decoded(path.read_bytes(), repr(str(path)))
-    records, places = _records(path, text)
+    records, place = _records(path, text)
     if not records:
         raise SpecError(f"{str(path)!r} holds 0 examples; wanted an object a line, or a list of them; check the file")
-    names = list(dict.fromkeys(key for record in records for key in record))
-    _check_rows_on_top(path, records, names, how)
+    names: dict[str, None] = {}  # of all objects, in the order in which they first come: any may leave some out
+    for record in records:
+        names.update(dict.fromkeys(record))
+    _check_rows_on_top(path, records, list(names), how)
     columns: dict[str, pa.Array] = {}
     for name in names:
         if how.columns is not None and name not in how.columns:
@@ -371,106 +408,139 @@ def _read_json(path: Path, how: Reading) -> pa.Table:
             continue
         values = [record.get(name) for record in records]
         if how.missing_words:
-            values = [None if isinstance(v, str) and v in how.missing_words else v for v in values]
-        columns[name] = _json_column(path, name, values, places, how.columns is not None or name == how.label)
+            values = [None if isinstance(value, str) and value in how.missing_words else value for value in values]
+        # Without a word on which are needed all are read, and only the label must not fail.
+        needed = how.columns is not None or name == how.label
+        columns[name] = _json_column(path, name, values, place, needed)
     return pa.table(columns)
 
 
 def _records(path: Path, text: str) -> tuple[list[dict[str, Any]], Callable[[int], str]]:
     """A file's objects, and how to say where one stands."""
     start = text.lstrip()[:1]
-    whole = start == "["
-    if not whole:
+    if start != "[":
         try:
-            lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-            records = [_object(path, n, line) for n, line in lines]
-            numbers = [n for n, _ in lines]
-            if len(records) == 1 and (columns := _columns_of(records[0])) is not None:
-                return columns, lambda i: f"row {i}"
-            return records, lambda i: f"line {numbers[i]}"
+            return _records_by_line(path, text)
         except SpecError:
+            # An object over several lines may hold the columns. If it does not, its first line is what is wrong.
             if start != "{" or "\n" not in text.strip():
                 raise
-            try:
-                found = json.loads(text, object_pairs_hook=_unique)
-            except ValueError:
-                found = None
-            if (columns := _columns_of(found)) is None:
+            columns = _columns_of(_json_or_none(text))
+            if columns is None:
                 raise
             return columns, lambda i: f"row {i}"
     try:
-        found = json.loads(text, object_pairs_hook=_unique)
+        records = json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
         raise SpecError(f"{str(path)!r} is no JSON: {error}; correct it") from None
-    for i, record in enumerate(found):
+    for i, record in enumerate(records):
         if not isinstance(record, dict):
             raise SpecError(f"{str(path)!r}, row {i}: holds {type(record).__name__}; wanted an object; correct the row")
-    return found, lambda i: f"row {i}"
+    return records, lambda i: f"row {i}"
+
+
+def _records_by_line(path: Path, text: str) -> tuple[list[dict[str, Any]], Callable[[int], str]]:
+    """The same of JSON Lines; blank lines are none. A single line may hold an object of columns."""
+    records = []
+    numbers = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            records.append(_object(path, number, line))
+            numbers.append(number)
+    if len(records) == 1:
+        columns = _columns_of(records[0])
+        if columns is not None:
+            return columns, lambda i: f"row {i}"
+    return records, lambda i: f"line {numbers[i]}"
+
+
+def _json_or_none(text: str) -> object:
+    try:
+        value: object = json.loads(text, object_pairs_hook=_unique)
+    except ValueError:
+        return None
+    return value
 
 
 def _check_rows_on_top(path: Path, records: list[dict[str, Any]], names: Sequence[str], how: Reading) -> None:
     """Raises SpecError where a file's rows lie deeper in it than they are looked for."""
     fix = "wanted a list of objects, or an object a line; write the rows so"
     first = records[0]
+    # As pandas writes a table if nothing is said: one object, every column of which has the same row numbers.
     keys = {tuple(value) if isinstance(value, dict) else () for value in first.values()}
-    if len(records) == 1 < len(names) and len(keys) == 1 and () not in keys and how.label in names:
+    alike = len(keys) == 1 and () not in keys
+    if len(records) == 1 and len(names) > 1 and alike and how.label in names:
         raise SpecError(
             f"{str(path)!r} is one object, in which every column is an object of a key a row; {fix} (in pandas, "
             "orient='records')"
         )
     if not how.columns or set(how.columns) & set(names):
         return
-    within = [key for key, value in first.items() if isinstance(value, dict) and len(names) == 1]
+    # As answers of web services come, with the rows beside what is said of them.
+    within = []
+    if len(names) == 1:
+        within += [key for key, value in first.items() if isinstance(value, dict)]
     within += [key for key, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if within:
         raise SpecError(f"{str(path)!r}: its rows lie in {within[0]!r}; {fix}, as they stand there")
 
 
-def _columns_of(found: object) -> list[dict[str, Any]] | None:
+def _columns_of(value: object) -> list[dict[str, Any]] | None:
     """The rows of an object that holds a list for each column."""
-    if not isinstance(found, dict) or not found or not all(isinstance(v, list) for v in found.values()):
+    if not isinstance(value, dict) or not value:
         return None
-    if len({len(v) for v in found.values()}) != 1:
+    columns = list(value.values())
+    if not all(isinstance(column, list) for column in columns):
         return None
-    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    if len(set(map(len, columns))) != 1:
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        found = DECODER.decode(line)
+        value = DECODER.decode(line)
     except ValueError as error:
         raise SpecError(
             f"{str(path)!r}, line {number}: no JSON: {error}; wanted an object a line; correct it"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise SpecError(
-            f"{str(path)!r}, line {number}: holds {type(found).__name__}; wanted an object a line; correct the line"
+            f"{str(path)!r}, line {number}: holds {type(value).__name__}; wanted an object a line; correct the line"
         )
-    return found
+    return value
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """An object without a key that stands in it twice, of which Python would keep the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
+        twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} stands twice in an object")
-    return found
+    return value
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # one for all lines: to make one takes as long as a line
 
 
 def _json_column(path: Path, name: str, values: list[Any], place: Callable[[int], str], needed: bool) -> pa.Array:
-    kinds = {type(v) for v in values} - {type(None)}
-    if kinds <= {int, float}:  # not-a-number is how some write that there is none
-        values = [None if isinstance(v, float) and v != v else v for v in values]
+    """A column of one kind of values; where it is not needed, of no values if they are of several.
+
+    Args:
+        place: row -> where its object stands.
+    """
+    kinds = {type(value) for value in values} - {type(None)}
+    numeric = kinds & {int, float}
+    if kinds == numeric:  # not-a-number is how some write that there is none
+        values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     try:
-        if len(kinds - {int, float}) > 1 or (kinds & {int, float} and kinds - {int, float}):
+        # Arrow would take truth values for numbers in some mixtures.
+        if len(kinds - numeric) > 1 or (numeric and kinds != numeric):
             raise pa.ArrowInvalid("several kinds of values")
         return pa.array(values)
     except UnicodeEncodeError:
-        half = next((i for i, v in enumerate(values) if HALF.search(str(v))), 0)
+        half = next((i for i, value in enumerate(values) if HALF.search(str(value))), 0)
         raise SpecError(
             f"{str(path)!r}, {place(half)}: {ascii(values[half])[:60]} in column {name!r} holds half a character (a "
             "surrogate), which is no text; correct it"
@@ -478,15 +548,14 @@ def _json_column(path: Path, name: str, values: list[Any], place: Callable[[int]
     except (pa.ArrowException, OverflowError) as error:
         if not needed:
             return pa.nulls(len(values))
-        counts = {kind: sum(type(v) is kind for v in values) for kind in kinds}
-        usual = max(counts, key=counts.__getitem__)
-        odd = next((i for i, v in enumerate(values) if v is not None and type(v) is not usual), None)
+        counts = Counter(type(value) for value in values if value is not None)
+        usual = max(kinds, key=counts.__getitem__)
+        odd = next((i for i, value in enumerate(values) if value is not None and type(value) is not usual), None)
         if odd is None:
             raise SpecError(f"{str(path)!r}: column {name!r} cannot be read: {error}; correct it") from None
         raise SpecError(
             f"{str(path)!r}, {place(odd)}: {values[odd]!r} in column {name!r} is of another kind than the "
-            f"{counts[usual]} "
-            f"values around it, which are {WORDS.get(usual, usual.__name__)}; write all of them alike"
+            f"{counts[usual]} values around it, which are {WORDS.get(usual, usual.__name__)}; write all of them alike"
         ) from None
 
 
