@@ -35,6 +35,7 @@ class Causal(Ranked):
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         first = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        # An empty text, too, has to have a token that an answer can follow.
         return [row[-self.length :] or [first or 0] for row in self.tokenizer(list(texts)).input_ids]
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
@@ -54,19 +55,26 @@ class Causal(Ranked):
         # No cache, because nothing is generated; but without one transformers looks at values, and here may be shapes
         # only.
         decoder = self.module.get_decoder()
-        states: torch.Tensor = decoder(
-            input_ids=ids, attention_mask=attended(there), use_cache=ids.is_meta
-        ).last_hidden_state
+        output = decoder(input_ids=ids, attention_mask=attended(there), use_cache=ids.is_meta)
+        states: torch.Tensor = output.last_hidden_state
         return states
 
     def answered(self, text: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         ids, there = cut(text)
         n, c, a = said.shape
-        whole = torch.cat([torch.where(there, ids, PAD), ids.new_full((n, a), PAD)], 1)[:, None].repeat(1, c, 1)
-        at = (there.sum(1)[:, None] + torch.arange(a, device=ids.device))[:, None].expand(n, c, a)
-        whole = whole.scatter(2, at, said).flatten(0, 1)  # [n * c, l + a]
+        # Every text once an answer, with room for it: PAD where there is no token.
+        room = ids.new_full((n, a), PAD)
+        whole = torch.cat([torch.where(there, ids, PAD), room], 1)  # [n, l + a]
+        whole = whole[:, None].repeat(1, c, 1)  # [n, c, l + a]
+        # An answer follows the end of its own text, without a gap: its positions are those that the model has learnt.
+        ends = there.sum(1)[:, None]
+        positions = ends + torch.arange(a, device=ids.device)  # [n, a]
+        positions = positions[:, None].expand(n, c, a)
+        whole = whole.scatter(2, positions, said).flatten(0, 1)  # [n * c, l + a]
         states = self._states(whole.clamp(min=0), whole != PAD)
-        before = (at.flatten(0, 1) - 1)[..., None].expand(-1, -1, states.shape[-1])  # a token is predicted one earlier
+        before = positions.flatten(0, 1) - 1  # a token is predicted one earlier
+        before = before[..., None].expand(-1, -1, states.shape[-1])  # [n * c, a, d]
+        # Only there, because logits of a whole vocabulary are the largest tensor of all.
         logits: torch.Tensor = self.module.get_output_embeddings()(states.gather(1, before))
         return logits
 

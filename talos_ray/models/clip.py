@@ -41,11 +41,14 @@ class Clip:
         self.module: Any = module.eval()
         self.tokenizer = tokenizer
         self.config = config
+        # The last two steps are the model's: bytes are kept and moved until it wants numbers (see `features`).
         *steps, as_tensor, normalize = transform.transforms
         if not (isinstance(as_tensor, transforms.ToTensor) and isinstance(normalize, transforms.Normalize)):
             raise TypeError(f"open_clip's preprocessing ends with {normalize}; wanted ToTensor, then Normalize")
         self.pixels = transforms.Compose([*steps, transforms.PILToTensor()])
-        self.scale = {torch.device("cpu"): [torch.tensor(v).view(-1, 1, 1) for v in (normalize.mean, normalize.std)]}
+        mean = torch.tensor(normalize.mean).view(-1, 1, 1)  # [3, 1, 1]
+        std = torch.tensor(normalize.std).view(-1, 1, 1)
+        self.scale = {torch.device("cpu"): [mean, std]}
 
     def preprocess(self, examples: list[Any]) -> torch.Tensor:
         """Pixels, uint8 [n, 3, side, side]: a quarter of the bytes to keep and to move; `features` does the rest, bit
@@ -66,7 +69,7 @@ class Clip:
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         if inputs.device not in self.scale:
-            self.scale[inputs.device] = [v.to(inputs.device) for v in self.scale[torch.device("cpu")]]
+            self.scale[inputs.device] = [value.to(inputs.device) for value in self.scale[torch.device("cpu")]]
         mean, std = self.scale[inputs.device]
         pixels = inputs.float().div(255).sub(mean).div(std)
         features: torch.Tensor = self.module.encode_image(pixels, normalize=True)
@@ -77,9 +80,12 @@ class Clip:
 
     def save(self, folder: Path) -> None:
         """For `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
-        save_file({n: t.contiguous() for n, t in self.module.state_dict().items()}, folder / HF_SAFE_WEIGHTS_NAME)
-        told = {"model_cfg": self.config, "preprocess_cfg": open_clip.model.get_model_preprocess_cfg(self.module)}
-        (folder / HF_CONFIG_NAME).write_text(json.dumps(told, indent=1) + "\n")
+        # safetensors refuses a tensor that lies in memory in another order than its rows.
+        tensors = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
+        save_file(tensors, folder / HF_SAFE_WEIGHTS_NAME)
+        preprocessing = open_clip.model.get_model_preprocess_cfg(self.module)
+        config = {"model_cfg": self.config, "preprocess_cfg": preprocessing}
+        (folder / HF_CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -95,16 +101,7 @@ def check(name: str) -> None:
     or `name` is a folder or a name of the Hub in open_clip's own words (`local-dir:FOLDER`, `hf-hub:OWNER/NAME`)."""
     arch, pretrained = _parse(name)
     if arch.startswith(SCHEMAS):
-        schema, _, place = arch.partition(":")
-        if schema == "local-dir" and not (Path(place) / HF_CONFIG_NAME).is_file():
-            raise SpecError(
-                f"model 'open_clip:{name}': folder {place!r} has no {HF_CONFIG_NAME}; wanted one that `talos export` "
-                "or open_clip wrote; check the path"
-            )
-        if schema == "hf-hub" and not HUB_NAME.match(place):
-            raise SpecError(f"model 'open_clip:{name}': {place!r} is no name of the Hub; wanted OWNER/NAME; check it")
-        if schema == "local-dir":
-            check_folder(Path(place), f"model 'open_clip:{name}'")
+        _check_place(name, *arch.split(":", 1))
         return
     known = open_clip.list_models()
     if arch not in known:
@@ -114,16 +111,29 @@ def check(name: str) -> None:
         )
     if Path(pretrained).is_file():
         check_file(Path(pretrained), f"model 'open_clip:{name}'")
+        return
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    if pretrained not in tags and not Path(pretrained).is_file():
-        given = (
-            f"pretrained {pretrained!r} is neither a tag of {arch} nor a file"
-            if pretrained
-            else "no pretrained weights are named"
-        )
+    if pretrained not in tags:
+        given = "no pretrained weights are named"
+        if pretrained:
+            given = f"pretrained {pretrained!r} is neither a tag of {arch} nor a file"
         raise SpecError(
             f"model 'open_clip:{name}': {given}{nearest(pretrained, tags)}; tags: {', '.join(tags[:12]) or 'none'}"
         )
+
+
+def _check_place(name: str, schema: str, place: str) -> None:
+    """Raises SpecError unless a model in open_clip's own words is a folder of one, or could be one of the Hub."""
+    if schema == "hf-hub":
+        if not HUB_NAME.match(place):
+            raise SpecError(f"model 'open_clip:{name}': {place!r} is no name of the Hub; wanted OWNER/NAME; check it")
+        return
+    if not (Path(place) / HF_CONFIG_NAME).is_file():
+        raise SpecError(
+            f"model 'open_clip:{name}': folder {place!r} has no {HF_CONFIG_NAME}; wanted one that `talos export` "
+            "or open_clip wrote; check the path"
+        )
+    check_folder(Path(place), f"model 'open_clip:{name}'")
 
 
 def hub_name(name: str) -> str | None:

@@ -58,19 +58,25 @@ class Encoder:
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         ids, there = cut(inputs, self.filler)
-        tokens = self.module(input_ids=ids, attention_mask=attended(there)).last_hidden_state
+        tokens = self.module(input_ids=ids, attention_mask=attended(there)).last_hidden_state  # [n, l, d]
+        lengths = there.sum(1)
+        # An empty text has no token at all: clamped, its features are finite.
         if self.pooling == "cls":
             pooled = tokens[:, 0]
         elif self.pooling == "lasttoken":
-            pooled = tokens[torch.arange(len(tokens), device=tokens.device), there.sum(1).clamp(min=1) - 1]
+            rows = torch.arange(len(tokens), device=tokens.device)
+            pooled = tokens[rows, lengths.clamp(min=1) - 1]
         else:
-            pooled = (tokens * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+            pooled = (tokens * there[..., None]).sum(1) / lengths[:, None].clamp(min=1)
         return nn.functional.normalize(pooled.float(), dim=-1)
 
     @torch.no_grad()
     def head(self, phrases: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
         """Mean of the normalised features over the templates, normalised again, times SCALE."""
-        rows = [self.features(self.preprocess([filled(p, phrase) for p in prompts])).mean(0) for phrase in phrases]
+        rows = []
+        for phrase in phrases:
+            texts = [filled(prompt, phrase) for prompt in prompts]
+            rows.append(self.features(self.preprocess(texts)).mean(0))
         return nn.functional.normalize(torch.stack(rows), dim=-1) * SCALE
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
@@ -81,33 +87,56 @@ class Encoder:
         self.module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         (folder / POOLING).parent.mkdir()
-        modes = {f"pooling_mode_{old}": self.pooling == mode for old, mode in POOLINGS.items()}
-        width = self.module.config.hidden_size
-        (folder / POOLING).write_text(json.dumps({"word_embedding_dimension": width, **modes}) + "\n")
-        (folder / LENGTH).write_text(json.dumps({"max_seq_length": self.length, "do_lower_case": False}) + "\n")
-        kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-        told = [
-            {"idx": i, "name": str(i), "path": at, "type": f"sentence_transformers.models.{k}"}
-            for i, (at, k) in enumerate(kinds)
-        ]
-        (folder / MODULES).write_text(json.dumps(told) + "\n")
+        pooling = {"word_embedding_dimension": self.module.config.hidden_size}
+        pooling |= {f"pooling_mode_{old}": self.pooling == mode for old, mode in POOLINGS.items()}
+        _write_json(folder / POOLING, pooling)
+        _write_json(folder / LENGTH, {"max_seq_length": self.length, "do_lower_case": False})
+        modules = []
+        for i, (place, kind) in enumerate(
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+        ):
+            modules.append({"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"})
+        _write_json(folder / MODULES, modules)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value) + "\n")
 
 
 def make(module: Model, tokenizer: Tokenizer, where: str, length: int) -> Encoder:
     """Raises SpecError where sentence-transformers would make something else of the tokens than `Encoder` can."""
-    told = beside(where, POOLING)
-    modules = [m.get("type", "?") if isinstance(m, dict) else m for m in beside(where, MODULES, list)]
-    old = [n.removeprefix("pooling_mode_") for n, on in told.items() if on is True and n.startswith("pooling_mode_")]
-    named = told.get("pooling_mode") or [POOLINGS.get(name, name) for name in old]
-    modes = [named] if isinstance(named, str) else list(named)
+    modes = _pooling_modes(where)
+    modules = beside(where, MODULES, list)
     if len(modes) > 1 or not set(modes) <= set(POOLINGS.values()):
         raise SpecError(
             f"model {where!r} pools its tokens by {' and '.join(modes)}; wanted one of {', '.join(POOLINGS.values())};"
             " take another encoder"
         )
-    if more := [kind for m in modules if (kind := str(m).rpartition(".")[2]) not in READ]:
+    more = []
+    for entry in modules:
+        # A class by its full name; which module of a library it is in differs between versions.
+        kind = entry.get("type", "?") if isinstance(entry, dict) else entry
+        name = str(kind).rpartition(".")[2]
+        if name not in READ:
+            more.append(name)
+    if more:
         raise SpecError(
             f"model {where!r} goes on with {', '.join(more)} behind its transformer, which is not read; wanted "
             f"{', '.join(READ)} only; take another encoder"
         )
     return Encoder(module, tokenizer, modes[0] if modes else "mean", length)
+
+
+def _pooling_modes(where: str) -> list[str]:
+    """How sentence-transformers pools a model's tokens: one way, several side by side, or none that is named."""
+    config = beside(where, POOLING)
+    named = config.get("pooling_mode")
+    if named:
+        return [named] if isinstance(named, str) else list(named)
+    # Its older versions wrote a switch for each way.
+    modes = []
+    for key, on in config.items():
+        if on is True and key.startswith("pooling_mode_"):
+            old = key.removeprefix("pooling_mode_")
+            modes.append(POOLINGS.get(old, old))
+    return modes

@@ -52,17 +52,20 @@ def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:
     be answered."""
     if data.task.choices is not None:  # every row brings its own answers
         return
-    rows = head.flatten(1) if head.ndim > 1 else head[:, None]
-    if odd := torch.nonzero(~rows.isfinite().all(1)).flatten().tolist():
+    rows = head.flatten(1) if head.ndim > 1 else head[:, None]  # [classes, ...]
+    odd = torch.nonzero(~rows.isfinite().all(1)).flatten().tolist()
+    if odd:
         raise SpecError(
             f"task {data.task.name!r}: the head of {_told(data, odd)} holds NaN or infinite values; wanted finite "
             f"ones; {REWORD}, or mend the model"
         )
     if rows.is_floating_point():
-        rows = (rows.float() / rows.abs().max().clamp(min=1e-30) / SAME).round()
-    _, which, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+        # In steps of what rounding does, so that heads are equal that differ by less.
+        largest = rows.abs().max().clamp(min=1e-30)
+        rows = (rows.float() / largest / SAME).round()
+    _, group, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     if (counts > 1).any():
-        alike = torch.nonzero(which == counts.argmax()).flatten().tolist()
+        alike = torch.nonzero(group == counts.argmax()).flatten().tolist()
         why = "they look the same to the model, or differ only behind the end of what it reads"
         if data.task.head == "linear":
             why = "there is nothing in the training data to tell them apart"
@@ -77,7 +80,8 @@ def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:
 
 def _told(data: TaskData, classes: list[int]) -> str:
     shown = ", ".join(f"{data.classes[i]!r} ({data.phrases[i]!r})" for i in classes[:SHOWN])
-    return f"classes {shown}" + (f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
+    more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+    return f"classes {shown}{more}"
 
 
 def _unknown(family: Family, data: TaskData) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from talos_ray.models.family import Family
 from talos_ray.models.weights import Json, check_folder, is_adapter, read_json
 
 Model = Any  # of transformers: which methods and settings it has, only the class knows that its checkpoint names
-Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose sources mypy does not read
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
@@ -63,15 +63,16 @@ def load(name: str, pretrained: bool = True) -> Family:
         config = AutoConfig.from_pretrained(where)
         family = import_module(f"talos_ray.models.{_family(name, config)}")
         tokenizer = AutoTokenizer.from_pretrained(where)
-        lost: set[str] = set()
+        missing: set[str] = set()
         extra: set[str] = set()
         if pretrained:
-            module, told = family.AUTO.from_pretrained(
+            # Shapes that differ are passed over here, because transformers' own error is pages long.
+            module, report = family.AUTO.from_pretrained(
                 where, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            _check_shapes(name, told["mismatched_keys"])
-            lost = set(told["missing_keys"])
-            extra = set(told["unexpected_keys"])
+            _check_shapes(name, report["mismatched_keys"])
+            missing = set(report["missing_keys"])
+            extra = set(report["unexpected_keys"])
         else:
             module = family.AUTO.from_config(config, dtype=dtype)
     except ImportError as error:  # before the others: what is missing is said first
@@ -94,17 +95,30 @@ def load(name: str, pretrained: bool = True) -> Family:
         )
     _check_all_layers(name, module, extra)
     _check_words(name, module, tokenizer)
-    longest = beside(where, LENGTH).get("max_seq_length") or getattr(config, "max_position_embeddings", None) or LONGEST
-    limits = (longest, LONGEST, _positions(module), tokenizer.model_max_length)  # -1 where there is none (XLNet)
-    made: Family = family.make(module, tokenizer, where, min(n for n in limits if n > 0))
-    # What is lost is random, and another at every loading.
-    if random := sorted(n for n in lost if not n.startswith(getattr(made, "unread", ()))):
-        which = "to be edited" if any(n.startswith(made.edited) for n in random) else "that are read"
-        raise SpecError(
-            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights {which}, "
-            f"the first is {random[0]!r}; wanted all of a {type(module).__name__}; name a checkpoint that has them"
-        )
+    made: Family = family.make(module, tokenizer, where, _length(where, config, module, tokenizer))
+    _check_complete(name, config, made, missing)
     return made
+
+
+def _length(where: str, config: PretrainedConfig, module: Model, tokenizer: Tokenizer) -> int:
+    """How many tokens a model reads: the least that anything beside it says."""
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = beside(where, LENGTH).get("max_seq_length") or positions or LONGEST
+    limits = (longest, LONGEST, _positions(module), tokenizer.model_max_length)
+    return min(limit for limit in limits if limit > 0)  # -1 where there is none (XLNet)
+
+
+def _check_complete(name: str, config: PretrainedConfig, family: Family, missing: Iterable[str]) -> None:
+    """Raises SpecError where a checkpoint lacks weights that are read: they are random, and others at every loading."""
+    unread = getattr(family, "unread", ())
+    random = sorted(weight for weight in missing if not weight.startswith(unread))
+    if random:
+        which = "to be edited" if any(weight.startswith(family.edited) for weight in random) else "that are read"
+        raise SpecError(
+            f"model {name!r}: its checkpoint, a {_made_for(config)}, lacks {len(random)} of the weights "
+            f"{which}, the first is {random[0]!r}; wanted all of a {type(family.module).__name__}; name a checkpoint "
+            "that has them"
+        )
 
 
 def _check_shapes(name: str, odd: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
@@ -124,8 +138,11 @@ def _check_shapes(name: str, odd: Iterable[tuple[str, Sequence[int], Sequence[in
 def _positions(module: nn.Module) -> int:
     """How many tokens a model of RoBERTa's kin has positions for: theirs begin behind the number of the padding token.
     -1 for all others."""
-    tables = [m for n, m in module.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
-    return min((t.num_embeddings - t.padding_idx - 1 for t in tables if t.padding_idx is not None), default=-1)
+    positions = []
+    for name, table in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            positions.append(table.num_embeddings - table.padding_idx - 1)
+    return min(positions, default=-1)
 
 
 def _check_words(name: str, module: Model, tokenizer: Tokenizer) -> None:
@@ -154,15 +171,17 @@ def _check_all_layers(name: str, module: Model, extra: Iterable[str]) -> None:
     # A checkpoint's names may begin with what the module itself is called where it is a part of another.
     begin = rf"(?:{re.escape(module.base_model_prefix)}\.)?"
     for place, layers in module.named_modules():
-        if isinstance(layers, nn.ModuleList):
-            numbered = re.compile(rf"{begin}{re.escape(place)}\.(\d+)\.")
-            numbers = [int(found[1]) for key in extra if (found := numbered.match(key))]
-            if (there := max(numbers, default=-1) + 1) > len(layers):
-                raise SpecError(
-                    f"model {name!r}: its weights hold {there} layers of {place!r}, and its config.json says "
-                    f"{len(layers)}; wanted as many; correct config.json, or save the shortened model with "
-                    "save_pretrained"
-                )
+        if not isinstance(layers, nn.ModuleList):
+            continue
+        numbered = re.compile(rf"{begin}{re.escape(place)}\.(\d+)\.")
+        numbers = [int(match[1]) for match in map(numbered.match, extra) if match is not None]
+        count = max(numbers, default=-1) + 1
+        if count > len(layers):
+            raise SpecError(
+                f"model {name!r}: its weights hold {count} layers of {place!r}, and its config.json says "
+                f"{len(layers)}; wanted as many; correct config.json, or save the shortened model with "
+                "save_pretrained"
+            )
 
 
 def _first(error: Exception) -> str:
@@ -202,17 +221,18 @@ def _family(name: str, config: PretrainedConfig) -> str:
 def blocks(module: Model) -> str:
     """Name of the list of transformer blocks. What stands outside (a pooler, for instance) may not be used at all, and
     an unused weight would look like the least sensitive one."""
-    lists = {
-        n: sum(p.numel() for p in m.parameters()) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)
-    }
-    largest: str = max(lists, key=lists.__getitem__)
-    return largest
+    sizes: dict[str, int] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, nn.ModuleList):
+            sizes[name] = sum(parameter.numel() for parameter in part.parameters())
+    # Every library calls it otherwise; but nothing else in a model is as large.
+    return max(sizes, key=sizes.__getitem__)
 
 
 def stacks(module: Model) -> tuple[str, ...]:
     """Prefixes of the blocks of an encoder and a decoder."""
-    parts = {id(module.get_encoder()), id(module.get_decoder())}
-    return tuple(f"{n}.{blocks(m)}." for n, m in module.named_modules() if id(m) in parts)
+    towers = {id(module.get_encoder()), id(module.get_decoder())}
+    return tuple(f"{name}.{blocks(part)}." for name, part in module.named_modules() if id(part) in towers)
 
 
 @overload
@@ -246,7 +266,10 @@ def used(there: torch.Tensor) -> int:
     if there.is_meta or (there.is_cuda and torch.cuda.is_current_stream_capturing()):
         return columns
     longest = max(1, int(there.sum(1).max()))
-    return min(columns, -(-longest // COLUMNS) * COLUMNS) if there.is_cuda else longest
+    if not there.is_cuda:
+        return longest
+    rounded = -(-longest // COLUMNS) * COLUMNS
+    return min(columns, rounded)
 
 
 def cut(inputs: torch.Tensor, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,13 +41,19 @@ class Ranked:
         raise NotImplementedError
 
     def preprocess(self, examples: list[Any]) -> torch.Tensor:
-        parts = [e.split(CHOICE) for e in examples]
-        texts = padded(self.tokens([text for text, *_ in parts]), self.length)
-        said = [answer for _, *own in parts for answer in own]
-        if not said:
-            return texts
-        rows = [row[: self.length // 4] for row in written(said, self.answer_tokens(said))]
-        return torch.cat([texts, padded(rows, self.length // 4).view(len(texts), -1)], 1)
+        texts = []
+        answers: list[str] = []  # of all rows, one row's after the other's
+        for example in examples:
+            text, *choices = example.split(CHOICE)
+            texts.append(text)
+            answers += choices
+        ids = padded(self.tokens(texts), self.length)
+        if not answers:
+            return ids
+        # Every answer has the same room, and every row the same number of them: so they are parted again by a view.
+        room = self.length // 4
+        rows = [row[:room] for row in written(answers, self.answer_tokens(answers))]
+        return torch.cat([ids, padded(rows, room).view(len(ids), -1)], 1)
 
     def shorten(self, inputs: torch.Tensor) -> torch.Tensor:
         """Texts alone: answers of their own stand behind the whole length."""
@@ -59,8 +65,8 @@ class Ranked:
                 f"a model that ranks answers: {len(prompts)} prompts are given; wanted one, because answers are texts "
                 "and have no mean; keep the best"
             )
-        said = [filled(prompts[0], p) for p in phrases]
-        return padded(written(said, self.answer_tokens(said)))
+        answers = [filled(prompts[0], phrase) for phrase in phrases]
+        return padded(written(answers, self.answer_tokens(answers)))
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """Mean log-probability of the tokens of every answer: the mean, so that a long answer is not worse for being
@@ -85,9 +91,11 @@ class Ranked:
         answers = torch.full_like(said[:, :1], PAD)
         ends = torch.tensor(self._ends(), device=said.device)
         writing = torch.ones(len(text), dtype=torch.bool, device=said.device)
-        for t in range(answers.shape[-1]):
-            token = sample_labels(self.answered(text, answers[..., : t + 1])[:, t], generator)
-            answers[writing, 0, t] = token[writing]
+        for position in range(answers.shape[-1]):
+            logits = self.answered(text, answers[..., : position + 1])  # [n, position + 1, V]
+            # Drawn for all rows, also for those that have ended: what one draws does not depend on the others.
+            token = sample_labels(logits[:, position], generator)
+            answers[writing, 0, position] = token[writing]
             writing &= ~torch.isin(token, ends)
         return {"inputs": inputs, "answers": answers}
 
@@ -105,20 +113,22 @@ class Ranked:
     def _parted(self, inputs: torch.Tensor, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts [n, length] and the answers to each [n, classes, a]: those of the rows, or the head's."""
         text = inputs[:, : self.length]
-        own = inputs[:, self.length :]
-        if not own.shape[1]:
+        choices = inputs[:, self.length :]
+        if not choices.shape[1]:
             return text, head.expand(len(text), *head.shape)
-        said = own.unflatten(1, (-1, self.length // 4))
+        said = choices.unflatten(1, (-1, self.length // 4))
+        # Without the columns that no answer uses; where there are only shapes, nobody can tell which.
         longest = said.shape[-1] if said.is_meta else int((said != PAD).sum(-1).max())
         return text, said[..., :longest]
 
     def _likelihood(self, text: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the log-probabilities of the tokens of answers to each text, and how many there are: [n, c] both."""
         there = said != PAD
-        logits = self.answered(text, said).float()
+        logits = self.answered(text, said).float()  # [n * c, a, V]
         tokens = said.clamp(min=0).flatten()  # PAD is no token: what it costs is left out of the sum
-        lost = nn.functional.cross_entropy(logits.flatten(0, 1), tokens, reduction="none").view_as(said)
-        return -(lost * there).sum(-1), there.sum(-1)
+        costs = nn.functional.cross_entropy(logits.flatten(0, 1), tokens, reduction="none")
+        costs = costs.view_as(said)
+        return -(costs * there).sum(-1), there.sum(-1)
 
 
 def written(said: Sequence[str], rows: list[list[int]]) -> list[list[int]]:

@@ -50,16 +50,18 @@ class Seq2Seq(Ranked):
 
     def answered(self, text: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
         states, there = self._encoded(text)  # [n, l, d], [n, l]
-        c = said.shape[1]
-        wanted = said.flatten(0, 1)  # [n * c, a]
-        start = torch.full_like(wanted[:, :1], self.module.config.decoder_start_token_id)
+        classes = said.shape[1]
+        answers = said.flatten(0, 1)  # [n * c, a]
         # The decoder reads every token of an answer but the last, and tells of each what comes next.
-        logits: torch.Tensor = self.module(
-            encoder_outputs=(states.repeat_interleave(c, 0),),
-            attention_mask=attended(there.repeat_interleave(c, 0)),
-            decoder_input_ids=torch.cat([start, wanted[:, :-1].clamp(min=0)], 1),
+        start = torch.full_like(answers[:, :1], self.module.config.decoder_start_token_id)
+        shifted = torch.cat([start, answers[:, :-1].clamp(min=0)], 1)
+        output = self.module(
+            encoder_outputs=(states.repeat_interleave(classes, 0),),
+            attention_mask=attended(there.repeat_interleave(classes, 0)),
+            decoder_input_ids=shifted,
             use_cache=False,
-        ).logits
+        )
+        logits: torch.Tensor = output.logits
         return logits
 
     def save(self, folder: Path) -> None:

@@ -47,19 +47,20 @@ class Vision:
         logit scale. SigLIP's bias is the same for every class and is left out."""
         rows = []
         for phrase in phrases:
-            texts = [filled(p, phrase) for p in prompts]
+            texts = [filled(prompt, phrase) for prompt in prompts]
             # Padded to the full length: SigLIP was trained so, and CLIP does not look behind a text's end.
             tokens = self.tokenizer(
                 texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             )
-            found = self.module.get_text_features(**tokens).pooler_output
-            rows.append(nn.functional.normalize(found.float(), dim=-1).mean(0))
+            features = self.module.get_text_features(**tokens).pooler_output
+            rows.append(nn.functional.normalize(features.float(), dim=-1).mean(0))
         scale: torch.Tensor = self.module.logit_scale.float().exp()
         return nn.functional.normalize(torch.stack(rows), dim=-1) * scale
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        found = self.module.get_image_features(pixel_values=inputs.to(self.module.dtype)).pooler_output
-        return nn.functional.normalize(found.float(), dim=-1)
+        features = self.module.get_image_features(pixel_values=inputs.to(self.module.dtype)).pooler_output
+        # In float32, also of a model in bfloat16: the scale multiplies whatever rounding does to a cosine.
+        return nn.functional.normalize(features.float(), dim=-1)
 
     def logits(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         return self.features(inputs) @ head.T

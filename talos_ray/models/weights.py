@@ -77,12 +77,15 @@ def _dtypes(path: Path, what: str) -> dict[str, str]:
 def _check_weights(path: Path, what: str) -> None:
     """Raises SpecError where a safetensors file holds weights of integers or of 8-bit floating-point numbers: they mean
     something only together with scales that stand elsewhere."""
-    odd = {n: d for n, d in _dtypes(path, what).items() if n.endswith("weight") and d not in FLOATS}
+    odd = {}
+    for name, dtype in _dtypes(path, what).items():
+        if name.endswith("weight") and dtype not in FLOATS:
+            odd[name] = dtype
     if odd:
-        name = next(iter(odd))
+        first = next(iter(odd))
         raise SpecError(
             f"{what}: {len(odd)} weights of {path.name} are of other dtypes than floating-point ones of 16 or 32 bits, "
-            f"the first is {name!r} of {odd[name]}; wanted float32, bfloat16 or float16; take the model that it was "
+            f"the first is {first!r} of {odd[first]}; wanted float32, bfloat16 or float16; take the model that it was "
             "made of"
         )
 
@@ -101,20 +104,22 @@ def check_folder(folder: Path, what: str) -> None:
         SpecError: an adapter, a quantised model, a shard that is missing, a file that is broken.
     """
     check_one_meant(folder, what)
-    if is_adapter(folder) and not (folder / "config.json").is_file():
+    config_file = folder / "config.json"
+    if is_adapter(folder) and not config_file.is_file():
         raise SpecError(
             f"{what} is an adapter, which changes a model and is none; wanted whole weights; "
             f"name the model that it was made for, and bring the adapter in with `talos import RUN TASK FOLDER`"
         )
-    for path in sorted(
-        p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model")
-    ):
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".bin", ".model"):
+            continue
         check_file(path, what)
         if path.suffix == ".safetensors":
             _check_weights(path, what)
-    told = read_json(folder / "config.json", what) if (folder / "config.json").is_file() else {}
-    if (how := told.get("quantization_config")) is not None:
-        method = how.get("quant_method", "?") if isinstance(how, Mapping) else "?"
+    config = read_json(config_file, what) if config_file.is_file() else {}
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
         raise SpecError(
             f"{what} is quantised ({method}), and weights of a few bits cannot be edited by a sparse delta; wanted "
             "float32, bfloat16 or float16; take the model that it was made of"
@@ -159,12 +164,15 @@ def shards_of(folder: Path, what: str) -> list[Path]:
             "write it again"
         )
     names = sorted(set(places.values()))
-    if odd := [n for n in names if Path(n).name != n or Path(n).suffix != ".safetensors"]:
+    # A path would lead out of the folder, and any other file may hold code.
+    odd = [name for name in names if Path(name).name != name or Path(name).suffix != ".safetensors"]
+    if odd:
         raise SpecError(
             f"{what}: {INDEX} names the file {odd[0]!r}; wanted safetensors files that lie beside it; download or "
             "write them again"
         )
-    if missing := [n for n in names if not (folder / n).is_file()]:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         raise SpecError(
             f"{what}: {len(missing)} of the {len(names)} files that {INDEX} names are missing, the first is "
             f"{missing[0]!r}; download or copy them"
@@ -175,25 +183,27 @@ def shards_of(folder: Path, what: str) -> list[Path]:
             f"tell which is the model; move the other away"
         )
     _check_shards(folder, places, what)
-    return [folder / n for n in names]
+    return [folder / name for name in names]
 
 
 def _check_shards(folder: Path, places: Mapping[str, str], what: str) -> None:
     """Raises SpecError unless every tensor stands in the file that an index names for it, and in no other of these."""
-    held: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for shard in sorted(set(places.values())):
         check_file(folder / shard, what)
         for tensor in _dtypes(folder / shard, what):
-            if tensor in held:
+            if tensor in shard_of:
                 raise SpecError(
-                    f"{what}: tensor {tensor!r} stands in {held[tensor]!r} and in {shard!r}; wanted it in one of the "
-                    f"files that {INDEX} names; download or write them again"
+                    f"{what}: tensor {tensor!r} stands in {shard_of[tensor]!r} and in {shard!r}; wanted it in one of "
+                    f"the files that {INDEX} names; download or write them again"
                 )
-            held[tensor] = shard
-    if lost := [tensor for tensor, shard in places.items() if held.get(tensor) != shard]:
+            shard_of[tensor] = shard
+    misplaced = [tensor for tensor, shard in places.items() if shard_of.get(tensor) != shard]
+    if misplaced:
+        first = misplaced[0]
         raise SpecError(
-            f"{what}: {len(lost)} tensors are not in the files that {INDEX} names for them, the first is {lost[0]!r} "
-            f"in {places[lost[0]]!r}; wanted what save_pretrained writes; download or write it again"
+            f"{what}: {len(misplaced)} tensors are not in the files that {INDEX} names for them, the first is "
+            f"{first!r} in {places[first]!r}; wanted what save_pretrained writes; download or write it again"
         )
 
 
@@ -205,21 +215,22 @@ def tensors_at(path: Path, what: str) -> dict[str, torch.Tensor]:
         SpecError: several files and no word on which are the model, an adapter's weights alone, a file that is broken.
     """
     files = _files_of(path, what) if path.is_dir() else [path]
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in files:
         check_file(file, what)
         _check_weights(file, what)
         try:
             with safe_open(file, "pt") as opened:
                 names = list(opened.keys())
-            if any("lora_" in n for n in names):
+            # As peft names an adapter's tensors.
+            if any("lora_" in name for name in names):
                 raise SpecError(
                     f"{what} is the weights of an adapter alone; wanted its folder, with {ADAPTER}; name the folder"
                 )
-            found |= load_file(file)
+            tensors |= load_file(file)
         except SafetensorError as error:
             raise SpecError(f"{what}: {file.name} is no safetensors: {error}; write it again") from None
-    return found
+    return tensors
 
 
 def check_one_meant(folder: Path, what: str) -> None:
@@ -295,10 +306,13 @@ def told_left_out(
         kept: names of the tensors that may change.
     """
     changed = []
-    for name in [n for n, before in base.items() if n not in kept and n in tuned and before.is_floating_point()]:
+    for name, before in base.items():
+        if name in kept or name not in tuned or not before.is_floating_point():
+            continue
         after = tuned[name]
-        same = after.shape == base[name].shape and torch.equal(after.to(base[name].dtype), base[name])
-        if not same and not _is_rounded(after, base[name]):
+        same = after.shape == before.shape and torch.equal(after.to(before.dtype), before)
+        # What was saved in 16 bits differs everywhere, without having been trained.
+        if not same and not _is_rounded(after, before):
             changed.append(name)
     if not changed:
         return None
