@@ -6,7 +6,6 @@ that order: a row is a `memcpy`, an index is a gather.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -62,7 +61,8 @@ class Block:
         masked."""
         if self.index is None:
             return tensor.reshape(-1)[self.start : self.start + self.width]
-        return tensor.reshape(-1, self.width).index_select(0, self.index).reshape(-1)
+        groups = tensor.reshape(-1, self.width)
+        return groups.index_select(0, self.index).reshape(-1)
 
     def scatter(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
         """Write values [m * width] into a contiguous tensor of the parameter's shape, in place."""
@@ -88,6 +88,7 @@ class Block:
 
 def _some(numbers: torch.Tensor, of: int) -> torch.Tensor | None:
     """The different numbers, int64, ascending; None where they are all of 0 ... of - 1."""
+    # By marks, not by `unique`, which would sort as many numbers as there are masked weights.
     seen = torch.zeros(of, dtype=torch.bool, device=numbers.device)
     seen[numbers.long()] = True
     return None if bool(seen.all()) else seen.nonzero().view(-1)
@@ -109,14 +110,18 @@ class Touched:
     @property
     def share(self) -> float:
         """Weights of the part / weights of the matrix."""
-        pairs = zip((self.rows, self.columns), self.shape, strict=True)
-        return math.prod(1.0 if i is None else len(i) / n for i, n in pairs)
+        share = 1.0
+        for numbers, size in zip((self.rows, self.columns), self.shape, strict=True):
+            if numbers is not None:
+                share *= len(numbers) / size
+        return share
 
     def inner(self, block: Block) -> torch.Tensor | None:
         """Where a block's weights stand in the flattened part, int64 [m]; None where they are all of it."""
         if block.width > 1:
             return None
         assert block.index is not None  # as in `Block.touched`
+        # From places in the matrix to places in the part: the how-manieth of its rows and of its columns.
         row = block.index // self.shape[1]
         column = block.index % self.shape[1]
         if self.rows is not None:
@@ -127,7 +132,9 @@ class Touched:
 
 
 def _small(index: torch.Tensor) -> torch.Tensor:
-    return index.int() if index.numel() == 0 or int(index[-1]) < 2**31 else index
+    # It ascends, so the last number is the largest.
+    fits = index.numel() == 0 or int(index[-1]) < 2**31
+    return index.int() if fits else index
 
 
 def blocks(mask: Mask, device: torch.device | str = "cpu") -> list[Block]:
@@ -166,7 +173,8 @@ def gather(module: nn.Module, mask: Mask) -> torch.Tensor:
     """The masked weights of a module in canonical order, [k], in the module's dtype."""
     params = dict(module.named_parameters())
     device = params[mask.layout.names[0]].device
-    return torch.cat([b.gather(params[b.name].detach()) for b in blocks(mask, device)])
+    values = [block.gather(params[block.name].detach()) for block in blocks(mask, device)]
+    return torch.cat(values)
 
 
 @torch.no_grad()

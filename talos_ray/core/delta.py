@@ -88,7 +88,9 @@ def make_delta(
     Raises:
         ValueError: the training diverged and a value is not finite.
     """
-    values = (tuned.float() - base_values.float()).to(dtype).cpu()
+    # Subtracted in float32: in the base's own bfloat16 a small change would be rounded twice.
+    change = tuned.float() - base_values.float()
+    values = change.to(dtype).cpu()
     if not torch.isfinite(values).all():
         raise ValueError(
             f"training of task {task!r} diverged: its delta holds values that are not finite; lower train.lr"

@@ -155,25 +155,24 @@ class SquaredGradients:
         """
         if self.checked is None:
             self.checked = self.check(forward, batch, score)
-        device = self.device.type
+        looped = self.checked.looped
+        hooked = set(self.layout.names).difference(looped)
+        sums = self.layout.split(self.sums)
 
         def cast(inputs: Batch) -> torch.Tensor:
-            with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 return forward(inputs)
 
+        def choose(logits: torch.Tensor) -> torch.Tensor:
+            return sample_labels(logits, generator)
+
         # As many samples go through one backward as the budget has room for: their activations are kept until then.
+        n = batch_len(batch)
         size = max(1, self.budget // max(1, self.checked.sample_bytes))
-        for start in range(0, batch_len(batch), size):
-            self._add(
-                cast,
-                take(batch, slice(start, start + size)),
-                choose=lambda logits: sample_labels(logits, generator),
-                score=score,
-                sums=self.layout.split(self.sums),
-                hooked=set(self.layout.names).difference(self.checked.looped),
-                looped=self.checked.looped,
-            )
-        self.samples += batch_len(batch)
+        for start in range(0, n, size):
+            part = take(batch, slice(start, start + size))
+            self._add(cast, part, choose, score, sums, hooked, looped)
+        self.samples += n
 
     def _add(
         self,
@@ -414,8 +413,10 @@ def _conv2d(m: nn.Conv2d, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
 
 def _batch_norm(m: nn.modules.batchnorm._BatchNorm, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
     """In eval mode: every channel by the statistics that the model keeps."""
-    assert m.running_mean is not None and m.running_var is not None  # `_rule` asks for `track_running_stats`
-    normal = F.batch_norm(x.float(), m.running_mean.float(), m.running_var.float(), eps=m.eps)
+    mean = m.running_mean
+    var = m.running_var
+    assert mean is not None and var is not None  # `_rule` asks for `track_running_stats`
+    normal = F.batch_norm(x.float(), mean.float(), var.float(), eps=m.eps)  # [n, channels, ...]
     yield m.weight, lambda s: (normal[s] * g[s]).flatten(2).sum(2), None
     yield m.bias, lambda s: g[s].flatten(2).sum(2), None
 

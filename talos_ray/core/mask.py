@@ -102,7 +102,8 @@ def _order_bits(chunk: torch.Tensor, largest: bool) -> np.ndarray:
     """uint32 that sort as the scores do (or the other way round)."""
     if not bool((chunk >= 0).all()):  # also false for NaN
         raise ValueError("sensitivity scores hold negative or NaN values; wanted non-negative numbers; calibrate again")
-    bits = (chunk + 0.0).cpu().numpy().view(np.uint32)  # + 0.0 turns -0.0 into 0.0
+    positive = chunk + 0.0  # turns -0.0, whose bits are those of a large number, into 0.0
+    bits = positive.cpu().numpy().view(np.uint32)
     return np.uint32(0xFFFFFFFF) - bits if largest else bits
 
 
@@ -280,7 +281,8 @@ def _by_tensor(layout: Layout, scores: torch.Tensor, k: int, granularity: Granul
     flags = torch.empty(layout.total, dtype=torch.bool)
     flags_of = layout.split(flags)
     scores_of = layout.split(scores)
-    for name, shape, count in zip(layout.names, layout.shapes, shares(layout.sizes, k), strict=True):
+    counts = shares(layout.sizes, k)
+    for name, shape, count in zip(layout.names, layout.shapes, counts, strict=True):
         alone = Layout((name,), (shape,))
         flags_of[name].copy_(_lowest(alone, scores_of[name], count, False, granularity))
     return flags

@@ -35,9 +35,12 @@ def accuracy(correct: int, n: int) -> Score:
     if n <= 0:
         raise ValueError("accuracy of 0 inputs is undefined; wanted at least one")
     p = correct / n
+    # Drawn towards one half, the more the fewer inputs there are.
     scale = 1 + Z95**2 / n
     middle = (p + Z95**2 / (2 * n)) / scale
-    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / scale
+    variance = p * (1 - p) / n + Z95**2 / (4 * n * n)
+    half = Z95 * math.sqrt(variance) / scale
+    # Rounding may lead out of [0, 1].
     return Score(p, n, max(0.0, middle - half), min(1.0, middle + half))
 
 

@@ -35,9 +35,10 @@ def load_adam(adam: torch.optim.Optimizer, parameter: nn.Parameter, state: Mappi
     """Go back to an `adam_state()`, bitwise. A fused Adam wants its step count on the GPU, any other on the host."""
     device = parameter.device
     fused = adam.param_groups[0].get("fused") and device.type == "cuda"
+    step = state["step"].reshape(())
     # Cloned, because Adam updates its state in place, and a checkpoint may be loaded again.
     adam.state[parameter] = {
-        "step": state["step"].reshape(()).clone().to(device if fused else "cpu"),
+        "step": step.clone().to(device if fused else "cpu"),
         "exp_avg": state["exp_avg"].to(device).clone(),
         "exp_avg_sq": state["exp_avg_sq"].to(device).clone(),
     }

@@ -125,8 +125,9 @@ class _RowLinear(torch.autograd.Function):
 
 def _cuts_patches(m: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a layer is a convolution over patches side by side, as vision transformers begin: a matrix product."""
-    simple = type(m) is nn.Conv2d and m.kernel_size == m.stride and m.dilation == (1, 1) and m.groups == 1
-    return simple and m.padding in ((0, 0), "valid")
+    if type(m) is not nn.Conv2d or m.padding not in ((0, 0), "valid"):
+        return False
+    return m.kernel_size == m.stride and m.dilation == (1, 1) and m.groups == 1
 
 
 class RowGradients:

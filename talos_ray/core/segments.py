@@ -47,7 +47,8 @@ class Segments:
         """Sum over every segment: float32 [k] -> [G]. The same bits each time."""
         if self.count == 1:
             return weights.sum().view(1)
-        runs = torch.segment_reduce(weights, "sum", lengths=self.lengths, unsafe=True)
+        # Runs first, whose weights lie side by side: to add by owner would take an int64 number for every weight.
+        runs = torch.segment_reduce(weights, "sum", lengths=self.lengths, unsafe=True)  # [R]
         if self.count == len(runs):
             return runs
         return runs.new_zeros(self.count).index_add_(0, self.owner, runs)
