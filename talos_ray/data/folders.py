@@ -132,6 +132,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _below(folder: Path, within: tuple[str, ...]) -> Iterator[Path]:
+    # By where links lead to: within a circle a folder has a longer name at every turn.
     here = os.path.realpath(folder)
     if here in within:
         raise SpecError(

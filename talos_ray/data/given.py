@@ -96,21 +96,22 @@ def image_files(values: Sequence[str | Path]) -> list[str]:
     Raises:
         SpecError: one does not exist, or is a table.
     """
-    found: list[str] = []
+    files: list[str] = []
     for i, value in enumerate(values):
+        # `Path` would take an empty name for the working folder.
         if not str(value).strip():
             raise SpecError(f"input {i} is empty; wanted an image file or a folder; take it out")
         path = Path(os.path.expanduser(value))
         if os.path.isdir(path):
-            found += map(str, images_below(path))
+            files += map(str, images_below(path))
         elif not os.path.isfile(path):  # where `Path` would raise of a name that is too long
-            told = repr(str(value)[:200])
-            raise SpecError(f"input {told} does not exist; wanted an image file or a folder; check the path")
+            shown = repr(str(value)[:200])
+            raise SpecError(f"input {shown} does not exist; wanted an image file or a folder; check the path")
         elif path.suffix.lower() in KINDS:
             raise SpecError(f"input {str(value)!r} is a table among others; wanted one table alone, or image files")
         else:
-            found.append(str(path))
-    return found
+            files.append(str(path))
+    return files
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -157,7 +158,7 @@ def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
     import datasets
 
     for i, value in enumerate(values):
-        lacks = [c for c in columns if not isinstance(value, Mapping) or value.get(c) is None]
+        lacks = [column for column in columns if not isinstance(value, Mapping) or value.get(column) is None]
         if lacks:
             raise SpecError(
                 f"input {i} has no value for {lacks[0]!r}; wanted a mapping with {', '.join(map(repr, columns))}, "
@@ -166,6 +167,9 @@ def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
         for column in columns:
             _check_whole(i, value[column])
     try:
-        return datasets.Dataset(pa.table({c: pa.array([value[c] for value in values]) for c in columns}))
+        arrays = {}
+        for column in columns:
+            arrays[column] = pa.array([value[column] for value in values])
+        return datasets.Dataset(pa.table(arrays))
     except (pa.ArrowException, TypeError) as error:
         raise SpecError(f"the inputs' values differ in kind: {error}; write all of a column alike") from None

@@ -119,12 +119,15 @@ def trouble_with(start: bytes, end: bytes, size: int, whole: Callable[[], Path |
     if start.startswith(PNG) and len(start) == HEAD and end == PNG_END:
         width = int.from_bytes(start[16:20], "big")
         height = int.from_bytes(start[20:24], "big")
-        if width and height and zlib.crc32(start[12:29]) == int.from_bytes(start[29:], "big"):
+        checksum = int.from_bytes(start[29:], "big")
+        if width and height and zlib.crc32(start[12:29]) == checksum:
             return _too_large(width, height)
     elif start.startswith(JPEG) and end == JPEG_END:
+        # Its size in pixels stands anywhere; a small file need not be opened for it.
         return None if size < SURE else _trouble(whole(), decode=False)
     elif start.startswith(b"RIFF") and start[8:12] == b"WEBP":
-        return _trouble(whole(), decode=size < 8 + int.from_bytes(start[4:8], "little"))
+        wanted = 8 + int.from_bytes(start[4:8], "little")  # bytes, by its own head
+        return _trouble(whole(), decode=size < wanted)
     return _trouble(whole(), decode=True)
 
 

@@ -58,10 +58,12 @@ def is_here(task: Task) -> bool:
         SpecError: neither can be called so.
     """
     path = Path(task.data).expanduser()
+    # What looks like a path is meant as one, also where nothing is there: else a slip would be looked up on the Hub.
     named = path.suffix.lower() in KINDS or task.data.startswith((".", "/", "~", "demo:"))
     try:
         return path.exists() or named
     except OSError as error:
+        # In a folder that is closed to this user; whoever reads it will say so.
         if named and isinstance(error, PermissionError):
             return True
         raise SpecError(
@@ -74,7 +76,8 @@ def state_of_data(task: Task) -> str:
     """Changes when a file of a task's data does. Of what is not here, nothing is known."""
     if task.data.startswith("demo:") or not is_here(task):
         return ""
-    return hashlib.sha256(repr(state_of(Path(task.data).expanduser())).encode()).hexdigest()
+    state = state_of(Path(task.data).expanduser())
+    return hashlib.sha256(repr(state).encode()).hexdigest()
 
 
 def columns_of(task: Task) -> list[str]:
@@ -88,7 +91,8 @@ def columns_of(task: Task) -> list[str]:
             f"task {task.name!r}: {told_template(task)!r} is no template: {error}; wanted columns in braces, like "
             f"'{{question}} {{answer}}'"
         ) from None
-    return [re.split(r"[.\[]", name)[0] for name in fields]
+    # A field may go on into a column: {meta[title]}, {answers.text}.
+    return [re.split(r"[.\[]", field)[0] for field in fields]
 
 
 def told_template(task: Task) -> str:
@@ -394,21 +398,22 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
 
     needed = {*columns_of(task), task.label}
     how = replace(_reading(task, needed), delimiter=delimiter)
-    found = {}
+    # Only a column of images holds paths; in any other a text stays as it is, also where a file is called so.
+    images = task.input if task.kind == "image" and not task.templated else None
+    splits = {}
     for split, paths in files.items():
-        if KINDS[paths[0].suffix.lower()] == "parquet":
-            for path in paths:
-                check_is_table(path)
-            schemas = [pq.read_schema(path) for path in paths]
-            _check_types(paths, needed, schemas)
-            _check_class_names(paths, task.label, schemas)
-            if not any(pq.read_metadata(path).num_rows for path in paths):
-                raise SpecError(f"split {split!r} of {task.data} holds 0 examples; wanted at least 1; check the data")
-            found[split] = _read_parquet(paths, _cache(task))
+        if KINDS[paths[0].suffix.lower()] != "parquet":
+            splits[split] = datasets.Dataset(_read_alike(paths, how, images))
             continue
-        images = task.input if task.kind == "image" and not task.templated else None
-        found[split] = datasets.Dataset(_read_alike(paths, how, images))
-    return found
+        for path in paths:
+            check_is_table(path)
+        schemas = [pq.read_schema(path) for path in paths]
+        _check_types(paths, needed, schemas)
+        _check_class_names(paths, task.label, schemas)
+        if not any(pq.read_metadata(path).num_rows for path in paths):
+            raise SpecError(f"split {split!r} of {task.data} holds 0 examples; wanted at least 1; check the data")
+        splits[split] = _read_parquet(paths, _cache(task))
+    return splits
 
 
 def _read_parquet(paths: Sequence[Path], cache: str | None = None) -> Any:
@@ -416,7 +421,9 @@ def _read_parquet(paths: Sequence[Path], cache: str | None = None) -> Any:
     it was called; where names are not resolved quickly, that alone takes seconds."""
     import datasets
 
-    return datasets.Dataset.from_parquet([glob.escape(str(path)) for path in paths], cache_dir=cache)
+    # It takes names for patterns, in which brackets and stars stand for others.
+    names = [glob.escape(str(path)) for path in paths]
+    return datasets.Dataset.from_parquet(names, cache_dir=cache)
 
 
 def _read_alike(paths: Sequence[Path], how: Reading, images: str | None = None) -> pa.Table:
@@ -426,9 +433,10 @@ def _read_alike(paths: Sequence[Path], how: Reading, images: str | None = None) 
         images: a column whose texts are paths; those that lead somewhere from the table's own folder become whole.
     """
     tables = _read_each(paths, how, read_table)
-    _check_types(paths, set(how.columns or ()), [t.schema for t in tables])
+    _check_types(paths, set(how.columns or ()), [table.schema for table in tables])
     if images is not None:
         tables = [_with_paths(path, table, images) for path, table in zip(paths, tables, strict=True)]
+    # Permissive, because a column may be empty in one file, or hold whole numbers there alone.
     return pa.concat_tables(tables, promote_options="permissive")
 
 
@@ -451,14 +459,16 @@ def _with_paths(path: Path, table: pa.Table, column: str) -> pa.Table:
         return table
 
     def whole(name: str | None) -> str | None:
-        beside = None if name is None else path.parent / name
+        if name is None:
+            return None
+        beside = path.parent / name
         try:
-            return str(beside) if beside is not None and beside.is_file() else name
+            return str(beside) if beside.is_file() else name
         except (OSError, ValueError):  # too long, or with a zero in it: told with its row, later
             return name
 
-    names = [whole(name) for name in table[column].to_pylist()]
-    return table.set_column(table.column_names.index(column), column, pa.array(names, pa.string()))
+    names = pa.array([whole(name) for name in table[column].to_pylist()], pa.string())
+    return table.set_column(table.column_names.index(column), column, names)
 
 
 def _cache(task: Task) -> str:
@@ -475,7 +485,11 @@ def _describes_itself(path: Path) -> bool:
     if not card.is_file():
         return False
     text = card.read_text(encoding="utf-8", errors="replace")
-    return text.startswith("---") and re.search(r"^configs:", text.split("\n---", 1)[0], re.MULTILINE) is not None
+    if not text.startswith("---"):
+        return False
+    # Only its first lines, between dashes, are read by programs.
+    head = text.split("\n---", 1)[0]
+    return re.search(r"^configs:", head, re.MULTILINE) is not None
 
 
 def _images(images: Images) -> dict[str, Any]:

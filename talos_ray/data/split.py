@@ -59,6 +59,7 @@ class Split:
 
     def contents(self) -> Iterable[bytes]:
         """Every input's bytes, in order."""
+        # As Arrow gives them: decoded images are neither what is stored nor the same with every version of Pillow.
         table = self.rows.with_format("arrow")
         for start in range(0, len(self), ROWS):
             for value in table[start : start + ROWS].column(self.column).to_pylist():
@@ -104,8 +105,10 @@ class Split:
 
 
 def content_of(value: object) -> bytes:
+    """What two inputs that are the same have in common: of an image its file's bytes, of a text its characters."""
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # the stored form of an image
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        content: bytes | None = value["bytes"]
+        return content if content is not None else Path(value["path"]).read_bytes()
     return repr(value).encode()
 
 
@@ -142,6 +145,7 @@ def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Spl
 def _order(task: Task, train: Split, seed: int) -> list[int]:
     """All places, drawn by seed; by what stands there, where the file's order must not matter."""
     if task.split_by == "content":
+        # A hash is as good as a draw, and the same wherever its input stands; equal inputs go by their labels.
         mark = f"{seed} {task.name} ".encode()
         keys = [hashlib.sha256(mark + content).digest() for content in train.contents()]
         return sorted(range(len(train)), key=lambda i: (keys[i], int(train.labels[i])))

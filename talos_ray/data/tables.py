@@ -157,7 +157,11 @@ def _read_csv(path: Path, how: Reading) -> pa.Table:
         columns[name] = pc.if_else(pc.is_in(column, missing), pa.scalar(None, pa.string()), column)
     if how.label in columns:
         columns[how.label] = as_numbers(columns[how.label])
-    return pa.table({name: columns[name] if name in columns else pa.nulls(total) for name in dict.fromkeys(names)})
+    # Of the others only the names are kept: a message tells which columns there are.
+    whole = {}
+    for name in dict.fromkeys(names):
+        whole[name] = columns[name] if name in columns else pa.nulls(total)
+    return pa.table(whole)
 
 
 def _csv_rows(path: Path, names: Sequence[str], blocks: Iterable[Block]) -> Iterator[tuple[int, list[list[str]]]]:
@@ -548,15 +552,20 @@ def _json_column(path: Path, name: str, values: list[Any], place: Callable[[int]
     except (pa.ArrowException, OverflowError) as error:
         if not needed:
             return pa.nulls(len(values))
-        counts = Counter(type(value) for value in values if value is not None)
-        usual = max(kinds, key=counts.__getitem__)
-        odd = next((i for i, value in enumerate(values) if value is not None and type(value) is not usual), None)
-        if odd is None:
-            raise SpecError(f"{str(path)!r}: column {name!r} cannot be read: {error}; correct it") from None
-        raise SpecError(
-            f"{str(path)!r}, {place(odd)}: {values[odd]!r} in column {name!r} is of another kind than the "
-            f"{counts[usual]} values around it, which are {WORDS.get(usual, usual.__name__)}; write all of them alike"
-        ) from None
+        raise SpecError(f"{str(path)!r}{_odd_value(name, values, place, error)}") from None
+
+
+def _odd_value(name: str, values: list[Any], place: Callable[[int], str], error: Exception) -> str:
+    """What is told of the first value of a column that is of another kind than most, or of all, if there is none."""
+    counts = Counter(type(value) for value in values if value is not None)
+    usual = max(counts, key=counts.__getitem__)
+    odd = next((i for i, value in enumerate(values) if value is not None and type(value) is not usual), None)
+    if odd is None:
+        return f": column {name!r} cannot be read: {error}; correct it"
+    return (
+        f", {place(odd)}: {values[odd]!r} in column {name!r} is of another kind than the {counts[usual]} values around "
+        f"it, which are {WORDS.get(usual, usual.__name__)}; write all of them alike"
+    )
 
 
 WORDS = {str: "texts", int: "numbers", float: "numbers", bool: "true or false", dict: "objects", list: "lists"}

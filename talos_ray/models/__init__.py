@@ -124,16 +124,18 @@ def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequenc
     """The same model without reading a checkpoint: weights are *aliased* to `tensors`, except that those
     named in `private`, which will be written to, are copied. So all processes of a node can share one base."""
     family = _home(name).load(name, pretrained=False)
-    mine = set(private)
-    own = {**dict(family.module.named_parameters(remove_duplicate=False)), **dict(family.module.named_buffers())}
+    written = set(private)
+    # Tied weights under all their names: `tensors` may know them by any.
+    places: dict[str, torch.Tensor] = dict(family.module.named_parameters(remove_duplicate=False))
+    places |= dict(family.module.named_buffers())
     for key, value in tensors.items():
-        own[key].data = value.clone() if key in mine else value
+        places[key].data = value.clone() if key in written else value
     return family
 
 
 def base_tensors(family: Family) -> dict[str, torch.Tensor]:
     """Every weight and stored buffer by name: what the fingerprint covers."""
-    return {k: v.detach() for k, v in family.module.state_dict().items()}
+    return {name: tensor.detach() for name, tensor in family.module.state_dict().items()}
 
 
 def base_fingerprint(family: Family) -> str:

@@ -42,9 +42,11 @@ def make_head(family: Family, data: TaskData, seed: int) -> torch.Tensor:
         return family.head(data.phrases, data.task.prompts)
     drawn = data.train.drawn(INPUTS, seed, data.task.name, "head")
     examples = Examples(drawn, family.preprocess)
-    parts = torch.arange(len(drawn)).split(BATCH)
-    features = torch.cat([family.features(examples.batch(index)[0]).float() for index in parts])
-    return linear_head(features, drawn.labels, len(data.classes))
+    parts = []
+    for index in torch.arange(len(drawn)).split(BATCH):
+        inputs, _ = examples.batch(index)
+        parts.append(family.features(inputs).float())
+    return linear_head(torch.cat(parts), drawn.labels, len(data.classes))
 
 
 def check_head(family: Family, data: TaskData, head: torch.Tensor) -> None:

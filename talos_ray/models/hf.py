@@ -42,6 +42,7 @@ def check(name: str) -> None:
                 "the path"
             )
         check_folder(path, f"model 'hf:{name}'")
+    # What looks like a path was meant as one, and is not asked for at the Hub.
     elif name.startswith((".", "~")) or not HUB_NAME.match(name):
         raise SpecError(
             f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, or OWNER/NAME; check it"

@@ -29,10 +29,12 @@ def import_lean(name: str) -> None:
     config = _config(name)
     needed = {library for library, (key, _) in OPTIONAL.items() if config is None or key in config}
     if "open_clip" in sys.modules:
+        # Loaded without a library, its module has None in the library's place.
         if all(getattr(sys.modules.get(OPTIONAL[library][1]), library, True) for library in needed):
             return
-        for module in [m for m in sys.modules if m.partition(".")[0] == "open_clip" or m == FAMILY]:
-            del sys.modules[module]
+        for module in list(sys.modules):
+            if module.partition(".")[0] == "open_clip" or module == FAMILY:
+                del sys.modules[module]
     if config is None:
         return
     hidden = [library for library in OPTIONAL if library not in needed and library not in sys.modules]

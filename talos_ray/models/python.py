@@ -50,15 +50,17 @@ def allow(modules: str | Iterable[str]) -> None:
     if not given:
         return
     os.environ[ALLOWED] = ",".join(dict.fromkeys([*_named(), *given]))
-    marks = {m: mark for m in given if (mark := _fingerprint(m)) is not None}
+    marks = {module: mark for module in given if (mark := _fingerprint(module)) is not None}
     if not marks:
         return
     known = {**_remembered(), **marks}
     try:
-        _memory().parent.mkdir(parents=True, exist_ok=True)
-        work = _memory().with_suffix(f".{os.getpid()}")
-        work.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-        os.replace(work, _memory())
+        memory = _memory()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and moved: another process that reads it meanwhile sees the old list or the new one.
+        draft = memory.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        os.replace(draft, memory)
     except OSError:  # a home that cannot be written to: it is asked again the next time
         pass
 
@@ -72,7 +74,8 @@ def is_allowed(module: str) -> bool:
 
 
 def _named() -> list[str]:
-    return [m for m in os.environ.get(ALLOWED, "").split(",") if m]
+    names = os.environ.get(ALLOWED, "").split(",")
+    return [name for name in names if name]
 
 
 def _memory() -> Path:
@@ -91,19 +94,23 @@ def _remembered() -> dict[str, str]:
 def _fingerprint(module: str) -> str | None:
     """SHA-256 over where a module's source is and what it says; of all of its package, if it belongs to one. Imports
     nothing. None if there is no source to look at."""
+    # Only the outermost package is asked for: to find a module in it, Python would import the package.
     spec = importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [os.getcwd(), *sys.path])
-    if spec is None:
+    if spec is None or not spec.origin:
         return None
-    folders = [Path(p) for p in spec.submodule_search_locations or ()]
-    files = sorted(f for folder in folders for f in folder.rglob("*.py")) or [Path(spec.origin)] if spec.origin else []
+    files: list[Path] = []
+    for folder in spec.submodule_search_locations or ():
+        files += Path(folder).rglob("*.py")
+    files = sorted(files) or [Path(spec.origin)]
     digest = hashlib.sha256()
     try:
         for path in files:
+            # A path in another encoding comes as surrogates, which UTF-8 has no bytes for.
             digest.update(f"{path.resolve()}\n".encode("utf-8", "surrogateescape"))
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     except OSError:
         return None
-    return digest.hexdigest() if files else None
+    return digest.hexdigest()
 
 
 def check(name: str) -> None:
@@ -145,6 +152,7 @@ def load(name: str, pretrained: bool = True) -> Family:
             f"model {name!r}: what it returns has no {missing[0]!r}; wanted {', '.join(NEEDED)}; see "
             "talos_ray/models/python.py"
         )
+    # With dropout, the same input would have another answer every time.
     made.module.eval()
     defaults = {
         "save": lambda folder: _save(made, folder),
@@ -160,4 +168,6 @@ def load(name: str, pretrained: bool = True) -> Family:
 
 def _save(family: Family, folder: Path) -> None:
     """For `load_state_dict`."""
-    save_file({n: t.contiguous().clone() for n, t in family.module.state_dict().items()}, folder / "model.safetensors")
+    # Cloned, because safetensors refuses weights that share memory, as tied ones do.
+    tensors = {name: tensor.contiguous().clone() for name, tensor in family.module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")

@@ -35,6 +35,7 @@ def check_file(path: Path, what: str) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(POINTER))
+    # What git leaves in place of a large file that was not fetched: a few lines of text under its name.
     if start == POINTER:
         raise SpecError(
             f"{what}: {path.name} is a pointer of Git LFS ({size} bytes) and not the file itself; run `git lfs pull` "
@@ -64,6 +65,7 @@ def _dtypes(path: Path, what: str) -> dict[str, str]:
         try:
             told = json.loads(file.read(header))
             tensors = {name: t for name, t in told.items() if name != "__metadata__"}
+            # Tensors lie behind the header, by places from its end: the last one says how long the file has to be.
             end = max((t["data_offsets"][1] for t in tensors.values()), default=0)
             dtypes = {name: t["dtype"] for name, t in tensors.items()}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
