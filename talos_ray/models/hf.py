@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from talos_ray.models.family import Family
 from talos_ray.models.weights import Json, check_folder, is_adapter, read_json
 
 Model = Any  # of transformers: which methods and settings it has, only the class knows that its checkpoint names
-Tokenizer: TypeAlias = PreTrainedTokenizerBase
+Tokenizer = Any  # PreTrainedTokenizerBase of transformers, whose sources mypy does not read
 
 LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
