@@ -180,7 +180,6 @@ class Workbench:
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         settings = shared.spec.cluster
-        be_patient(60 * settings.storage_minutes)
         self.device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
         by_device = GPU_LOADERS if self.device.type == "cuda" else 0
         self.loaders = by_device if settings.loaders_per_worker is None else settings.loaders_per_worker
@@ -353,6 +352,7 @@ def workbench(shared: Shared) -> Workbench:
     about."""
     uses = shared.spec.model_dump_json(include={"model", "tasks", "control", "seed", "cluster", "calibration"})
     key = f"{shared.base}-{uses}-{shared.data}"
+    be_patient(60 * shared.spec.cluster.storage_minutes)
     if key not in _benches:
         _benches.clear()
         import_lean(shared.spec.model)

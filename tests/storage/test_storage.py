@@ -173,6 +173,7 @@ def test_a_run_asks_storage_again_that_refuses_a_read_and_a_terminal_does_not(fo
         return opened(self, name)
 
     monkeypatch.setattr(Store, "_opened", refusing)
+    monkeypatch.setattr(files, "PATIENCE", files.Patience())  # whatever this process has been patient for
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     refusals += [OSError(5, "Input/output error"), OSError(116, "Stale file handle")]
     with patient(30.0):
