@@ -28,7 +28,7 @@ from talos_ray.models import check_model
 from talos_ray.models.family import AnswerFamily
 from talos_ray.models.lean import import_lean
 from talos_ray.orchestrate.cluster import WARM, nodes, options, remote_address, room
-from talos_ray.orchestrate.selection import Selection, selection_of
+from talos_ray.orchestrate.selection import Selection, calibration_split, selection_of
 from talos_ray.orchestrate.worker import Bits, Shared, Workbench, workbench
 from talos_ray.tasks import TaskData, decoded, encoded
 
@@ -47,11 +47,6 @@ OnShard = Callable[[int, int], None]  # (shards done, shards in all if no round 
 # Weights whose scores travel as one object: an object store and its spilling take many GB in pieces only.
 PIECE = 1 << 28
 ROOM = 0.25  # of the object store, that scores may take
-
-
-def calibration_split(spec: Spec, data: TaskData) -> Split:
-    """The training inputs of one task that are scored: drawn by seed, in a fixed order."""
-    return data.train.drawn(spec.calibration.samples_per_task, spec.seed, data.task.name, "calibration")
 
 
 # ---------------------------------------------------------------------------------- on workers

@@ -24,6 +24,7 @@ from talos_ray.models import Family, base_tensors, build_model, check_model, che
 from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import check_head, has_features, head_key, make_head
 from talos_ray.models.weights import FLOATING, check_one_meant, compared, is_adapter, told_left_out
+from talos_ray.orchestrate.selection import calibration_split
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.tasks import TaskData, load_task, told_of, troubled_images
@@ -188,8 +189,6 @@ def _mask_key(
     calibrated: Sequence[str],
 ) -> str:
     """Address of the mask by what it is made from. `calibrated`: the tasks that it is calibrated on."""
-    from talos_ray.orchestrate.calibrate import calibration_split
-
     if spec.mask.path is not None:
         return mask_at(spec.mask.path, base).fingerprint
     if not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
