@@ -122,7 +122,8 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
             "forget` is to be run again on it"
         )
     calibrated = _calibrated_on(folder, spec)
-    mask_key = _mask_key(folder, spec, base, data, heads, calibrated)
+    given = None if spec.mask.path is None else mask_at(spec.mask.path, base)
+    mask_key = given.fingerprint if given is not None else _mask_key(folder, spec, base, data, heads, calibrated)
     checkpoints = {}
     for task in spec.tasks:
         # What stands for training is read now: whether it fits is a question about the spec.
@@ -156,7 +157,8 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         checkpoints=checkpoints,
         own_heads=has_features(family),
     )
-    k = _weights_to_change(spec, layout, base)
+    # A mask that is there says it itself, whatever the settings would ask for.
+    k = given.k if given is not None else _weights_to_change(spec, layout)
     _check_stored(folder, prepared)
     same_tasks = calibrated == [t.name for t in spec.tasks]
     stays = "" if same_tasks else f"; the mask of the run's first {len(calibrated)} stays"
@@ -189,8 +191,6 @@ def _mask_key(
     calibrated: Sequence[str],
 ) -> str:
     """Address of the mask by what it is made from. `calibrated`: the tasks that it is calibrated on."""
-    if spec.mask.path is not None:
-        return mask_at(spec.mask.path, base).fingerprint
     if not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
         known: str = folder.info()["identity"]["calibration inputs"]
         return known
@@ -199,7 +199,7 @@ def _mask_key(
     return key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
 
 
-def _weights_to_change(spec: Spec, layout: Layout, base: str) -> int:
+def _weights_to_change(spec: Spec, layout: Layout) -> int:
     """How many weights the mask is to hold.
 
     Raises:
@@ -207,8 +207,6 @@ def _weights_to_change(spec: Spec, layout: Layout, base: str) -> int:
     """
     keep = spec.mask.keep
     layers = spec.mask.layers
-    if spec.mask.path is not None:  # a mask that is there says it itself, whatever the settings would ask for
-        return mask_at(spec.mask.path, base).k
     assert not isinstance(keep, str) and not isinstance(layers, str)  # short runs have replaced every `auto`
     everything = spec.mask.strategy == "all"
     k = layout.total if everything else round(keep * layout.total)

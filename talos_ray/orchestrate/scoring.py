@@ -324,9 +324,7 @@ class Looks:
 
     def head(self, key: str) -> torch.Tensor:
         """The linear head that a look fitted."""
-        stored = self.session.folder.load_trial(key)
-        assert stored is not None  # who asks for a head has had it fitted
-        _, tensors = stored
+        _, tensors = self.session.folder.stored_trial(key)
         return tensors["head"]
 
 

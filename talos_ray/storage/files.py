@@ -629,12 +629,8 @@ class Store:
             CorruptError: not a safetensors file of this project, or cut off.
         """
         try:
-            opened = self._opened(name) if self.local else self._asked(name, self.fs.open_input_file)
-            with opened as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                if not 2 <= size <= HEADER_LIMIT:
-                    raise ValueError(f"header of {size} bytes")
-                header = json.loads(stream.read(size))
+            size, text = self._asked(name, lambda path: self._header(name, path))
+            header = json.loads(text)
             info: JsonObject = json.loads(header.pop("__metadata__")["talos"])
             # Tensors lie behind the header, one after another: the last one's end is the file's.
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -647,6 +643,14 @@ class Store:
                 f"{self.path(name)} is not a whole talos_ray safetensors file ({type(error).__name__}: {error}); "
                 "restore it from a copy"
             ) from None
+
+    def _header(self, name: str, path: str) -> tuple[int, bytes]:
+        """Length and text of a safetensors file's header; no more of the file is read."""
+        with self._opened(name) if self.local else self.fs.open_input_file(path) as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if not 2 <= size <= HEADER_LIMIT:
+                raise ValueError(f"header of {size} bytes")
+            return size, stream.read(size)
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], info: Mapping[str, object]) -> None:
         self.write(name, as_tensors(tensors, info))

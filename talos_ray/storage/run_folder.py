@@ -542,7 +542,7 @@ class RunFolder:
             return None
         return info, logits
 
-    def stored_trial(self, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def stored_trial(self, key: str) -> tuple[JsonObject, dict[str, torch.Tensor]]:
         """A candidate that has to be there, because something was built on it.
 
         Raises:
