@@ -40,7 +40,7 @@ from talos_ray.data.readers import (
     told_of_hidden,
     told_template,
 )
-from talos_ray.data.split import ROWS, apart, content_of, cut_missing, marked
+from talos_ray.data.split import ROWS, apart, content_of, cut_missing, marked, rows_of
 from talos_ray.data.split import Split as Split
 from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError, nearest
@@ -584,7 +584,7 @@ def _with_files(task: Task, rows: Any) -> Any:
         own = pa.array(paths[: len(chunk)], pa.string())
         paths = paths[len(chunk) :]
         chunks.append(pa.StructArray.from_arrays([chunk.field("bytes"), own], ["bytes", "path"]))
-    mixed = datasets.Dataset(pa.table({task.input: pa.chunked_array(chunks)}))
+    mixed = rows_of(pa.table({task.input: pa.chunked_array(chunks)}))
     return mixed.cast_column(task.input, datasets.Image())
 
 

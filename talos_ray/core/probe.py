@@ -78,6 +78,8 @@ def fitted_head(
     most = right(start)
     # From the hardest on, and only a better one is taken: so the closest to `start` wins.
     for decay in DECAYS:
+        if most == len(held_out_labels):  # none can be better
+            break
         head = linear_head(features, labels, len(start), start, decay)
         count = right(head)
         if count > most:

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from talos_ray.config import HALF, shortly
 from talos_ray.data.folders import images_below
 from talos_ray.data.pixels import as_rgb, decoding
-from talos_ray.data.split import Split
+from talos_ray.data.split import Split, rows_of
 from talos_ray.data.tables import KINDS
 from talos_ray.errors import SpecError
 
@@ -131,13 +131,12 @@ def rows_of_texts(values: Sequence[Any], column: str) -> Any:
     Raises:
         SpecError: one is no text; named by its place.
     """
-    import datasets
 
     for i, value in enumerate(values):
         if not isinstance(value, str):
             raise SpecError(f"input {i} is {type(value).__name__}; wanted a text; a file of texts is named alone")
         _check_whole(i, value)
-    return datasets.Dataset(pa.table({column: pa.array(values, pa.string())}))
+    return rows_of(pa.table({column: pa.array(values, pa.string())}))
 
 
 def _check_whole(place: int, value: object) -> None:
@@ -155,7 +154,6 @@ def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
     Raises:
         SpecError: one is no mapping or lacks a column; named by its place.
     """
-    import datasets
 
     for i, value in enumerate(values):
         lacks = [column for column in columns if not isinstance(value, Mapping) or value.get(column) is None]
@@ -170,6 +168,6 @@ def rows_of_columns(values: Sequence[Any], columns: Sequence[str]) -> Any:
         arrays = {}
         for column in columns:
             arrays[column] = pa.array([value[column] for value in values])
-        return datasets.Dataset(pa.table(arrays))
+        return rows_of(pa.table(arrays))
     except (pa.ArrowException, TypeError) as error:
         raise SpecError(f"the inputs' values differ in kind: {error}; write all of a column alike") from None

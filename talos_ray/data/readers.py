@@ -38,6 +38,7 @@ from talos_ray.data.folders import (
     tables_in,
     told_some,
 )
+from talos_ray.data.split import rows_of
 from talos_ray.data.tables import KINDS, Reading, check_is_table, column_names, read_table
 from talos_ray.demo.tasks import RECIPES, cache_folder, materialize
 from talos_ray.errors import SpecError, nearest
@@ -394,7 +395,6 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
     Args:
         delimiter: what stands between the cells of CSV files, if it is not what their suffix says.
     """
-    import datasets
 
     needed = {*columns_of(task), task.label}
     how = replace(_reading(task, needed), delimiter=delimiter)
@@ -403,7 +403,7 @@ def _tables(task: Task, files: Mapping[str, Sequence[Path]], delimiter: str | No
     splits = {}
     for split, paths in files.items():
         if KINDS[paths[0].suffix.lower()] != "parquet":
-            splits[split] = datasets.Dataset(_read_alike(paths, how, images))
+            splits[split] = rows_of(_read_alike(paths, how, images))
             continue
         for path in paths:
             check_is_table(path)
@@ -531,7 +531,7 @@ def _listed_images(task: Task, path: Path) -> dict[str, Any]:
     _check_all_listed(path, seen)
     joined = {}
     for split, parts in listed.items():
-        dataset = datasets.Dataset(pa.concat_tables(parts, promote_options="permissive"))
+        dataset = rows_of(pa.concat_tables(parts, promote_options="permissive"))
         joined[split or task.train_split] = dataset.cast_column(IMAGE, datasets.Image())
     return joined
 

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import uuid
 from collections import Counter
@@ -39,8 +40,7 @@ class Split:
     def select(self, index: Sequence[int]) -> Split:
         index = [int(i) for i in index]
         marks = None if self.marks is None else self.marks[index]
-        # A name of its own for the rows: datasets would hash the whole index for one, and nothing is kept under it.
-        rows = self.rows.select(index, new_fingerprint=uuid.uuid4().hex[:16])
+        rows = self.rows.select(index, new_fingerprint=_any_name())
         return Split(rows, self.column, self.labels[index], marks=marks)
 
     def drawn(self, most: int, *seed: object) -> Split:
@@ -50,12 +50,17 @@ class Split:
 
     def fingerprint(self, labels: bool = True) -> str:
         """SHA-256 over the inputs' bytes, in order, and the labels (unless `labels` is False)."""
+        return self._fingerprints[int(labels)]
+
+    @functools.cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        """Without and with the labels: asked for often, and found by reading every input."""
         digest = hashlib.sha256()
         for content in self.contents():
             digest.update(content)
-        if labels:
-            digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
+        inputs = digest.hexdigest()
+        digest.update(self.labels.numpy().tobytes())
+        return inputs, digest.hexdigest()
 
     def contents(self) -> Iterable[bytes]:
         """Every input's bytes, in order."""
@@ -102,6 +107,18 @@ class Split:
 
     def _stored(self, i: int) -> Any:
         return self.rows.with_format("arrow")[i : i + 1].column(self.column).to_pylist()[0]
+
+
+def rows_of(table: pa.Table) -> Any:
+    """A `datasets.Dataset` of a table."""
+    import datasets
+
+    return datasets.Dataset(table, fingerprint=_any_name())
+
+
+def _any_name() -> str:
+    """What datasets calls some rows: it would hash all of them for a name, and nothing is kept under it."""
+    return uuid.uuid4().hex[:16]
 
 
 def content_of(value: object) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import ray
@@ -29,7 +30,7 @@ from talos_ray.core.subspaces import SUBSPACES
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.learning import pool_of
-from talos_ray.orchestrate.worker import Arm, Predicted, Shared, workbench
+from talos_ray.orchestrate.worker import Arm, Predicted, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import ArmResult, Cost, Impact, Summary, TaskScores, TensorChange, Version
 
@@ -42,38 +43,61 @@ DISTURBED = 80  # validation inputs of each task that the disentanglement error 
 PAIRS = 20  # most tasks whose pairs are looked at one by one
 Result = TypeVar("Result")
 TESTED = 4096  # test inputs that one Ray task scores, a multiple of the workbench's batch: no batch is cut in two
+LISTS = 4  # Ray tasks that a worker gets at least, where there is so much work
 Heads = Mapping[str, torch.Tensor]  # task -> linear head of its own, float32 [classes, d + 1]
 
 
 # ---------------------------------------------------------------------------------- on workers
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LookRequest:
+    """One model's look at one task, which is kept under `key`.
+
+    Args:
+        blend: how much of each delta is in the model.
+        own: also fit a linear head to the model's features.
+        head: linear head that is used instead of the frozen one.
+        size: inputs that are looked at.
+    """
+
+    task: str
+    blend: Blend
+    own: bool
+    head: torch.Tensor | None
+    key: str
+    size: int
+
+
 @ray.remote(**WARM)
-def look(
-    shared: Shared, arm: Arm | None, blend: Blend, task: str, own: bool, head: torch.Tensor | None, key: str, uri: str
-) -> dict[str, Any]:
-    """What one model makes of one task, found once for all learning runs, and stored under `key`: its answers on the
-    inputs that are learned from (log-probabilities, float16 [n, classes]), and which validation inputs it gets right.
+def look(shared: Shared, arm: Arm | None, requests: Sequence[LookRequest], uri: str) -> list[dict[str, Any]]:
+    """What models make of tasks, each found once for all learning runs and stored under its key: answers on the inputs
+    that are learned from (log-probabilities, float16 [n, classes]), and which validation inputs are answered right.
 
     Args:
         arm: whose deltas; the base, if not given.
-        own: also fit a linear head to the model's features.
-        head: linear head that is used instead of the frozen one.
     """
     folder = RunFolder(uri)
-    if (stored := folder.load_trial(key)) is not None:
-        known: dict[str, Any] = stored[0]
-        return known
+    infos = []
+    for request in requests:
+        stored = folder.load_trial(request.key)
+        infos.append(_looked(shared, folder, arm, request) if stored is None else stored[0])
+    return infos
+
+
+def _looked(shared: Shared, folder: RunFolder, arm: Arm | None, request: LookRequest) -> dict[str, Any]:
     bench = workbench(shared)
     started = time.perf_counter()
+    task = request.task
+    head = request.head
     if arm is None:
         bench.reset()
     else:
-        bench.compose(arm, blend)
+        bench.compose(arm, request.blend)
     train = bench.examples(task, "train")
-    pool = pool_of(shared.spec, task, len(train), len(bench.examples(task, "validation")))
     kept_out = bench.examples(task, "validation")
-    wanted = own or head is not None
+    pool = pool_of(shared.spec, task, len(train), len(kept_out))  # the bench's own may be of another search
+    wanted = request.own or head is not None
     # What is learned from is apart from what is judged by, even where validation data lend some of it.
     shown = bench.answered(train, task, pool.train, features=wanted)
     lent = bench.answered(kept_out, task, pool.validation, features=wanted)
@@ -82,72 +106,90 @@ def look(
     right = judged.right(head)
     tensors = {"taught": taught.log_softmax(-1).half(), "right": right.to(torch.uint8)}
     info: dict[str, Any] = {"right": int(right.sum()), "inputs": len(right), "arm": "base" if arm is None else arm.name}
-    if own:
+    if request.own:
         tensors["head"] = bench.fitted(task, shown, judged)
         info["right_own"] = int(judged.right(tensors["head"]).sum())
     info["seconds"] = round(time.perf_counter() - started, 3)
-    folder.save_trial(key, info, tensors)
+    folder.save_trial(request.key, info, tensors)
     return info
 
 
-@dataclass(frozen=True)
-class TaskRows:
-    """Rows [start, stop) of a task's test data."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TestPart:
+    """Rows [start, stop) of a task's test data, for one model to answer.
+
+    Args:
+        blend: how much of each delta is in the model.
+        head: the task's own linear head, if it has one.
+        corruption: that the inputs are put under.
+    """
+
+    __test__ = False  # nor does pytest take it for one of its own
 
     task: str
     start: int
     stop: int
+    blend: Blend
+    head: torch.Tensor | None = None
+    corruption: str | None = None
 
-
-def in_parts(sizes: Mapping[str, int]) -> list[list[TaskRows]]:
-    """The test data of some tasks (task -> inputs) as lists of parts, each list of at most TESTED inputs: a large set
-    is shared among workers, and small ones go together."""
-    lists: list[list[TaskRows]] = []
-    room = 0
-    for task, size in sizes.items():
-        for start in range(0, max(1, size), TESTED):
-            part = TaskRows(task, start, min(size, start + TESTED))
-            inputs = part.stop - part.start
-            if inputs > room or not lists:
-                lists.append([])
-                room = TESTED
-            lists[-1].append(part)
-            room -= inputs
-    return lists
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
 
 
 @ray.remote(**WARM)
-def evaluate(
-    shared: Shared, arm: Arm, blend: Blend, parts: Sequence[TaskRows], heads: Heads, corruption: str | None
-) -> list[Predicted]:
-    """What a model answers on parts of test data: what `Workbench.predicted` gives of a task's frozen head, and of its
-    own if it has one in `heads`."""
+def evaluate(shared: Shared, arm: Arm, parts: Sequence[TestPart]) -> list[Predicted]:
+    """What models answer on parts of test data: what `Workbench.predicted` gives of a task's frozen head, and of its
+    own if it has one."""
     bench = workbench(shared)
-    bench.compose(arm, blend)
-    return [bench.predicted(p.task, heads.get(p.task), corruption, range(p.start, p.stop)) for p in parts]
+    predictions = []
+    composed: Blend | None = None
+    for part in parts:
+        if part.blend is not composed:  # parts of one model still share its coefficients here
+            bench.compose(arm, part.blend)
+            composed = part.blend
+        predictions.append(bench.predicted(part.task, part.head, part.corruption, range(part.start, part.stop)))
+    return predictions
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DisturbedTask:
+    """A task whose edit others may disturb. `head`: its own, if it has one."""
+
+    task: str
+    head: torch.Tensor | None
+    size: int = DISTURBED
 
 
 @ray.remote(**WARM)
 def disturbed(
-    shared: Shared, arm: Arm, blend: Blend, task: str, heads: Heads, pairs: bool
-) -> tuple[dict[str, float], float]:
-    """The disentanglement error of one task (Ortiz-Jimenez et al., 2023): the share of its validation inputs that are
+    shared: Shared, arm: Arm, tasks: Sequence[DisturbedTask], blend: Blend, pairs: bool
+) -> list[tuple[dict[str, float], float]]:
+    """The disentanglement error of tasks (Ortiz-Jimenez et al., 2023): the share of a task's validation inputs that are
     answered differently, compared with its own edit alone, where one other edit joins (by the other's name), and where
     all others do."""
     bench = workbench(shared)
-    examples = bench.examples(task, "validation")
+    return [_disturbed(bench, arm, one, blend, pairs) for one in tasks]
+
+
+def _disturbed(
+    bench: Workbench, arm: Arm, one: DisturbedTask, blend: Blend, pairs: bool
+) -> tuple[dict[str, float], float]:
+    examples = bench.examples(one.task, "validation")
     rows = sampled_rows(len(examples), DISTURBED)
 
     def answers(tasks: Sequence[str]) -> torch.Tensor:
         bench.compose(arm, blend.only(tasks))
-        return bench.answered(examples, task, rows, features=task in heads).under(heads.get(task)).argmax(-1)
+        seen = bench.answered(examples, one.task, rows, features=one.head is not None)
+        return seen.under(one.head).argmax(-1)
 
-    alone = answers([task])
+    alone = answers([one.task])
 
-    def changed_by(tasks: Sequence[str]) -> float:
-        return float((answers([task, *tasks]) != alone).float().mean())
+    def changed_by(others: Sequence[str]) -> float:
+        return float((answers([one.task, *others]) != alone).float().mean())
 
-    others = [t for t in blend.values if t != task]
+    others = [t for t in blend.values if t != one.task]
     by_pair = {other: changed_by([other]) for other in others} if pairs else {}
     return by_pair, changed_by(others)
 
@@ -241,15 +283,62 @@ def ways_of(
     return found
 
 
-def waited(session: Session, refs: Sequence[ObjectRef[Result]], stage: str, words: str) -> list[Result]:
-    """The results of Ray tasks, with progress while they come."""
+class Request(Protocol):
+    """A small piece of work on one model. `size`: inputs that it is about."""
+
+    @property
+    def size(self) -> int: ...
+
+
+Asked = TypeVar("Asked", bound=Request)
+
+
+def in_lists(sizes: Sequence[int], workers: int, apart: Sequence[object] = ()) -> list[range]:
+    """Places of pieces of work, in order, in lists that are one Ray task each.
+
+    A Ray task unpacks the spec, all heads and all deltas anew, which costs more than a small piece itself: so a list is
+    as long as it can be without making workers wait for the last one.
+
+    Args:
+        sizes: inputs of each piece.
+        apart: what pieces of one list have to have in common.
+    """
+    room = min(TESTED, math.ceil(sum(sizes) / (LISTS * workers)))
+    lists: list[range] = []
+    left = 0
+    for place, size in enumerate(sizes):
+        if not lists or size > left or (apart and apart[place] != apart[place - 1]):
+            lists.append(range(place, place))
+            left = room
+        lists[-1] = range(lists[-1].start, place + 1)
+        left -= size
+    return lists
+
+
+def shared_out(
+    session: Session,
+    asked: Sequence[tuple[ObjectRef[Arm] | None, Asked]],
+    send: Callable[[ObjectRef[Arm] | None, list[Asked]], ObjectRef[list[Result]]],
+    stage: str,
+    words: str,
+) -> list[Result]:
+    """The results of pieces of work, each on a model of an arm (None: the base), with progress while they come.
+
+    Args:
+        send: starts a Ray task for pieces of one arm.
+    """
+    sizes = [max(1, request.size) for _, request in asked]
+    lists = in_lists(sizes, session.slots["search"], [arm for arm, _ in asked])
+    refs = [send(asked[places.start][0], [asked[place][1] for place in places]) for places in lists]
+    pieces = dict(zip(refs, map(len, lists), strict=True))
     waiting: list[Any] = list(refs)
+    done = 0
     # One by one and not all at once, because somebody looks at how far it is.
     while waiting:
-        _, waiting = ray.wait(waiting, num_returns=1)
-        done = len(refs) - len(waiting)
-        session.progress.update(stage, done / len(refs), f"{words}: {done} of {len(refs)}")
-    return ray.get(refs)
+        (ready,), waiting = ray.wait(waiting, num_returns=1)
+        done += pieces[ready]
+        session.progress.update(stage, done / len(asked), f"{words}: {done} of {len(asked)}")
+    return [result for results in ray.get(refs) for result in results]
 
 
 @dataclass(frozen=True)
@@ -281,7 +370,8 @@ class Looks:
         self.session = session
         self.p = prepared
         self.stage = stage
-        self.asked: dict[str, ObjectRef[dict[str, Any]]] = {}
+        self.asked: dict[str, tuple[ObjectRef[Arm] | None, LookRequest]] = {}
+        self.infos: dict[str, dict[str, Any]] = {}
         self.remote = look.options(**options(prepared.spec.cluster))
 
     def key(self, task: str, used: Sequence[object], own: bool, head: torch.Tensor | None) -> str:
@@ -303,7 +393,7 @@ class Looks:
         own: bool = False,
         head: torch.Tensor | None = None,
     ) -> str:
-        """Have a task looked at. Returns the look's key.
+        """Have a task looked at, once `found` is called. Returns the look's key.
 
         Args:
             ref: of the arm whose deltas `blend` adds up; the base, if not given.
@@ -311,16 +401,30 @@ class Looks:
         """
         key = self.key(task, list(used), own, head)
         if key not in self.asked:
-            uri = self.session.folder.store.uri
-            self.asked[key] = self.remote.remote(
-                self.session.shared_ref, ref, blend or Blend({}), task, own, head, key, uri
+            data = self.p.data[task]
+            request = LookRequest(
+                task=task,
+                blend=blend or Blend({}),
+                own=own,
+                head=head,
+                key=key,
+                size=len(data.train) + len(data.validation),
             )
+            self.asked[key] = (ref, request)
         return key
 
     def found(self) -> dict[str, Look]:
         """All looks that were asked for, by key."""
-        infos = waited(self.session, list(self.asked.values()), self.stage, "single-task answers")
-        return {key: Look(key, info) for key, info in zip(self.asked, infos, strict=True)}
+        new = {key: asked for key, asked in self.asked.items() if key not in self.infos}
+        uri = self.session.folder.store.uri
+
+        def send(arm: ObjectRef[Arm] | None, requests: list[LookRequest]) -> ObjectRef[list[dict[str, Any]]]:
+            given: Any = arm  # for mypy, a reference of an arm is none of an arm or nothing
+            return self.remote.remote(self.session.shared_ref, given, requests, uri)
+
+        infos = shared_out(self.session, list(new.values()), send, self.stage, "single-task answers")
+        self.infos.update(zip(new, infos, strict=True))
+        return {key: Look(key, self.infos[key]) for key in self.asked}
 
     def head(self, key: str) -> torch.Tensor:
         """The linear head that a look fitted."""
@@ -350,28 +454,41 @@ class Tested:
         self.stage = stage
         self.words = words
         self.remote = evaluate.options(**options(prepared.spec.cluster))
-        self.asked: list[list[list[TaskRows]]] = []
-        self.refs: list[ObjectRef[list[Predicted]]] = []
+        self.asked: list[list[tuple[ObjectRef[Arm] | None, TestPart]]] = []  # of every model
 
     def ask(
         self, arm: ObjectRef[Arm], blend: Blend, tasks: Sequence[str], heads: Heads, corruption: str | None = None
     ) -> None:
         """Have one model answer the test data of some tasks."""
-        lists = in_parts({task: len(self.p.data[task].test) for task in tasks})
-        for parts in lists:
-            own = {p.task: heads[p.task] for p in parts if p.task in heads}
-            self.refs.append(self.remote.remote(self.session.shared_ref, arm, blend, parts, own, corruption))
-        self.asked.append(lists)
+        parts: list[tuple[ObjectRef[Arm] | None, TestPart]] = []
+        for task in tasks:
+            size = len(self.p.data[task].test)
+            for start, stop in rows_of_parts(size):
+                part = TestPart(
+                    task=task, start=start, stop=stop, blend=blend, head=heads.get(task), corruption=corruption
+                )
+                parts.append((arm, part))
+        self.asked.append(parts)
 
     def answered(self) -> Iterator[dict[str, Predicted]]:
         """Task -> predictions, of every model in the order in which they were asked."""
-        found = iter(waited(self.session, self.refs, self.stage, self.words))
-        for lists in self.asked:
-            pieces: dict[str, list[Predicted]] = {}
-            for parts in lists:
-                for part, predicted in zip(parts, next(found), strict=True):
-                    pieces.setdefault(part.task, []).append(predicted)
-            yield {task: _joined(predictions) for task, predictions in pieces.items()}
+
+        def send(arm: ObjectRef[Arm] | None, parts: list[TestPart]) -> ObjectRef[list[Predicted]]:
+            assert arm is not None
+            return self.remote.remote(self.session.shared_ref, arm, parts)
+
+        everything = [part for parts in self.asked for part in parts]
+        predictions = iter(shared_out(self.session, everything, send, self.stage, self.words))
+        for parts in self.asked:
+            of_task: dict[str, list[Predicted]] = {}
+            for _, part in parts:
+                of_task.setdefault(part.task, []).append(next(predictions))
+            yield {task: _joined(pieces) for task, pieces in of_task.items()}
+
+
+def rows_of_parts(size: int) -> list[tuple[int, int]]:
+    """Where the parts of so many test inputs begin and end: a large set is shared among workers."""
+    return [(start, min(size, start + TESTED)) for start in range(0, max(1, size), TESTED)]
 
 
 def _joined(parts: Sequence[Predicted]) -> Predicted:

@@ -31,8 +31,19 @@ from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
 from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, Record, rank
 from talos_ray.orchestrate.scoring import PAIRS as MOST_PAIRS
-from talos_ray.orchestrate.scoring import Chosen, Look, Looks, Way, disturbed, fits_heads, single_look, waited, ways_of
-from talos_ray.orchestrate.worker import workbench
+from talos_ray.orchestrate.scoring import (
+    Chosen,
+    DisturbedTask,
+    Look,
+    Looks,
+    Way,
+    disturbed,
+    fits_heads,
+    shared_out,
+    single_look,
+    ways_of,
+)
+from talos_ray.orchestrate.worker import Arm, workbench
 from talos_ray.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -519,10 +530,17 @@ class MergeSearch:
         tasks = sorted(self.p.targets)
         pairs = len(tasks) <= MOST_PAIRS
         remote = disturbed.options(**cluster.options(self.p.spec.cluster))
-        refs = [remote.remote(self.session.shared_ref, mine.way.ref, mine.blend, t, mine.heads, pairs) for t in tasks]
-        found = dict(
-            zip(tasks, waited(self.session, refs, self.stage, "how far edits disturb each other"), strict=True)
-        )
+        blend = ray.put(mine.blend)
+
+        def send(
+            arm: ray.ObjectRef[Arm] | None, some: list[DisturbedTask]
+        ) -> ray.ObjectRef[list[tuple[dict[str, float], float]]]:
+            assert arm is not None
+            return remote.remote(self.session.shared_ref, arm, some, blend, pairs)
+
+        asked = [(mine.way.ref, DisturbedTask(task=t, head=mine.heads.get(t))) for t in tasks]
+        changes = shared_out(self.session, asked, send, self.stage, "how far edits disturb each other")
+        found = dict(zip(tasks, changes, strict=True))
         return {
             "tasks": tasks,
             "pairs": [[changed.get(u, 0.0) for u in tasks] for changed, _ in found.values()] if pairs else None,

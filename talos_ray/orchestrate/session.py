@@ -87,11 +87,13 @@ def _telling(folder: RunFolder, progress: Progress) -> Iterator[None]:
 
     def tell(news: dict[str, Any]) -> None:
         nonlocal last
-        if time.monotonic() - last < every or not folder.store.exists("run.json"):
+        if time.monotonic() - last < every:
             return
         last = time.monotonic()
-        with suppress(TalosError, OSError):
-            folder.store.write_json(NOW, {**news, "time": time.time()}, patience=0)
+        # The run goes on meanwhile: nothing of this is worth to be tried again. There is no run before its file is there.
+        with suppress(TalosError, OSError), patient(0):
+            if folder.store.exists("run.json"):
+                folder.store.write_json(NOW, {**news, "time": time.time()})
 
     progress.on_news = tell
     try:

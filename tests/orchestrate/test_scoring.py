@@ -1,4 +1,4 @@
-"""Test data in parts: nothing twice, nothing left out, the same answers."""
+"""Test data in parts, and small pieces of work in lists: nothing twice, nothing left out, the same answers."""
 
 import numpy as np
 import pytest
@@ -8,33 +8,35 @@ from hypothesis import strategies as st
 
 from talos_ray.orchestrate import scoring
 from talos_ray.orchestrate.plan import prepare
-from talos_ray.orchestrate.scoring import TESTED, in_parts
+from talos_ray.orchestrate.scoring import LISTS, TESTED, in_lists, rows_of_parts
 from talos_ray.orchestrate.worker import Shared, Workbench, freeze
 from talos_ray.progress import Progress
 from talos_ray.spec import make_spec
 
 
-@given(st.lists(st.integers(0, 3 * TESTED + 5), max_size=12))
-def test_every_row_is_in_one_part_and_no_worker_gets_more_than_its_share(sizes):
-    of_task = {f"task_{i}": size for i, size in enumerate(sizes)}
-    lists = in_parts(of_task)
-    rows = {task: [] for task in of_task}
-    for parts in lists:
-        assert parts and sum(part.stop - part.start for part in parts) <= TESTED
-        for part in parts:
-            rows[part.task] += range(part.start, part.stop)
-            assert part.start % TESTED == 0
-    assert rows == {task: list(range(size)) for task, size in of_task.items()}
-    assert {part.task for parts in lists for part in parts} == set(of_task)
+@given(st.integers(0, 3 * TESTED + 5))
+def test_every_row_of_a_large_set_is_in_one_part(size):
+    parts = rows_of_parts(size)
+    assert [row for start, stop in parts for row in range(start, stop)] == list(range(size))
+    assert parts and all(start % TESTED == 0 and stop - start <= TESTED for start, stop in parts)
 
 
-def test_small_tasks_share_a_worker_and_a_large_one_has_several():
-    assert [[part.task for part in parts] for parts in in_parts({"a": 600, "b": 600, "c": 2 * TESTED})] == [
-        ["a", "b"],
-        ["c"],
-        ["c"],
-    ]
-    assert in_parts({}) == []
+@given(st.lists(st.tuples(st.integers(1, TESTED), st.integers(0, 2)), max_size=60), st.integers(1, 9))
+def test_every_piece_is_in_one_list_of_its_arm_and_no_worker_waits_long_for_another(pieces, workers):
+    sizes = [size for size, _ in pieces]
+    arms = [arm for _, arm in pieces]
+    lists = in_lists(sizes, workers, arms)
+    assert [place for places in lists for place in places] == list(range(len(pieces)))
+    for places in lists:
+        assert len({arms[place] for place in places}) == 1
+        # A list is one large piece, or no more than its share.
+        assert len(places) == 1 or sum(sizes[place] for place in places) <= min(TESTED, -(-sum(sizes) // (LISTS * workers)))
+
+
+def test_small_tasks_share_a_list_and_a_large_one_has_several():
+    assert [len(places) for places in in_lists([6] * 1000, workers=8)] == [31] * 32 + [8]
+    assert [len(places) for places in in_lists([600, 600, TESTED, TESTED], workers=1)] == [2, 1, 1]
+    assert in_lists([], workers=2) == []
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import io
 import json
 import time
 
+from pyarrow import fs
 from records import small_run
 from rich.console import Console
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from talos_ray.cli import app
 from talos_ray.orchestrate.session import _telling
 from talos_ray.progress import Progress
 from talos_ray.storage import history
+from talos_ray.storage.files import patient
 
 
 def test_a_process_tells_how_far_it_is_while_it_works_and_no_longer(tmp_path):
@@ -30,6 +32,25 @@ def test_a_process_tells_how_far_it_is_while_it_works_and_no_longer(tmp_path):
     assert history.read_now(folder.store) is None
     over = CliRunner().invoke(app, ["top", str(tmp_path / "run")])
     assert over.exit_code == 0 and "nobody works on" in over.output
+
+
+class Refusing(fs.SubTreeFileSystem):
+    """Storage that is not there for a while, and how often it was asked."""
+
+    asked = 0
+
+    def get_file_info(self, paths):
+        self.asked += 1
+        raise OSError("connection reset")
+
+
+def test_storage_that_refuses_does_not_hold_up_what_is_told(tmp_path):
+    folder = small_run(tmp_path / "run")
+    folder.store.fs = Refusing(str(tmp_path), fs.LocalFileSystem())
+    progress = Progress(Console(file=io.StringIO(), width=120))
+    with patient(3600), _telling(folder, progress):
+        progress.begin("train", "starting the workers")
+    assert folder.store.fs.asked > 0  # and not for an hour
 
 
 def test_verify_takes_nothing_else_for_it(tmp_path):
