@@ -90,7 +90,7 @@ def _telling(folder: RunFolder, progress: Progress) -> Iterator[None]:
         if time.monotonic() - last < every:
             return
         last = time.monotonic()
-        # The run goes on meanwhile: nothing of this is worth to be tried again. There is no run before its file is there.
+        # The run goes on meanwhile: nothing of this is worth another try. Without its file there is no run yet.
         with suppress(TalosError, OSError), patient(0):
             if folder.store.exists("run.json"):
                 folder.store.write_json(NOW, {**news, "time": time.time()})
