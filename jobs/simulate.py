@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -37,8 +38,10 @@ TASKS, WORKERS = 1000, 200
 CROWDS = 4  # processes that the simulated workers share
 STEP = 0.05  # seconds that a simulated update takes
 VALUES = 100_000  # of a simulated delta
-MEASURED = (1, 2, 4, 8, 16, 32)  # workers whose cost on the head is measured
-PREDICTED = (64, 200, 1000)  # and those for which it is predicted
+FEW, MANY = 1, 8  # workers from whose cost on the head the rest is predicted
+SHORT, LONG = 15.0, 45.0  # seconds that each of them works
+CHECKED = (2, 4, 16, 32)  # workers whose cost is measured to see whether it is what was predicted
+PREDICTED = (64, 200, 1000)  # and those for which it is predicted alone
 HERE = Path(__file__).resolve()
 
 
@@ -200,7 +203,7 @@ def _storage(folder: RunFolder) -> None:
 
 def on_raylets(workers: int, seconds: float) -> None:
     """In a process of its own: the training stage with workers that sleep so long, on a raylet beside the driver's own, which has no
-    place for a worker. Prints what the driver's node took of memory (MB) and CPU seconds."""
+    place for a worker. Prints what the driver's node took of memory (MB) and CPU seconds, and how many seconds all of it took."""
     from ray.cluster_utils import Cluster as Raylets
 
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -217,6 +220,7 @@ def on_raylets(workers: int, seconds: float) -> None:
         most = max(most, _held(head | set(_family(raylets.head_node))))
 
     before = _held(head)
+    began = time.monotonic()
     steps = round(seconds / STEP)
     work = [
         Job(
@@ -235,7 +239,7 @@ def on_raylets(workers: int, seconds: float) -> None:
             scratch=scratch, on_status=on_status, trainer=f"{HERE.stem}:{Sleeper.__name__}",
         )  # fmt: skip
     busy = _used(head) - used
-    print("measured", f"{(most - before) / 1e6:.1f}", f"{busy:.2f}", flush=True)
+    print("measured", f"{(most - before) / 1e6:.1f}", f"{busy:.2f}", f"{time.monotonic() - began:.1f}", flush=True)
     ray.shutdown()
     raylets.shutdown()
 
@@ -284,23 +288,30 @@ def measured(workers: int, seconds: float) -> list[float]:
     return [float(word) for word in lines[0].split()[1:]]
 
 
-def head(seconds: float = 40.0) -> None:
-    """What a worker costs the driver's node, measured, and by a straight line through the fewest and the most of the first half."""
-    found = {n: measured(n, seconds) for n in MEASURED}
-    few, many = MEASURED[0], MEASURED[len(MEASURED) // 2]
-    print(f"what the driver's node takes for workers that sleep {seconds:.0f} s each, beside what it takes without any")
-    lines = []
-    for column, unit in enumerate(("MB", "CPU s")):
-        slope = (found[many][column] - found[few][column]) / (many - few)
-        start = found[few][column] - slope * few
-        lines.append((column, unit, start, slope))
-        print(f"  {unit}: {start:.2f} + {slope:.3f} a worker (from {few} and {many})")
-    for n in MEASURED:
-        told = [f"{found[n][c]:.1f} {unit}, line {a + b * n:.1f}" for c, unit, a, b in lines]
-        print(f"  {n:4d} workers: {'; '.join(told)}")
+def head() -> None:
+    """What workers cost the driver's node: predicted from four measurements, and held against four more.
+
+    Memory is `a + b n` for n workers. CPU seconds are what n workers cost to start and what they cost while it lasts,
+    `(a + b n) + seconds (c + d n)`: many that start on few cores are slow to start, and cost more for it.
+    """
+    found = {(n, asked): measured(n, asked) for n in (FEW, MANY) for asked in (SHORT, LONG)}
+    memory = [[1.0, n] for n, _ in found]
+    cpu = [[1.0, n, seconds, n * seconds] for (n, _), (_, _, seconds) in found.items()]
+    of_memory = np.linalg.lstsq(np.array(memory), np.array([m for m, _, _ in found.values()]), rcond=None)[0]
+    of_cpu = np.linalg.lstsq(np.array(cpu), np.array([c for _, c, _ in found.values()]), rcond=None)[0]
+
+    def predicted(n: int, seconds: float) -> tuple[float, float]:
+        return float(of_memory @ [1.0, n]), float(of_cpu @ [1.0, n, seconds, n * seconds])
+
+    print(f"what workers cost the driver's node beside what it takes without any, from {FEW} and {MANY} that work {SHORT:.0f} and {LONG:.0f} s each")
+    print(f"  memory: {of_memory[0]:.1f} MB + {of_memory[1]:.2f} MB a worker")
+    print(f"  CPU: {of_cpu[0]:.2f} s + {of_cpu[1]:.2f} s a worker to start, {60 * of_cpu[2]:.2f} s + {60 * of_cpu[3]:.2f} s a worker in every minute")
+    for n in CHECKED:
+        (mb, busy, seconds), (mb_said, busy_said) = (now := measured(n, LONG)), predicted(n, now[2])
+        print(f"  {n:4d} workers, {seconds:.0f} s: {mb:.1f} MB, predicted {mb_said:.1f} ({mb_said / mb - 1:+.0%}); {busy:.1f} CPU s, predicted {busy_said:.1f} ({busy_said / busy - 1:+.0%})", flush=True)
     for n in PREDICTED:
-        told = [f"{a + b * n:.1f} {unit}" for _, unit, a, b in lines]
-        print(f"  {n:4d} workers, predicted: {'; '.join(told)}")
+        mb_said, busy_said = predicted(n, 600)
+        print(f"  {n:4d} workers, ten minutes: predicted {mb_said:.0f} MB, {busy_said:.0f} CPU s ({busy_said / 600:.2f} cores)")
 
 
 def main() -> None:

@@ -1,0 +1,294 @@
+"""What a fault costs a run on three raylets, live, and whether the result is the same: the table of docs/scaling.md.
+
+    python jobs/faults.py FOLDER                    # every fault, one after the other; FOLDER is new
+    python jobs/faults.py FOLDER --only driver,late
+
+Each line is a whole run (calibration, six trainings, merge, test scores, report) of three small tasks of the demo, in a process
+of its own, on a head and two more raylets of one CPU each on this machine. Processes are killed by SIGKILL.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+import talos_ray
+
+HERE = Path(__file__).resolve()
+REFUSES = 90.0  # seconds that storage refuses every write
+STALL_MINUTES = 0.25  # without a step, until a worker is replaced
+EVERY = 20.0  # seconds between two nodes that are taken away
+
+TASKS = ["demo:pointers", "demo:scanned_digits", "demo:counts"]
+SPEC = {
+    "model": "demo",
+    "tasks": [{"name": name.removeprefix("demo:"), "data": name} for name in TASKS],
+    "control": ["demo:coloured_shapes"],
+    "calibration": {"samples_per_task": 24, "shards_per_task": 2, "rounds": 2},
+    "train": {"steps": 24, "batch_size": 32, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 4},
+    "search": {"steps": 10, "inputs": 64, "batch_size": 4, "control_batch_size": 8},
+    "gate": {"strict": False},
+    "baseline": {"enabled": True, "lr": 1e-4},
+}
+
+
+class Scene:
+    """A run on raylets that something happens to.
+
+    Args:
+        folder: the run's.
+        cluster: the raylets; one of them is the driver's.
+    """
+
+    def __init__(self, folder: Path, cluster, nodes: list) -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.nodes = nodes  # that are not the driver's
+        self.over = threading.Event()
+        self.struck: list[float] = []  # when something happened
+
+    def trained(self) -> int:
+        return len(list(self.folder.glob("**/deltas/*.safetensors")))
+
+    def until(self, there: Callable[[], bool]) -> bool:
+        """Wait; False if the run was over before."""
+        while not there():
+            if self.over.wait(0.05):
+                return False
+        return True
+
+    def at_work(self, function: str) -> list[psutil.Process]:
+        """Processes that run a Ray function."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it may be gone by now
+                if " ".join(process.cmdline()).startswith(f"ray::{function}"):
+                    found.append(process)
+        return found
+
+    def send(self, function: str, number: int = signal.SIGKILL) -> None:
+        """A signal to the first process that runs a Ray function, as soon as there is one."""
+        if self.until(lambda: bool(self.at_work(function))):
+            self.at_work(function)[0].send_signal(number)
+            self.struck.append(time.time())
+
+    def take(self, node) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
+        self.struck.append(time.time())
+
+    def come(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        self.struck.append(time.time())
+
+
+def nothing(scene: Scene) -> None: ...
+
+
+def shard(scene: Scene) -> None:
+    scene.send("score_shard")
+
+
+def worker(scene: Scene) -> None:
+    if scene.until(lambda: scene.trained() > 0):
+        scene.send("TrainingWorker")
+
+
+def stopped(scene: Scene) -> None:
+    if scene.until(lambda: scene.trained() > 0):
+        scene.send("TrainingWorker", signal.SIGSTOP)
+
+
+def trial(scene: Scene) -> None:
+    scene.send("ResourceTrainable")  # what Ray Tune makes of a trial
+
+
+def controller(scene: Scene) -> None:
+    if scene.until(lambda: scene.trained() > 0):
+        scene.send("TrainController")
+
+
+def scoring_node(scene: Scene) -> None:
+    def at_it() -> list:
+        parents = {process.ppid() for process in scene.at_work("score_shard")}
+        return [n for n in scene.nodes if n.all_processes["raylet"][0].process.pid in parents]
+
+    if scene.until(lambda: bool(at_it())):
+        scene.take(at_it()[0])
+
+
+def training_node(scene: Scene) -> None:
+    if scene.until(lambda: scene.trained() > 0):
+        scene.take(scene.nodes[0])
+
+
+def late(scene: Scene) -> None:
+    if scene.until(lambda: scene.trained() > 0):
+        scene.come()
+
+
+def taken(scene: Scene) -> None:
+    while not scene.over.wait(EVERY):
+        scene.come()
+        scene.take(scene.nodes[0])
+
+
+def storage(scene: Scene) -> None:
+    """A file where the deltas' folder belongs: every write below it fails, until it goes away."""
+    if scene.until((scene.folder / "mask.safetensors").exists):
+        way = scene.folder / "deltas"
+        way.write_text("in the way")
+        scene.struck.append(time.time())
+        time.sleep(REFUSES)
+        way.unlink()
+
+
+# Name -> what happens, in words, what makes it happen, and what the spec says besides.
+FAULTS: dict[str, tuple[str, Callable[[Scene], None], dict]] = {
+    "shard": ("a worker is killed while it scores its first shard", shard, {}),
+    "scoring_node": ("a raylet is killed while it scores shards", scoring_node, {}),
+    "worker": ("a worker is killed in the middle of training", worker, {}),
+    "stopped": (
+        f"a worker is stopped (SIGSTOP) in the middle of training, stall_minutes {STALL_MINUTES}",
+        stopped,
+        {"cluster": {"stall_minutes": STALL_MINUTES}},
+    ),
+    "training_node": ("a raylet is killed in the middle of training", training_node, {}),
+    "late": ("one of the raylets comes only after the first delta", late, {}),
+    "taken": (f"a raylet is taken away, and another one comes, every {EVERY:.0f} s", taken, {"cluster": {"max_failures": 0}}),
+    "storage": (f"storage refuses every write for {REFUSES:.0f} s", storage, {}),
+    "trial": ("a trial of the merge is killed", trial, {}),
+    "driver": ("the driver is killed after the first delta, and started again", nothing, {}),
+}
+TEAMS = {"cluster": {"workers_per_task": 2, "cpus_per_worker": 0.5}}
+OF_TEAMS = {"controller": ("two workers a task: Ray Train's controller of a team is killed in training", controller, TEAMS)}
+
+
+def one(name: str, folder: Path) -> None:
+    """A run that something happens to, on raylets that this process starts and ends. Prints JSON."""
+    from ray.cluster_utils import Cluster
+
+    _, strike, more = {**FAULTS, **OF_TEAMS, "nothing": ("", nothing, {}), "teams": ("", nothing, TEAMS)}[name]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(1 if name == "late" else 2)]
+        cluster.wait_for_nodes()
+        scene = Scene(folder, cluster, nodes)
+        # It stays until the end: a raylet ends with the thread that started it.
+        striking = threading.Thread(target=lambda: (strike(scene), scene.over.wait()), daemon=True)
+        striking.start()
+        spec = copy.deepcopy(SPEC)
+        spec["cluster"] = {**more.get("cluster", {}), "address": cluster.address}
+        spec["output"] = str(folder)
+        started = time.monotonic()
+        run = talos_ray.edit(**spec)
+        seconds = time.monotonic() - started
+        scene.over.set()
+        version = run.newest
+        events = [event["operation"] for event in run.history()]
+        print(
+            json.dumps(
+                {
+                    "seconds": round(seconds, 1),
+                    "struck": len(scene.struck),
+                    "lost": events.count("worker lost"),
+                    "events": events,
+                    "bits": {
+                        "mask": run.mask.fingerprint,
+                        "deltas": version.deltas,
+                        "dense": version.baseline.coefficients,
+                        "coefficients": version.coefficients,
+                        "model": version.model,
+                        "scores": {task: scores.as_dict() for task, scores in version.scores.items()},
+                    },
+                }
+            ),
+            flush=True,
+        )
+    finally:
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def started(name: str, folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that does `one`; what it leaves behind is ended."""
+    command = [sys.executable, str(HERE), str(folder), "--one", name]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    with (folder.parent / f"{folder.name}.log").open("a") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        family: list[psutil.Process] = []
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(psutil.Error):
+                family = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+            for child in family:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+
+
+def measured(name: str, folder: Path) -> dict:
+    """What is told of a run in a process of its own.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    before = time.monotonic()
+    if name == "driver":
+        with started("nothing", folder) as process:
+            while not list(folder.glob("**/deltas/*.safetensors")) and process.poll() is None:
+                time.sleep(0.1)
+        again = measured("nothing", folder)
+        return {**again, "seconds": round(time.monotonic() - before, 1), "struck": 1}
+    with started(name, folder) as process:
+        out, _ = process.communicate()
+    lines = [line for line in out.splitlines() if line.startswith('{"seconds"')]
+    if not lines:
+        log = (folder.parent / f"{folder.name}.log").read_text()
+        raise SystemExit(f"{name}: no result\n{out[-2000:]}{log[-4000:]}")
+    return json.loads(lines[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", help="some of the faults, with commas between them")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        one(asked.one, asked.folder)
+        return
+    asked.folder.mkdir(parents=True)
+    names = asked.only.split(",") if asked.only else [*FAULTS, *OF_TEAMS]
+    for calm, faults in (("nothing", FAULTS), ("teams", OF_TEAMS)):
+        chosen = [name for name in names if name in faults]
+        if not chosen:
+            continue
+        undisturbed = [measured(calm, asked.folder / f"{calm}_{number}") for number in (1, 2)]
+        seconds = [found["seconds"] for found in undisturbed]
+        print(f"{'two workers a task, ' if calm == 'teams' else ''}undisturbed, twice: {seconds[0]:.0f} and {seconds[1]:.0f} s", flush=True)
+        for name in chosen:
+            found = measured(name, asked.folder / name)
+            same = "the same bits" if found["bits"] == undisturbed[0]["bits"] else "OTHER BITS"
+            lost = found["seconds"] - sum(seconds) / len(seconds)
+            note = "" if found["struck"] else " (it did not happen)"
+            print(
+                f"  {faults[name][0]}{note}: {found['seconds']:.0f} s, {lost:+.0f} s, {found['lost']} worker(s) lost, {same}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
