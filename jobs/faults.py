@@ -9,15 +9,13 @@ of its own, on a head and two more raylets of one CPU each on this machine. Proc
 
 import argparse
 import contextlib
-import copy
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -47,24 +45,32 @@ class Scene:
 
     Args:
         folder: the run's.
+        spec: the file of its spec.
         cluster: the raylets; one of them is the driver's.
     """
 
-    def __init__(self, folder: Path, cluster, nodes: list) -> None:
+    def __init__(self, folder: Path, spec: Path, cluster, nodes: list) -> None:
         self.folder = folder
+        self.spec = spec
         self.cluster = cluster
         self.nodes = nodes  # that are not the driver's
-        self.over = threading.Event()
         self.struck: list[float] = []  # when something happened
+        self.start()
 
-    def trained(self) -> int:
-        return len(list(self.folder.glob("**/deltas/*.safetensors")))
+    def start(self) -> None:
+        """The driver, in a process of its own."""
+        script = "import json, sys, talos_ray; talos_ray.edit(**json.load(open(sys.argv[1])))"
+        self.driver = subprocess.Popen([sys.executable, "-c", script, str(self.spec)], stdout=sys.stderr)
+
+    def trained(self) -> bool:
+        return any(self.folder.glob("**/deltas/*.safetensors"))
 
     def until(self, there: Callable[[], bool]) -> bool:
         """Wait; False if the run was over before."""
         while not there():
-            if self.over.wait(0.05):
+            if self.driver.poll() is not None:
                 return False
+            time.sleep(0.05)
         return True
 
     def at_work(self, function: str) -> list[psutil.Process]:
@@ -100,12 +106,12 @@ def shard(scene: Scene) -> None:
 
 
 def worker(scene: Scene) -> None:
-    if scene.until(lambda: scene.trained() > 0):
+    if scene.until(scene.trained):
         scene.send("TrainingWorker")
 
 
 def stopped(scene: Scene) -> None:
-    if scene.until(lambda: scene.trained() > 0):
+    if scene.until(scene.trained):
         scene.send("TrainingWorker", signal.SIGSTOP)
 
 
@@ -114,7 +120,7 @@ def trial(scene: Scene) -> None:
 
 
 def controller(scene: Scene) -> None:
-    if scene.until(lambda: scene.trained() > 0):
+    if scene.until(scene.trained):
         scene.send("TrainController")
 
 
@@ -128,17 +134,18 @@ def scoring_node(scene: Scene) -> None:
 
 
 def training_node(scene: Scene) -> None:
-    if scene.until(lambda: scene.trained() > 0):
+    if scene.until(scene.trained):
         scene.take(scene.nodes[0])
 
 
 def late(scene: Scene) -> None:
-    if scene.until(lambda: scene.trained() > 0):
+    if scene.until(scene.trained):
         scene.come()
 
 
 def taken(scene: Scene) -> None:
-    while not scene.over.wait(EVERY):
+    while scene.driver.poll() is None:
+        time.sleep(EVERY)
         scene.come()
         scene.take(scene.nodes[0])
 
@@ -151,6 +158,14 @@ def storage(scene: Scene) -> None:
         scene.struck.append(time.time())
         time.sleep(REFUSES)
         way.unlink()
+
+
+def driver(scene: Scene) -> None:
+    if scene.until(scene.trained):
+        scene.driver.kill()
+        scene.driver.wait()
+        scene.struck.append(time.time())
+        scene.start()
 
 
 # Name -> what happens, in words, what makes it happen, and what the spec says besides.
@@ -168,14 +183,18 @@ FAULTS: dict[str, tuple[str, Callable[[Scene], None], dict]] = {
     "taken": (f"a raylet is taken away, and another one comes, every {EVERY:.0f} s", taken, {"cluster": {"max_failures": 0}}),
     "storage": (f"storage refuses every write for {REFUSES:.0f} s", storage, {}),
     "trial": ("a trial of the merge is killed", trial, {}),
-    "driver": ("the driver is killed after the first delta, and started again", nothing, {}),
+    "driver": ("the driver is killed after the first delta, and started again", driver, {}),
 }
 TEAMS = {"cluster": {"workers_per_task": 2, "cpus_per_worker": 0.5}}
 OF_TEAMS = {"controller": ("two workers a task: Ray Train's controller of a team is killed in training", controller, TEAMS)}
 
 
 def one(name: str, folder: Path) -> None:
-    """A run that something happens to, on raylets that this process starts and ends. Prints JSON."""
+    """A run that something happens to, on raylets that this process starts and ends. Prints JSON.
+
+    Raises:
+        SystemExit: the run failed.
+    """
     from ray.cluster_utils import Cluster
 
     _, strike, more = {**FAULTS, **OF_TEAMS, "nothing": ("", nothing, {}), "teams": ("", nothing, TEAMS)}[name]
@@ -183,81 +202,44 @@ def one(name: str, folder: Path) -> None:
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(1 if name == "late" else 2)]
         cluster.wait_for_nodes()
-        scene = Scene(folder, cluster, nodes)
-        # It stays until the end: a raylet ends with the thread that started it.
-        striking = threading.Thread(target=lambda: (strike(scene), scene.over.wait()), daemon=True)
-        striking.start()
-        spec = copy.deepcopy(SPEC)
-        spec["cluster"] = {**more.get("cluster", {}), "address": cluster.address}
-        spec["output"] = str(folder)
-        started = time.monotonic()
-        run = talos_ray.edit(**spec)
-        seconds = time.monotonic() - started
-        scene.over.set()
-        version = run.newest
-        events = [event["operation"] for event in run.history()]
-        print(
-            json.dumps(
-                {
-                    "seconds": round(seconds, 1),
-                    "struck": len(scene.struck),
-                    "lost": events.count("worker lost"),
-                    "events": events,
-                    "bits": {
-                        "mask": run.mask.fingerprint,
-                        "deltas": version.deltas,
-                        "dense": version.baseline.coefficients,
-                        "coefficients": version.coefficients,
-                        "model": version.model,
-                        "scores": {task: scores.as_dict() for task, scores in version.scores.items()},
-                    },
-                }
-            ),
-            flush=True,
-        )
+        settings = {**more.get("cluster", {}), "address": cluster.address}
+        spec = folder.with_suffix(".json")
+        spec.write_text(json.dumps({**SPEC, "cluster": settings, "output": str(folder)}))
+        began = time.monotonic()
+        scene = Scene(folder, spec, cluster, nodes)
+        strike(scene)
+        if scene.driver.wait():
+            raise SystemExit(f"{name}: the run failed")
+        seconds = time.monotonic() - began
     finally:
         cluster.shutdown()
-
-
-@contextlib.contextmanager
-def started(name: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A process that does `one`; what it leaves behind is ended."""
-    command = [sys.executable, str(HERE), str(folder), "--one", name]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        family: list[psutil.Process] = []
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(psutil.Error):
-                family = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            for child in family:
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
+    run = talos_ray.open_run(str(folder))
+    version = run.newest
+    bits = {
+        "mask": run.mask.fingerprint,
+        "deltas": version.deltas,
+        "dense": version.baseline.coefficients,
+        "coefficients": version.coefficients,
+        "model": version.model,
+        "scores": {task: scores.as_dict() for task, scores in version.scores.items()},
+    }
+    events = [event["operation"] for event in run.history()]
+    print(json.dumps({"seconds": round(seconds, 1), "struck": len(scene.struck), "events": events, "bits": bits}))
 
 
 def measured(name: str, folder: Path) -> dict:
-    """What is told of a run in a process of its own.
+    """What `one` tells, in a process of its own.
 
     Raises:
         SystemExit: it failed.
     """
-    before = time.monotonic()
-    if name == "driver":
-        with started("nothing", folder) as process:
-            while not list(folder.glob("**/deltas/*.safetensors")) and process.poll() is None:
-                time.sleep(0.1)
-        again = measured("nothing", folder)
-        return {**again, "seconds": round(time.monotonic() - before, 1), "struck": 1}
-    with started(name, folder) as process:
-        out, _ = process.communicate()
-    lines = [line for line in out.splitlines() if line.startswith('{"seconds"')]
-    if not lines:
-        log = (folder.parent / f"{folder.name}.log").read_text()
-        raise SystemExit(f"{name}: no result\n{out[-2000:]}{log[-4000:]}")
+    command = [sys.executable, str(HERE), str(folder), "--one", name]
+    with folder.with_suffix(".log").open("w") as log:
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+    if done.returncode or not lines:
+        raise SystemExit(f"{name} gave no result; see {folder.with_suffix('.log')}\n{done.stdout[-2000:]}")
     return json.loads(lines[-1])
 
 
@@ -285,7 +267,7 @@ def main() -> None:
             lost = found["seconds"] - sum(seconds) / len(seconds)
             note = "" if found["struck"] else " (it did not happen)"
             print(
-                f"  {faults[name][0]}{note}: {found['seconds']:.0f} s, {lost:+.0f} s, {found['lost']} worker(s) lost, {same}",
+                f"  {faults[name][0]}{note}: {found['seconds']:.0f} s, {lost:+.0f} s, {found['events'].count('worker lost')} worker(s) lost, {same}",
                 flush=True,
             )
 
