@@ -1,4 +1,7 @@
-"""Plots as inline SVG. Colours come from the page's own text colour, so they work in light and dark."""
+"""Plots as inline SVG, whose colours come from the page's own text colour, so that they work in light and dark; some
+also as figures, for who calls from Python.
+
+Without pyplot, which would keep every figure and change what a notebook shows by itself."""
 
 from __future__ import annotations
 
@@ -11,13 +14,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
-
-from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores, TensorChange, Version
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores, TensorChange, Version
 
 Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
 
@@ -44,7 +44,7 @@ PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4
 
 def _style() -> AbstractContextManager[None]:
     settings: Any = STYLE  # matplotlib's types want its own names of the settings, one by one
-    return plt.rc_context(settings)
+    return matplotlib.rc_context(settings)
 
 
 def _svg(figure: Figure, description: str) -> str:
@@ -53,7 +53,6 @@ def _svg(figure: Figure, description: str) -> str:
     with warnings.catch_warnings(), _style():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(
@@ -67,7 +66,8 @@ def _svg(figure: Figure, description: str) -> str:
 
 def _axes(height: float, title_x: str, title_y: str) -> tuple[Figure, Axes]:
     with _style():
-        figure, axes = plt.subplots(figsize=(7, height))
+        figure = Figure(figsize=(7, height))
+        axes = figure.subplots()
     axes.set_xlabel(title_x)
     axes.set_ylabel(title_y)
     return figure, axes
@@ -163,6 +163,12 @@ def heatmap(
     description: str,
 ) -> str:
     """Shares in [0, 1], each with its figure."""
+    return _svg(heatmap_figure(cells, rows, columns, title_x, title_y), description)
+
+
+def heatmap_figure(
+    cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title_x: str, title_y: str
+) -> Figure:
     figure, axes = _axes(max(2.2, 0.4 * len(rows)), title_x, title_y)
     top = max(0.01, *(v for row in cells for v in row))
     axes.pcolormesh(cells, cmap="Blues", vmin=0, vmax=top, edgecolors=INK, linewidth=0.3)
@@ -175,11 +181,15 @@ def heatmap(
     axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=30, ha="right")
     axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     axes.invert_yaxis()
-    return _svg(figure, description)
+    return figure
 
 
 def coefficients(rows: Mapping[str, Mapping[str, float]], w: Say) -> str:
     """Mean coefficient of every task in every tensor: a map, blue above zero and red below."""
+    return _svg(coefficients_figure(rows, w), w("learned_plot"))
+
+
+def coefficients_figure(rows: Mapping[str, Mapping[str, float]], w: Say) -> Figure:
     tensors = list(next(iter(rows.values())))
     figure, axes = _axes(max(2.2, 0.16 * len(tensors)), "", w("tensor"))
     cells = [[rows[task][name] for task in rows] for name in tensors]
@@ -190,7 +200,7 @@ def coefficients(rows: Mapping[str, Mapping[str, float]], w: Say) -> str:
     axes.invert_yaxis()
     with _style():
         figure.colorbar(mesh, ax=axes, label=w("coefficient"))
-    return _svg(figure, w("learned_plot"))
+    return figure
 
 
 def trade_off(tried: Sequence[ShortRun], w: Say) -> str:
@@ -232,6 +242,10 @@ def negation(told: Negation, w: Say) -> str:
 
 def scores(rows: Mapping[str, TaskScores], w: Say) -> str:
     """Base, merged and single-task accuracy of every task, with 95 % intervals."""
+    return _svg(scores_figure(rows, w), w("scores_plot"))
+
+
+def scores_figure(rows: Mapping[str, TaskScores], w: Say) -> Figure:
     names = list(rows)
     figure, axes = _axes(max(2.0, 0.42 * len(names)), w("accuracy_test"), "")
     for offset, (kind, color) in enumerate((("base", PALETTE[4]), ("merged", PALETTE[0]), ("single", PALETTE[2]))):
@@ -255,4 +269,4 @@ def scores(rows: Mapping[str, TaskScores], w: Say) -> str:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     _legend(axes)
-    return _svg(figure, w("scores_plot"))
+    return figure
