@@ -26,6 +26,7 @@ from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
 from talos_ray.integrations import hub
 from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
+from talos_ray.notebook import Diff, Plots, run_page
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, tasks_of
@@ -193,6 +194,26 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.folder.store.uri!r}, head={self.head})"
+
+    def _repr_html_(self) -> str:
+        return run_page(self.path, self.head, self.versions)
+
+    @property
+    def plot(self) -> Plots:
+        """Plots as matplotlib's figures: `run.plot.scores()`, `.coefficients()`, `.disentanglement()`."""
+        return Plots(self._version)
+
+    def tensorboard(self, to: str | Path) -> None:
+        """Write the record into a new folder for `tensorboard --logdir`: every task's training loss, the merge's, and
+        test scores by version. Needs tensorboard.
+
+        Raises:
+            SpecError: the folder is not empty. TalosError: tensorboard is not installed.
+        """
+        from talos_ray.integrations.tensorboard import write
+
+        user_files.check_new_folder(to)
+        write(self.folder, Path(to).expanduser())
 
     @property
     def path(self) -> str:
@@ -506,14 +527,16 @@ class Run:
         """
         return verify(self.path, deep=deep)
 
-    def diff(self, a: int, b: int) -> dict[str, Any]:
+    def diff(self, a: int, b: int) -> Diff:
         """How version b differs from version a: coefficients, summaries, and for every task that both answered on the
         same test data how many inputs became right and wrong, with McNemar's exact p-value.
 
         Raises:
             TalosError: no such version.
         """
-        return compare.diff(self.folder.load_version(a), self.folder.load_version(b), *self._answers(a, b))
+        first = self.folder.load_version(a)
+        second = self.folder.load_version(b)
+        return Diff(compare.diff(first, second, *self._answers(a, b)))
 
     def _answers(self, a: int, b: int) -> tuple[Answers, Answers]:
         return self.folder.load_answers(a), self.folder.load_answers(b)
@@ -527,7 +550,7 @@ class Run:
         *,
         input: str | None = None,
         label: str | None = None,
-    ) -> tuple[dict[str, Any], str]:
+    ) -> tuple[Diff, str]:
         """Two versions on the same inputs: `diff`, and a CSV of every input that they answer differently.
 
         Args:
@@ -558,7 +581,7 @@ class Run:
             before = compare.ask(self._composed(first)[0], name, rows, self.folder.heads_of(first)[name])
             after = compare.ask(self._composed(second)[0], name, rows, self.folder.heads_of(second)[name])
         found = compare.diff(first, second, before, after) | ({"notes": list(notes)} if notes else {})
-        return found, compare.changed_inputs(before, after, classes, splits)
+        return Diff(found), compare.changed_inputs(before, after, classes, splits)
 
     def _test_inputs(self, task: Mapping[str, Any]) -> Split | None:
         try:

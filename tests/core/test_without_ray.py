@@ -20,14 +20,14 @@ FLOORS = (
     ("models", "spec", "storage", "smoke"),
     ("gate", "user_files"),
     ("report", "scaffold", "estimate"),
-    ("integrations",),
+    ("integrations", "notebook"),
     ("trust",),
     ("orchestrate",),
     ("api",),
     ("serving",),
     ("cli",),
 )
-OPTIONAL = {"peft", "pytorch_lightning", "lightning", "jsonschema"}  # transformers loads accelerate, open_clip wandb
+OPTIONAL = {"peft", "pytorch_lightning", "lightning", "jsonschema", "tensorboard", "lm_eval", "IPython"}  # transformers loads accelerate, open_clip wandb
 ORDER = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 
