@@ -538,7 +538,8 @@ class Task(_Settings):
     data: str = Field(
         description=(
             "a CSV, TSV, Parquet, JSON or JSON Lines file, a folder of images (a folder a class) or of a data set (as "
-            "on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, or demo:NAME"
+            "on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, demo:NAME, or lm_eval:TASK of "
+            "the lm-evaluation-harness"
         )
     )
     config: str | None = Field(None, description="configuration of a Hugging Face dataset")

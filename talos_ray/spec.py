@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from talos_ray.config import HUGGING_FACE, Spec, Task, shortly, validated
+from talos_ray.data import harness
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
 from talos_ray.shown import plain
@@ -68,13 +69,21 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
             f"a task of the spec is {shortly(item)}; wanted the name of a recipe, like 'demo:street_numbers', or keys "
             "and values; correct it"
         )
-    if (recipe := values.pop("recipe", None)) is not None:
-        if not isinstance(recipe, str) or recipe not in RECIPES:
+    recipe = values.pop("recipe", None)
+    data = values.get("data")
+    if recipe is None and isinstance(data, str) and harness.is_harness(data) and not values.get("choices"):
+        recipe = data  # which alone knows how many answers its rows have
+    if recipe is not None:
+        if isinstance(recipe, str) and harness.is_harness(recipe):
+            known = harness.recipe(recipe)
+        elif isinstance(recipe, str) and recipe in RECIPES:
+            known = RECIPES[recipe]
+        else:
             raise SpecError(
                 f"task recipe {shortly(recipe)} does not exist{nearest(str(recipe), RECIPES)}; known: "
                 f"{', '.join(RECIPES)}"
             )
-        values = {**RECIPES[recipe], **values}
+        values = {**known, **values}
     defaults = TEXT if text else {}
     name = plain(str(values.get("name", "?"))[:100])
     task: Task = validated(Task, {**defaults, **values}, f"task {name}")
@@ -162,7 +171,10 @@ def schema() -> dict[str, Any]:
     beside it: recipes, presets, `extends`, one task where a list is wanted. Conditions between keys are not in it."""
     whole = Spec.model_json_schema()
     task = whole["$defs"]["Task"]
-    recipe = {"enum": sorted(RECIPES), "description": "a task of the embedded demo to start from"}
+    recipe = {
+        "anyOf": [{"enum": sorted(RECIPES)}, {"type": "string", "pattern": f"^{harness.SCHEME}."}],
+        "description": "a task to start from: of the embedded demo, or lm_eval:TASK of the lm-evaluation-harness",
+    }
     prompt = {"type": "string", "description": "one template"}
     task["properties"] |= {
         "recipe": recipe,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talos_ray.config import CHOICE, Task
+from talos_ray.data import harness
 from talos_ray.data.folders import (
     IMAGES,
     METADATA,
@@ -75,6 +76,8 @@ def is_here(task: Task) -> bool:
 
 def state_of_data(task: Task) -> str:
     """Changes when a file of a task's data does. Of what is not here, nothing is known."""
+    if harness.is_harness(task.data):
+        return harness.kept(task.data).name
     if task.data.startswith("demo:") or not is_here(task):
         return ""
     state = state_of(Path(task.data).expanduser())
@@ -111,6 +114,9 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
     datasets.disable_progress_bars()
     if task.data.startswith("demo:"):
         return _demo_splits(task), []
+    if harness.is_harness(task.data):
+        files, notes = harness.files_of(task.data)
+        return {split: _read_parquet([file]) for split, file in files.items()}, notes
     path = Path(task.data).expanduser()
     local = is_here(task)
     if task.stream is not None:
@@ -120,7 +126,7 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
     if local:
         _check_named(task, path)
     try:
-        notes: list[str] = []
+        notes = []
         if local:
             splits, notes = _local(task, path)
         elif task.stream is not None:

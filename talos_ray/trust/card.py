@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from yaml import YAMLError
 
 from talos_ray.config import Task
+from talos_ray.data.harness import is_harness
 from talos_ray.data.readers import is_here
 from talos_ray.models import Family, hub_name
 from talos_ray.models.family import AnswerFamily
@@ -166,7 +167,7 @@ def _result(name: str, task: Mapping[str, Any], score: Score) -> EvalResult:
 def _data_on_hub(task: Mapping[str, Any]) -> str | None:
     """What the Hub calls a task's data, if they are its."""
     name: str = task["data"]
-    return None if is_here(fits(Task, "run.json", task)) else name
+    return None if is_harness(name) or is_here(fits(Task, "run.json", task)) else name
 
 
 def _data_shown(task: Mapping[str, Any]) -> str:
