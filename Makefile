@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run quick test test-all test-newest-ray lint clean
+.PHONY: run quick test test-all test-newest-ray lint docs clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/python jobs/edit_all_tasks.py --output runs/demo
@@ -44,5 +44,9 @@ $(VENV)/.test: $(VENV)/.run
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+# The documentation as a site, in site/.
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
