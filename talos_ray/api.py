@@ -26,7 +26,7 @@ from talos_ray.errors import MismatchError, SpecError, TalosError, nearest
 from talos_ray.integrations import hub
 from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
-from talos_ray.notebook import Diff, Plots, run_page
+from talos_ray.notebook import Diff, Plots, run_page, show_versions
 from talos_ray.spec import load_spec, make_spec
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, tasks_of
@@ -189,6 +189,7 @@ class Run:
         self.folder = RunFolder(path)
         self.folder.settle()
         self.info = self.folder.info()
+        show_versions()
         # What each network holds that was composed here, for as long as somebody uses it.
         self._holds: WeakKeyDictionary[torch.nn.Module, Composed] = WeakKeyDictionary()
 

@@ -23,6 +23,7 @@ from talos_ray.config import CHOICE, Spec, Task
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import DATA_FREE
 from talos_ray.core.recompute import blocks_of, wrapped
+from talos_ray.data.harness import is_harness
 from talos_ray.data.readers import is_here
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
@@ -172,7 +173,7 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
     found = {}
     reached = True
     for task in tasks:
-        if is_here(task):
+        if is_here(task) or is_harness(task.data):
             try:
                 found[task.name] = len(load_task(task, seed).train)
             except SpecError:

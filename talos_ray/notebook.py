@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ def scores_table(version: Version, caption: str) -> Html:
 def _values(scores: TaskScores) -> list[str]:
     measured = scores.measured()
     return [f"{measured[kind].value:.3f}" if kind in measured else "" for kind in KINDS]
+
+
+def show_versions() -> None:
+    """In a notebook, versions are tables, too. They say so to IPython from here, because what is stored knows nothing
+    of how it is shown."""
+    ipython = sys.modules.get("IPython")  # there already, where somebody looks at objects through it
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        pages = shell.display_formatter.formatters["text/html"]
+        pages.for_type(Version, lambda version: scores_table(version, f"Version {version.number}, {version.kind}"))
 
 
 def run_page(path: str, head: int, versions: Sequence[Version]) -> Html:

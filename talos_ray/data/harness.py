@@ -85,6 +85,7 @@ def _keep(name: str, folder: Path) -> None:
     """Run a task of the harness, and keep its rows."""
     import datasets
 
+    datasets.disable_progress_bars()
     task = _task(name)
     splits = _splits(task)
     rows = {split: [_row(task, name, split, number, doc) for number, doc in enumerate(docs)] for split, docs in splits}

@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from recorded import add_version, made
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from talos_ray import SpecError, TalosError
+from talos_ray import SpecError, TalosError, open_run
 from talos_ray.core.delta import Delta
 from talos_ray.notebook import Diff
 from talos_ray.storage.version import Version
@@ -110,6 +111,16 @@ def test_a_diff_is_a_dict_and_shown_as_a_table(run):
     odd = Diff(found | {"tasks": {EVIL: change}})
     assert Cells(odd._repr_html_()).found[1][0] == EVIL
     assert run.compare(0, 1)[0] == found
+
+
+def test_a_version_is_shown_as_a_table(run):
+    shell = InteractiveShell.instance()
+    try:
+        version = open_run(run.path).folder.load_version(2)
+        shown, _ = shell.display_formatter.format(version)
+        assert ["a", "target", "0.50", "0.250", "", "0.750", "0.750"] in Cells(shown["text/html"]).found
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_plots_are_figures_of_what_is_recorded(run, tmp_path):
