@@ -6,11 +6,8 @@ does nothing.
 
 from __future__ import annotations
 
-import html
 import re
-import string
 import unicodedata
-from collections.abc import Iterable
 
 # Controls (with the escape that begins a terminal's commands), and marks that turn the direction of reading.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,29 +44,3 @@ def cell(value: object) -> object:
 def markdown(text: object) -> str:
     """For a page in Markdown: letters, in one line, also within a table."""
     return _MARKDOWN.sub(r"\\\1", plain(text))
-
-
-class Html(str):
-    """Text that is HTML already: made of a template of ours, its values escaped."""
-
-    __slots__ = ()
-
-
-def escaped(value: object) -> Html:
-    """For a page: whatever is no `Html` yet becomes it."""
-    return value if isinstance(value, Html) else Html(html.escape(plain_lines(value)))
-
-
-class _Escaping(string.Formatter):
-    def format_field(self, value: object, spec: str) -> str:
-        return value if isinstance(value, Html) and not spec else escaped(format(value, spec))
-
-
-def filled(template: str, **values: object) -> Html:
-    """A template, which is HTML, with its places filled in, which need not be."""
-    return Html(_Escaping().vformat(template, (), values))
-
-
-def joined(between: str, parts: Iterable[object]) -> Html:
-    """Parts of a page as one."""
-    return Html(escaped(between).join(map(escaped, parts)))

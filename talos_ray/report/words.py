@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from talos_ray.shown import Html, filled
+from markupsafe import Markup
+
+from talos_ray.templates import readable
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,9 @@ class Words:
 
     texts: Mapping[str, str]
 
-    def __call__(self, key: str, /, **values: object) -> Html:
-        return filled(self.texts[key], **values)
+    def __call__(self, key: str, /, **values: object) -> Markup:
+        shown = {name: readable(value) for name, value in values.items()}
+        return Markup(self.texts[key]).format(**shown)
 
     def plain(self, key: str, /, **values: object) -> str:
         return self.texts[key].format(**values)

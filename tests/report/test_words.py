@@ -24,7 +24,8 @@ def test_both_languages_have_every_text_with_the_same_figures():
 
 
 def test_no_text_is_without_use():
-    source = "".join(p.read_text() for p in Path(report.__file__).parent.glob("p*.py"))
+    home = Path(report.__file__).parent
+    source = "".join(p.read_text() for p in (*home.glob("p*.py"), *home.glob("templates/*.jinja")))
     composed = {
         "next_hold",
         "next_open",

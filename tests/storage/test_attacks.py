@@ -17,8 +17,9 @@ import talos_ray
 from talos_ray import CorruptError, SpecError, TalosError
 from talos_ray.cli import app
 from talos_ray.report import page
+from talos_ray.report.words import Words
 from talos_ray.secrets import blotted, refuse_secrets
-from talos_ray.shown import cell, filled, markdown, plain
+from talos_ray.shown import cell, markdown, plain
 from talos_ray.storage import history
 from talos_ray.storage.files import Store, as_json, as_tensors
 from talos_ray.storage.version import Version
@@ -348,7 +349,8 @@ def test_every_kind_of_page_has_its_own_escape():
         "'=1+1", "'+x", "'-x", "'@x", "' =x", "'\t=x", "'＝x", "plain", 3.5, None,
     ]  # fmt: skip
     assert markdown("a|b <x> `c` [d](e)\nf") == r"a\|b \<x\> \`c\` \[d\](e)\\nf"
-    assert filled("<b>{x}</b> {y:.1f}", x="<i>", y=1.25) == "<b>&lt;i&gt;</b> 1.2"
+    words = Words({"key": "<b>{x}</b> {y:.1f}"})
+    assert words("key", x="<i>\x1b", y=1.25) == r"<b>&lt;i&gt;\x1b</b> 1.2"
 
 
 def test_a_terminal_shows_names_as_they_are(path):
