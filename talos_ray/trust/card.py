@@ -16,11 +16,11 @@ from talos_ray.data.readers import is_here
 from talos_ray.models import Family, hub_name
 from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import LINEAR_WORDS
-from talos_ray.shown import markdown
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.schema import fits
 from talos_ray.storage.version import Score, Version
+from talos_ray.templates import template
 from talos_ray.trust import versions
 
 if TYPE_CHECKING:
@@ -53,61 +53,31 @@ def card(
         form, beside, licence: as in `export`.
     """
     info = folder.info()
-    tasks = {t["name"]: t for t in (*info.get("set_aside", ()), *info["spec"]["tasks"], *info["spec"]["control"])}
-    model = _shown(info["spec"]["model"])
-    licence = licence or _licence_beside(info["spec"]["model"])
-    linear = [t for t, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
-    linear_words = f"; of {', '.join(linear)} a {LINEAR_WORDS}" if linear else ""
-    rows = []
-    for t, s in version.scores.items():
-        data = markdown(_data_shown(tasks[t]))
-        rows.append(
-            f"| {markdown(t)} | {version.kind_of(t)} | {_told(s.base)} | {_told(s.merged)} | {s.merged.n} | {data} |"
-        )
-    coefficients = [f"{markdown(t)} ({a:g})" for t, a in version.coefficients.items() if a]
-    learnt = ", ".join(coefficients) or "none: this is the base"
-    return "\n".join(
-        [
-            "---",
-            _metadata(info["spec"]["model"], version, tasks, edited, form, licence).to_yaml(),
-            "---",
-            f"# {markdown(model.partition(':')[2] or model)}, edited: version {version.number} of "
-            f"{markdown(folder.store.uri.rstrip('/').rsplit('/', 1)[-1])}",
-            f"{markdown(model)}, in which {version.impact.changed:,} weights differ from the base; every other weight "
-            "is the base, bit by bit. Made by sparse fine-tuning on the weights to which the base is least sensitive, "
-            "and task arithmetic ([TaLoS](https://arxiv.org/abs/2504.02620)).",
-            "",
-            "## Files",
-            FILES[form],
-            "`heads.safetensors`: what every task is scored with; class names, and its kind, are in the metadata. A "
-            f"head is {edited.head_words}{linear_words}.",
-            *([beside] if beside else []),
-            "",
-            "## Tasks and scores",
-            f"Edits and their coefficients: {learnt}. Accuracy on test data, with 95 % intervals:",
-            "",
-            "| task | kind | base | this model | n | data |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            *_standing(folder, version),
-            "",
-            "## Intended use",
-            "The target tasks above, on inputs like those of their data. Control tasks are what must not get worse.",
-            "",
-            "## Limits",
-            "Scores hold for these test sets; what the base could do beyond the control tasks above was not measured. "
-            "Biases of the base remain. Forgetting lowers a task's answers; it is no proof that nothing of it can be "
-            "recovered.",
-            "",
-            "## Licence",
-            f"That of the base, {markdown(model)}{f' ({markdown(licence)})' if licence else ''}, and of the data "
-            "above: look there; talos_ray adds no terms.",
-            "",
-            "## Where it comes from",
-            *(f"- {markdown(what)}: {markdown(value)}" for what, value in _provenance(folder, info, version).items()),
-            "",
-        ]
+    spec = info["spec"]
+    tasks = {t["name"]: t for t in (*info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
+    model = _shown(spec["model"])
+    licence = licence or _licence_beside(spec["model"])
+    judged = version.gate
+    held = versions.is_held(folder, version)
+    linear = [task for task, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
+    return template("talos_ray.trust", "card.md.jinja").render(
+        metadata=_metadata(spec["model"], version, tasks, edited, form, licence).to_yaml(),
+        version=version,
+        name=model.partition(":")[2] or model,
+        run=folder.store.uri.rstrip("/").rsplit("/", 1)[-1],
+        model=model,
+        licence=licence,
+        files=FILES[form],
+        head_words=edited.head_words,
+        linear=sorted(linear),  # the order of tensors in a file is any
+        linear_words=LINEAR_WORDS,
+        beside=beside,
+        coefficients={task: alpha for task, alpha in version.coefficients.items() if alpha},
+        data={task: _data_shown(tasks[task]) for task in version.scores},
+        gate="none" if judged is None else "; ".join([judged.result, *judged.told]),
+        held=held,
+        approval=None if held else folder.approval(versions.number_of(version)),
+        provenance=_provenance(folder, info, version),
     )
 
 
@@ -196,22 +166,6 @@ def _licence_beside(model: str) -> str | None:
         return None
     licence = (told or {}).get("license")
     return licence if isinstance(licence, str) else None
-
-
-def _standing(folder: RunFolder, version: Version) -> list[str]:
-    """What its gate says of a version, and whether it was ever let through."""
-    judged = version.gate
-    words = "none" if judged is None else "; ".join([judged.result, *judged.told])
-    told = [f"Gate: {markdown(words)}."]
-    if versions.is_held(folder, version):
-        told.append("**Kept aside: its gate does not let this version through, and nobody has approved it.**")
-    elif approved := folder.approval(versions.number_of(version)):
-        told.append(f"Approved by {markdown(approved['by'])}: {markdown(approved['reason'])}.")
-    return told
-
-
-def _told(score: Score) -> str:
-    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
 def _provenance(folder: RunFolder, info: Mapping[str, Any], version: Version) -> dict[str, str]:
