@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from talos_ray.shown import plain_lines
 from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores, TensorChange, Version
 
 Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
@@ -53,7 +54,7 @@ def _svg(figure: Figure, description: str) -> str:
     with warnings.catch_warnings(), _style():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = out.getvalue()
+    text = plain_lines(out.getvalue())  # matplotlib escapes what it draws, but for controls
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(
         r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"',
