@@ -53,6 +53,7 @@ def decision(version: Version, approved: Mapping[str, Any] | None, w: Words) -> 
         return "pass", w.plain("pass" if judged.checks else "no_gate", words=words)
     if judged.result == FAIL:
         return "hold", w.plain("hold", why=why, words=words)
+    # What cannot be told keeps a version aside, unless the spec says that it is to be trusted meanwhile.
     sentence = w.plain("open", why=why, words=words)
     return ("hold", sentence) if judged.strict else ("open", w.plain("at_risk", words=sentence))
 
@@ -94,7 +95,7 @@ def gain_kept(version: Version) -> dict[str, float]:
     shares = {}
     for task in version.targets:
         scores = version.scores[task]
-        if scores.single is None:
+        if scores.single is None:  # it was not measured alone
             continue
         base = scores.base.value
         gain = scores.single.value - base
@@ -143,44 +144,54 @@ def render(
     """
     w = words_of(language)
     standing, sentence = decision(version, approved, w)
-    own_number = version.number
-    assert own_number is not None  # it is on storage
-    earlier = [number for number in folder.versions() if number < own_number]
-    so_far = [*map(folder.load_version, earlier), version]
+    number = version.number
+    assert number is not None  # it is on storage
+    earlier = [folder.load_version(before) for before in folder.versions() if before < number]
+    # In the page's order, as its templates name them.
+    sections: Section = {
+        "scores": _scores(version, w),
+        "by_class": _by_class(folder, version, answers),
+        "watched": watched,
+        "negation_plot": _negation_plot(version, w),
+        "choice": _choice(version, w),
+        "scope": _scope(folder, version, w),
+        "robustness": _robustness(version, robustness),
+        "drift_plot": plots.drift([*earlier, version], w.plain) if earlier else None,
+        "search": _search(version, w),
+        "learned": _learned(version, w),
+        "entangled": _entangled(version, w),
+        "training_plot": _training_plot(folder, version, w),
+        "mask": _mask(folder, info, w),
+    }
     page = template("talos_ray.report", "page.html.jinja").render(
         w=w,
         language=language,
-        title=w("title", run=folder.store.uri.rstrip("/").rsplit("/", 1)[-1], number=own_number),
+        title=w("title", run=folder.store.uri.rstrip("/").rsplit("/", 1)[-1], number=number),
         standing=standing,
         sentence=sentence,
         version=version,
         info=info,
-        watched=watched,
         results=RESULTS,
         bins=BINS,
-        scores=_scores(version, w),
-        by_class=_by_class(folder, version, answers),
-        negation_plot=None if version.negation is None else plots.negation(version.negation, w.plain),
-        choice=_choice(version, w),
-        scope=_scope(folder, version, w),
-        robustness=_robustness(version, robustness),
-        drift_plot=plots.drift(so_far, w.plain) if earlier else None,
-        search=_search(version, w),
-        learned=_learned(version, w),
-        entangled=_entangled(version, w),
-        training_plot=_training_plot(folder, version, w),
-        mask=_mask(folder, info, w),
+        **sections,
     )
+    return {"html": page.encode(), **_as_tables([*earlier, version], sentence)}
+
+
+def _as_tables(versions: Sequence[Version], sentence: str) -> dict[str, bytes]:
+    """The last version's numbers for programs and spreadsheets, and what it has in common with those before it."""
+    version = versions[-1]
+    scores = tables.scores(version)
+    impact = tables.impact(version)
     sheets = {
-        "scores": tables.scores(version),
+        "scores": scores,
         "gate": tables.checks(version),
-        "impact": tables.impact(version),
-        "versions": tables.drift(so_far),
+        "impact": impact,
+        "versions": tables.drift(versions),
     }
     return {
-        "html": page.encode(),
-        "csv": tables.as_csv(sheets["scores"]),
-        "impact.csv": tables.as_csv(sheets["impact"]),
+        "csv": tables.as_csv(scores),
+        "impact.csv": tables.as_csv(impact),
         "xlsx": tables.as_xlsx(sheets, sentence),
     }
 
@@ -208,6 +219,7 @@ def _by_class(folder: RunFolder, version: Version, answers: Answers | None) -> S
     _, names = folder.load_heads()
     sections = {}
     for task in version.scores:
+        # Answers and class names are recorded apart from scores; where either is missing there is nothing to count.
         if task not in answers.predicted or task not in names:
             continue
         classes = names[task]
@@ -218,9 +230,14 @@ def _by_class(folder: RunFolder, version: Version, answers: Answers | None) -> S
     return sections
 
 
+def _negation_plot(version: Version, w: Words) -> str | None:
+    return None if version.negation is None else plots.negation(version.negation, w.plain)
+
+
 def _choice(version: Version, w: Words) -> Section:
     if version.choice is None:
         return {}
+    # What holds before what does not: a run that let a control task fall may well have the best mean.
     best_first = sorted(version.choice.tried, key=lambda run: (-run.held, -run.merged))
     return {"tried": best_first, "plot": plots.trade_off(best_first, w.plain)}
 
@@ -229,8 +246,11 @@ def _scope(folder: RunFolder, version: Version, w: Words) -> Section:
     tensors = version.impact.tensors
     if not tensors:
         return {}
-    about = {task: folder.delta_info(task, mark) or {} for task, mark in version.deltas.items()}
-    imported = {task: told for task, told in about.items() if "imported" in told}
+    imported = {}
+    for task, mark in version.deltas.items():
+        about = folder.delta_info(task, mark) or {}
+        if "imported" in about:
+            imported[task] = about
     return {"plot": plots.impact(tensors, w.plain), "imported": imported}
 
 
@@ -258,8 +278,11 @@ def _mean_retained(model: str, tasks: Sequence[Mapping[str, TaskScores]]) -> flo
 
 
 def _search(version: Version, w: Words) -> Section:
-    arms = {"sparse": version, "dense_arm": version.baseline}
-    searches = {w.plain(name): arm.search for name, arm in arms.items() if arm is not None and arm.search.candidates}
+    # A search that was given its coefficients has tried none; the arm beside it may have.
+    searches = {}
+    for name, arm in (("sparse", version), ("dense_arm", version.baseline)):
+        if arm is not None and arm.search.candidates:
+            searches[w.plain(name)] = arm.search
     if not searches:
         return {}
     candidates = {name: search.candidates for name, search in searches.items()}
@@ -284,10 +307,10 @@ def _entangled(version: Version, w: Words) -> Section:
     if not together:
         return {}
     worst = max(together, key=together.__getitem__)
-    plot = None
-    if xi.pairs:
-        plot = plots.heatmap(xi.pairs, xi.tasks, xi.tasks, w.plain("joins"), w.plain("inputs_of"), w.plain("xi_plot"))
     mean = sum(together.values()) / len(together)
+    plot = None
+    if xi.pairs:  # of many tasks only what all others do together is measured
+        plot = plots.heatmap(xi.pairs, xi.tasks, xi.tasks, w.plain("joins"), w.plain("inputs_of"), w.plain("xi_plot"))
     return {"mean": mean, "worst": worst, "most": together[worst], "plot": plot}
 
 

@@ -9,9 +9,10 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from itertools import cycle
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,11 +21,12 @@ from matplotlib.figure import Figure
 from talos_ray.shown import plain_lines
 from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores, TensorChange, Version
 
+Item = TypeVar("Item")
 Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
 
 INK = "#123456"  # stands for the page's text colour, and is replaced by it
 STYLE = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -32,14 +34,18 @@ STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "svg.hashsalt": "talos_ray",
-    "text.parse_math": False,
+    "svg.hashsalt": "talos_ray",  # the same plot has the same bytes
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
 }
+# What matplotlib says of the size, with what stands between and around it: in either order.
+SIZE = re.compile(
+    r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"',
+)
 PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
 
 
@@ -49,6 +55,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _svg(figure: Figure, description: str) -> str:
+    """A figure as an element of a page. It is closed: matplotlib holds on to every one that is open."""
     out = io.StringIO()
     # Text stays text: the reader's browser has the letters that our font lacks.
     with warnings.catch_warnings(), _style():
@@ -56,16 +63,20 @@ def _svg(figure: Figure, description: str) -> str:
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = plain_lines(out.getvalue())  # matplotlib escapes what it draws, but for controls
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"',
-        lambda m: "<svg " + (m.group(1) or (m.group(2) or "") + (m.group(3) or "")),
-        text,
-        count=1,
-    )
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
+    # The page gives the width and the viewBox the height; with a size of its own a plot would not shrink on a phone.
+    text = SIZE.sub(_without_size, text, count=1)
+    # Who hears the page is told what is seen.
+    label = html.escape(description)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _without_size(tag: re.Match[str]) -> str:
+    rest = tag.group(1) or (tag.group(2) or "") + (tag.group(3) or "")
+    return f"<svg {rest}"
 
 
 def _axes(height: float, title_x: str, title_y: str) -> tuple[Figure, Axes]:
+    """A figure of the page's width, `height` inches high."""
     with _style():
         figure = Figure(figsize=(7, height))
         axes = figure.subplots()
@@ -75,9 +86,20 @@ def _axes(height: float, title_x: str, title_y: str) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, columns: int = 4) -> None:
+    # Above the plot, where it covers no point.
     legend = axes.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for text in legend.get_texts():
         text.set_color(INK)
+
+
+def _colored(items: Iterable[Item]) -> Iterator[tuple[Item, str]]:
+    """Each with its colour. There are more tasks than colours: they begin anew."""
+    return zip(items, cycle(PALETTE), strict=False)
+
+
+def _middles(count: int) -> list[float]:
+    """Where a map's cells have their names."""
+    return [place + 0.5 for place in range(count)]
 
 
 def mask_by_tensor(density: Mapping[str, float], w: Say) -> str:
@@ -87,15 +109,16 @@ def mask_by_tensor(density: Mapping[str, float], w: Say) -> str:
 
 def impact(tensors: Mapping[str, TensorChange], w: Say) -> str:
     """Norm of the change over norm of the base, in every tensor that changed."""
-    far = {name: t.relative for name, t in tensors.items()}
-    return _bars(far, w("impact_axis"), w("impact_plot"))
+    lengths = {name: tensor.relative for name, tensor in tensors.items()}
+    return _bars(lengths, w("impact_axis"), w("impact_plot"))
 
 
 def _bars(values: Mapping[str, float], title_x: str, description: str, limit: float | None = None) -> str:
+    places = range(len(values))
     figure, axes = _axes(max(2.0, 0.16 * len(values)), title_x, "")
-    axes.barh(range(len(values)), list(values.values()), color=PALETTE[0])
-    axes.set_yticks(range(len(values)), list(values), fontsize=6)
-    axes.invert_yaxis()
+    axes.barh(places, list(values.values()), color=PALETTE[0])
+    axes.set_yticks(places, list(values), fontsize=6)
+    axes.invert_yaxis()  # the first tensor on top, as one reads
     axes.set_xlim(0, limit)
     return _svg(figure, description)
 
@@ -103,12 +126,14 @@ def _bars(values: Mapping[str, float], title_x: str, description: str, limit: fl
 def drift(versions: Sequence[Version], w: Say) -> str:
     """Test accuracy of every task over versions; control tasks are dashed."""
     figure, axes = _axes(3.0, w("version"), w("accuracy_test"))
-    tasks = list(dict.fromkeys(t for v in versions for t in v.scores))
-    for task, color in zip(tasks, PALETTE * 100, strict=False):
-        found = [(v.number, v.scores[task].merged.value) for v in versions if task in v.scores]
+    # Every task that a version was ever scored on, in the order in which they came.
+    tasks = dict.fromkeys(task for version in versions for task in version.scores)
+    for task, color in _colored(tasks):
+        scored = [version for version in versions if task in version.scores]
+        points = [(version.number, version.scores[task].merged.value) for version in scored]
         style = "o--" if task in versions[-1].controls else "o-"
-        axes.plot(*zip(*found, strict=True), style, label=task, color=color, markersize=3, linewidth=1.2)
-    axes.set_xticks([v.number for v in versions if v.number is not None])
+        axes.plot(*zip(*points, strict=True), style, label=task, color=color, markersize=3, linewidth=1.2)
+    axes.set_xticks([version.number for version in versions if version.number is not None])
     axes.set_ylim(0, 1)
     _legend(axes)
     return _svg(figure, w("drift_plot"))
@@ -117,22 +142,26 @@ def drift(versions: Sequence[Version], w: Say) -> str:
 def stability(points: Sequence[Mapping[str, float]], w: Say) -> str:
     """Overlap of successive estimates of the mask as samples arrive, one line a round."""
     figure, axes = _axes(2.4, w("waves"), w("overlap_before"))
-    for r, color in zip(sorted({p["round"] for p in points}), PALETTE * 100, strict=False):
-        mine = [p for p in points if p["round"] == r]
-        x = [p["wave"] for p in mine]
-        y = [p["overlap"] for p in mine]
-        axes.plot(x, y, "o-", label=w("round", n=r), color=color, markersize=3)
-    axes.set_ylim(0, 1.02)
+    rounds = sorted({point["round"] for point in points})
+    for number, color in _colored(rounds):
+        of_round = [point for point in points if point["round"] == number]
+        waves = [point["wave"] for point in of_round]
+        overlaps = [point["overlap"] for point in of_round]
+        axes.plot(waves, overlaps, "o-", label=w("round", n=number), color=color, markersize=3)
+    axes.set_ylim(0, 1.02)  # a dot at 1 is seen whole
     _legend(axes)
     return _svg(figure, w("stability_plot"))
 
 
 def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Say, description: str | None = None) -> str:
-    """Loss by step of every task."""
+    """Loss by step of every task: task -> [step, loss]."""
     figure, axes = _axes(3.2, w("step"), w("loss"))
-    for (task, curve), color in zip(curves.items(), PALETTE * 100, strict=False):
+    for (task, curve), color in _colored(curves.items()):
+        # One without a curve, because it was brought in, takes its colour all the same: others keep theirs.
         if curve:
-            axes.plot([c[0] for c in curve], [c[1] for c in curve], label=task, color=color, linewidth=1.2)
+            steps = [point[0] for point in curve]
+            losses = [point[1] for point in curve]
+            axes.plot(steps, losses, label=task, color=color, linewidth=1.2)
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _svg(figure, description or w("training_plot"))
@@ -142,17 +171,24 @@ def candidates(arms: Mapping[str, Sequence[Candidate]], w: Say) -> str:
     """Objective of every candidate by its mean coefficient; those that let a control task fall are hollow, on the
     ground line."""
     figure, axes = _axes(2.8, w("mean_coefficient"), w("normalized_validation"))
-    for (arm, found), color in zip(arms.items(), PALETTE, strict=False):
-        points = [(sum(c.coefficients.values()) / max(1, len(c.coefficients)), c.objective) for c in found if c.whole]
+    for (arm, tried), color in zip(arms.items(), PALETTE, strict=False):
+        whole = [candidate for candidate in tried if candidate.whole]
+        points = [(_mean_coefficient(candidate), candidate.objective) for candidate in whole]
         held = [(x, y) for x, y in points if y >= 0]
         if held:
             axes.plot(*zip(*held, strict=True), "o", label=arm, color=color, markersize=4)
+        # Below zero an objective says that a control task falls. It is no accuracy to be compared.
         fallen = [x for x, y in points if y < 0]
         if fallen:
             axes.plot(fallen, [0.0] * len(fallen), "o", color=color, markersize=4, fillstyle="none")
     axes.set_ylim(bottom=-0.03)
     _legend(axes)
     return _svg(figure, w("search_plot"))
+
+
+def _mean_coefficient(candidate: Candidate) -> float:
+    coefficients = candidate.coefficients.values()
+    return sum(coefficients) / max(1, len(coefficients))
 
 
 def heatmap(
@@ -163,7 +199,7 @@ def heatmap(
     title_y: str,
     description: str,
 ) -> str:
-    """Shares in [0, 1], each with its figure."""
+    """Shares in [0, 1], each with its figure. `cells`: [rows][columns]."""
     return _svg(heatmap_figure(cells, rows, columns, title_x, title_y), description)
 
 
@@ -171,16 +207,15 @@ def heatmap_figure(
     cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title_x: str, title_y: str
 ) -> Figure:
     figure, axes = _axes(max(2.2, 0.4 * len(rows)), title_x, title_y)
-    top = max(0.01, *(v for row in cells for v in row))
+    # The darkest cell is the largest share that there is; where there is none, all are light.
+    top = max(0.01, *(share for row in cells for share in row))
     axes.pcolormesh(cells, cmap="Blues", vmin=0, vmax=top, edgecolors=INK, linewidth=0.3)
     for y, row in enumerate(cells):
-        for x, value in enumerate(row):
-            axes.text(
-                x + 0.5, y + 0.5, f"{value:.1%}", ha="center", va="center", fontsize=7,
-                color="#ffffff" if value > 0.6 * top else "#102030",
-            )  # fmt: skip
-    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=30, ha="right")
-    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+        for x, share in enumerate(row):
+            color = "#ffffff" if share > 0.6 * top else "#102030"  # on the cell's blue, in light and dark alike
+            axes.text(x + 0.5, y + 0.5, f"{share:.1%}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(_middles(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(_middles(len(rows)), rows)
     axes.invert_yaxis()
     return figure
 
@@ -194,10 +229,11 @@ def coefficients_figure(rows: Mapping[str, Mapping[str, float]], w: Say) -> Figu
     tensors = list(next(iter(rows.values())))
     figure, axes = _axes(max(2.2, 0.16 * len(tensors)), "", w("tensor"))
     cells = [[rows[task][name] for task in rows] for name in tensors]
-    far = max(1e-6, *(abs(v) for row in cells for v in row))
-    mesh = axes.pcolormesh(cells, cmap="RdBu", vmin=-far, vmax=far)
-    axes.set_xticks([i + 0.5 for i in range(len(rows))], list(rows), rotation=30, ha="right")
-    axes.set_yticks([i + 0.5 for i in range(len(tensors))], tensors, fontsize=7.5)
+    # Zero is white only where the scale reaches as far below as above.
+    largest = max(1e-6, *(abs(value) for row in cells for value in row))
+    mesh = axes.pcolormesh(cells, cmap="RdBu", vmin=-largest, vmax=largest)
+    axes.set_xticks(_middles(len(rows)), list(rows), rotation=30, ha="right")
+    axes.set_yticks(_middles(len(tensors)), tensors, fontsize=7.5)
     axes.invert_yaxis()
     with _style():
         figure.colorbar(mesh, ax=axes, label=w("coefficient"))
@@ -209,33 +245,42 @@ def trade_off(tried: Sequence[ShortRun], w: Say) -> str:
     figure, axes = _axes(3.0, w("share_may_change"), w("accuracy_validation"))
     by_kind: dict[str, list[ShortRun]] = {}
     for run in tried:
-        by_kind.setdefault(f"{run.setting.strategy} {run.setting.granularity}", []).append(run)
-    for (kind, mine), color in zip(by_kind.items(), PALETTE * 100, strict=False):
-        for held in (True, False):
-            points = [(r.setting.keep, r.merged) for r in mine if r.held is held]
-            if points:
-                fill, label = ("full", kind) if held else ("none", None)
-                axes.plot(*zip(*points, strict=True), "o", color=color, fillstyle=fill, label=label, markersize=5)
-        axes.plot([r.setting.keep for r in mine], [r.single for r in mine], "_", color=color, markersize=9)
+        kind = f"{run.setting.strategy} {run.setting.granularity}"
+        by_kind.setdefault(kind, []).append(run)
+    for (kind, runs), color in _colored(by_kind.items()):
+        held = [(run.setting.keep, run.merged) for run in runs if run.held]
+        if held:
+            axes.plot(*zip(*held, strict=True), "o", color=color, fillstyle="full", label=kind, markersize=5)
+        fallen = [(run.setting.keep, run.merged) for run in runs if not run.held]
+        if fallen:
+            axes.plot(*zip(*fallen, strict=True), "o", color=color, fillstyle="none", markersize=5)
+        shares = [run.setting.keep for run in runs]
+        singles = [run.single for run in runs]
+        axes.plot(shares, singles, "_", color=color, markersize=9)
+    # Shares are tried by factors, and each is named: a logarithm's own ticks would name others.
     axes.set_xscale("log")
-    ticks = sorted({r.setting.keep for r in tried})
-    axes.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
+    ticks = sorted({run.setting.keep for run in tried})
+    axes.set_xticks(ticks, [f"{share:.0%}" for share in ticks])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     _legend(axes, 2)
     return _svg(figure, w("trade_off_plot"))
 
 
-def negation(told: Negation, w: Say) -> str:
+def negation(forgetting: Negation, w: Say) -> str:
     """Accuracy of the task that is forgotten, and the share that the worst of the others keeps, by pressure; by
     coefficient in versions of earlier releases."""
-    by = "pressure" if told.curve[0].pressure is not None else "coefficient"
+    curve = forgetting.curve
+    by = "pressure" if curve[0].pressure is not None else "coefficient"
     figure, axes = _axes(2.8, w(by), w("accuracy_kept"))
-    x = [getattr(p, by) for p in told.curve]
-    axes.plot(x, [p.target for p in told.curve], "o-", label=told.task, color=PALETTE[5], markersize=3)
-    axes.plot(x, [p.kept for p in told.curve], "o-", label=w("kept_least"), color=PALETTE[2], markersize=3)
-    axes.axhline(told.keep, color=PALETTE[2], linewidth=0.8, linestyle="--")
-    axes.axhline(told.chance, color=PALETTE[5], linewidth=0.8, linestyle=":")
+    strengths = [getattr(attempt, by) for attempt in curve]
+    accuracies = [attempt.target for attempt in curve]
+    shares = [attempt.kept for attempt in curve]
+    axes.plot(strengths, accuracies, "o-", label=forgetting.task, color=PALETTE[5], markersize=3)
+    axes.plot(strengths, shares, "o-", label=w("kept_least"), color=PALETTE[2], markersize=3)
+    # In the colour of what they bound: what the others had to keep, and chance for the task.
+    axes.axhline(forgetting.keep, color=PALETTE[2], linewidth=0.8, linestyle="--")
+    axes.axhline(forgetting.chance, color=PALETTE[5], linewidth=0.8, linestyle=":")
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _svg(figure, w("negation_plot"))
@@ -247,26 +292,26 @@ def scores(rows: Mapping[str, TaskScores], w: Say) -> str:
 
 
 def scores_figure(rows: Mapping[str, TaskScores], w: Say) -> Figure:
-    names = list(rows)
-    figure, axes = _axes(max(2.0, 0.42 * len(names)), w("accuracy_test"), "")
-    for offset, (kind, color) in enumerate((("base", PALETTE[4]), ("merged", PALETTE[0]), ("single", PALETTE[2]))):
-        have = [(i, score) for i, n in enumerate(names) if (score := getattr(rows[n], kind)) is not None]
-        x = [s.value for _, s in have]
-        errors = [
-            [max(0.0, s.value - s.low) for _, s in have],
-            [max(0.0, s.high - s.value) for _, s in have],
-        ]
+    places = range(len(rows))
+    figure, axes = _axes(max(2.0, 0.42 * len(rows)), w("accuracy_test"), "")
+    models = {"base": PALETTE[4], "merged": PALETTE[0], "single": PALETTE[2]}
+    for offset, (model, color) in enumerate(models.items()):
+        by_place = dict(zip(places, (getattr(task, model) for task in rows.values()), strict=True))
+        measured = {place: score for place, score in by_place.items() if score is not None}
+        # Wilson's interval holds the accuracy, but for the last digit of a float; matplotlib takes no negative length.
+        below = [max(0.0, score.value - score.low) for score in measured.values()]
+        above = [max(0.0, score.high - score.value) for score in measured.values()]
         axes.errorbar(
-            x,
-            [i + 0.22 * (offset - 1) for i, _ in have],
-            xerr=errors,
+            x=[score.value for score in measured.values()],
+            y=[place + 0.22 * (offset - 1) for place in measured],  # beside one another within a task's row
+            xerr=[below, above],
             fmt="o",
-            label=w(kind),
+            label=w(model),
             color=color,
             markersize=4,
             linewidth=1,
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(places, list(rows))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     _legend(axes)
