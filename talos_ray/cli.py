@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO
@@ -17,8 +17,11 @@ from rich.table import Table
 from talos_ray.errors import TalosError
 from talos_ray.shown import plain
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and Ray load slowly, and `--help` needs neither: a command imports what it uses
     from talos_ray.api import Run
+    from talos_ray.config import Spec
+    from talos_ray.estimate import Estimate
+    from talos_ray.storage.version import Version
     from talos_ray.trust.predict import Predictions
 
 app = typer.Typer(
@@ -116,7 +119,8 @@ def edit(
     from talos_ray.api import edit as run
     from talos_ray.spec import load_spec
 
-    asked = load_spec(spec, **({"output": output} if output else {}))
+    changes = {"output": output} if output else {}
+    asked = load_spec(spec, **changes)
     if smoke:
         from talos_ray.smoke import shrunk
 
@@ -194,6 +198,7 @@ def check(
         with _aside(as_json):
             run(load_spec(spec))
     except SpecError as error:
+        # For a program what is wrong is the answer, and no failure to answer.
         if not as_json:
             raise
         _print({"problems": str(error).splitlines()})
@@ -225,48 +230,52 @@ def plan(
     asked = load_spec(spec)
     logging.disable(logging.WARNING)  # of libraries: the plan itself says what it could not look up
     try:
-        found = estimate(asked)
+        needs = estimate(asked)
     finally:
         logging.disable(logging.NOTSET)
+    # A training reaches about half of what a matrix product alone does.
     rate = tflops * 1e12 if tflops else product_rate() / 2
-    hours = {stage: work / rate / 3600 for stage, work in found.work.items()}
+    hours = {stage: work / rate / 3600 for stage, work in needs.work.items()}
     if as_json:
-        return _print({**asdict(found), "hours of one worker": hours, "flops a second": rate})
-    table = Table(
-        "what", "part", "needs", title=plain(f"{asked.model}, {len(asked.tasks)} tasks"), title_justify="left"
-    )
-    _row(table, "weights", "in all", f"{found.parameters / 1e6:,.1f} M")
-    _row(table, "", "eligible", f"{found.eligible / 1e6:,.1f} M")
-    _row(table, "", "that may change", f"{found.masked / 1e6:,.1f} M")
-    for what, parts in (
-        (f"a training worker, {found.batch.samples} samples a backward", found.worker),
-        ("a learning run of the merge, beside its batch", found.merging),
-        ("Ray's object store", found.object_store),
-        ("storage", found.storage),
-    ):
-        if not parts:
-            continue
-        table.add_section()
-        for part, size in {**parts, "in all": sum(parts.values())}.items():
-            _row(table, what, part, f"{size / 1e9:,.3f} GB")
-            what = ""
-    table.add_section()
-    for stage, needed in hours.items():
-        _row(table, f"{stage}, one worker alone", f"{found.work[stage] / 1e12:,.0f} TFLOP", f"{needed:,.2f} h")
-    _show(table)
+        return _print({**asdict(needs), "hours of one worker": hours, "flops a second": rate})
+    _show_needs(asked, needs, hours)
     if asked.mask.strategy not in DATA_FREE:
         say(
             "scores: for one calibration worker, and once more for each other; Ray spills to disk what its object "
             "store cannot hold"
         )
-    say(
-        f"hours: at {rate / 1e12:.2f} TFLOP/s a "
-        f"worker{'' if tflops else ', half of what a matrix product reaches here'}; --tflops says another"
-    )
+    where_from = "" if tflops else ", half of what a matrix product reaches here"
+    say(f"hours: at {rate / 1e12:.2f} TFLOP/s a worker{where_from}; --tflops says another")
     if asked.train.precision == "bf16" and asked.cluster.gpus_per_worker:
         say("what is kept for the backward is counted in float32; bf16 on a GPU keeps a little more than half of it")
-    if found.unknown:
-        say(f"work not counted, because nobody says how many examples there are: {', '.join(found.unknown)}")
+    if needs.unknown:
+        say(f"work not counted, because nobody says how many examples there are: {', '.join(needs.unknown)}")
+
+
+def _show_needs(asked: Spec, needs: Estimate, hours: Mapping[str, float]) -> None:
+    """Print a plan as a table: weights, bytes by part, work by stage."""
+    title = plain(f"{asked.model}, {len(asked.tasks)} tasks")
+    table = Table("what", "part", "needs", title=title, title_justify="left")
+    _row(table, "weights", "in all", f"{needs.parameters / 1e6:,.1f} M")
+    _row(table, "", "eligible", f"{needs.eligible / 1e6:,.1f} M")
+    _row(table, "", "that may change", f"{needs.masked / 1e6:,.1f} M")
+    for what, parts in (
+        (f"a training worker, {needs.batch.samples} samples a backward", needs.worker),
+        ("a learning run of the merge, beside its batch", needs.merging),
+        ("Ray's object store", needs.object_store),
+        ("storage", needs.storage),
+    ):
+        if not parts:  # a merge that is searched learns nothing
+            continue
+        table.add_section()
+        label = what  # stands in the first row of its section alone
+        for part, size in {**parts, "in all": sum(parts.values())}.items():
+            _row(table, label, part, f"{size / 1e9:,.3f} GB")
+            label = ""
+    table.add_section()
+    for stage, needed in hours.items():
+        _row(table, f"{stage}, one worker alone", f"{needs.work[stage] / 1e12:,.0f} TFLOP", f"{needed:,.2f} h")
+    _show(table)
 
 
 @app.command(rich_help_panel=DECIDE)
@@ -313,23 +322,24 @@ def top(
         news = read_now(store)
         if news is None:
             return None
-        age = max(0.0, time.time() - news["time"])
-        said = [plain(line) for line in news["lines"][-5:]]
-        return Group(view(news), *said, f"told {duration(age)} ago; {news['restarts']} restart(s)")
+        age = max(0.0, time.time() - news["time"])  # the clocks of two machines differ
+        lines = [plain(line) for line in news["lines"][-5:]]
+        return Group(view(news), *lines, f"told {duration(age)} ago; {news['restarts']} restart(s)")
 
     if as_json:
         _print(read_now(store))
         return
-    found = look()
-    if found is None:
+    now = look()
+    if now is None:
         say(f"nobody works on {run}; `talos status {run}` shows what it holds")
         return
+    console = Console(markup=False, emoji=False, highlight=False)  # what stands in brackets is text, not markup
     if once:
-        Console(markup=False, emoji=False, highlight=False).print(found)
+        console.print(now)
         return
-    with Live(found, console=Console(markup=False, emoji=False, highlight=False), refresh_per_second=1) as live:
-        while (found := look()) is not None:
-            live.update(found)
+    with Live(now, console=console, refresh_per_second=1) as live:
+        while (now := look()) is not None:
+            live.update(now)
             time.sleep(2.0)
 
 
@@ -377,14 +387,14 @@ def rollback(
     """
     from talos_ray.api import open_run
 
-    found = open_run(run)
-    before = found.head
-    found.rollback(version, reason).model()
+    opened = open_run(run)
+    before = opened.head
+    opened.rollback(version, reason).model()  # made once, which checks it against its fingerprint
     if as_json:
-        return _print(found.version.as_dict())
+        return _print(opened.version.as_dict())
     say(
-        f"{run}: head was version {before}, is now version {found.head}; the model's fingerprint "
-        f"{found.version.model[:12]} was checked bitwise"
+        f"{run}: head was version {before}, is now version {opened.head}; the model's fingerprint "
+        f"{opened.version.model[:12]} was checked bitwise"
     )
 
 
@@ -559,10 +569,10 @@ def compare(
     from talos_ray import user_files
     from talos_ray.api import open_run
 
-    if out:
+    if out:  # asked before the work that it would be for
         user_files.check_free(out, overwrite=overwrite, inputs=[data] if data else [])
-    found, changed = open_run(run).compare(a, b, task, data, input=input, label=label)
-    _show_change(found, as_json)
+    difference, changed = open_run(run).compare(a, b, task, data, input=input, label=label)
+    _show_change(difference, as_json)
     if out:
         user_files.write(out, changed.encode(), overwrite=overwrite)
 
@@ -600,20 +610,20 @@ def predict(
     from talos_ray.api import open_run
     from talos_ray.trust.predict import check_output, inputs_of
 
-    if output:
+    if output:  # asked before the work that it would be for
         check_output(output, overwrite=overwrite, inputs=[] if inputs == ["-"] else inputs)
-    found = open_run(run).predict(inputs_of(inputs), task, version, top_k=top_k, input=input, label=label)
+    predictions = open_run(run).predict(inputs_of(inputs), task, version, top_k=top_k, input=input, label=label)
     if output:
-        found.write(output, overwrite=overwrite)
+        predictions.write(output, overwrite=overwrite)
     if as_json:
-        return _print(found.as_dict())
+        return _print(predictions.as_dict())
     if output:
-        say(f"{output}: {len(found)} inputs of task {task}, answered by version {found.version}")
+        say(f"{output}: {len(predictions)} inputs of task {task}, answered by version {predictions.version}")
     else:
-        _show_predictions(found)
-    if score := found.accuracy:
+        _show_predictions(predictions)
+    if score := predictions.accuracy:
         say(f"accuracy {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.n} labelled inputs")
-    say(*found.notes)
+    say(*predictions.notes)
 
 
 @app.command(rich_help_panel=USE)
@@ -739,7 +749,9 @@ def sign(
     from talos_ray.api import open_run
 
     event = open_run(run).sign(key).history()[-1]
-    _print(event) if as_json else say(f"{run}: events 0 to {event['number'] - 1} are signed by {event['key']}")
+    if as_json:
+        return _print(event)
+    say(f"{run}: events 0 to {event['number'] - 1} are signed by {event['key']}")
 
 
 @app.command(rich_help_panel=TAKE)
@@ -762,7 +774,9 @@ def export(
     from talos_ray.api import open_run
 
     names = open_run(run).export(to, version, delta_only=delta, peft=peft, task=task)
-    _print(names) if as_json else say(f"{to}: {', '.join(names)}")
+    if as_json:
+        return _print(names)
+    say(f"{to}: {', '.join(names)}")
 
 
 @app.command(rich_help_panel=TAKE)
@@ -842,14 +856,16 @@ def robustness(
     """
     from talos_ray.api import open_run
 
-    found = open_run(run).robustness(verbose=verbose)
+    corrupted = open_run(run).robustness(verbose=verbose)
     if as_json:
-        _print(found)
+        _print(corrupted)
         return
     table = Table("task", "test data", "base", "merged")
-    for task, kinds in found.items():
-        for name, s in kinds.items():
-            _row(table, task, name, f"{s['base']['value']:.3f}", f"{s['merged']['value']:.3f}")
+    for task, kinds in corrupted.items():
+        for name, scores in kinds.items():
+            base = scores["base"]["value"]
+            merged = scores["merged"]["value"]
+            _row(table, task, name, f"{base:.3f}", f"{merged:.3f}")
     _show(table)
 
 
@@ -869,21 +885,29 @@ def watch(
     """
     from talos_ray.api import open_run
 
-    found = open_run(run).watch(folder, input=input, label=label)
+    events = open_run(run).watch(folder, input=input, label=label)
     if as_json:
-        _print(found)
-    elif not found:
+        _print(events)
+    elif not events:
         say(f"nothing new in {folder}")
-    for e in found if not as_json else ():
-        base, now = (e["scores"][m] for m in ("base", "now"))
-        say(
-            f"{e['data']}: {e['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base "
-            f"{base['value']:.3f}, n {now['n']}: {e['gate']}"
-        )
-        for why in (*e["why"], *e.get("notes", ())):
-            say(f"  {why}")
-    if any(e["gate"] == "fail" for e in found):
+    else:
+        for event in events:
+            _show_watched(event)
+    # What cannot be told is no alarm: a few inputs a night would raise one every morning.
+    if any(event["gate"] == "fail" for event in events):
         sys.exit(DRIFTED)
+
+
+def _show_watched(event: Mapping[str, Any]) -> None:
+    """Print what one file of new data says of head, and what its gate says of that."""
+    base = event["scores"]["base"]
+    now = event["scores"]["now"]
+    say(
+        f"{event['data']}: {event['task']} {now['value']:.3f} ({now['low']:.3f} to {now['high']:.3f}), base "
+        f"{base['value']:.3f}, n {now['n']}: {event['gate']}"
+    )
+    for why in (*event["why"], *event.get("notes", ())):
+        say(f"  {why}")
 
 
 @app.command("log", rich_help_panel=PROVE)
@@ -903,31 +927,38 @@ def log_(
         _print(events)
         return
     table = Table("number", "time (UTC)", "user", "operation", "version", "why")
-    for e in events:
+    for event in events:
         _row(
             table,
-            str(e["number"]),
-            e["time"][:19],
-            f"{e['user']}@{e['host']}",
-            e["operation"],
-            str(e.get("version", "")),
-            _why(e),
+            str(event["number"]),
+            event["time"][:19],
+            f"{event['user']}@{event['host']}",
+            event["operation"],
+            str(event.get("version", "")),
+            _why(event),
         )
     _show(table)
     say(f"newest: {opened.folder.last_event()[1]}")
 
 
-def _show_predictions(found: Predictions) -> None:
+def _show_predictions(predictions: Predictions) -> None:
     """Print the first ones as a table."""
-    ranks = range(found.best.shape[1])
-    names = [f"{name} {rank + 1}" if rank else name for rank in ranks for name in ("label", "score")]
-    given = [] if found.wanted is None else ["given"]
-    table = Table("input", *names, *given)
-    rows = found.rows()
+    heads = ["input"]
+    for rank in range(predictions.best.shape[1]):
+        number = f" {rank + 1}" if rank else ""  # the answer itself has none
+        heads += [f"label{number}", f"score{number}"]
+    labelled = predictions.wanted is not None
+    if labelled:
+        heads.append("given")
+    table = Table(*heads)
+    rows = predictions.rows()
     for row in rows[:SHOWN]:
-        answers = row.get("top", [row])
-        cells = [cell for a in answers for cell in (a["label"], f"{a['score']:.3f}")]
-        _row(table, row["input"], *cells, *([row["given"] or ""] if given else []))
+        cells = [row["input"]]
+        for answer in row.get("top", [row]):
+            cells += [answer["label"], f"{answer['score']:.3f}"]
+        if labelled:
+            cells.append(row["given"] or "")
+        _row(table, *cells)
     _show(table)
     if len(rows) > SHOWN:
         say(f"and {len(rows) - SHOWN} more; --output FILE.csv has all")
@@ -940,33 +971,33 @@ def _why(event: dict[str, Any]) -> str:
     return by + reason if isinstance(reason, str) else by.removesuffix(": ")
 
 
-def _show_change(found: dict[str, Any], as_json: bool) -> None:
+def _show_change(difference: dict[str, Any], as_json: bool) -> None:
     """Print a `Run.diff`."""
     if as_json:
-        _print(found)
+        _print(difference)
         return
-    a, b = found["versions"]
-    for task, (before, after) in found["coefficients"].items():
+    first, second = difference["versions"]
+    for task, (before, after) in difference["coefficients"].items():
         if before != after:
             say(f"coefficient of {task}: {before:g} -> {after:g}")
-    table = Table("task", f"version {a}", f"version {b}", "became right", "became wrong", "n", "p (McNemar)")
-    for task, c in found["tasks"].items():
+    table = Table("task", f"version {first}", f"version {second}", "became right", "became wrong", "n", "p (McNemar)")
+    for task, change in difference["tasks"].items():
         _row(
             table,
             task,
-            f"{c['before']:.3f}",
-            f"{c['after']:.3f}",
-            str(c["won"]),
-            str(c["lost"]),
-            str(c["n"]),
-            f"{c['p']:.2g}",
+            f"{change['before']:.3f}",
+            f"{change['after']:.3f}",
+            str(change["won"]),
+            str(change["lost"]),
+            str(change["n"]),
+            f"{change['p']:.2g}",
         )
     _show(table)
     say("p: how often as large a difference would come by chance; below 0.05 it is hardly that.")
-    for note in found.get("notes", ()):
+    for note in difference.get("notes", ()):
         say(note)
-    if found["not comparable"]:
-        say(f"not asked in both on the same data: {', '.join(found['not comparable'])}")
+    if difference["not comparable"]:
+        say(f"not asked in both on the same data: {', '.join(difference['not comparable'])}")
 
 
 def _task(given: str) -> str | dict[str, Any]:
@@ -996,14 +1027,18 @@ def _aside(as_json: bool) -> AbstractContextManager[object]:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _print(found: object) -> None:
-    print(json.dumps(found, indent=1, sort_keys=True))
+def _print(value: object) -> None:
+    """As JSON, keys in order: two outputs can be compared line by line."""
+    print(json.dumps(value, indent=1, sort_keys=True))
 
 
 def show(run: Run, as_json: bool = False) -> None:
     """Print a run's head as the table of target and control scores, or as JSON; exit code 3 if a newer version is kept
     aside."""
-    _print(run.version.as_dict()) if as_json else _show_scores(run)
+    if as_json:
+        _print(run.version.as_dict())
+    else:
+        _show_scores(run)
     if run.held():
         from talos_ray.trust.versions import standing
 
@@ -1013,59 +1048,79 @@ def show(run: Run, as_json: bool = False) -> None:
             f"to put it in force all the same: talos approve {run.path} {number} --by NAME --reason TEXT",
             file=sys.stderr if as_json else sys.stdout,
         )
+        # A script that goes on with the new model has to notice that head is not it.
         sys.exit(HELD)
 
 
 def _show_class_scores(run: Run, task: str, as_json: bool) -> None:
     from talos_ray.core.metrics import BINS, mostly_taken_for
 
-    found = run.class_scores(task)
+    scores = run.class_scores(task)
     classes = run.classes[task]
     if as_json:
-        return _print({"task": task, "version": run.head, "classes": classes, **found.as_dict()})
+        return _print({"task": task, "version": run.head, "classes": classes, **scores.as_dict()})
     title = plain(f"{run.path}, version {run.head}: {task} on test data")
     table = Table("class", "inputs", "recall", "precision", "mostly taken for", title=title, title_justify="left")
-    parts = zip(classes, found.confusion, found.recall, found.precision, strict=True)
-    for place, (name, row, *shares) in enumerate(parts):
-        told = ["" if share is None else f"{share:.3f}" for share in shares]
-        _row(table, name, str(sum(row)), *told, mostly_taken_for(row, place, classes))
+    for place, (name, row) in enumerate(zip(classes, scores.confusion, strict=True)):
+        recall = _figure(scores.recall[place])
+        precision = _figure(scores.precision[place])
+        _row(table, name, str(sum(row)), recall, precision, mostly_taken_for(row, place, classes))
     _show(table)
-    say(f"balanced accuracy (mean recall) {found.balanced_accuracy:.3f}, macro F1 {found.macro_f1:.3f}")
-    if found.calibration_error is not None:
-        say(f"expected calibration error {found.calibration_error:.3f}, in {BINS} bins of equal width")
+    say(f"balanced accuracy (mean recall) {scores.balanced_accuracy:.3f}, macro F1 {scores.macro_f1:.3f}")
+    if scores.calibration_error is not None:
+        say(f"expected calibration error {scores.calibration_error:.3f}, in {BINS} bins of equal width")
     if len(classes) <= MATRIX:
         say("", "answered (columns) of each class (rows):")
         matrix = Table("", *map(plain, classes))
-        for name, row in zip(classes, found.confusion, strict=True):
+        for name, row in zip(classes, scores.confusion, strict=True):
             _row(matrix, name, *map(str, row))
         _show(matrix)
 
 
+def _figure(value: float | None) -> str:
+    """Three digits; nothing where nothing was measured."""
+    return "" if value is None else f"{value:.3f}"
+
+
 def _show_scores(run: Run) -> None:
     version = run.version
+    dense = version.baseline
+    # A column for what no task has would be an empty one.
+    measured = {kind for scores in version.scores.values() for kind in scores.measured()}
+    kinds = [kind for kind in ("base", "probe", "single", "merged", "merged_words") if kind in measured]
     title = plain(f"{run.path}, version {version.number}: accuracy on test data")
     table = Table(title=title, title_justify="left")
-    dense = version.baseline
-    scores = {task: s.measured() for task, s in version.scores.items()}
-    kinds = ["base", "probe", "single", "merged", "merged_words"]
-    kinds = [k for k in kinds if any(k in s for s in scores.values())]
-    names = {"merged_words": "words' heads"}  # the merged model under the frozen heads
-    columns = [names.get(k, k) for k in kinds]
-    for column in ("task", "coefficient", *columns, *(["dense merged"] if dense else [])):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("task", justify="left")
+    table.add_column("coefficient", justify="right")
+    for kind in kinds:
+        # The merged model under the frozen heads.
+        table.add_column("words' heads" if kind == "merged_words" else kind, justify="right")
+    if dense:
+        table.add_column("dense merged", justify="right")
     marks = {"control": " (control)", "forgotten": " (forgotten)", "other": " (not in it)"}
-    for task, s in scores.items():
+    for task, scores in version.scores.items():
         mark = marks.get(version.kind_of(task), "")
-        cells = [f"{s[k].value:.3f}" if k in s else "" for k in kinds]
-        row = [task + mark, version.coefficient_of(task), *cells]
-        _row(table, *row, *([f"{dense.scores[task].merged.value:.3f}"] if dense else []))
+        by_kind = scores.measured()
+        cells = [f"{by_kind[kind].value:.3f}" if kind in by_kind else "" for kind in kinds]
+        if dense:
+            cells.append(f"{dense.scores[task].merged.value:.3f}")
+        _row(table, task + mark, version.coefficient_of(task), *cells)
     if version.summary.merged is not None:
-        means = ["" if (mean := version.summary.mean(k)) is None else f"{mean:.3f}" for k in kinds]
+        means = [_figure(version.summary.mean(kind)) for kind in kinds]
+        if dense:
+            means.append(f"{dense.summary.merged:.3f}")
         table.add_section()
-        _row(table, "mean of targets", "", *means, *([f"{dense.summary.merged:.3f}"] if dense else []))
+        _row(table, "mean of targets", "", *means)
     _show(table)
-    for control, kept in version.summary.control_kept.items():
-        say(f"control {control} keeps {kept:.1%} of its base score")
+    _show_costs(version)
+    say(f"report: {run.folder.store.path('report/index.html')}")
+
+
+def _show_costs(version: Version) -> None:
+    """Print what the edit does to control tasks, and what it took beside a dense one."""
+    for control, share in version.summary.control_kept.items():
+        say(f"control {control} keeps {share:.1%} of its base score")
+    dense = version.baseline
     if dense:
         sparse_cost = version.cost
         dense_cost = dense.cost
@@ -1074,7 +1129,6 @@ def _show_scores(run: Run) -> None:
             f"training {sparse_cost.train_seconds:.0f} s, dense {dense_cost.train_seconds:.0f} s; deltas "
             f"{sparse_cost.delta_bytes / 1e6:.1f} MB, dense {dense_cost.delta_bytes / 1e6:.1f} MB"
         )
-    say(f"report: {run.folder.store.path('report/index.html')}")
 
 
 def guard(program: str, work: Callable[[], object]) -> int:
@@ -1085,7 +1139,7 @@ def guard(program: str, work: Callable[[], object]) -> int:
     except TalosError as error:
         say(*f"{program}: {error}".split("\n"), file=sys.stderr)
         return 2
-    except OSError as error:
+    except OSError as error:  # a path of the user's, and no mistake of ours that a traceback would explain
         say(f"{program}: {error}; check that the path exists and can be read and written", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
