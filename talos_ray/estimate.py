@@ -3,7 +3,7 @@ work.
 
 The model is built on torch's meta device, where tensors have shapes and no data, and one training batch is sent
 through it: so what the forward pass keeps for the backward is counted and not guessed, for a model of any size, in
-    seconds.
+seconds.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class Batch:
 @dataclass(frozen=True)
 class Estimate:
     """Bytes and floating-point operations. `worker`, of training, and `merging`, of a learning run: by part; `work`:
-    by stage, over all
-    tasks."""
+    by stage, over all tasks."""
 
     parameters: int
     eligible: int
@@ -77,58 +76,93 @@ def estimate(spec: Spec) -> Estimate:
     """
     family = shape_of(spec.model)
     layout = layout_of(family)
-    tasks = len(spec.tasks)
-    total = sum(p.numel() for p in family.module.parameters())
+    weights = list(family.module.parameters())
+    base = sum(weight.nbytes for weight in weights)
+    # Where the run is to choose a mask itself, it may choose the densest of those that it tries.
     keep = max(spec.auto.keeps) if isinstance(spec.mask.keep, str) else spec.mask.keep
     masked = layout.total if spec.mask.strategy == "all" else round(keep * layout.total)
-    rows = spec.mask.granularity == "row" or spec.mask.strategy == "all"
-    widest = max(spec.tasks, key=lambda t: len(t.classes or t.phrases or ()))
-    size = min(spec.train.micro_batch_size or spec.train.batch_size, spec.train.batch_size)
-    again = spec.train.gradient_checkpointing
-    batch = batch_of(
-        family, widest, layout, -(-size // spec.cluster.workers_per_task), again, spec.train.loss == "completion"
+    whole_rows = spec.mask.granularity == "row" or spec.mask.strategy == "all"
+    batch = _training_batch(spec, family, layout)
+    deltas = _deltas(spec, layout, masked)
+    stored = {"mask": layout.total // 8, **deltas}
+    by_epochs = [task for task in spec.tasks if _trains_by_epochs(spec, task)]
+    examples = _examples(by_epochs, spec.seed)
+    unknown = [task.name for task in by_epochs if task.name not in examples]
+    trainings = [spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown]
+    forwards = sum(batch.forward * train.steps * train.batch_size for train in trainings)
+    return Estimate(
+        parameters=sum(weight.numel() for weight in weights),
+        eligible=layout.total,
+        masked=masked,
+        batch=batch,
+        worker=_worker(spec, layout, base, batch, masked=masked, whole_rows=whole_rows),
+        merging=_merging(spec, layout, base, deltas, masked) if spec.search.method == "learned" else {},
+        object_store={"base": base, "scores while calibrating": _scores(spec, layout), **stored},
+        storage={**stored, "base": base} if spec.cluster.base == "storage" else stored,
+        work=_work(spec, layout, batch.forward, forwards, keep if whole_rows else 1.0),
+        unknown=tuple(unknown),
     )
-    weights = sum(p.nbytes for p in family.module.parameters())
+
+
+def _trains_by_epochs(spec: Spec, task: Task) -> bool:
+    """Whether a task's steps depend on how many examples it has."""
+    return spec.train_for(task, 1).steps != spec.train_for(task, 10**9).steps
+
+
+def _training_batch(spec: Spec, family: Family, layout: Layout) -> Batch:
+    """One backward of a training worker, of the task with the most classes."""
+    train = spec.train
+    widest = max(spec.tasks, key=lambda task: len(task.classes or task.phrases or ()))
+    size = min(train.micro_batch_size or train.batch_size, train.batch_size)
+    samples = -(-size // spec.cluster.workers_per_task)  # of the worker with the most
+    return batch_of(family, widest, layout, samples, train.gradient_checkpointing, train.loss == "completion")
+
+
+def _deltas(spec: Spec, layout: Layout, masked: int) -> dict[str, int]:
+    """Bytes of all tasks' deltas, by arm."""
+    tasks = len(spec.tasks)
     value = 2 if spec.train.delta_dtype == "bfloat16" else 4
-    largest = max(math.prod(s) for s in layout.shapes)
+    sizes = {"deltas": tasks * masked * value}
+    if spec.baseline.enabled:  # dense deltas are float32, whatever those of the mask are
+        sizes["dense deltas"] = tasks * layout.total * FLOAT
+    return sizes
+
+
+def _worker(spec: Spec, layout: Layout, base: int, batch: Batch, *, masked: int, whole_rows: bool) -> dict[str, int]:
+    """Bytes of a training worker by part. The larger arm decides: the dense one trains every eligible weight."""
     trained = layout.total if spec.baseline.enabled else masked
-    worker = {
-        "weights": weights,
-        "values, gradient, moments": trained * FLOAT * (1 + MOMENTS)
-        + (0 if rows or trained > masked else masked * INDEX),
+    values = trained * FLOAT * (1 + MOMENTS)
+    # Scattered weights have their positions beside them.
+    if not whole_rows and trained <= masked:
+        values += masked * INDEX
+    # The gradient of whole rows is computed of these rows alone; of scattered weights it is that of the whole tensor,
+    # of which one is there at a time.
+    largest = max(math.prod(shape) for shape in layout.shapes)
+    passing = batch.passing + (0 if whole_rows else largest * FLOAT)
+    return {
+        "weights": base,
+        "values, gradient, moments": values,
         "kept for the backward": batch.kept,
-        "passing in the backward": batch.passing + (0 if rows else largest * FLOAT),
+        "passing in the backward": passing,
     }
-    # The deltas are those of the larger arm; on a CPU its workers share them in the object store.
-    merging = {
-        "weights": weights,
-        "deltas": tasks * (layout.total * FLOAT if spec.baseline.enabled else masked * value),
+
+
+def _merging(spec: Spec, layout: Layout, base: int, deltas: Mapping[str, int], masked: int) -> dict[str, int]:
+    """Bytes of a learning run by part. The deltas are those of the larger arm; on a CPU its workers share them in the
+    object store."""
+    trained = layout.total if spec.baseline.enabled else masked
+    return {
+        "weights": base,
+        "deltas": deltas.get("dense deltas", deltas["deltas"]),
         "values, gradient, product": 3 * trained * FLOAT,
     }
-    by_epochs = [t for t in spec.tasks if spec.train_for(t, 1).steps != spec.train_for(t, 10**9).steps]
-    examples = _examples(by_epochs, spec.seed)
-    unknown = [t.name for t in by_epochs if t.name not in examples]
-    steps = [spec.train_for(t, examples.get(t.name, 0)) for t in spec.tasks if t.name not in unknown]
-    forwards = sum(batch.forward * s.steps * s.batch_size for s in steps)
-    kept = {"mask": layout.total // 8, "deltas": tasks * masked * value}
-    kept |= {"dense deltas": tasks * layout.total * FLOAT} if spec.baseline.enabled else {}
-    calibrated = spec.mask.path is None and spec.mask.strategy not in DATA_FREE
-    return Estimate(
-        total,
-        layout.total,
-        masked,
-        batch,
-        worker,
-        merging if spec.search.method == "learned" else {},
-        {
-            "base": weights,
-            "scores while calibrating": (tasks + UNDER_WAY) * layout.total * FLOAT if calibrated else 0,
-            **kept,
-        },
-        {**kept, **({"base": weights} if spec.cluster.base == "storage" else {})},
-        _work(spec, layout, batch.forward, forwards, keep if rows else 1.0),
-        tuple(unknown),
-    )
+
+
+def _scores(spec: Spec, layout: Layout) -> int:
+    """Bytes of sensitivity scores, float32, while they are summed up; none where the mask asks for none."""
+    if spec.mask.path is not None or spec.mask.strategy in DATA_FREE:
+        return 0
+    return (len(spec.tasks) + UNDER_WAY) * layout.total * FLOAT
 
 
 def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients: float) -> dict[str, float]:
@@ -144,21 +178,26 @@ def _work(spec: Spec, layout: Layout, forward: float, forwards: float, gradients
     dense = (3 + again) * forwards
     work = {}
     if spec.mask.open:
+        # A mask is calibrated once, however many learning rates are tried with it.
         tried = both_rounds(spec, layout)
-        masks = {s.mask for s in tried if s.strategy not in DATA_FREE}
+        masks = {setting.mask for setting in tried if setting.strategy not in DATA_FREE}
         work["choose"] = len(masks) * mask + len(tried) * share_of_each(spec, layout) * dense
     elif spec.mask.path is None and spec.mask.strategy not in DATA_FREE:
         work["calibrate"] = mask
+    # Below the first layer that may change nothing asks for a gradient, and the backward ends there.
     passed = 1.0 if isinstance(spec.mask.layers, str) else layout.room(spec.mask.layers)
     work["train"] = (1 + passed + again + gradients) * forwards
     if spec.baseline.enabled:
         work["train, dense"] = dense
     if spec.search.method == "learned":
-        s = spec.search
+        search = spec.search
         arms = 1 + spec.baseline.enabled
-        runs = len(s.several("granularity")) * len(s.several("lr")) * len(s.several("pressure")) + s.trials
-        samples = runs * s.steps * (s.batch_size * len(spec.tasks) + (s.control_batch_size if spec.control else 0))
-        teachers = s.inputs * (len(spec.tasks) + len(spec.control))
+        # Each with each of what the spec lists, and what the search then tries by itself.
+        listed = [len(search.several(key)) for key in ("granularity", "lr", "pressure")]
+        runs = math.prod(listed) + search.trials
+        a_step = search.batch_size * len(spec.tasks) + (search.control_batch_size if spec.control else 0)
+        samples = runs * search.steps * a_step
+        teachers = search.inputs * (len(spec.tasks) + len(spec.control))
         work["merge"] = (1 + passed + again + gradients) * forward * samples + arms * forward * teachers
         if spec.baseline.enabled:
             work["merge"] += (3 + again) * forward * samples
@@ -170,21 +209,22 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
     none."""
     import datasets
 
-    found = {}
+    counts = {}
     reached = True
     for task in tasks:
         if is_here(task) or is_harness(task.data):
             try:
-                found[task.name] = len(load_task(task, seed).train)
-            except SpecError:
+                counts[task.name] = len(load_task(task, seed).train)
+            except SpecError:  # `check` tells; a plan needs no sound data
                 continue
         elif reached:
             try:
-                told = datasets.load_dataset_builder(task.data, task.config).info.splits
-                found[task.name] = told[task.train_split].num_examples
+                splits = datasets.load_dataset_builder(task.data, task.config).info.splits
+                counts[task.name] = splits[task.train_split].num_examples
             except Exception:  # no such set, or no way there, or it does not say: the plan goes on without
-                reached = bool(found)
-    return found
+                # Where nothing was found yet there may be no way there, and every further look-up would wait as long.
+                reached = bool(counts)
+    return counts
 
 
 def batch_of(
@@ -195,24 +235,26 @@ def batch_of(
     inputs = family.preprocess([_longest(task)] * 2)[:1].to("meta")
     inputs = inputs.expand(samples, *inputs.shape[1:])
     params = dict(family.module.named_parameters())
-    own = {t.untyped_storage()._cdata for t in (*params.values(), *family.module.buffers())}
+    # Weights are there anyhow, and are no part of what a forward adds.
+    own = {tensor.untyped_storage()._cdata for tensor in (*params.values(), *family.module.buffers())}
     kept = _Kept(own)
-    inside = [_Kept(own)]
+    inside = [_Kept(own)]  # by block, where blocks are computed again; of all of these one at a time is there
 
     def apart(forward: Callable[..., Any]) -> Callable[..., Any]:
         """What a block keeps, but for its inputs, is there only while the backward passes it."""
 
         def run(*args: Any, **named: Any) -> Any:
             inside.append(_Kept(own))
-            for tensor in (t for t in (*args, *named.values()) if isinstance(t, torch.Tensor)):
-                kept.add(tensor)
+            for value in (*args, *named.values()):
+                if isinstance(value, torch.Tensor):
+                    kept.add(value)
             with torch.autograd.graph.saved_tensors_hooks(inside[-1].add, lambda t: t):
                 return forward(*args, **named)
 
         return run
 
-    for name, p in params.items():
-        p.requires_grad_(name in layout.names)
+    for name, weight in params.items():
+        weight.requires_grad_(name in layout.names)
     with (
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(kept.add, lambda t: t),
@@ -220,8 +262,13 @@ def batch_of(
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _attention),
     ):
         _scored(family, task, inputs, completion).logsumexp(-1)
-    most = AT_ONCE * max(kept.sizes.values(), default=0)
-    return Batch(samples, kept.total, max(most, *(k.total for k in inside)), counter.get_total_flops() / samples)
+    largest = AT_ONCE * max(kept.sizes.values(), default=0)
+    return Batch(
+        samples=samples,
+        kept=kept.total,
+        passing=max(largest, *(block.total for block in inside)),
+        forward=counter.get_total_flops() / samples,
+    )
 
 
 def _attention(
@@ -258,7 +305,7 @@ class _Kept:
 
 
 def _longest(task: Task) -> object:
-    if task.kind == "text":
+    if task.kind == "text":  # cut by the tokenizer to what the model reads
         return CHOICE.join([WORD * 4096] * (1 + len(task.choices or ())))
     from PIL import Image
 
@@ -287,14 +334,16 @@ def product_rate(seconds: float = 1.0) -> float:
     """Floating-point operations a second of a matrix product, on this machine's GPU (bfloat16) or CPU (float32): what
     no model exceeds."""
     gpu = torch.cuda.is_available()
-    n = 4096 if gpu else 1024
-    a = torch.randn(n, n, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
-    a @ a
-    done = 0
+    device = "cuda" if gpu else "cpu"
+    dtype = torch.bfloat16 if gpu else torch.float32
+    side = 4096 if gpu else 1024
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    matrix @ matrix  # the first product also loads its kernel
+    products = 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        a @ a
-        done += 1
-        if gpu:
+        matrix @ matrix
+        products += 1
+        if gpu:  # a launch returns before the product is there
             torch.cuda.synchronize()
-    return 2 * n**3 * done / (time.perf_counter() - started)
+    return 2 * side**3 * products / (time.perf_counter() - started)
