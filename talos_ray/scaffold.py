@@ -85,16 +85,24 @@ def scaffold(folder: Path, model: str | None = None) -> str:
         raise SpecError(
             f"folder {str(folder)!r} does not exist; wanted one with a file or image folder a task; check the path"
         )
-    found, left = _tasks_in(folder)
-    if not found:
+    guesses, left_out = _tasks_in(folder)
+    if not guesses:
         raise SpecError(
             f"folder {str(folder)!r} holds no {', '.join(KINDS)} with a label column, and no folder of images a class;"
-            " wanted one a task" + (f"; {left[0]}" if left else "")
+            " wanted one a task" + (f"; {left_out[0]}" if left_out else "")
         )
-    kinds = [g.kind for g in found]
+    # A run has one model, which reads inputs of one kind: of those, most that lie here.
+    kinds = [guess.kind for guess in guesses]
     kind = max(dict.fromkeys(kinds), key=kinds.count)
     model = model or MODELS[kind]
-    inside = any(g.data == "." for g in found) and folder.resolve() == Path.cwd()
+    read = "text" if reads_text(model) else "image"
+    lines: list[str] = []
+    for guess in guesses:
+        if guess.kind == kind:
+            lines += _lines(guess, read)
+    others = [guess for guess in guesses if guess.kind != kind]
+    rows = [len(guess.loaded.train) for guess in guesses if guess.kind == kind]
+    inside = any(guess.data == "." for guess in guesses) and folder.resolve() == Path.cwd()
     output = "../runs/mine" if inside else "runs/mine"  # never among the data
     return "\n".join(
         [
@@ -102,15 +110,15 @@ def scaffold(folder: Path, model: str | None = None) -> str:
             "runs.",
             f"model: {scalar(model)}",
             "tasks:",
-            *(line for g in found if g.kind == kind for line in _lines(g, "text" if reads_text(model) else "image")),
-            *(f"# left out, because it holds {g.kind}s: {comment(g.data)}" for g in found if g.kind != kind),
-            *(f"# left out: {comment(why)}" for why in left),
+            *lines,
+            *(f"# left out, because it holds {guess.kind}s: {comment(guess.data)}" for guess in others),
+            *(f"# left out: {comment(why)}" for why in left_out),
             "# control:                    # what must hold: tasks that are looked at and never trained. Move one "
             "here, or name another",
             f"output: {output}             # a local path, or s3://bucket/folder",
             "# preset: auto                # also try masks and learning rates, in short runs",
             "# gate: {control_keep: 0.95}  # a version that does not meet it is kept aside",
-            _training([len(g.loaded.train) for g in found if g.kind == kind], model, kind),
+            _training(rows, model, kind),
             "# cluster: {gpus_per_worker: 1}",
             "",
         ]
@@ -122,32 +130,43 @@ def _training(rows: Sequence[int], model: str, kind: str) -> str:
     rows bear."""
     train = max(1, round(statistics.median(rows)))
     batch = next(size for size, most in BATCHES.items() if train <= most)
-    lr = "1.2e-3" if model == "demo" else "5.0e-4" if kind == "text" else "1.0e-4"
+    lr = "5.0e-4" if kind == "text" else "1.0e-4"
+    if model == "demo":
+        lr = "1.2e-3"
     an_epoch = max(1, train // batch)
     if an_epoch >= UPDATES:
         return f"train: {{steps: {UPDATES}, batch_size: {batch}, lr: {lr}, warmup_steps: {UPDATES // 10}}}"
+    # Few rows bear only so many passes before they are learnt by heart.
     epochs = min(EPOCHS, round(UPDATES / an_epoch))
     updates = epochs * an_epoch
-    told = f"# about {updates} updates on {train:,} training rows, the median task's"
-    return f"train: {{epochs: {epochs}, batch_size: {batch}, lr: {lr}, warmup_steps: {max(1, updates // 10)}}}  {told}"
+    warmup = max(1, updates // 10)
+    why = f"# about {updates} updates on {train:,} training rows, the median task's"
+    return f"train: {{epochs: {epochs}, batch_size: {batch}, lr: {lr}, warmup_steps: {warmup}}}  {why}"
 
 
-def _lines(g: Guess, read: str) -> list[str]:
-    """A task's lines in a spec whose model reads inputs of a kind."""
-    classes = g.loaded.classes
-    named = ", ".join(c if len(c) <= LONG else f"{c[:LONG]}…" for c in classes[:SHOWN])
-    shown = named + (", …" if len(classes) > SHOWN else "")
-    columns = {key: c for key, c in g.columns.items() if c != {"input": read, "label": "label"}[key]}
-    return [
-        f"  - name: {scalar(g.name)}",
-        f"    data: {scalar(g.data)}",
-        *([f"    kind: {g.kind}"] if g.kind != read else []),
-        *(f"    {key}: {scalar(column)}                # guessed" for key, column in columns.items()),
-        f"    # {len(classes)} classes: {comment(shown)}",
-        *(["    missing: drop                # guessed: fill the rows, or leave them out so"] if g.dropping else []),
-        *(f"    # {comment(note)[:TOLD]}" for note in g.loaded.notes if g.dropping),
-        f'    prompts: ["{PROMPTS[g.kind]}"]   # {{}} stands for the class; say what it is in your own words',
+def _lines(guess: Guess, read: str) -> list[str]:
+    """A task's lines in a spec whose model reads inputs of a kind. What is the default is left out."""
+    lines = [
+        f"  - name: {scalar(guess.name)}",
+        f"    data: {scalar(guess.data)}",
     ]
+    if guess.kind != read:
+        lines.append(f"    kind: {guess.kind}")
+    defaults = {"input": read, "label": "label"}
+    for key, column in guess.columns.items():
+        if column != defaults[key]:
+            lines.append(f"    {key}: {scalar(column)}                # guessed")
+    classes = guess.loaded.classes
+    names = [name if len(name) <= LONG else f"{name[:LONG]}…" for name in classes[:SHOWN]]
+    more = ", …" if len(classes) > SHOWN else ""
+    lines.append(f"    # {len(classes)} classes: {comment(', '.join(names) + more)}")
+    if guess.dropping:
+        lines.append("    missing: drop                # guessed: fill the rows, or leave them out so")
+        lines += [f"    # {comment(note)[:TOLD]}" for note in guess.loaded.notes]
+    lines.append(
+        f'    prompts: ["{PROMPTS[guess.kind]}"]   # {{}} stands for the class; say what it is in your own words'
+    )
+    return lines
 
 
 def scalar(text: str) -> str:
@@ -166,49 +185,56 @@ def _tasks_in(folder: Path) -> tuple[list[Guess], list[str]]:
     """What lies in a folder, with names that are unique; and what was left out, and why."""
     if whole := _whole(folder):
         return [whole], []
-    found: list[Guess] = []
-    left: list[str] = []
-    entries = [e for e in sorted(folder.iterdir()) if not e.name.startswith(".") and _could_be(e)]
+    guesses: list[Guess] = []
+    left_out: list[str] = []
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _could_be(path)]
     parts = _parts(entries)
     for path in entries:
         if path in parts:
-            left.append(f"{path.name}: {_why_apart(path, parts)}")
+            left_out.append(f"{path.name}: {_why_apart(path, parts)}")
             continue
         if not _utf8(path.name):
-            left.append(f"{path.name!a}: its name is not UTF-8")
+            left_out.append(f"{path.name!a}: its name is not UTF-8")
             continue
         try:
-            guess = _guess(folder, path, {g.name for g in found})
+            guess = _guess(folder, path, {other.name for other in guesses})
         except (*UNREADABLE, Unclear) as error:
-            left.append(f"{path.name}: {_reason(error)}")
+            left_out.append(f"{path.name}: {_reason(error)}")
             continue
-        found.append(guess)
-        if path.is_dir() and guess.data != path.name:
-            train = folder / guess.data
-            tables = [f for f in files_below(path) if f.suffix.lower() in KINDS and f != train]
-            odd = {f: why for f in tables if (why := _odd_beside(path, train, f, guess.columns.values()))}
-            told = f"{path.name}: all but {guess.data}, because together they cannot be read"
-            fix = f"; to read the others, move away {_told(odd)}" if len(odd) < len(tables) else f": {_told(odd)}"
-            left.append(f"{told}{fix}" if odd else told)
-    return found, left
+        guesses.append(guess)
+        if path.is_dir() and guess.data != path.name:  # of a folder only one table could be used
+            left_out.append(_why_alone(path, folder / guess.data, guess))
+    return guesses, left_out
+
+
+def _why_alone(path: Path, train: Path, guess: Guess) -> str:
+    """Why only the training split of a folder of tables is read, and which of the others are in the way."""
+    tables = [file for file in files_below(path) if file.suffix.lower() in KINDS and file != train]
+    odd = {file: why for file in tables if (why := _odd_beside(path, train, file, guess.columns.values()))}
+    what = f"{path.name}: all but {guess.data}, because together they cannot be read"
+    if not odd:
+        return what
+    if len(odd) < len(tables):
+        return f"{what}; to read the others, move away {_named(odd)}"
+    return f"{what}: {_named(odd)}"
 
 
 def _why_apart(path: Path, parts: dict[Path, Path]) -> str:
     """Why what by its name is a part of a set is not read with it, and what to do; of a table that cannot be, what it
     lacks."""
     train = parts[path]
-    others = [p for p, whole in parts.items() if whole == train]
+    others = [other for other, whole in parts.items() if whole == train]
     usual = f"by its name it belongs to {train.name}; to use it, move both into a folder of their own"
-    if any(p.is_dir() for p in (train, *others)):
+    if any(part.is_dir() for part in (train, *others)):
         return usual
     try:
         columns = _roles(train)[1:]
     except (*UNREADABLE, Unclear):  # of which its own line tells
         return usual
-    odd = {p: why for p in others if (why := _odd_beside(p.parent, train, p, columns))}
+    odd = {other: why for other in others if (why := _odd_beside(other.parent, train, other, columns))}
     if path in odd:
         return f"it belongs to {train.name}, and cannot be read with it: {odd[path]}"
-    return f"{usual}, without {_told(odd)}, and name that folder in `data`" if odd else usual
+    return f"{usual}, without {_named(odd)}, and name that folder in `data`" if odd else usual
 
 
 def _odd_beside(root: Path, train: Path, table: Path, columns: Collection[str]) -> str | None:
@@ -221,11 +247,11 @@ def _odd_beside(root: Path, train: Path, table: Path, columns: Collection[str]) 
         names = _table(table).column_names
     except (*UNREADABLE, Unclear) as error:
         return _reason(error)
-    lacks = next((c for c in columns if c not in names), None)
-    return f"it has no column {lacks!r}" if lacks else None
+    missing = next((column for column in columns if column not in names), None)
+    return f"it has no column {missing!r}" if missing else None
 
 
-def _told(odd: dict[Path, str]) -> str:
+def _named(odd: dict[Path, str]) -> str:
     return ", ".join(f"{path.name} ({why})" for path, why in odd.items())
 
 
@@ -234,9 +260,9 @@ def _reason(error: Exception) -> str:
         return "its values lie too deep in each other to be read"
     if isinstance(error, UnicodeEncodeError):
         return "it holds half a character (a surrogate, like \\ud800), which is no text"
-    told = str(error).splitlines()[0] if str(error) else type(error).__name__
-    told = re.sub(r"^task '[^']*': ", "", told)
-    return told if len(told) <= TOLD else f"{told[:TOLD]}…"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = re.sub(r"^task '[^']*': ", "", reason)  # a name that we made up a moment ago
+    return reason if len(reason) <= TOLD else f"{reason[:TOLD]}…"
 
 
 def _could_be(path: Path) -> bool:
@@ -253,12 +279,14 @@ def _parts(entries: Sequence[Path]) -> dict[Path, Path]:
         split = name.split or ("train" if name.shard else None)
         if split is not None:
             sets.setdefault(name.words, {}).setdefault(split, []).append(path)
-    found: dict[Path, Path] = {}
+    wholes: dict[Path, Path] = {}
     for splits in sets.values():
-        if "train" in splits:
-            first = splits["train"][0]
-            found |= {path: first for part in splits.values() for path in part if path != first}
-    return found
+        if "train" not in splits:  # without one, each is a set of its own
+            continue
+        first = splits["train"][0]
+        for pieces in splits.values():
+            wholes.update((path, first) for path in pieces if path != first)
+    return wholes
 
 
 def _is_one_set(tops: Collection[Path]) -> bool:
@@ -268,7 +296,8 @@ def _is_one_set(tops: Collection[Path]) -> bool:
     called = _called_sets([top for top in tops if Path(top.name) not in notes])
     if any(top.is_dir() and name.words for top, name in called.items()):
         return False
-    return all(name.split for name in called.values()) and len({name.words for name in called.values()}) == 1
+    words = {name.words for name in called.values()}
+    return len(words) == 1 and all(name.split for name in called.values())
 
 
 def _called_sets(paths: Collection[Path]) -> dict[Path, SetName]:
@@ -294,18 +323,19 @@ def _whole(folder: Path) -> Guess | None:
     """The folder as one task: its folders are the classes, or the splits, of images; its tables are the splits of one
     set; or it lists its images."""
     try:
-        files = [f.relative_to(folder) for f in files_below(folder)]
-        if any(str(f) in METADATA for f in files):
+        files = [file.relative_to(folder) for file in files_below(folder)]
+        if any(str(file) in METADATA for file in files):
             return _listed(folder, folder)
-        tables = [f for f in files if f.suffix.lower() in KINDS]
+        tables = [file for file in files if file.suffix.lower() in KINDS]
         if tables:
-            whole = len(tables) > 1 and _is_one_set({folder / f.parts[0] for f in tables})
+            whole = len(tables) > 1 and _is_one_set({folder / file.parts[0] for file in tables})
             return _split_tables(folder, folder) if whole else None
-        images = [f for f in files if f.suffix.lower() in IMAGES]
-        tops = {f.parts[0] for f in images}
-        near = images and all(len(f.parts) == 2 for f in images)
-        split = images and all(len(f.parts) == 3 for f in images) and {t.lower() for t in tops} <= set(SPLITS)
-        return _pictures(folder, folder) if near or split else None
+        # CLASS/image, or SPLIT/CLASS/image, and all alike: else its folders are tasks.
+        images = [file for file in files if file.suffix.lower() in IMAGES]
+        depths = {len(file.parts) for file in images}
+        tops = {file.parts[0].lower() for file in images}
+        is_one = depths == {2} or (depths == {3} and tops <= set(SPLITS))
+        return _pictures(folder, folder) if is_one else None
     except (*UNREADABLE, Unclear):
         return None
 
@@ -344,8 +374,8 @@ def _split_tables(folder: Path, path: Path, taken: Collection[str] = ()) -> Gues
     try:
         splits = tables_in(path)
     except SpecError:
-        near = [f for f in files_below(path) if f.parent == path and f.suffix.lower() in KINDS]
-        train = [f for f in near if SetName.of(f.stem).split == "train"]
+        near = [file for file in files_below(path) if file.parent == path and file.suffix.lower() in KINDS]
+        train = [file for file in near if SetName.of(file.stem).split == "train"]
         if path == folder or len(train) != 1 or KINDS[train[0].suffix.lower()] == "json":
             raise
         return _read(folder, train[0], _roles(train[0]), taken)  # the rest is told of as left out
@@ -364,22 +394,32 @@ def _read(folder: Path, path: Path, roles: tuple[str, str, str], taken: Collecti
     """A guess that was tried: read as `check` reads it, without rows that lack something if need be."""
     kind, source, label = roles
     columns = {"input": source, "label": label}
-    name = _name(path)
-    name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-    wanted = {"name": name, "data": str(path.absolute()), "kind": kind, "prompts": [PROMPTS[kind]], **columns}
+    name = _free_name(_name(path), taken)
+    task = {"name": name, "data": str(path.absolute()), "kind": kind, "prompts": [PROMPTS[kind]], **columns}
     data = str(path.relative_to(folder))
     try:
-        loaded = load_task(resolve_task(wanted), 0)
+        loaded = load_task(resolve_task(task), 0)
         dropping = False
     except SpecError as refused:
+        # Where that is no help, the first reason is the one to tell.
         try:
-            loaded = load_task(resolve_task({**wanted, "missing": "drop"}), 0)
+            loaded = load_task(resolve_task({**task, "missing": "drop"}), 0)
             dropping = True
         except SpecError:
             raise refused from None
     if len(loaded.classes) < 2:
         raise Unclear(f"its column {label!r} holds one class")
     return Guess(name, data, kind, columns, loaded, dropping)
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """A name that no task has yet, with a number behind it if need be."""
+    number = 1
+    free = name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def _name(path: Path) -> str:
@@ -398,24 +438,27 @@ def _roles(file: Path) -> tuple[str, str, str]:
         Unclear: there are no two such columns.
     """
     table = _table(file)
-    names = [c for c in table.column_names if c.strip()]
-    images = [c for c in names if _holds_images(file, table.column(c))]
-    texts = [c for c in names if c not in images and _holds_texts(file, table.column(c))]
-    counts = {c: n for c in names if c not in images and (n := _classes(table.column(c))) > 1}
+    names = [name for name in table.column_names if name.strip()]
+    images = [name for name in names if _holds_images(file, table.column(name))]
+    rest = [name for name in names if name not in images]
+    texts = [name for name in rest if _holds_texts(file, table.column(name))]
+    counts = {name: count for name in rest if (count := _classes(table.column(name))) > 1}
     # Where hardly a value comes again, there are no classes, whatever the column is called.
-    labelled = [c for c in names if LABELLED.match(c) and counts.get(c, 0) <= len(table) / 2]
-    free = [c for c in texts if c not in labelled]
+    labelled = [name for name in names if LABELLED.match(name) and counts.get(name, 0) <= len(table) / 2]
+    free = [name for name in texts if name not in labelled]
+    # By name, as far as names go: images before texts, and inputs before labels.
     source = _called("image", images) or next(iter(images), None) or _called("text", free)
-    others = [c for c in counts if c != source]
-    label = _called("label", others) or next((c for c in others if c in labelled), None)
-    rest = [c for c in free if c != label]
-    if source is None and len(rest) == 1:
-        source = rest[0]
+    others = [name for name in counts if name != source]
+    label = _called("label", others) or next((name for name in others if name in labelled), None)
+    free = [name for name in free if name != label]
+    if source is None and len(free) == 1:
+        source = free[0]
     if label is None:  # of several with as few values, the last one: labels mostly stand behind
-        few = [c for c in reversed(counts) if c != source and counts[c] <= len(table) / 2]
-        label = min(few, key=lambda c: counts[c], default=None)
+        few = [name for name in reversed(counts) if name != source and counts[name] <= len(table) / 2]
+        label = min(few, key=counts.__getitem__, default=None)
     if source is None:
-        source = max((c for c in rest if c != label), key=lambda c: _length(table.column(c)), default=None)
+        free = [name for name in free if name != label]
+        source = max(free, key=lambda name: _length(table.column(name)), default=None)
     if source is None:
         raise Unclear("it has no column of texts or images; wanted one")
     if label is None:
@@ -434,17 +477,23 @@ def _are_names(table: pa.Table, label: str) -> bool:
     """Whether a table's first line is one of names: in a row, a label would be one of those below. Columns that are
     called by their places have names."""
     names = [name for name in table.column_names if name.strip()]
-    counted = names in ([str(i) for i in range(start, start + len(names))] for start in (0, 1))
-    return counted or label not in map(str, table.column(label).unique().to_pylist())
+    # Who has no names for columns counts them, from 0 or from 1.
+    places = [[str(first + place) for place in range(len(names))] for first in (0, 1)]
+    return names in places or label not in map(str, table.column(label).unique().to_pylist())
 
 
 def _called(role: str, columns: Sequence[str]) -> str | None:
     """The column that by its name has a role: its whole name says so, or else its last word."""
-    for said in (str.lower, lambda name: re.split(r"[\W_]+", name.lower())[-1]):
+    for part in (str.lower, _last_word):
+        by_part = {part(column.strip()): column for column in reversed(columns)}  # of equal ones the first
         for word in CALLED[role]:
-            if (found := next((c for c in columns if said(c.strip()) == word), None)) is not None:
-                return found
+            if word in by_part:
+                return by_part[word]
     return None
+
+
+def _last_word(name: str) -> str:
+    return re.split(r"[\W_]+", name.lower())[-1]
 
 
 def _classes(column: pa.ChunkedArray) -> int:
@@ -457,7 +506,7 @@ def _classes(column: pa.ChunkedArray) -> int:
     values = column.unique().drop_null()
     if pa.types.is_floating(values.type):
         values = values.filter(pc.invert(pc.is_nan(values)))  # not-a-number is how some write that there is none
-        if not all(v.is_integer() for v in values.to_pylist()):
+        if not all(value.is_integer() for value in values.to_pylist()):  # a measure, and no number of a class
             return 0
     return len(values)
 
@@ -502,22 +551,24 @@ def _table(path: Path) -> pa.Table:
     check_is_table(path)
     if kind == "csv":
         names = _header(path)
-        if len(names) == 1 and (told := other_separator(path, names[0])):
-            raise Unclear(told)
+        if len(names) == 1 and (why := other_separator(path, names[0])):
+            raise Unclear(why)
         table = read_table(path, Reading(columns=_once(names)))
     else:
         table = pyarrow.parquet.read_table(path) if kind == "parquet" else read_table(path)
     if not len(table):
         raise Unclear("it holds no rows")
-    table = table.select([i for i, n in enumerate(table.column_names) if n in _once(table.column_names)])
-    for i, field in enumerate(table.schema):
+    once = _once(table.column_names)
+    table = table.select([place for place, name in enumerate(table.column_names) if name in once])
+    for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.name, table.column(i).cast(field.type.value_type))
+            values = table.column(place).cast(field.type.value_type)
+            table = table.set_column(place, field.name, values)
     return table
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    return [n for n in names if n.strip() and names.count(n) == 1]
+    return [name for name in names if name.strip() and names.count(name) == 1]
 
 
 def _header(path: Path) -> list[str]:
