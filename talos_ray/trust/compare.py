@@ -21,22 +21,27 @@ from talos_ray.storage.version import Version
 
 def diff(a: Version, b: Version, before: Answers, after: Answers) -> dict[str, Any]:
     """How version `b` differs from version `a`, with what each answered."""
-    tasks = {t: asdict(change(before.right(t), after.right(t))) for t in _comparable(before, after)}
-    names = sorted({*a.coefficients, *b.coefficients})
-    changed = sorted(t for t in {*a.deltas, *b.deltas} if a.deltas.get(t) != b.deltas.get(t))
+    changes = {}
+    for task in _comparable(before, after):
+        changes[task] = asdict(change(before.right(task), after.right(task)))
+    # What a version does not hold has no share in it, which is a coefficient of 0.
+    coefficients = {}
+    for task in sorted({*a.coefficients, *b.coefficients}):
+        coefficients[task] = [a.coefficients.get(task, 0.0), b.coefficients.get(task, 0.0)]
+    deltas = {*a.deltas, *b.deltas}
     return {
         "versions": [a.number, b.number],
-        "coefficients": {t: [a.coefficients.get(t, 0.0), b.coefficients.get(t, 0.0)] for t in names},
-        "deltas changed": changed,
-        "tasks": tasks,
-        "not comparable": sorted({*a.scores, *b.scores} - set(tasks)),
+        "coefficients": coefficients,
+        "deltas changed": sorted(task for task in deltas if a.deltas.get(task) != b.deltas.get(task)),
+        "tasks": changes,
+        "not comparable": sorted({*a.scores, *b.scores} - set(changes)),
         "same model": a.model == b.model,
     }
 
 
 def _comparable(a: Answers, b: Answers) -> list[str]:
-    """Tasks that both answered on the same inputs."""
-    return [t for t in a.data if a.data[t] == b.data.get(t)]
+    """Tasks that both answered on the same inputs, by the fingerprints of these."""
+    return [task for task, mark in a.data.items() if mark == b.data.get(task)]
 
 
 @torch.no_grad()
@@ -44,9 +49,11 @@ def ask(family: Family, name: str, split: Split, head: tuple[str, torch.Tensor],
     """What a model answers on a split of a task. `head`: its kind ('words' or 'linear'), and itself."""
     logits = answering(family, *head)
     examples = Examples(split, family.preprocess)
-    index = torch.arange(len(split)).split(batch_size)
-    predicted = torch.cat([logits(examples.batch(i)[0]).argmax(-1) for i in index])
-    return Answers({name: predicted.int()}, {name: split.labels}, {name: split.fingerprint()})
+    predicted = []
+    for rows in torch.arange(len(split)).split(batch_size):
+        inputs = examples.batch(rows)[0]
+        predicted.append(logits(inputs).argmax(-1))
+    return Answers({name: torch.cat(predicted).int()}, {name: split.labels}, {name: split.fingerprint()})
 
 
 def changed_inputs(
@@ -67,11 +74,17 @@ def changed_inputs(
         before = a.predicted[task].tolist()
         after = b.predicted[task].tolist()
         labels = a.labels[task].tolist()
-        for i, (was, now, wanted) in enumerate(zip(before, after, labels, strict=True)):
+        for row, (was, now, label) in enumerate(zip(before, after, labels, strict=True)):
             if was == now:
                 continue
-            became = "right" if now == wanted else "wrong" if was == wanted else "wrong otherwise"
-            words = split.words(i) if split else f"row {i}"
-            told = [task, i, words, names[wanted], names[was], names[now], became]
-            writer.writerow([cell(value) for value in told])
+            words = split.words(row) if split else f"row {row}"
+            values = [task, row, words, names[label], names[was], names[now], _became(was, now, label)]
+            writer.writerow([cell(value) for value in values])
     return out.getvalue()
+
+
+def _became(was: int, now: int, label: int) -> str:
+    """What a changed answer is now. Of two wrong ones neither counts in McNemar's test."""
+    if now == label:
+        return "right"
+    return "wrong" if was == label else "wrong otherwise"

@@ -122,8 +122,9 @@ def push(
     with TemporaryDirectory() as scratch:
         files = assemble(folder, version, edited, base, Path(scratch) / "files", whole=whole)
         commit = hub.upload(Path(scratch) / "files", repo, f"Version {number}, model {version.model[:12]}")
-    told = {"repo": repo, "commit": commit, "private": private, "form": "whole" if whole else "delta"}
-    history.append(folder.store, "push", lambda before: ({}, {"version": number, **told}))
+    # After it went there: a push that failed is none, and may be tried again.
+    details = {"repo": repo, "commit": commit, "private": private, "form": "whole" if whole else "delta"}
+    history.append(folder.store, "push", lambda before: ({}, {"version": number, **details}))
     return Pushed(
         repo=repo,
         commit=commit,
@@ -151,7 +152,7 @@ def assemble(
     # The whole history goes along: each event holds the hash of the one before, so none can be left out unseen.
     events, newest = history.chain(folder.store)
     _write(to / RECORD, as_json({"events": events}))
-    told = {
+    manifest = {
         "format": FORMAT,
         "form": "whole" if whole else "delta",
         "version": number,
@@ -162,7 +163,7 @@ def assemble(
         "record": newest,
         "files": {name: _sha256(path) for name, path in _files(to).items()},
     }
-    _write(to / MANIFEST, as_json({**told, "digest": _digest(told)}))
+    _write(to / MANIFEST, as_json({**manifest, "digest": _digest(manifest)}))
     return sorted(_files(to))
 
 
@@ -189,20 +190,20 @@ def pull(name: str, to: Path, *, deep: bool) -> Pulled:
     with TemporaryDirectory(dir=to.parent, prefix=".talos-pull-") as scratch:
         files = hub.download(at, Path(scratch) / "files")
         shutil.rmtree(files / ".cache", ignore_errors=True)  # the Hub's own notes on the download
-        told = checked(files, f"hub:{at}")
+        manifest = checked(files, f"hub:{at}")
         if deep:
-            _check_deep(files, told, f"hub:{at}")
+            _check_deep(files, manifest, f"hub:{at}")
         os.replace(files, to)
     assert at.revision is not None  # the commit that was looked up
     return Pulled(
         repo=at.repo,
         commit=at.revision,
         folder=str(to),
-        form=told["form"],
-        version=told["version"],
-        base=told["base"],
-        model=told["model"],
-        record=told["record"],
+        form=manifest["form"],
+        version=manifest["version"],
+        base=manifest["base"],
+        model=manifest["model"],
+        record=manifest["record"],
     )
 
 
@@ -226,70 +227,72 @@ def checked(folder: Path, what: str) -> dict[str, Any]:
             f"{what} has no {MANIFEST}: talos_ray did not push it; wanted what `talos push` wrote; other models come "
             "in with `talos import RUN TASK hub:OWNER/NAME`, or as a spec's model"
         )
-    told = _manifest(folder / MANIFEST, what)
+    manifest = _manifest(folder / MANIFEST, what)
     # In the order of their names, so that everybody is told of the same file first.
-    found = _files(folder)
-    for name in sorted({*told["files"], *found} - {MANIFEST}):
-        if name not in found:
+    files = _files(folder)
+    for name in sorted({*manifest["files"], *files} - {MANIFEST}):
+        if name not in files:
             raise CorruptError(f"{what}: {name} is missing; {TAKE_AGAIN}")
-        if name not in told["files"]:
+        if name not in manifest["files"]:
             raise CorruptError(f"{what}: {name} is there and was not pushed with the others; {TAKE_AGAIN}")
-        if _sha256(found[name]) != told["files"][name]:
+        if _sha256(files[name]) != manifest["files"][name]:
             raise CorruptError(f"{what}: {name} was changed since it was pushed; {TAKE_AGAIN}")
-    _check_record(folder, told, found, what)
-    return told
+    _check_record(folder, manifest, files, what)
+    return manifest
 
 
 def _manifest(path: Path, what: str) -> dict[str, Any]:
     """What was written down of a push, as it was written."""
     data = path.read_bytes()
-    told: dict[str, Any] = {}
+    manifest: dict[str, Any] = {}
     try:
-        told = json.loads(data)
-        rest = {key: value for key, value in told.items() if key != "digest"}
-        whole = told["digest"] == _digest(rest) and as_json(told) == data and isinstance(told["files"], dict)
+        manifest = json.loads(data)
+        rest = {key: value for key, value in manifest.items() if key != "digest"}
+        as_written = manifest["digest"] == _digest(rest) and as_json(manifest) == data
+        whole = as_written and isinstance(manifest["files"], dict)
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise CorruptError(f"{what}: {MANIFEST} was changed since it was pushed; {TAKE_AGAIN}")
-    if told["format"] != FORMAT:
+    if manifest["format"] != FORMAT:
         raise CorruptError(
-            f"{what}: {MANIFEST} has format {told['format']!r}; this talos_ray reads {FORMAT}; use what wrote it"
+            f"{what}: {MANIFEST} has format {manifest['format']!r}; this talos_ray reads {FORMAT}; use what wrote it"
         )
-    return told
+    return manifest
 
 
-def _check_record(folder: Path, told: Mapping[str, Any], found: Mapping[str, Path], what: str) -> None:
+def _check_record(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, Path], what: str) -> None:
     """The version and its report are those of the run's events, and the model is the version's."""
     try:
         events = json.loads((folder / RECORD).read_bytes())["events"]
-        name = version_name(told["version"])
-        version = Version.read(f"{what}: {name}", json.loads((folder / name).read_bytes()), told["version"])
+        name = version_name(manifest["version"])
+        version = Version.read(f"{what}: {name}", json.loads((folder / name).read_bytes()), manifest["version"])
         newest = history.follow(events, f"{what}: {RECORD}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{what} holds no record of version {told.get('version')}: {error}; {TAKE_AGAIN}") from None
+        number = manifest.get("version")
+        raise CorruptError(f"{what} holds no record of version {number}: {error}; {TAKE_AGAIN}") from None
     recorded: dict[str, str] = {}
     for event in events:
         recorded |= event["files"]
-    for name in found:
-        if name.startswith(("versions/", "report/")) and told["files"][name] != recorded.get(name):
+    for name in files:
+        if name.startswith(("versions/", "report/")) and manifest["files"][name] != recorded.get(name):
             raise CorruptError(f"{what}: {name} is not the file that its record names; {TAKE_AGAIN}")
     for key, wanted in {"record": newest, "base": version.base, "model": version.model}.items():
-        if told[key] != wanted:
+        if manifest[key] != wanted:
             raise CorruptError(
-                f"{what}: {MANIFEST} says {key} {str(told[key])[:12]}, the record {wanted[:12]}; {TAKE_AGAIN}"
+                f"{what}: {MANIFEST} says {key} {str(manifest[key])[:12]}, the record {wanted[:12]}; {TAKE_AGAIN}"
             )
 
 
-def _check_deep(folder: Path, told: Mapping[str, Any], what: str) -> None:
+def _check_deep(folder: Path, manifest: Mapping[str, Any], what: str) -> None:
     """Make the model and compare its fingerprint."""
-    name = told["base_name"]
-    if told["form"] == "whole":
-        check_model(exported_weights(folder, told["kind"], None, what), told["model"], what)
+    name = manifest["base_name"]
+    if manifest["form"] == "whole":
+        check_model(exported_weights(folder, manifest["kind"], None, what), manifest["model"], what)
     elif name is None:
         raise SpecError(
             f"{what} holds changes of a base that nobody else can load by its name; wanted one of the Hub; leave "
-            f"--deep out, and import it into a run of that base ({told['base'][:12]})"
+            f"--deep out, and import it into a run of that base ({manifest['base'][:12]})"
         )
     else:
         exported_weights(folder, name, base_tensors(load_model(name)), what)
@@ -297,7 +300,7 @@ def _check_deep(folder: Path, told: Mapping[str, Any], what: str) -> None:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Name -> path of every file in a folder and those below."""
-    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -310,5 +313,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Of what a manifest says, in any order of its keys."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

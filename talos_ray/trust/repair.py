@@ -76,27 +76,32 @@ def repair(folder: RunFolder, kept: Path, *, yes: bool) -> tuple[list[str], list
         raise TalosError(
             f"folder {str(kept)!r} is there already; wanted a new one for what is taken out; choose another with --keep"
         )
-    told = []
+    done = []
     mended: list[str] = []
     try:
         for step in steps(folder, kept):
-            told.append(step.words)
+            done.append(step.words)
             mended += step.names
             if yes:
                 step.do()
     except CorruptError as error:  # without `yes` what comes before it is still there
-        if yes or not told:
-            return told, [str(error)]
-        return told, ["what else there is can be seen once these are done"]
-    left = history.verify(folder.store)
-    if not yes:
-        left = [p for p in left if not any(p.startswith(f"{name} ") for name in mended)]
-    return told, left
+        if yes or not done:
+            return done, [str(error)]
+        return done, ["what else there is can be seen once these are done"]
+    problems = history.verify(folder.store)
+    if not yes:  # what would be mended is still wrong, and is not left over
+        openings = tuple(f"{name} " for name in mended)
+        problems = [problem for problem in problems if not problem.startswith(openings)]
+    return done, problems
 
 
 def _pages_anew(folder: RunFolder, names: list[str]) -> None:
     """Report pages of the versions that the names belong to, and those of head in front, as an event of its own."""
-    numbers = {int(found[1]) for name in names if (found := PAGE.fullmatch(name)) and found[1]}
+    numbers = set()
+    for name in names:
+        page = PAGE.fullmatch(name)
+        if page and page[1]:
+            numbers.add(int(page[1]))
     # Pages without a number are those of the version in force.
     if folder.head is not None:
         numbers.add(folder.head)

@@ -93,6 +93,7 @@ def is_signed(event: Mapping[str, Any]) -> bool:
             return False
         key.verify(base64.b64decode(event["signature"], validate=True), _message(event["previous"]))
     except (KeyError, ValueError, TypeError, AttributeError, UnsupportedAlgorithm, InvalidSignature):
+        # Whoever can write the folder can write any event; one that is no signature proves nothing, and no more.
         return False
     return True
 
@@ -103,35 +104,36 @@ def problems(events: list[dict[str, Any]], wanted: str | None = None) -> list[st
     Args:
         wanted: public key, as `public_key` gives it, that has to have signed all of it.
     """
-    good = []
-    found = []
+    valid = []
+    mistakes = []
     for event in events:
         if event["operation"] != "sign":
             continue
         if is_signed(event):
-            good.append(event)
+            valid.append(event)
         else:
-            found.append(
+            mistakes.append(
                 f"history/{event['number']:08d}.json holds no valid signature of the key that it names; it was not "
                 "made by `talos sign`; restore the history from a copy"
             )
     if wanted is None:
-        return found
-    mine = [e["number"] for e in good if e["key"] == wanted]
-    if not mine:
-        others = sorted({e["key"] for e in good})
-        said = f"it is signed by {', '.join(others)}" if others else "nobody has signed it"
-        return [*found, f"no event is signed by {wanted}; {said}; ask the key's owner for `talos sign`"]
+        return mistakes
+    by_key = [event["number"] for event in valid if event["key"] == wanted]
+    if not by_key:
+        others = sorted({event["key"] for event in valid})
+        who = f"it is signed by {', '.join(others)}" if others else "nobody has signed it"
+        return [*mistakes, f"no event is signed by {wanted}; {who}; ask the key's owner for `talos sign`"]
     # A signature holds for all events before it, so the newest one counts; other signatures may follow it.
-    later = [e for e in events if e["number"] > mine[-1] and e["operation"] != "sign"]
+    newest = by_key[-1]
+    later = [event for event in events if event["number"] > newest and event["operation"] != "sign"]
     if later:
         first = later[0]
         last = later[-1]
-        found.append(
-            f"{wanted} has signed the events up to {mine[-1] - 1}; events {first['number']} to {last['number']} "
+        mistakes.append(
+            f"{wanted} has signed the events up to {newest - 1}; events {first['number']} to {last['number']} "
             f"({first['operation']} …) came later and are not signed; look at `talos log`, and ask for `talos sign`"
         )
-    return found
+    return mistakes
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -17,7 +17,7 @@ from talos_ray.errors import TalosError
 from talos_ray.storage import history
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, answers_file, answers_name, robustness_name
-from talos_ray.storage.version import Summary, TaskScores, Version
+from talos_ray.storage.version import GateResult, Summary, TaskScores, Version
 
 FRONT = {
     "html": "index.html",
@@ -45,18 +45,8 @@ def publish(
 
     info = folder.info()
     version = Version.of(version)
-    if version.kind != "base":
-        targets = version.targets
-        controls = version.controls
-        settings = folder.stored(Gate, info["spec"].get("gate") or {})
-        judged = gate.judge(
-            settings,
-            targets,
-            controls,
-            base={task: base.right(task) for task in (*targets, *controls)},
-            now={task: now.right(task) for task in (*targets, *controls)},
-            disentanglement=version.search.disentanglement.together,
-        )
+    if version.kind != "base":  # which is what all others are judged against
+        judged = _judged(folder.stored(Gate, info["spec"].get("gate") or {}), version, base, now)
         # Who looks at the same test inputs often enough passes by chance, so every look is counted.
         looks = {task: 1 + _looks(folder, data) for task, data in now.data.items()}
         version = version.with_fields(gate=judged, looks=looks)
@@ -81,10 +71,29 @@ def publish(
     return folder.add_version(operation, files, in_force=in_force, at=at, **details)
 
 
+def _judged(settings: Gate, version: Version, base: Answers, now: Answers) -> GateResult:
+    """What a gate says of a version. What the base and the version answered decides, not their scores: pairs of
+    answers to the same inputs tell far more of a change than two means."""
+    targets = version.targets
+    controls = version.controls
+    return gate.judge(
+        settings,
+        targets,
+        controls,
+        base={task: base.right(task) for task in (*targets, *controls)},
+        now={task: now.right(task) for task in (*targets, *controls)},
+        disentanglement=version.search.disentanglement.together,
+    )
+
+
 def _looks(folder: RunFolder, data: str) -> int:
     """How often versions were judged on these test inputs before."""
-    seen = (event.get("looked_at") for event in history.events(folder.store))
-    return sum(isinstance(found, dict) and data in found.values() for found in seen)
+    count = 0
+    for event in history.events(folder.store):
+        marks = event.get("looked_at")  # earlier releases did not count
+        if isinstance(marks, dict) and data in marks.values():
+            count += 1
+    return count
 
 
 def base_version(version: Version | Mapping[str, Any]) -> Version:
@@ -220,7 +229,10 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     words_of(language)
     version = folder.load_version(number)
     check_sources(folder, version)
-    watched = [e for e in history.events(folder.store) if e["operation"] == "watch" and e["version"] == number]
+    watched = []
+    for event in history.events(folder.store):
+        if event["operation"] == "watch" and event["version"] == number:
+            watched.append(event)
     approved = folder.approval(number)
     robustness = folder.load_robustness(number)
     answers = answers_of(folder, number)
