@@ -86,10 +86,11 @@ def load_task(task: Task, seed: int) -> TaskData:
 def state_of_examples(task: Task, seed: int) -> str:
     """Changes when a file of a task's data does, or an image that one of them names."""
     states: list[object] = [state_of_data(task)]
+    # A table of paths stays what it is when somebody paints over an image.
     if task.kind == "image" and is_here(task) and not task.data.startswith("demo:"):
         data = load_task(task, seed)
         for split in (data.train, data.validation, data.test):
-            stored = split.rows.with_format("arrow")[:].column(split.column)
+            stored = split.rows.with_format("arrow")[:].column(split.column)  # not decoded
             for image in stored.to_pylist():
                 if image["bytes"] is None:  # it stays in a file of its own
                     states += state_of(Path(image["path"]))
@@ -107,32 +108,38 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
         _check_filled(task, splits[name], name)
         columns[name] = said(task, splits[name], name)
     classes = class_names(task, splits[names["train"]].features[task.label], columns.values())
-    made = {name: _split(task, splits[name], name, raw, classes) for name, raw in columns.items()}
-    notes += [note for _, told in made.values() for note in told]
+    by_name = {}
+    for name, raw in columns.items():
+        by_name[name], more = _split(task, splits[name], name, raw, classes)
+        notes += more
     if len(classes) < 2 and task.choices is None:
         raise SpecError(
             f"task {task.name!r}: column {task.label!r} of {task.data} has {len(classes)} class "
             f"({', '.join(classes)}); wanted at least 2; check the column, or name all in `classes`"
         )
-    by_name = dict(zip(made, marked([split for split, _ in made.values()]), strict=True))
+    # All at once, so that the same input has the same number in every split.
+    by_name = dict(zip(by_name, marked(list(by_name.values())), strict=True))
     parts = cut_missing(task, {kind: by_name[name] for kind, name in names.items()}, seed)
+    # An input in two splits would be trained on and then tested.
     parts, doubles = apart(task, parts, names)
-    notes += [doubles] if doubles else []
+    if doubles:
+        notes.append(doubles)
     return TaskData(task, classes, **parts, notes=tuple(notes))
 
 
 def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
     """Names of the splits that stand for train, validation and test; those that are to be cut are left out."""
-    found = {}
-    for kind, given in (("train", task.train_split), ("validation", task.validation_split), ("test", task.test_split)):
+    asked = {"train": task.train_split, "validation": task.validation_split, "test": task.test_split}
+    names = {}
+    for kind, given in asked.items():
         if given is not None and given not in splits:
             raise SpecError(
                 f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set "
                 f"{kind}_split to one of them"
             )
         if name := given or (kind if kind in splits else None):
-            found[kind] = name
-    return found
+            names[kind] = name
+    return names
 
 
 def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Split:
@@ -148,18 +155,18 @@ def load_rows(settings: Mapping[str, Any], data: str, classes: Sequence[str]) ->
     _check_filled(task, rows, name)
     raw = said(task, rows, name)
     names = class_names(task, rows.features[task.label], [raw])
-    split, told = _split(task, rows, name, raw, names)
-    counts = split.labels.bincount(minlength=len(names))
-    if absent := [c for c, n in zip(names, counts.tolist(), strict=True) if n == 0]:
+    split, more = _split(task, rows, name, raw, names)
+    counts = split.labels.bincount(minlength=len(names)).tolist()
+    if absent := [label for label, count in zip(names, counts, strict=True) if count == 0]:
         notes.append(f"task {task.name!r}: {data} has no example of {', '.join(map(repr, absent))}")
-    return replace(split, notes=(*notes, *told))
+    return replace(split, notes=(*notes, *more))
 
 
 def _of_new_data(settings: Mapping[str, Any], data: str, classes: Sequence[str]) -> Task:
     """The task that new data belong to: as it was described, with its classes so far, and nothing of its own splits."""
-    kept = {k: v for k, v in settings.items() if not k.endswith("split") and k != "config"}
+    described = {key: value for key, value in settings.items() if not key.endswith("split") and key != "config"}
     known = {"data": data, "classes": tuple(classes), "phrases": None}
-    task: Task = validated(Task, {**kept, **known}, f"task {settings['name']}")
+    task: Task = validated(Task, {**described, **known}, f"task {settings['name']}")
     return task
 
 
@@ -167,7 +174,7 @@ def _new_rows(task: Task) -> tuple[Any, str, list[str]]:
     """The rows of new data, the name of their split, and what somebody should know of them."""
     splits, notes = load_splits(task)
     name = "test" if "test" in splits else next(iter(splits))
-    if others := [n for n in splits if n != name]:
+    if others := [other for other in splits if other != name]:
         notes.append(f"task {task.name!r}: of {task.data} the split {name!r} is read, and not {', '.join(others)}")
     return splits[name], name, notes
 
@@ -194,21 +201,18 @@ def load_inputs(
     listed = _as_list(task, inputs, labelled)
     if listed is None:
         rows, name, notes = _new_rows(task)
-    elif labelled:
-        raise SpecError(
-            f"task {task.name!r}: a list of inputs has no label column; wanted a table or a folder; name one"
-        )
-    elif not len(listed):
-        raise SpecError(f"task {task.name!r}: 0 inputs are given; wanted at least 1; name some")
-    elif task.kind == "image" and not isinstance(listed[0], str | Path):
-        return pictures(listed)
     else:
+        _check_can_be_listed(task, listed, labelled)
+        if task.kind == "image" and not isinstance(listed[0], str | Path):
+            return pictures(listed)
         task = task.model_copy(update={"missing_words": ()})  # which are of tables
         rows = _rows_of_list(task, listed)
         name = "inputs"
-        folders = [Path(os.path.expanduser(value)) for value in listed] if task.kind == "image" else []
-        notes = [note for folder in folders for note in told_of_hidden(task, folder)]
-        task = task if task.kind == "text" else task.model_copy(update={"input": IMAGE_COLUMN})
+        notes = []
+        if task.kind == "image":
+            for path in listed:
+                notes += told_of_hidden(task, Path(os.path.expanduser(path)))
+            task = task.model_copy(update={"input": IMAGE_COLUMN})
     _check_columns(task, rows, name, labelled)
     _check_all_there(task, rows)
     inputs, column = _as_inputs(task, rows, name)
@@ -222,6 +226,15 @@ def load_inputs(
 LISTED = "the list of inputs"  # stands for a path where there is none
 
 
+def _check_can_be_listed(task: Task, listed: Sequence[Any], labelled: bool) -> None:
+    if labelled:
+        raise SpecError(
+            f"task {task.name!r}: a list of inputs has no label column; wanted a table or a folder; name one"
+        )
+    if not len(listed):
+        raise SpecError(f"task {task.name!r}: 0 inputs are given; wanted at least 1; name some")
+
+
 def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     """The inputs as a list; None where they are rows of a table, or of a folder of tables, or of one of classes."""
     if not isinstance(inputs, str | Path | Iterable):
@@ -232,9 +245,11 @@ def _as_list(task: Task, inputs: Any, labelled: bool) -> Sequence[Any] | None:
     path = Path(inputs).expanduser()
     try:
         here = is_here(task)
+        # `photos/cat.png` may be a name of the Hub as well; it is meant as a file that is not there.
         named = HUB_NAME.match(str(inputs)) and path.suffix.lower() not in IMAGES
     except SpecError:  # nothing can be called so
-        here = named = False
+        here = False
+        named = None
     if not here and not named:
         raise SpecError(
             f"task {task.name!r}: {str(inputs)[:60]!r} is no file, no folder and no name of the Hub; "
@@ -267,8 +282,9 @@ def _check_is_list(task: Task, inputs: Any) -> None:
 
 def _rows_of_list(task: Task, listed: Sequence[Any]) -> Any:
     if task.kind == "image":
-        if odd := [i for i, value in enumerate(listed) if not isinstance(value, str | Path)]:
-            raise SpecError(f"input {odd[0]} is {type(listed[odd[0]]).__name__}; wanted a path, as the first one")
+        for number, value in enumerate(listed):
+            if not isinstance(value, str | Path):
+                raise SpecError(f"input {number} is {type(value).__name__}; wanted a path, as the first one")
         return rows_of_images(image_files(listed))
     if task.templated:
         return rows_of_columns(listed, columns_of(task))
@@ -410,12 +426,14 @@ def troubled_images(split: Split) -> list[tuple[int, str]]:
     for start in range(0, len(split), ROWS):
         values = table[start : start + ROWS].column(split.column).combine_chunks()
         stored = values.field("bytes")
+        # Cut within Arrow: of an image only its two ends are looked at.
+        heads = pc.binary_slice(stored, 0, HEAD).to_pylist()
+        tails = pc.binary_slice(stored, -2, None).to_pylist()
+        sizes = pc.binary_length(stored).to_pylist()
         paths = values.field("path").to_pylist()
-        parts = (pc.binary_slice(stored, 0, HEAD), pc.binary_slice(stored, -2, None), pc.binary_length(stored))
-        for row, (first, last, size, path) in enumerate(zip(*(p.to_pylist() for p in parts), paths, strict=True)):
-            if first is None:
+        for row, (first, last, size, path) in enumerate(zip(heads, tails, sizes, paths, strict=True)):
+            if first is None:  # it stays in a file of its own
                 first, last, size = head_and_tail(Path(path))
-
             if why := trouble_with(first, last, size, functools.partial(_openable, stored, row, path)):
                 found.append((start + row, why))
     return found
@@ -433,23 +451,28 @@ def _openable(stored: pa.Array, row: int, path: str | None) -> Path | io.BytesIO
 def told_of(data: TaskData) -> str | None:
     """What somebody should know of a task's classes before an hour is spent on it: those that are rare or missing."""
     counts = data.train.labels.bincount(minlength=len(data.classes))
-    told = []
-    if rare := [i for i in counts.argsort().tolist() if counts[i] * UNEVEN < counts.max()]:
-        named = ", ".join(f"{data.classes[i]!r} {int(counts[i])}" for i in rare[:4])
-        more = f" and {len(rare) - 4} more" if len(rare) > 4 else ""
-        told.append(
-            f"rare classes in its {len(data.train)} training examples: {named}{more}; the largest has "
-            f"{int(counts.max())}; accuracy counts every input alike"
+    largest = int(counts.max())
+    sentences = []
+    if rare := [label for label in counts.argsort().tolist() if counts[label] * UNEVEN < largest]:
+        sizes = _first_four([f"{data.classes[label]!r} {int(counts[label])}" for label in rare])
+        sentences.append(
+            f"rare classes in its {len(data.train)} training examples: {sizes}; the largest has "
+            f"{largest}; accuracy counts every input alike"
         )
+    fix = "" if data.task.stratified else "; stratified: true would share them out"
     for kind in ("validation", "test"):
-        there = getattr(data, kind).labels.bincount(minlength=len(data.classes))
-        if absent := [data.classes[i] for i in range(len(data.classes)) if counts[i] and not there[i]]:
-            named = ", ".join(map(repr, absent[:4])) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
-            told.append(
-                f"its {kind} split has no example of {named}, so nothing is known of these"
-                + ("" if data.task.stratified else "; stratified: true would share them out")
-            )
-    return f"task {data.task.name!r}: {'; '.join(told)}" if told else None
+        scored = getattr(data, kind).labels.bincount(minlength=len(data.classes))
+        # Of a class that has no training example either there is nothing to know.
+        absent = [name for label, name in enumerate(data.classes) if counts[label] and not scored[label]]
+        if absent:
+            names = _first_four([repr(name) for name in absent])
+            sentences.append(f"its {kind} split has no example of {names}, so nothing is known of these{fix}")
+    return f"task {data.task.name!r}: {'; '.join(sentences)}" if sentences else None
+
+
+def _first_four(words: Sequence[str]) -> str:
+    more = f" and {len(words) - 4} more" if len(words) > 4 else ""
+    return ", ".join(words[:4]) + more
 
 
 class _Whole(Formatter):
@@ -502,7 +525,10 @@ def _check_columns(task: Task, rows: Any, split: str, labelled: bool = True) -> 
             f"{told_template(task) if task.templated else task.input!r}, too, where every answer could be read; wanted "
             "two columns; set input or label to another"
         )
-    for key, column in (*(("input", c) for c in columns_of(task)), *([("label", task.label)] if labelled else [])):
+    columns = [("input", column) for column in columns_of(task)]
+    if labelled:
+        columns.append(("label", task.label))
+    for key, column in columns:
         if column not in rows.column_names:
             raise SpecError(
                 f"task {task.name!r}: column {column!r} is not in split {split!r} of "
@@ -520,28 +546,20 @@ def _as_inputs(task: Task, rows: Any, split: str) -> tuple[Any, str]:
     if task.templated:
         return _filled(task, rows, split), "input"
     feature = rows.features[task.input]
+    is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
     if task.kind == "text":
-        if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+        if not is_text:
             raise SpecError(
                 f"task {task.name!r}: column {task.input!r} of {task.data} holds {shortly(feature)}; wanted texts; set "
                 "input to such a column"
             )
-        values = rows.with_format("arrow")[:].column(task.input)
-        if pc.any(pc.match_substring(values, CHOICE)).as_py():
-            raise SpecError(f"task {task.name!r}: column {task.input!r} of split {split!r} {HELD}")
-        folder = _folder_of(task)
-        first = values[:LOOKED].to_pylist()
-        if all(v.lower().endswith(tuple(IMAGES)) and os.path.isfile(folder / v) for v in first):
-            raise SpecError(
-                f"task {task.name!r}: column {task.input!r} of {task.data} holds names of image files, like "
-                f"{first[0]!r}; wanted texts; set kind: image, or input to another column"
-            )
+        _check_texts(task, rows.with_format("arrow")[:].column(task.input), split)
         return rows, task.input
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+    if is_text:
         folder = _folder_of(task)
-        paths = [str(p if Path(p).is_absolute() else folder / p) for p in rows[task.input][:]]
-        for row, p in enumerate(paths):
-            _check_is_file(task, row, p)
+        paths = [str(path if Path(path).is_absolute() else folder / path) for path in rows[task.input][:]]
+        for row, path in enumerate(paths):
+            _check_is_file(task, row, path)
         return rows_of_images(paths, task.input), task.input
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
         return rows.cast_column(task.input, Image()), task.input
@@ -553,6 +571,20 @@ def _as_inputs(task: Task, rows: Any, split: str) -> tuple[Any, str]:
             "bytes or image paths; set input to such a column"
         )
     return _with_files(task, rows), task.input
+
+
+def _check_texts(task: Task, values: pa.ChunkedArray, split: str) -> None:
+    """Raises SpecError for texts that cannot be read as such, or are names of images."""
+    if pc.any(pc.match_substring(values, CHOICE)).as_py():
+        raise SpecError(f"task {task.name!r}: column {task.input!r} of split {split!r} {HELD}")
+    folder = _folder_of(task)
+    first = values[:LOOKED].to_pylist()
+    # A model of texts would learn something of file names, and nobody would notice.
+    if all(name.lower().endswith(tuple(IMAGES)) and os.path.isfile(folder / name) for name in first):
+        raise SpecError(
+            f"task {task.name!r}: column {task.input!r} of {task.data} holds names of image files, like "
+            f"{first[0]!r}; wanted texts; set kind: image, or input to another column"
+        )
 
 
 def _with_files(task: Task, rows: Any) -> Any:
@@ -579,6 +611,7 @@ def _with_files(task: Task, rows: Any) -> Any:
         _check_is_file(task, row, paths[row])
     if len(alone) == len(paths):
         return rows_of_images(paths, task.input)
+    # Some have bytes and some a file: both columns are put together anew, chunk by chunk as they lie.
     chunks = []
     for chunk in values.chunks:
         own = pa.array(paths[: len(chunk)], pa.string())
@@ -605,7 +638,7 @@ def _folder_of(task: Task) -> Path:
 def encoded(split: Split) -> list[Any]:
     """The split's texts, or its images as stored bytes: small enough to travel, and independent of local files."""
     values = split.rows.with_format("arrow")[:].column(split.column).to_pylist()
-    return [v if isinstance(v, str) else {"bytes": content_of(v), "path": None} for v in values]
+    return [value if isinstance(value, str) else {"bytes": content_of(value), "path": None} for value in values]
 
 
 def decoded(values: list[Any]) -> list[Any]:
@@ -613,4 +646,4 @@ def decoded(values: list[Any]) -> list[Any]:
     from datasets import Image
 
     decode = Image().decode_example
-    return [v if isinstance(v, str) else decode(v) for v in values]
+    return [value if isinstance(value, str) else decode(value) for value in values]
