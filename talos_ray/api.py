@@ -81,6 +81,7 @@ def edit(
     if spec is None and isinstance(tasks, str | Path) and str(tasks).endswith((".yaml", ".yml")):
         spec = tasks
         tasks = None
+    # A spec says all of it; what is given beside would have to win or to lose, and nobody could tell which.
     given = {"tasks": (tasks, None), "model": (model, "demo"), "control": (control, ()), "output": (output, "runs/run")}
     beside = [name for name, (value, default) in given.items() if value != default]
     if spec is not None and (beside or settings):
@@ -153,7 +154,8 @@ def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_b
     """
     folder = RunFolder(path)
     if not folder.store.exists("run.json") and not folder.store.exists("history"):
-        folder.info()
+        folder.info()  # raises: there is no run
+    # What a process left half done that was killed is finished or taken back first; it is no damage.
     folder.settle()
     folder.store.sweep()
     problems = history.verify(folder.store)
@@ -162,6 +164,7 @@ def verify(path: str, *, deep: bool = False, expect: str | None = None, signed_b
     if not problems:
         problems += folder.misfits()
     key = None if signed_by is None else signatures.public_key(signed_by)
+    # Of files that are not as they were recorded, what they say tells nothing more.
     if not problems:
         problems += signatures.problems(history.chain(folder.store)[0], key)
     if problems or not deep:
@@ -272,14 +275,17 @@ class Run:
         number = self._version(version).number
         assert number is not None  # it is on storage
         answers = self.folder.load_answers(number)
-        classes = self.classes
         if task not in answers.predicted:
             raise TalosError(
                 f"version {number} has no answers on task {task!r}{nearest(task, answers.predicted)}; "
                 f"it has those on: {', '.join(answers.predicted)}"
             )
-        pair = (answers.predicted[task], answers.labels[task])
-        return class_scores(*pair, len(classes[task]), answers.probability.get(task))
+        return class_scores(
+            predicted=answers.predicted[task],
+            labels=answers.labels[task],
+            classes=len(self.classes[task]),
+            probability=answers.probability.get(task),
+        )
 
     @property
     def classes(self) -> dict[str, list[str]]:
@@ -397,8 +403,12 @@ class Run:
                 f"new data belong to a task of the run, and {task!r} is none{nearest(task or '', classes)}; "
                 f"it has: {', '.join(classes)}"
             )
-        columns = {"input": input, "label": label}
-        return {**tasks[task], **{k: column for k, column in columns.items() if column is not None}}, classes[task]
+        settings = dict(tasks[task])
+        if input is not None:
+            settings["input"] = input
+        if label is not None:
+            settings["label"] = label
+        return settings, classes[task]
 
     @contextmanager
     def only(self, *tasks: str, on: Family | Pipeline) -> Iterator[Family | Pipeline]:
@@ -581,8 +591,10 @@ class Run:
             notes = rows.notes
             before = compare.ask(self._composed(first)[0], name, rows, self.folder.heads_of(first)[name])
             after = compare.ask(self._composed(second)[0], name, rows, self.folder.heads_of(second)[name])
-        found = compare.diff(first, second, before, after) | ({"notes": list(notes)} if notes else {})
-        return Diff(found), compare.changed_inputs(before, after, classes, splits)
+        difference = compare.diff(first, second, before, after)
+        if notes:
+            difference["notes"] = list(notes)
+        return Diff(difference), compare.changed_inputs(before, after, classes, splits)
 
     def _test_inputs(self, task: Mapping[str, Any]) -> Split | None:
         try:
@@ -701,11 +713,12 @@ class Run:
         from talos_ray.integrations.torch import MaskedAdamW, check_fits
 
         check_fits(module, self.mask)
-        found = fingerprint({n: t.detach() for n, t in module.state_dict().items()})
-        if found != self.info["base"]:
+        # A delta is the difference to the base: from another start it would be that of both.
+        weights = fingerprint({name: tensor.detach() for name, tensor in module.state_dict().items()})
+        if weights != self.info["base"]:
             raise MismatchError(
-                f"the weights of module {type(module).__name__} are {found[:12]}, but run {self.path!r} was made from "
-                f"{self.info['base'][:12]}; give the untouched base in the same dtype, like run.model(0).module"
+                f"the weights of module {type(module).__name__} are {weights[:12]}, but run {self.path!r} was made "
+                f"from {self.info['base'][:12]}; give the untouched base in the same dtype, like run.model(0).module"
             )
         return MaskedAdamW(module, self.mask, lr, **settings)
 
@@ -724,7 +737,9 @@ class Run:
         tensors = trained.state_dict() if isinstance(trained, nn.Module) else trained
         with TemporaryDirectory() as folder:
             path = Path(folder) / "trained.safetensors"
-            save_file({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, path)
+            # Copies: tensors that share memory, as tied weights do, cannot be saved as they are.
+            copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+            save_file(copies, path)
             return self.import_(task, str(path), verbose=verbose)
 
     def add(self, task: Task | str | dict[str, Any], *, relearn: str | None = None, verbose: bool = False) -> Run:
@@ -843,15 +858,16 @@ class Run:
         """
         tasks = self._tasks
         version = self.version
-        found = list(watch.arrived(self.folder, tasks, Path(folder)))
-        if not found:
+        arrived = list(watch.arrived(self.folder, tasks, Path(folder)))
+        if not arrived:  # most nights; no model is loaded for that
             return []
         models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
         heads = {"base": self.folder.heads_of(None), "now": self.folder.heads_of(version)}
         events = []
-        for t, path, mark in found:
-            own = {m: h[t] for m, h in heads.items()}
-            events.append(watch.score(self.folder, version, *self._asked(t, input, label), path, mark, models, own))
+        for task, path, mark in arrived:
+            settings, classes = self._asked(task, input, label)
+            own = {model: by_task[task] for model, by_task in heads.items()}
+            events.append(watch.score(self.folder, version, settings, classes, path, mark, models, own))
         return events
 
     def history(self) -> list[dict[str, Any]]:
