@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("errors", "shown"),
-    ("progress", "secrets", "yaml_file"),
+    ("progress", "secrets", "templates", "yaml_file"),
     ("core",),
     ("config",),
     ("demo", "choice"),
