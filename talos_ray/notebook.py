@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from talos_ray.errors import TalosError
-from talos_ray.shown import Html, filled, joined
 from talos_ray.storage.version import TaskScores, Version
+from talos_ray.templates import template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,22 +16,13 @@ if TYPE_CHECKING:
 KINDS = ("base", "probe", "single", "merged")  # of a task's scores, as the README's table has them
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """As HTML; whatever is in it is shown as what it is."""
-    names = joined("", [filled("<th>{name}</th>", name=name) for name in head])
-    lines = []
-    for row in rows:
-        cells = joined("", [filled("<td>{cell}</td>", cell=cell) for cell in row])
-        lines.append(filled("<tr>{cells}</tr>", cells=cells))
-    return filled(
-        "<table><caption>{caption}</caption><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table>",
-        caption=caption,
-        names=names,
-        lines=joined("", lines),
-    )
+    page = template("talos_ray.report", "table.html.jinja")
+    return page.render(caption=caption, head=head, rows=rows)
 
 
-def scores_table(version: Version, caption: str) -> Html:
+def scores_table(version: Version, caption: str) -> str:
     """Test scores of a version, a row a task."""
     rows = []
     for task, scores in version.scores.items():
@@ -54,7 +45,7 @@ def show_versions() -> None:
         pages.for_type(Version, lambda version: scores_table(version, f"Version {version.number}, {version.kind}"))
 
 
-def run_page(path: str, head: int, versions: Sequence[Version]) -> Html:
+def run_page(path: str, head: int, versions: Sequence[Version]) -> str:
     """All versions of a run, oldest first, and the scores of the one in force."""
     rows = []
     for version in versions:
@@ -63,7 +54,7 @@ def run_page(path: str, head: int, versions: Sequence[Version]) -> Html:
         rows.append([str(version.number), version.kind, "" if mean is None else f"{mean:.3f}", state])
     all_versions = table(f"Run {path}", ["version", "kind", "mean of targets", "state"], rows)
     in_force = next(version for version in versions if version.number == head)
-    return joined("", [all_versions, scores_table(in_force, f"Version {head}, in force")])
+    return all_versions + scores_table(in_force, f"Version {head}, in force")
 
 
 class Diff(dict[str, Any]):
