@@ -73,7 +73,7 @@ class Diff(dict[str, Any]):
 
 class Plots:
     """Plots of a run, each of the version in force if none is named, as figures that belong to nobody: show them,
-    `savefig` them, or change them.
+    `savefig` them, or change them. Of many tasks they show those that the report's do (`plots.tasks_shown`).
 
     Args:
         load: gives a version by its number, the one in force for None.
@@ -92,7 +92,8 @@ class Plots:
 
         shown = self._load(version)
         self._check(shown, shown.scores, "scores", "a version that `edit` made")
-        return self._white(plots.scores_figure(shown.scores, _words()))
+        rows = {task: shown.scores[task] for task in plots.tasks_shown(shown)}
+        return self._white(plots.scores_figure(rows, _words()))
 
     def coefficients(self, version: int | None = None) -> Figure:
         """Mean coefficient of every task in every tensor: blue above zero, red below.
@@ -105,7 +106,8 @@ class Plots:
         shown = self._load(version)
         by_tensor = shown.search.by_tensor
         self._check(shown, by_tensor, "learned coefficients", "one whose merge was learned (search.method: learned)")
-        return self._white(plots.coefficients_figure(by_tensor, _words()))
+        columns = {task: by_tensor[task] for task in plots.tasks_shown(shown) if task in by_tensor}
+        return self._white(plots.coefficients_figure(columns, _words()))
 
     def disentanglement(self, version: int | None = None) -> Figure:
         """Share of a task's validation inputs that are answered otherwise once one other task's edit joins: a row a

@@ -71,18 +71,24 @@ class ClassScores:
 def class_scores(
     predicted: torch.Tensor, labels: torch.Tensor, classes: int, probability: torch.Tensor | None = None
 ) -> ClassScores:
-    """From class numbers, int [n] each, and probabilities of the answers, float32 [n], as scikit-learn defines them."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # loads slowly
-
-    pair = (labels.numpy(), predicted.numpy())
-    every = list(range(classes))
-    # What cannot be told is NaN there, and no class that is absent counts in a mean.
-    precision, recall, f1, _ = precision_recall_fscore_support(*pair, labels=every, zero_division=np.nan)
+    """From class numbers, int [n] each, and probabilities of the answers, float32 [n], as scikit-learn defines them;
+    a number that is none of a class counts for nothing, as there."""
+    known = (labels >= 0) & (labels < classes) & (predicted >= 0) & (predicted < classes)
+    cells = labels[known].long() * classes + predicted[known].long()
+    confusion = cells.bincount(minlength=classes**2).view(classes, classes).numpy()
+    right = confusion.diagonal()
+    inputs = confusion.sum(1)
+    answered = confusion.sum(0)
+    # What cannot be told is NaN, and no class that is absent counts in a mean.
+    with np.errstate(invalid="ignore"):
+        precision = right / answered
+        recall = right / inputs
+        f1 = 2 * right / (inputs + answered)
     calibration = None
     if probability is not None:
         calibration = calibration_error(probability, predicted == labels)
     return ClassScores(
-        confusion=confusion_matrix(*pair, labels=every).tolist(),
+        confusion=confusion.tolist(),
         precision=_none_for_nan(precision),
         recall=_none_for_nan(recall),
         balanced_accuracy=float(np.nanmean(recall)),

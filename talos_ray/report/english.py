@@ -71,6 +71,10 @@ TEXTS = {
     "precision": "precision",
     "taken_for": "mostly taken for",
     "accuracy_test": "accuracy on test data",
+    "plotted": (
+        "Plots show {n} of {all} tasks: control tasks, and those with the least gain over the base. Tables have all."
+    ),
+    "and_more": "and {n} more",
     "scores_plot": "Accuracy of base, merged model and single edits by task",
     # the gate
     "gate": "The gate",

@@ -21,6 +21,7 @@ from talos_ray.templates import template
 Section = dict[str, Any]  # what a section of the page shows, by the names that its template has for it
 
 LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
+MOST_NAMED = 12  # tasks in one sentence
 SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
 LEAST_GAIN = 0.01  # of an edit, for a share of it to mean something
 RESULTS = {PASS: "result_pass", FAIL: "result_fail", OPEN: "result_open"}
@@ -68,8 +69,7 @@ def _notes(version: Version, not_learnt: Sequence[str], w: Words) -> Iterator[st
     """What the sentence says beside the gate. What went wrong comes first: a mean hides it."""
     means = version.summary
     if not_learnt:
-        changes = ", ".join(_from_to("from_to", version, task, w) for task in not_learnt)
-        yield w.plain("not_learnt", tasks=changes)
+        yield w.plain("not_learnt", tasks=_some([_from_to("from_to", version, task, w) for task in not_learnt], w))
     if means.merged is not None and means.zero_shot is not None:
         change = means.merged - means.zero_shot
         yield w.plain("gain", before=means.zero_shot, after=means.merged, change=change)
@@ -81,7 +81,15 @@ def _notes(version: Version, not_learnt: Sequence[str], w: Words) -> Iterator[st
     for task in version.forgotten:
         yield _from_to("forgotten", version, task, w)
     if enough := probe_would_do(version):
-        yield w.plain("probe_enough", tasks=", ".join(enough))
+        yield w.plain("probe_enough", tasks=_some(enough, w))
+
+
+def _some(names: Sequence[str], w: Words) -> str:
+    """The first of many, and how many more there are: a sentence has to be read."""
+    words = list(names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        words.append(w.plain("and_more", n=len(names) - MOST_NAMED))
+    return ", ".join(words)
 
 
 def _from_to(key: str, version: Version, task: str, w: Words) -> str:
@@ -202,13 +210,15 @@ def _as_tables(versions: Sequence[Version], sentence: str) -> dict[str, bytes]:
 def _scores(version: Version, w: Words) -> Section:
     shown = (*version.targets, *version.others, *version.controls)
     by_task = {task: version.scores[task] for task in shown}
+    plotted = {task: by_task[task] for task in plots.tasks_shown(version) if task in by_task}
     # A column for what no task has would be an empty one.
     measured = {kind for scores in version.scores.values() for kind in scores.measured()}
     return {
         "by_task": by_task,
         "more": [kind for kind in ("probe", "merged_words") if kind in measured],
         "looked_before": any(look > 1 for look in version.looks.values()),
-        "plot": plots.scores(by_task, w.plain),
+        "plotted": len(plotted),
+        "plot": plots.scores(plotted, w.plain),
     }
 
 
@@ -291,9 +301,10 @@ def _search(version: Version, w: Words) -> Section:
 
 def _learned(version: Version, w: Words) -> Section:
     """Where coefficients were learned: a map of them, and how the loss fell."""
-    by_tensor = version.search.by_tensor
-    if version.learned is None or not by_tensor:
+    learned = version.search.by_tensor
+    if version.learned is None or not learned:
         return {}
+    by_tensor = {task: learned[task] for task in plots.tasks_shown(version) if task in learned}
     curves = {w.plain("merged"): version.search.curve}
     return {
         "coefficients": plots.coefficients(by_tensor, w.plain),
@@ -316,7 +327,10 @@ def _entangled(version: Version, w: Words) -> Section:
 
 def _training_plot(folder: RunFolder, version: Version, w: Words) -> str | None:
     curves = {}
+    shown = plots.tasks_shown(version)
     for task, mark in version.deltas.items():
+        if task not in shown:
+            continue
         about = folder.delta_info(task, mark) or {}
         curves[task] = about.get("curve") or []
     return plots.training_curves(curves, w.plain) if any(curves.values()) else None

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from talos_ray.shown import plain_lines
 from talos_ray.storage.version import Candidate, Negation, ShortRun, TaskScores, TensorChange, Version
 
+MOST_TASKS = 40  # in one plot: of more, nobody could read the names
 Item = TypeVar("Item")
 Say = Callable[..., str]  # `Words.plain`: matplotlib escapes what it draws
 
@@ -47,6 +48,20 @@ SIZE = re.compile(
     r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"',
 )
 PALETTE = ("#2a78d6", "#e07b28", "#3a9a5b", "#b0489a", "#8a6d3b", "#c23b3b", "#4aa3a3", "#7a6ad0")
+
+
+def tasks_shown(version: Version) -> list[str]:
+    """The tasks that plots show, in the version's order: all, or MOST_TASKS of many. Control tasks come before others,
+    and those with the least gain over the base before those that did well: what went wrong is to be seen."""
+    scores = version.scores
+    if len(scores) <= MOST_TASKS:
+        return list(scores)
+
+    def comes_first(task: str) -> tuple[bool, float]:
+        return task not in version.controls, scores[task].merged.value - scores[task].base.value
+
+    chosen = set(sorted(scores, key=comes_first)[:MOST_TASKS])
+    return [task for task in scores if task in chosen]
 
 
 def _style() -> AbstractContextManager[None]:
@@ -124,10 +139,10 @@ def _bars(values: Mapping[str, float], title_x: str, description: str, limit: fl
 
 
 def drift(versions: Sequence[Version], w: Say) -> str:
-    """Test accuracy of every task over versions; control tasks are dashed."""
+    """Test accuracy of the tasks over versions; control tasks are dashed."""
     figure, axes = _axes(3.0, w("version"), w("accuracy_test"))
-    # Every task that a version was ever scored on, in the order in which they came.
-    tasks = dict.fromkeys(task for version in versions for task in version.scores)
+    # Every task that a version was ever scored on and that plots of it show, in the order in which they came.
+    tasks = dict.fromkeys(task for version in versions for task in tasks_shown(version))
     for task, color in _colored(tasks):
         scored = [version for version in versions if task in version.scores]
         points = [(version.number, version.scores[task].merged.value) for version in scored]

@@ -4,6 +4,7 @@ import torch
 
 from talos_ray import gate
 from talos_ray.config import Gate
+from talos_ray.report import plots
 from talos_ray.report.page import decision, gain_kept, words_of
 from talos_ray.storage.version import Score, Summary, TaskScores, Version
 
@@ -51,3 +52,28 @@ def test_what_is_left_of_the_single_edits_gains_is_said():
     found = version()
     assert {t: round(share, 6) for t, share in gain_kept(found).items()} == {"a": 1.0, "b": 0.4}  # c's edit gains nothing
     assert "b keeps 40% of what its single edit gains, the least of all" in decision(found, None, ENGLISH)[1]
+
+
+def many(tasks: int, merged: float | None = None) -> Version:
+    """A version of many targets and a control task: `t7` and `t11` lost, all others gained, the more the higher their
+    number; or all have the same score `merged`."""
+    scores = {"held": TaskScores(base=score(0.8), merged=score(0.8))}
+    for number in range(tasks):
+        after = 0.1 if number in (7, 11) else 0.5 + number / (10 * tasks)
+        after = after if merged is None else merged
+        scores[f"t{number}"] = TaskScores(base=score(0.4), single=score(0.9), merged=score(after))
+    targets = [task for task in scores if task != "held"]
+    return version().with_fields(scores=scores, targets=targets, controls=["held"])
+
+
+def test_of_many_tasks_plots_show_controls_and_those_that_did_worst():
+    shown = plots.tasks_shown(many(300))
+    assert shown == ["held", *(f"t{number}" for number in range(plots.MOST_TASKS - 1))]
+    late = many(300).scores | {"t299": TaskScores(base=score(0.9), merged=score(0.1))}
+    assert plots.tasks_shown(many(300).with_fields(scores=late))[-1] == "t299"
+    assert plots.tasks_shown(many(20)) == list(many(20).scores)  # all of a few, in their order
+
+
+def test_a_sentence_names_some_of_many_tasks_and_says_how_many_more_there_are():
+    _, sentence = decision(many(300, merged=0.1), None, ENGLISH)
+    assert "t0 (0.400 to 0.100)" in sentence and "and 288 more" in sentence and "t299" not in sentence
