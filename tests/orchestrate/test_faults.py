@@ -9,16 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
 from processes import at_work
 
 import talos_ray
-from talos_ray.storage.run_folder import RunFolder
-
-ROOT = Path(__file__).resolve().parents[2]
+from jobs import faults
 
 
 def bits(run) -> dict[str, object]:
@@ -167,53 +164,22 @@ def test_a_killed_driver_goes_on_where_it_stood(finished, tmp_path):
     assert [e["operation"] for e in run.history()][:3] == ["start", "calibrate", "resume"]
 
 
-def on_raylets(values: dict, output: Path, kill: str) -> dict:
-    """The spec on a cluster of three raylets of one CPU each, which a process of its own starts and ends."""
-    spec = output.parent / f"{output.name}.json"
-    spec.write_text(json.dumps({**values, "output": str(output)}))
-    script = Path(__file__).parent / "raylets.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(spec), kill],
-        capture_output=True, text=True, timeout=400, cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """What `jobs/faults.py` tells of runs that nothing happens to, on three raylets: with a worker a task, and with two."""
+    folder = tmp_path_factory.mktemp("calm")
+    return {name: faults.measured(name, folder / name) for name in ("nothing", "teams")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", ["nothing", "calibration", "training"])
-def test_three_raylets_give_the_same_bits_as_one_whatever_a_killed_node_was_at(finished, tmp_path, kill):
-    calm, values = finished
-    told = on_raylets(values, tmp_path / "run", kill)
-    assert bits(talos_ray.open_run(str(tmp_path / "run"))) == bits(calm)
-    assert told["nodes"] == (3 if kill == "nothing" else 2) and bool(told["restarts"]) == (kill == "training")
-    if kill == "training":
-        assert told["trained_before"] < 6  # it was in the middle
-    print(kill, told)
-
-
-@pytest.mark.slow
-def test_storage_that_refuses_writes_for_a_while(finished, tmp_path):
-    """A file where the checkpoints' folder belongs: every write below it fails, until it goes away."""
-    calm, values = finished
-    output = tmp_path / "run"
-    folder = RunFolder(str(output))
-    blocked: list[float] = []
-
-    def block() -> None:
-        while not (output / "mask.safetensors").exists():
-            time.sleep(0.05)
-        (output / "deltas").write_text("in the way")
-        blocked.append(time.monotonic())
-        time.sleep(40)
-        (output / "deltas").unlink()
-        blocked.append(time.monotonic())
-
-    thread = threading.Thread(target=block, daemon=True)
-    thread.start()
-    run = talos_ray.edit(**{**copy.deepcopy(values), "output": str(output)})
-    thread.join()
-    assert len(blocked) == 2 and bits(run) == bits(calm) and folder.head == 1
+@pytest.mark.parametrize("fault", [*faults.FAULTS, *faults.OF_TEAMS])
+def test_three_raylets_give_the_same_bits_whatever_happens(calm, tmp_path, fault):
+    disturbed = faults.measured(fault, tmp_path / fault)
+    undisturbed = calm["teams" if fault in faults.OF_TEAMS else "nothing"]
+    assert disturbed["struck"] and disturbed["bits"] == undisturbed["bits"]
+    lost = disturbed["events"].count("worker lost")
+    assert lost == 1 if fault in ("worker", "stopped", "training_node") else lost == 0 or fault == "taken"
+    print(fault, disturbed["seconds"], "s, undisturbed", undisturbed["seconds"])
 
 
 LIMITED = """
