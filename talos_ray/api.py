@@ -34,7 +34,7 @@ from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, predict, published, signatures, versions, watch
 from talos_ray.trust.card import Form
-from talos_ray.trust.export import export, save_adapter
+from talos_ray.trust.export import export, save_adapter, save_heads
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.published import Pulled, Pushed
 from talos_ray.trust.recompose import Composed, deltas_of, edit_of, exchanged
@@ -625,6 +625,7 @@ class Run:
         *,
         delta_only: bool = False,
         peft: bool = False,
+        mergekit: bool = False,
         task: str | None = None,
     ) -> list[str]:
         """Write a version (head, if none is named) into a new folder, with a model card: the whole model as its own
@@ -634,6 +635,8 @@ class Run:
         Args:
             delta_only: the changed weights alone.
             peft: the same as an adapter for peft (SHiRA), where only weights of linear layers changed. Needs peft.
+            mergekit: what mergekit makes the version of: the base, a model a task (its edit alone, whole), and
+                `mergekit.yaml`; for models of transformers and one coefficient a task.
             task: with `peft`, the edit of this task alone, whole, instead of the version that it is in; no heads.
 
         Raises:
@@ -650,11 +653,13 @@ class Run:
                     "task out"
                 )
             return self._export_task(task, found, to)
-        if peft and delta_only:
+        if peft + delta_only + mergekit > 1:
             raise SpecError(
-                "export was asked for an adapter and for the changed weights; wanted one of them; "
-                "leave out peft or delta_only (--peft or --delta)"
+                "export was asked for several forms at once; wanted one of delta_only, peft and mergekit (--delta, "
+                "--peft, --mergekit); leave out the others"
             )
+        if mergekit:
+            return self._export_models(found, to)
         form: Form = "peft" if peft else "delta" if delta_only else "whole"
         edited, base = self._composed(found)
         return export(self.folder, found, edited, base, to, form)
@@ -697,6 +702,27 @@ class Run:
         Composer(family.module, self.mask, list(deltas.values()), self.info["base"]).compose({task: 1.0})
         save_adapter(self.folder, base, base_tensors(family), to)
         return sorted(p.name for p in to.iterdir())
+
+    def _export_models(self, version: Version, to: Path) -> list[str]:
+        """The base and the single edits of a version as models, and how mergekit makes the version of them."""
+        from talos_ray.integrations.mergekit import config_of, weights_of
+
+        model = self.info["spec"]["model"]
+        blend, _ = self.folder.load_learned(version)
+        weights = weights_of(version, blend, model)  # first, because it may be refused
+        family, tensors = self._composed(self.folder.load_version(0))
+        family.save(to / "base")
+        deltas = self._deltas(version.deltas)
+        composer = Composer(family.module, self.mask, list(deltas.values()), self.info["base"])
+        for task in weights:
+            composer.compose({task: 1.0})
+            family.save(to / "tasks" / task)
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        name = Path(self.path).name
+        heading = f"Version {version.number} of run {name}. In this folder: mergekit-yaml mergekit.yaml merged"
+        (to / "mergekit.yaml").write_text(config_of(weights, dtype, heading))
+        save_heads(self.folder, version, to)
+        return sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file())
 
     def optimizer(self, module: nn.Module, *, lr: float, **settings: Any) -> MaskedAdamW:
         """AdamW that keeps a training of your own to the run's mask: a `torch.optim.Optimizer` for transformers'

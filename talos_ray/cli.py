@@ -763,17 +763,20 @@ def export(
     peft: Annotated[
         bool, typer.Option("--peft", help="As an adapter for peft (SHiRA), where only linear layers' weights changed.")
     ] = False,
+    mergekit: Annotated[
+        bool, typer.Option("--mergekit", help="As the models and the configuration that mergekit makes it of.")
+    ] = False,
     task: Annotated[Optional[str], typer.Option(help="With --peft: this task's edit alone.")] = None,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Write a version with its card: a whole model that its own library loads, or only what changed, also for peft.
+    """Write a version with its card: a model that its own library loads, or what changed; also for peft and mergekit.
 
     Example: talos export runs/demo exported
     """
     from talos_ray.api import open_run
 
-    names = open_run(run).export(to, version, delta_only=delta, peft=peft, task=task)
+    names = open_run(run).export(to, version, delta_only=delta, peft=peft, mergekit=mergekit, task=task)
     if as_json:
         return _print(names)
     say(f"{to}: {', '.join(names)}")

@@ -71,8 +71,10 @@ def recorded_run(
     own: Sequence[str] = (),
     method: str = "linear",
     granularity: str = "row",
+    shared_by: str = "row",
 ) -> talos_ray.Run:
-    """Version 0 is the base, version 1 all edits, with a coefficient an output row; tasks `own` have heads of their own."""
+    """Version 0 is the base, version 1 all edits, with a coefficient an output row (or whatever it is `shared_by`); tasks `own`
+    have heads of their own. `granularity`: of the mask."""
     spec = make_spec({"model": model, "tasks": list(tasks), "control": list(control), "output": str(where)})
     data = {t.name: load_task(t, spec.seed) for t in (*spec.tasks, *spec.control)}
     family = load_model(spec.model)
@@ -94,7 +96,7 @@ def recorded_run(
 
     arrays = {name: head.numpy() for name, head in frozen.items()}
     bench = Workbench(Shared(spec, base, freeze(tensors), layout, arrays))
-    add_versions(folder, bench, data, mask, deltas, heads, Merge(method=method), dice)
+    add_versions(folder, bench, data, mask, deltas, heads, Merge(method=method), dice, shared_by)
     return talos_ray.open_run(str(where))
 
 
@@ -118,6 +120,7 @@ def add_versions(
     heads: Mapping[str, torch.Tensor],
     how: Merge,
     dice: torch.Generator,
+    shared_by: str = "row",
 ) -> None:
     """The base, and all edits under one merge method, each with what the bench answers."""
     about = {
@@ -133,8 +136,8 @@ def add_versions(
     add_version(folder, Version(**first), answered(bench, data, {}))
 
     wide, rows = merged(deltas, mask, **how.model_dump(exclude={"groups"}))
-    segments = segments_of(wide, "row")
-    blend = Blend({t: torch.rand(segments.count, generator=dice) for t in deltas}, "row")
+    segments = segments_of(wide, shared_by)
+    blend = Blend({t: torch.rand(segments.count, generator=dice) for t in deltas}, shared_by)
     bench.compose(Arm.of("sparse", wide.bits, rows), blend)
     second = {
         **about,

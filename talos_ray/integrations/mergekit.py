@@ -1,4 +1,5 @@
-"""A first spec from a mergekit configuration: its base, its models as tasks that were trained elsewhere, its method.
+"""A first spec from a mergekit configuration (its base, its models as tasks that were trained elsewhere, its method),
+and a version as a configuration with its models.
 
 mergekit merges with the weights that it is told; here coefficients are learned on data, and what comes out is scored.
 So what a configuration cannot say is left to fill in: every task's data. mergekit itself is not needed.
@@ -11,8 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+
+from talos_ray.config import HUGGING_FACE
+from talos_ray.core.segments import Blend
 from talos_ray.errors import SpecError, nearest
 from talos_ray.scaffold import comment, scalar
+from talos_ray.storage.version import Version
 from talos_ray.yaml_file import read_yaml
 
 METHODS = {  # of mergekit -> here, and what is not the same
@@ -69,6 +76,55 @@ def spec_of(file: Path) -> str:
             "",
         ]
     )
+
+
+def weights_of(version: Version, blend: Blend, model: str) -> dict[str, float]:
+    """Task -> mergekit's weight of its edit in a version.
+
+    Args:
+        blend: the version's coefficients. model: of the run, as its spec names it.
+
+    Raises:
+        SpecError: mergekit cannot say what the version is made of.
+    """
+    asked = f"version {version.number} as a mergekit configuration"
+    instead = "export the whole model, or merge anew with it"
+    if model.partition(":")[0] not in HUGGING_FACE:
+        raise SpecError(
+            f"{asked}: the run's model is {model!r}; wanted one of transformers (hf:), which mergekit reads; export "
+            "the whole model"
+        )
+    if blend.granularity not in (None, "task") or set(blend.values) != set(version.deltas):
+        segment = blend.granularity or "group of layers"
+        raise SpecError(
+            f"{asked}: it has a coefficient a {segment}; wanted one a task, which is all that mergekit "
+            f"knows (search: {{granularity: task}}); {instead}"
+        )
+    if version.how.method != "linear":
+        raise SpecError(
+            f"{asked}: its merge method is {version.how.method!r}; wanted 'linear' (mergekit's others cut tensor by "
+            f"tensor, not the whole edit); {instead}"
+        )
+    return {task: float(torch.as_tensor(coefficient)) for task, coefficient in blend.values.items()}
+
+
+def config_of(weights: Mapping[str, float], dtype: str, heading: str) -> str:
+    """The configuration of a merge of the folders `tasks/TASK` on the folder `base` beside it.
+
+    Args:
+        dtype: of the models' weights; sums are made in float32. heading: the first line's comment.
+    """
+    # With a dot: mergekit takes TASKS/NAME for a repository, and would ask the Hub for it.
+    models = [{"model": f"./tasks/{task}", "parameters": {"weight": weight}} for task, weight in weights.items()]
+    told = {
+        "merge_method": "task_arithmetic",
+        "base_model": "./base",
+        "models": models,
+        "parameters": {"normalize": False},
+        "dtype": "float32",
+        "out_dtype": dtype,
+    }
+    return f"# {comment(heading)}\n{yaml.safe_dump(told, sort_keys=False)}"
 
 
 def _named(model: Any, file: Path) -> str:

@@ -60,13 +60,18 @@ def export(
         )
     elif form == "whole":
         edited.save(to)
-    _, classes = folder.load_heads()
-    heads = folder.heads_of(version)
-    kinds = {f"{t}/kind": kind for t, (kind, _) in heads.items()}
-    tensors = {t: head.contiguous() for t, (_, head) in heads.items()}
-    save_file(tensors, to / "heads.safetensors", {t: json.dumps(c) for t, c in classes.items()} | kinds)
+    save_heads(folder, version, to)
     (to / "README.md").write_text(card(folder, version, edited, form, beside=beside, licence=licence))
     return sorted(p.name for p in to.iterdir())
+
+
+def save_heads(folder: RunFolder, version: Version, to: Path) -> None:
+    """Write `heads.safetensors`: every task's head in a version, with its kind and its classes."""
+    _, classes = folder.load_heads()
+    heads = folder.heads_of(version)
+    kinds = {f"{task}/kind": kind for task, (kind, _) in heads.items()}
+    tensors = {task: head.contiguous() for task, (_, head) in heads.items()}
+    save_file(tensors, to / "heads.safetensors", {task: json.dumps(c) for task, c in classes.items()} | kinds)
 
 
 def save_adapter(

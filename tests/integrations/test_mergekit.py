@@ -1,15 +1,23 @@
-"""Specs made of mergekit configurations."""
+"""Specs made of mergekit configurations, and versions that mergekit itself makes again."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from recorded import made as made_run
+from safetensors.torch import load_file
 from texts import save_model
 from typer.testing import CliRunner
 
 from talos_ray import SpecError
 from talos_ray.cli import app
+from talos_ray.core.compose import Composer
+from talos_ray.core.merging import merged
 from talos_ray.integrations.mergekit import spec_of
+from talos_ray.models import base_tensors, load_model
 from talos_ray.spec import load_spec
 
 TIES = """
@@ -85,3 +93,88 @@ def test_what_has_no_counterpart_is_refused(tmp_path, change, match):
     with pytest.raises(SpecError, match=match) as caught:
         spec_of(tmp_path / "mergekit.yaml")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def by_mergekit(config: Path, out: Path) -> dict[str, torch.Tensor]:
+    """What mergekit's own command makes of a configuration."""
+    command = [str(Path(sys.executable).with_name("mergekit-yaml")), str(config), str(out), "--no-copy-tokenizer"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=config.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama bf16"])
+def test_mergekit_makes_a_version_of_what_was_exported(tmp_path, kind):
+    run = made_run(tmp_path, kind, shared_by="task")
+    out = tmp_path / "out"
+    files = run.export(out, mergekit=True)
+    tasks = sorted(run.newest.deltas)
+    assert {"mergekit.yaml", "heads.safetensors", "base/model.safetensors"} < set(files)
+    assert {f"tasks/{task}/model.safetensors" for task in tasks} < set(files)
+    theirs = by_mergekit(out / "mergekit.yaml", tmp_path / "merged")
+    wanted = {name: tensor for name, tensor in base_tensors(run.model()).items() if name in theirs}
+    base = base_tensors(run.model(0))
+    assert len(wanted) > 10 and any(not torch.equal(wanted[name], base[name]) for name in wanted)
+    for name, tensor in wanted.items():
+        assert theirs[name].dtype == tensor.dtype
+        # mergekit adds up differences of rounded models: each weight is off by some last bits of the largest.
+        last = torch.finfo(tensor.dtype).eps * max(1.0, float(tensor.abs().max()))
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=3 * last)
+
+
+def test_ties_without_cutting_is_mergekits(tmp_path):
+    """What mergekit cuts it cuts tensor by tensor; signs and means are the same."""
+    run = made_run(tmp_path, "llama", shared_by="task")
+    run.export(tmp_path / "out", mergekit=True)
+    config = yaml.safe_load((tmp_path / "out" / "mergekit.yaml").read_text())
+    config |= {"merge_method": "ties", "parameters": {"density": 1.0, "normalize": True}}
+    # mergekit's mean is weighted; with one weight for all it is ours.
+    for model in config["models"]:
+        model["parameters"]["weight"] = 0.5
+    (tmp_path / "out" / "ties.yaml").write_text(yaml.safe_dump(config))
+    theirs = by_mergekit(tmp_path / "out" / "ties.yaml", tmp_path / "ties")
+    family = run.model(0)
+    mask, rows = merged(run.deltas, run.mask, method="ties", density=1.0)
+    Composer(family.module, mask, list(rows.values()), run.info["base"]).compose(dict.fromkeys(rows, 1.0))
+    base = base_tensors(run.model(0))
+    alone = [load_file(tmp_path / "out" / "tasks" / task / "model.safetensors") for task in sorted(run.deltas)]
+    for name, tensor in base_tensors(family).items():
+        if name not in theirs:
+            continue
+        edits = [model[name] - base[name] for model in alone]
+        # Edits that cancel each other have no sign in common; from rounded models mergekit sees one all the same.
+        cancel = (sum(edits).abs() < 1e-6) & (edits[0] != 0)
+        assert int(cancel.sum()) < 5
+        torch.testing.assert_close(theirs[name][~cancel], tensor[~cancel], rtol=0, atol=4e-7)
+
+
+def test_what_is_written_comes_in_again_as_the_same_models(tmp_path):
+    run = made_run(tmp_path, "llama", shared_by="task")
+    run.export(tmp_path / "out", mergekit=True)
+    text = spec_of(tmp_path / "out" / "mergekit.yaml")
+    spec = yaml.safe_load(text)
+    assert spec["model"] == f"hf:{tmp_path / 'out' / 'base'}"
+    assert [task["name"] for task in spec["tasks"]] == sorted(run.newest.deltas)
+    for task in spec["tasks"]:
+        alone = base_tensors(load_model(task["checkpoint"]))
+        family = run.model(0)
+        delta = run.deltas[task["name"]]
+        Composer(family.module, run.mask, [delta], delta.base).compose({delta.task: 1.0})
+        assert all(torch.equal(alone[name], tensor) for name, tensor in base_tensors(family).items())
+
+
+@pytest.mark.parametrize(
+    "kind, how, match",
+    [
+        ("llama", {"shared_by": "row"}, "it has a coefficient a row; wanted one a task"),
+        ("llama", {"shared_by": "task", "method": "ties"}, "its merge method is 'ties'; wanted 'linear'"),
+        ("demo", {"shared_by": "task"}, "the run's model is 'demo'; wanted one of transformers"),
+    ],
+)
+def test_a_version_that_mergekit_cannot_say_is_refused_and_nothing_is_written(tmp_path, kind, how, match):
+    run = made_run(tmp_path, kind, **how)
+    with pytest.raises(SpecError, match=match) as caught:
+        run.export(tmp_path / "out", mergekit=True)
+    assert len(str(caught.value).splitlines()) == 1 and not (tmp_path / "out").exists()
+    with pytest.raises(SpecError, match="several forms at once"):
+        run.export(tmp_path / "out", mergekit=True, peft=True)
