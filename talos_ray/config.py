@@ -53,8 +53,9 @@ class _Settings(BaseModel):
 
     def keyed(self) -> dict[str, Any]:
         """What addresses a result of these settings: a later one counts where it is not at its default."""
-        plain = {f for f in self.later if getattr(self, f) == type(self).model_fields[f].default}
-        return self.model_dump(exclude=plain)
+        # Left out, and not written as its default: or results of releases that did not know it would be made again.
+        at_default = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=at_default)
 
 
 def _leaves(annotation: Any) -> set[Any]:
@@ -65,6 +66,7 @@ def _leaves(annotation: Any) -> set[Any]:
 
 def _parts(value: Any) -> Iterator[Any]:
     """A value, or what a list or mapping holds."""
+    # Keys too: half a character in the name of a group could not be stored either.
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple):
@@ -81,6 +83,7 @@ Granularity = Literal["element", "row"]
 
 
 def _share_or_auto(value: Any) -> float | str:
+    # By hand, because of a union pydantic would tell what is wrong with each member. Python takes True for 1.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
         return value
     if value == "auto":
@@ -312,6 +315,7 @@ class Merge(_Settings):
     @field_validator("groups")
     @classmethod
     def _patterns(cls, groups: int | dict[str, str] | None) -> int | dict[str, str] | None:
+        # Looked at now, or it would be found on a worker, after the training.
         for name, pattern in groups.items() if isinstance(groups, dict) else ():
             try:
                 re.compile(pattern)
@@ -692,20 +696,22 @@ class Task(_Settings):
     def _has_slot(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         if not prompts:
             raise ValueError("an empty list; wanted at least one template, like 'a photo of a {}.'")
-        for p in prompts:
-            if (places := p.count("{}")) != 1:
-                found = f"has {{}} {places} times" if places else "has no {}"
+        # Without a place for it every class would have the same text, and so the same row of the head.
+        for prompt in prompts:
+            if (places := prompt.count("{}")) != 1:
+                fault = f"has {{}} {places} times" if places else "has no {}"
                 raise ValueError(
-                    f"prompt {p!r} {found}; wanted one place for the class name, like 'a photo of a {{}}.'"
+                    f"prompt {prompt!r} {fault}; wanted one place for the class name, like 'a photo of a {{}}.'"
                 )
         return prompts
 
     @field_validator("input", "choices")
     @classmethod
-    def _of_moderate_width(cls, found: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        for template in _parts(found or ()):
+    def _of_moderate_width(cls, texts: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        # A width of a billion, or one that a row of the data says, would fill the memory with a single input.
+        for template in _parts(texts or ()):
             try:
-                formats = [how or "" for _, _, how, _ in Formatter().parse(template)]
+                formats = [width or "" for _, _, width, _ in Formatter().parse(template)]
             except ValueError:  # whoever reads the rows tells what is wrong with it
                 continue
             if wide := next(filter(WIDE.search, formats), None):
@@ -713,7 +719,7 @@ class Task(_Settings):
                     f"{shortly(template)} formats a column as {shortly(wide)}; wanted a width of at most 999 that is "
                     "written there; take it out"
                 )
-        return found
+        return texts
 
     @model_validator(mode="after")
     def _shares(self) -> Task:
@@ -793,6 +799,7 @@ class Spec(_Settings):
 
     @model_validator(mode="after")
     def _unique_names(self) -> Spec:
+        # Names are those of files, and of rows in tables where targets and control stand together.
         seen: set[str] = set()
         for task in (*self.tasks, *self.control):
             if task.name in seen:
@@ -802,11 +809,16 @@ class Spec(_Settings):
 
     def train_for(self, task: Task, examples: int) -> Train:
         """`train` with the task's own settings on top, its epochs as steps over so many training examples."""
+        # Only what the task names, or the class's defaults would take the place of what the spec says for all tasks.
         own = validated(Train, task.train, f"tasks.{task.name}.train").model_dump(include=set(task.train))
-        train = self.train.model_copy(update={**({"epochs": None} if "steps" in own else {}), **own})
+        if "steps" in own:  # epochs of all tasks would go before a task's own steps
+            own = {"epochs": None, **own}
+        train = self.train.model_copy(update=own)
         if train.epochs is None:
             return train
-        return train.model_copy(update={"steps": train.epochs * max(1, examples // train.batch_size), "epochs": None})
+        # The last batch of an epoch, where it is not full, is none: a task smaller than a batch has one all the same.
+        steps_per_epoch = max(1, examples // train.batch_size)
+        return train.model_copy(update={"steps": train.epochs * steps_per_epoch, "epochs": None})
 
     def to_yaml(self) -> str:
         """As a spec file, without what are defaults."""
@@ -816,6 +828,7 @@ class Spec(_Settings):
 
 def shortly(value: object) -> str:
     """A value that was found, in a line."""
+    # Messages end up in logs: no password of a URI goes there, and no escape sequence that a terminal would obey.
     whole = repr(value)
     text = plain(blotted(whole[:1000]))
     return text if len(text) <= 80 else f"{text[:60]}… ({len(whole):,} characters)"
@@ -875,17 +888,13 @@ def _is_a_way(part: str | int) -> bool:
 
 def _describe(error: ErrorDetails, model: type[BaseModel], where: str) -> str:
     """One pydantic error in the project's form: thing, value found, value wanted, fix."""
-    loc = [p for p in error["loc"] if not _is_a_way(p)]
-    path = plain(".".join([where, *map(str, loc)] if where else map(str, loc)))[:200]
+    loc = [part for part in error["loc"] if not _is_a_way(part)]
+    keys = map(str, loc)
+    path = plain(".".join([where, *keys] if where else keys))[:200]
     kind = error["type"]
     found = error.get("input")
     if kind == "extra_forbidden":
-        known = _fields_at(model, loc[:-1])
-        if (here := ELSEWHERE.get(str(loc[-1]).lower())) is not None:
-            return f"spec key {path!r} does not exist; here it is called {here!r}"
-        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"spec key {path!r} does not exist; {hint}"
+        return f"spec key {path!r} does not exist; {_called_here(str(loc[-1]), _fields_at(model, loc[:-1]))}"
     if kind == "missing":
         return f"spec key {path!r} is missing; add it ({_description_at(model, loc)})"
     wanted = error["msg"].removeprefix("Value error, ")
@@ -901,10 +910,21 @@ def _describe(error: ErrorDetails, model: type[BaseModel], where: str) -> str:
             f"spec key {path!r} is {shortly(found)}; wanted a text: YAML reads yes, no, numbers and dates as such; "
             f"put what is written there into quotation marks, like {_quoted(found)}"
         )
-    for said, meant in SAID.items():
-        wanted = wanted.replace(said, meant)
-    wanted = wanted.replace("greater than 0", "a number in (0, 1]" if path.endswith("keep") else "greater than 0")
+    for words, ours in SAID.items():
+        wanted = wanted.replace(words, ours)
+    # Pydantic tells only the bound that was broken, and of a share both are wanted.
+    if path.endswith("keep"):
+        wanted = wanted.replace("greater than 0", "a number in (0, 1]")
     return f"spec key {path!r} is {shortly(found)}; {wanted[0].lower() + wanted[1:]} ({_description_at(model, loc)})"
+
+
+def _called_here(key: str, known: list[str]) -> str:
+    """What somebody may have meant by a key that does not exist."""
+    # A name of another library first: by its letters alone it would be taken for whatever key looks like it.
+    if (here := ELSEWHERE.get(key.lower())) is not None:
+        return f"here it is called {here!r}"
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
 
 
 def _quoted(found: object) -> str:
@@ -914,10 +934,12 @@ def _quoted(found: object) -> str:
 
 
 def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel]:
+    """The settings class that an error's place leads to."""
     for part in loc:
         field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field is None:
+        if field is None:  # the number of a list's item, which leads to no other class
             continue
+        # A field of several types, like a list of tasks or a value that may be left out, holds the class among them.
         for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
@@ -930,7 +952,7 @@ def _fields_at(model: type[BaseModel], loc: list[Any]) -> list[str]:
 
 
 def _description_at(model: type[BaseModel], loc: list[Any]) -> str:
-    names = [p for p in loc if isinstance(p, str)]
+    names = [part for part in loc if isinstance(part, str)]
     field = _model_at(model, loc[:-1]).model_fields.get(names[-1]) if names else None
     return (field.description if field else None) or "see docs of talos_ray.config"
 
@@ -944,9 +966,11 @@ def validated(model: type[BaseModel], values: dict[str, Any], where: str = "") -
     try:
         return model.model_validate(values)
     except ValidationError as error:
+        # Of a value that may be meant in several ways pydantic tells what is wrong with each: the first says enough.
+        # A key too many stands apart, because its place may be that of a value that is wrong as well.
         lines: dict[tuple[Any, ...], str] = {}
-        for e in error.errors():  # of a value that may be meant in several ways, the first says enough
-            lines.setdefault(
-                (*(p for p in e["loc"] if not _is_a_way(p)), e["type"] == "extra_forbidden"), _describe(e, model, where)
-            )
+        for fault in error.errors():
+            place = [part for part in fault["loc"] if not _is_a_way(part)]
+            unknown = fault["type"] == "extra_forbidden"
+            lines.setdefault((*place, unknown), _describe(fault, model, where))
         raise SpecError("\n".join(dict.fromkeys(lines.values()))) from None
