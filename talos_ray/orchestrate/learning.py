@@ -27,7 +27,7 @@ from talos_ray.core.recompute import blocks_of, recomputing, wrapped
 from talos_ray.core.seeds import sampled_rows
 from talos_ray.core.segments import Blend, Granularity, Segments, segments_of
 from talos_ray.models import shortened
-from talos_ray.orchestrate.worker import Arm, Workbench
+from talos_ray.orchestrate.worker import Arm, Seen, Workbench
 from talos_ray.storage.run_folder import RunFolder
 
 FEW = 200  # training inputs below which a control task lends some of its validation inputs, unlabelled
@@ -66,7 +66,7 @@ def pool_of(spec: Spec, task: str, train: int, validation: int) -> Pool:
     rows = sampled_rows(train, spec.search.inputs)
     everything = torch.arange(validation)
     lent = everything[:0]
-    if len(rows) < FEW and any(task == c.name for c in spec.control):
+    if len(rows) < FEW and any(task == control.name for control in spec.control):
         lent = sampled_rows(validation, min(validation // 2, spec.search.inputs - len(rows)))
     return Pool(rows, lent, everything[~torch.isin(everything, lent)])
 
@@ -136,22 +136,23 @@ class MergeProblem:
 
     def tasks(self, *kinds: str) -> list[str]:
         """Those of some kinds of goal."""
-        return [g.task for g in self.goals if g.kind in kinds]
+        return [goal.task for goal in self.goals if goal.kind in kinds]
 
     @property
     def objective(self) -> MergeObjective:
         """What a candidate's accuracies are worth."""
-        wanted = {g.task: g.before for g in self.goals if g.kind != "hold"}
-        held = {g.task: g.before for g in self.goals if g.kind == "hold"}
+        targets = {goal.task: goal.before for goal in self.goals if goal.kind != "hold"}
+        control = {goal.task: goal.before for goal in self.goals if goal.kind == "hold"}
         forgotten = frozenset(self.tasks("forget"))
-        return MergeObjective(wanted, held, self.search.control_keep, forgotten)
+        return MergeObjective(targets, control, self.search.control_keep, forgotten)
 
     def key(self, *more: object) -> str:
         """Address of what is found."""
         start = None
         if self.start is not None:
-            values = {t: torch.as_tensor(a).tolist() for t, a in self.start.values.items()}
+            values = {task: torch.as_tensor(numbers).tolist() for task, numbers in self.start.values.items()}
             start = [self.start.granularity, values]
+        # Of the search only what decides one run's bits: how many points it tries may change, and each is still known.
         settings = self.search.model_dump(
             include={
                 "teacher",
@@ -167,7 +168,7 @@ class MergeProblem:
                 "control_margin",
             }
         )
-        goals = [asdict(g) for g in self.goals]
+        goals = [asdict(goal) for goal in self.goals]
         merge = self.merge.model_dump()
         return key_of(
             [
@@ -218,12 +219,14 @@ class LearningRun:
         self.several = several
         self.folder = RunFolder(problem.folder)
         self.mask = Mask(bench.shared.layout, arm.bits)
-        self.pools = {g.task: pool_of(bench.shared.spec, g.task, *self._sizes(g.task)) for g in problem.goals}
         self.heads = LearnedHeads({}, 0.0)
-        self.looks = {g.task: self.folder.stored_trial(g.look)[1] for g in problem.goals}
-
-    def _sizes(self, task: str) -> tuple[int, int]:
-        return len(self.bench.examples(task, "train")), len(self.bench.examples(task, "validation"))
+        self.pools: dict[str, Pool] = {}
+        self.looks: dict[str, dict[str, torch.Tensor]] = {}
+        for goal in problem.goals:
+            train = len(bench.examples(goal.task, "train"))
+            validation = len(bench.examples(goal.task, "validation"))
+            self.pools[goal.task] = pool_of(bench.shared.spec, goal.task, train, validation)
+            _, self.looks[goal.task] = self.folder.stored_trial(goal.look)
 
     def reports(self) -> Generator[Record]:
         """What is known of the candidate so far, from time to time, and at last its record, with `done`."""
@@ -241,9 +244,10 @@ class LearningRun:
             key = self.problem.key(asdict(self.point), pressure, steps, before or "")
             record: Record = {}
             for record in self._attempt(key, pressure, steps, before):
-                if "key" not in record:
+                if "key" not in record:  # on its way: only what is stored has an address
                     yield {**record, "done": False}
-            attempts.append({k: record[k] for k in ("pressure", "scores", "kept", "worst", "holds")})
+            # The last one that came is the attempt's own record.
+            attempts.append({name: record[name] for name in ("pressure", "scores", "kept", "worst", "holds")})
             if not best or better(record, best):
                 best = record
             before = key
@@ -251,24 +255,27 @@ class LearningRun:
 
     def _pressure(self, attempts: Sequence[Mapping[str, Any]]) -> float | None:
         """Under how much pressure the next attempt learns; None where there is none."""
-        aims = {g.task: g.aim for g in self.problem.goals if g.kind == "forget"}
+        aims = {goal.task: goal.aim for goal in self.problem.goals if goal.kind == "forget"}
         ladder = FORGETTING if aims else PRESSURES
+        # A pressure that the spec names is a point like any other, and whether it holds is for the search to judge.
         if self.point.pressure is not None:
             return None if attempts else self.point.pressure
         if not attempts:
             return ladder[0]
         last: float = attempts[-1]["pressure"]
         if not attempts[-1]["holds"]:
-            higher = [p for p in ladder if p > last]
+            higher = [step for step in ladder if step > last]
+            # Below the ladder's foot it was lowered on purpose, and to climb again would try the foot twice.
             if higher and last >= ladder[0]:
                 return higher[0]
             # It was lowered too far, from one that held: what lies between is tried once.
             held = attempts[-2] if len(attempts) > 1 else None
             lowered_from: float = held["pressure"] if held is not None and held["holds"] else 0.0
             return math.sqrt(last * lowered_from) if lowered_from > last else None
+        # All hold. Where nothing is to be forgotten `all` of no aims is true, and the search is over.
         forgotten = all(attempts[-1]["scores"][task] <= aim for task, aim in aims.items())
-        lowered = all(a["holds"] for a in attempts) and len(attempts) <= LOWER
-        return None if forgotten or not lowered else last / 4
+        may_be_lowered = all(attempt["holds"] for attempt in attempts) and len(attempts) <= LOWER
+        return None if forgotten or not may_be_lowered else last / 4
 
     def _shared(self) -> Record:
         """One coefficient for all tasks: judged and stored."""
@@ -289,71 +296,96 @@ class LearningRun:
             yield stored[0]
             return
         started = time.perf_counter()
-        p = self.problem
+        problem = self.problem
+        learner = self._learner(before)
+        self.heads = LearnedHeads(self._first_heads(before), problem.search.head_lr)
+        plan = MergePlan(steps=steps, lr=self.point.lr, seed=problem.seed)
+        checkpoint = f"merge-{key[:16]}"
+        curve: list[list[float]] = []
+        try:
+            yield from self._learned(learner, plan, pressure, checkpoint, key, curve)
+            judged, heads = self._judged()
+            coefficients = {task: values.cpu() for task, values in learner.coefficients.items()}
+            blend = Blend(coefficients, self.point.granularity, problem.groups)
+            record = self._store(key, {**judged, "pressure": pressure}, blend, heads, curve, started)
+            # Only now: until the record is on storage, the checkpoint is all that there is of the attempt.
+            self.folder.drop_checkpoints(checkpoint)
+            yield record
+        finally:
+            learner.close()
+
+    def _learner(self, before: str | None) -> LearnedCoefficients:
+        """The model with coefficients in it that can be learned, as the attempt begins."""
         bench = self.bench
-        bench.reset()
-        segments = segments_of(self.mask, self.point.granularity, p.groups)
-        learner = LearnedCoefficients(
+        bench.reset()  # what it is laid on has to be the base: the process may have had another candidate in its model
+        segments = segments_of(self.mask, self.point.granularity, self.problem.groups)
+        return LearnedCoefficients(
             bench.family.module,
             self.mask,
             self.arm.unpacked(bench.shared.base, self.mask.fingerprint),
             segments,
             bench.shared.base,
             self._first(segments, before),
-            p.moving,
+            self.problem.moving,
         )
-        self.heads = LearnedHeads(self._first_heads(before), p.search.head_lr)
-        plan = MergePlan(steps=steps, lr=self.point.lr, seed=p.seed)
-        name = f"merge-{key[:16]}"
-        found = self.folder.load_checkpoint(name, key)
+
+    def _learned(
+        self,
+        learner: LearnedCoefficients,
+        plan: MergePlan,
+        pressure: float,
+        checkpoint: str,
+        key: str,
+        curve: list[list[float]],
+    ) -> Iterator[Record]:
+        """Learn to the plan's end, from the checkpoint if there is one; yields at each stop on the way what is known.
+
+        Args:
+            checkpoint, key: its name on storage, and the address of the attempt that it has to be of.
+            curve: gathers updates and their losses.
+        """
+        steps = plan.steps
         done = 0
-        curve: list[list[float]] = []
-        if found is not None:
-            done, state = found
+        stored = self.folder.load_checkpoint(checkpoint, key)
+        if stored is not None:
+            done, state = stored
             learner.load(state)
             self.heads.load(state)
-            curve = state["curve"].tolist()
-        stops = {round(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+            curve.extend(state["curve"].tolist())
 
         def on_step(step: int, loss: float) -> None:
             if step % max(1, steps // 50) == 0:
                 curve.append([step, round(loss, 5)])
 
-        try:
-            with wrapped(
-                blocks_of(bench.family.module, bench.family.edited) if p.train.gradient_checkpointing else (),
-                recomputing,
-            ):
-                for stop in sorted(s for s in stops if s > done):
-                    learn(
-                        learner,
-                        plan,
-                        lambda s: self._backward(plan, s, pressure),
-                        self.heads,
-                        start=done,
-                        until=stop,
-                        on_step=on_step,
-                    )
-                    done = stop
-                    if done < steps:
-                        self.folder.save_checkpoint(
-                            name, key, done, {**learner.state(), **self.heads.state(), "curve": _tensor(curve)}
-                        )
-                        yield {"step": done, **(self._judged(heads=False)[0] if self.several else {})}
-            judged, heads = self._judged()
-            blend = Blend({t: a.cpu() for t, a in learner.coefficients.items()}, self.point.granularity, p.groups)
-            record = self._store(key, {**judged, "pressure": pressure}, blend, heads, curve, started)
-            self.folder.drop_checkpoints(name)
-            yield record
-        finally:
-            learner.close()
+        # Whether it was killed or not, it stops at the same updates: there it is judged, and maybe given up.
+        stops = {round(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+        family = self.bench.family
+        blocks = blocks_of(family.module, family.edited) if self.problem.train.gradient_checkpointing else ()
+        with wrapped(blocks, recomputing):
+            for stop in sorted(stop for stop in stops if stop > done):
+                learn(
+                    learner,
+                    plan,
+                    lambda step: self._backward(plan, step, pressure),
+                    self.heads,
+                    start=done,
+                    until=stop,
+                    on_step=on_step,
+                )
+                done = stop
+                if done < steps:
+                    state = {**learner.state(), **self.heads.state(), "curve": _tensor(curve)}
+                    self.folder.save_checkpoint(checkpoint, key, done, state)
+                    # A look at the validation data costs a forward of all of it, for nothing where nobody compares.
+                    judged = self._judged(heads=False)[0] if self.several else {}
+                    yield {"step": done, **judged}
 
     def _first(self, segments: Segments, before: str | None) -> float | torch.Tensor:
         """What coefficients begin with: those of the attempt before, those that the search was given, or one number."""
-        tasks = sorted(self.problem.deltas)
+        tasks = sorted(self.problem.deltas)  # the order of the arm's deltas, and so of the matrix's rows
         if before is not None:
-            known = self.folder.stored_trial(before)[1]
-            return torch.stack([known[f"coefficient/{t}"] for t in tasks])
+            _, known = self.folder.stored_trial(before)
+            return torch.stack([known[f"coefficient/{task}"] for task in tasks])
         if self.problem.start is not None:
             return self.problem.start.refined(self.mask, segments, tasks)
         return self.problem.search.start
@@ -361,13 +393,15 @@ class LearningRun:
     def _first_heads(self, before: str | None) -> dict[str, torch.Tensor]:
         """Heads that are learned with the coefficients, and what they begin at: the frozen ones, or those of the
         attempt before. Only where one forward serves both kinds."""
-        p = self.problem
-        if not (p.own_heads and self._alike and p.search.heads != "words"):
+        problem = self.problem
+        if not (problem.own_heads and self._alike and problem.search.heads != "words"):
             return {}
-        heads = {t: self._head(t) for t in p.tasks("learn")}
-        if before is not None:
-            known = self.folder.stored_trial(before)[1]
-            heads = {t: known.get(f"learned head/{t}", h).to(h.device) for t, h in heads.items()}
+        heads = {task: self._head(task) for task in problem.tasks("learn")}
+        if before is None:
+            return heads
+        _, known = self.folder.stored_trial(before)
+        for task, frozen in heads.items():
+            heads[task] = known.get(f"learned head/{task}", frozen).to(frozen.device)
         return heads
 
     def _store(
@@ -380,10 +414,11 @@ class LearningRun:
         started: float,
     ) -> Record:
         """Keep a candidate on storage. Returns what is told of it."""
-        tensors = {f"head/{t}": h for t, h in heads.items()}
-        tensors |= {f"learned head/{t}": h.detach().cpu() for t, h in self.heads.heads.items()}
-        if blend.granularity is not None:
-            tensors |= {f"coefficient/{t}": torch.as_tensor(a) for t, a in blend.values.items()}
+        # Two kinds of heads: those that a version would have, and those that a further attempt goes on from.
+        tensors = {f"head/{task}": head for task, head in heads.items()}
+        tensors |= {f"learned head/{task}": head.detach().cpu() for task, head in self.heads.heads.items()}
+        if blend.granularity is not None:  # else the one coefficient of the point says it all
+            tensors |= {f"coefficient/{task}": torch.as_tensor(values) for task, values in blend.values.items()}
         record = {
             **judged,
             "key": key,
@@ -400,17 +435,19 @@ class LearningRun:
     def _inputs(self, task: str, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs of some rows of a task's pool, and their labels."""
         pool = self.pools[task]
-        here = index < len(pool.train)
-        parts = [self.bench.examples(task, "train").batch(pool.train[index[here]])]
-        if not bool(here.all()):
-            lent = pool.validation[index[~here] - len(pool.train)]
+        # A pool numbers its training inputs first, then those that validation data lend.
+        of_train = index < len(pool.train)
+        parts = [self.bench.examples(task, "train").batch(pool.train[index[of_train]])]
+        if not bool(of_train.all()):
+            lent = pool.validation[index[~of_train] - len(pool.train)]
             parts.append(self.bench.examples(task, "validation").batch(lent))
-        inputs, labels = (torch.cat(x) for x in zip(*parts, strict=True))
+        inputs, labels = (torch.cat(batches) for batches in zip(*parts, strict=True))
         return inputs, labels
 
     def _backward(self, plan: MergePlan, step: int, pressure: float) -> float:
         """Loss and gradients of one update."""
         total = 0.0
+        # Backward at once, one forward after the other: the activations of only one are in memory.
         for together in self._forwards(self._batches(plan, step, pressure)):
             loss = self._loss(together)
             torch.autograd.backward(loss)
@@ -423,6 +460,8 @@ class LearningRun:
         held = max(1, len(self.problem.tasks("hold")))
         learnt = max(1, len(self.problem.tasks("learn", "forget")))
         batches = []
+        # However many control tasks there are, together they cost as many inputs and weigh as much as the pressure
+        # says: a spec with another one is not a spec with more pressure.
         for goal in self.problem.goals:
             if goal.kind == "hold":
                 size = max(1, search.control_batch_size // held)
@@ -442,7 +481,7 @@ class LearningRun:
             most = TOGETHER
         together: list[Batch] = []
         for batch in batches:
-            size = sum(len(b.rows) for b in together) + len(batch.rows)
+            size = sum(len(other.rows) for other in together) + len(batch.rows)
             # Large products are faster than many small ones, as far as memory, or a CPU's caches, allow them.
             if together and not (self._alike and (most is None or size <= most)):
                 yield together
@@ -482,10 +521,11 @@ class LearningRun:
         family = self.bench.family
         if not self._alike:
             scorers = [self._scorer(task) for task in tasks]
-            return [(score(shortened(family, x)), None) for score, x in zip(scorers, inputs, strict=True)]
+            return [(score(shortened(family, batch)), None) for score, batch in zip(scorers, inputs, strict=True)]
         together = family.features(shortened(family, torch.cat(list(inputs))))  # [sum of n, d]
+        of_tasks = torch.split(together, [len(batch) for batch in inputs])
         outputs: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        for task, features in zip(tasks, torch.split(together, [len(x) for x in inputs]), strict=True):
+        for task, features in zip(tasks, of_tasks, strict=True):
             learned = self.heads.heads.get(task)
             own_logits = None if learned is None else scored(features, learned)
             outputs.append((scored(features, self._head(task)), own_logits))
@@ -516,6 +556,7 @@ class LearningRun:
             wanted = torch.full_like(logits, others).scatter(1, labels[:, None], DOUBT / count)
             return agreement_loss(logits, wanted.log())
         taught = self.looks[goal.task]["taught"][rows].to(logits.device)
+        # What must hold has to answer as before, right or wrong. Its labels are not looked at: some inputs are lent.
         if goal.kind == "hold":
             return agreement_loss(logits, taught)
         teacher = self.problem.search.teacher
@@ -534,42 +575,51 @@ class LearningRun:
         Args:
             heads: whether they are fitted.
         """
-        p = self.problem
-        bench = self.bench
+        problem = self.problem
+        search = problem.search
         words: dict[str, float] = {}
         scores: dict[str, float] = {}
         chosen: dict[str, torch.Tensor] = {}
-        over = []
-        for goal in p.goals:
-            pool = self.pools[goal.task]
-            other = p.heads.get(goal.task)
-            fits = heads and p.own_heads and goal.kind == "learn" and p.search.heads != "words"
-            judged = bench.answered(
-                bench.examples(goal.task, "validation"), goal.task, pool.judged, features=fits or other is not None
-            )
-            right = judged.right(other)
-            words[goal.task] = scores[goal.task] = float(right.float().mean())
+        margins = []
+        for goal in problem.goals:
+            task = goal.task
+            given = problem.heads.get(task)
+            fits = heads and problem.own_heads and goal.kind == "learn" and search.heads != "words"
+            validation = self.bench.examples(task, "validation")
+            features = fits or given is not None
+            judged = self.bench.answered(validation, task, self.pools[task].judged, features=features)
+            right = judged.right(given)
+            words[task] = float(right.float().mean())
+            scores[task] = words[task]
             if fits:
-                learned = self.heads.heads.get(goal.task)
-                taught = self.looks[goal.task]["taught"] if p.search.teacher == "edits" else None
-                shown = bench.answered(bench.examples(goal.task, "train"), goal.task, pool.train, features=True)
-                head = bench.fitted(goal.task, shown, judged, learned, taught)
+                head = self._fitted(task, judged)
                 right_own = judged.right(head)
-                if p.search.heads == "own" or int(right_own.sum()) > int(right.sum()):
-                    scores[goal.task] = float(right_own.float().mean())
-                    chosen[goal.task] = head
+                # A tie goes to the frozen head: one more head is one more thing to keep, and it shows no gain.
+                if search.heads == "own" or int(right_own.sum()) > int(right.sum()):
+                    scores[task] = float(right_own.float().mean())
+                    chosen[task] = head
             if goal.kind == "hold":
-                mean, error = margin([self.looks[goal.task]["right"].bool()], [right], p.search.control_keep)
-                over.append(mean - p.search.control_margin * error)
-        kept, worst = worst_kept(scores, p.objective.control)
-        return {
-            "objective": p.objective(scores),
+                mean, error = margin([self.looks[task]["right"].bool()], [right], search.control_keep)
+                margins.append(mean - search.control_margin * error)
+        kept, worst = worst_kept(scores, problem.objective.control)
+        record = {
+            "objective": problem.objective(scores),
             "scores": scores,
             "words": words,
             "kept": kept,
             "worst": worst,
-            "holds": all(o >= 0 for o in over),
-        }, chosen
+            "holds": all(margin_of_task >= 0 for margin_of_task in margins),
+        }
+        return record, chosen
+
+    def _fitted(self, task: str, judged: Seen) -> torch.Tensor:
+        """A head of a task's own for the features of the model as it stands; begun at the one that was learned with
+        the coefficients, where there is one."""
+        search = self.problem.search
+        train = self.bench.examples(task, "train")
+        shown = self.bench.answered(train, task, self.pools[task].train, features=True)
+        taught = self.looks[task]["taught"] if search.teacher == "edits" else None
+        return self.bench.fitted(task, shown, judged, self.heads.heads.get(task), taught)
 
 
 def _tensor(curve: list[list[float]]) -> torch.Tensor:

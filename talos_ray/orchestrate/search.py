@@ -9,6 +9,7 @@ searched in one Tune run.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -91,6 +92,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> Record:
         report = next(self.reports)
+        # A look on its way. Its number says which of the bars it has to reach: that of as many updates.
         if not report["done"] and "objective" in report:
             bar = self.bars[self.judged] if self.judged < len(self.bars) else None
             self.judged += 1
@@ -127,10 +129,12 @@ class Generations(Searcher):
         self.more = dict.fromkeys(points, more)
         self.size = size
         self.made = made
+        # One for each way: what is good for one may be bad for another, and none is to learn from both.
         self.optuna: dict[str, OptunaSearch] = {}
         if more:
-            self.optuna = {w: OptunaSearch(space=space, metric="objective", mode="max", seed=seed) for w in points}
-        self.waiting = [p for mine in points.values() for p in mine]
+            for way in points:
+                self.optuna[way] = OptunaSearch(space=space, metric="objective", mode="max", seed=seed)
+        self.waiting = [point for of_way in points.values() for point in of_way]
         self.several = more > 0 or len(self.waiting) > len(points)
         self.running: dict[str, Point] = {}
         self.names: list[tuple[Point, str]] = []  # of this generation, in its order
@@ -156,7 +160,8 @@ class Generations(Searcher):
         }
 
     def _next_generation(self) -> None:
-        for point, name in self.names:  # told in the order in which they were proposed, not in which they ended
+        # In the order in which they were proposed, and not in which they ended: Optuna's next proposals depend on it.
+        for point, name in self.names:
             self.optuna[point.merge].on_trial_complete(name, self.over.get(name) or {})
         self.names = []
         self.bars = dict(self.best)
@@ -178,12 +183,14 @@ class Generations(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Record | None = None, error: bool = False) -> None:
         point = self.running.pop(trial_id)
-        name = next((n for p, n in self.names if p is point), None)
+        # Points of the spec have no name: Optuna has not proposed them, and is told nothing of them.
+        name = next((name for proposed, name in self.names if proposed is point), None)
         if result is not None and "objective" in result:
             if name is not None:
                 self.over[name] = {"objective": result["objective"]}
             curve = self.curves.get(trial_id, [])
             known = self.best.get(point.merge)
+            # One that does not hold is no bar: it may be ahead just because it gives control tasks up.
             if result.get("holds") and curve and (known is None or curve[-1] > known[-1]):
                 self.best[point.merge] = curve
 
@@ -201,8 +208,8 @@ class Told(tune.Callback):
         self.on_report = on_report
         self.records: dict[str, list[Record]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:  # Tune saves its callbacks
-        return {}
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune saves its callbacks, and what this one calls cannot be: it holds the driver's session
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Record, **info: object
@@ -231,42 +238,50 @@ def run_trials(
         KeyboardInterrupt: as it was; what was found is on storage.
         TalosError: a trial failed more often than `cluster.max_failures`.
     """
-    search = spec.search
-    told = Told(on_report)
-    more = search.trials if search.method == "learned" else 0
-    searcher = Generations(points, more, search.generation, _space(search), _made, spec.seed)
-    count = sum(map(len, points.values())) + more * len(points)
+    callback = Told(on_report)
     resources = tune.PlacementGroupFactory([cluster.resources(spec.cluster)])
     trainable = tune.with_resources(tune.with_parameters(Trial, problems=problems, refs=refs), resources)
+    run_config = tune.RunConfig(
+        storage_path=session.scratch,
+        verbose=0,
+        callbacks=[callback],
+        failure_config=tune.FailureConfig(max_failures=spec.cluster.max_failures),
+        # A trial's state is on the run's own storage, under the hash of what decides it.
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+    )
+    tune_config = _tune_config(spec, points, session.slots["search"])
     os.environ[NO_HANDLER] = "1"
     try:
-        results = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=count, max_concurrent_trials=session.slots["search"], reuse_actors=True
-            ),
-            run_config=tune.RunConfig(
-                storage_path=session.scratch, verbose=0, callbacks=[told],
-                failure_config=tune.FailureConfig(max_failures=spec.cluster.max_failures),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()  # fmt: skip
+        results = tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
     finally:
         del os.environ[NO_HANDLER]
-    if lost := [way for way in problems if way not in told.records]:
+    # A trial that failed is no loss as long as another one of its way came to an end.
+    if lost := [way for way in problems if way not in callback.records]:
         reason = cluster.root_cause(results.errors[0]) if results.errors else "no trial came to an end"
         raise TalosError(
             f"the merge search of {lost[0]} failed: {reason}\nwhat was finished is kept; mend the cause and run the "
             "same command again"
         )
-    return {way: sorted(records, key=rank) for way, records in told.records.items()}
+    return {way: sorted(records, key=rank) for way, records in callback.records.items()}
+
+
+def _tune_config(spec: Spec, points: Mapping[str, Sequence[Point]], at_once: int) -> tune.TuneConfig:
+    """Which points Tune tries, and how many of them at once."""
+    search = spec.search
+    more = search.trials if search.method == "learned" else 0  # of a grid all points are named
+    return tune.TuneConfig(
+        search_alg=Generations(points, more, search.generation, _space(search), _made, spec.seed),
+        num_samples=sum(map(len, points.values())) + more * len(points),
+        max_concurrent_trials=at_once,
+        reuse_actors=True,  # a process keeps its model and its data from one point to the next
+    )
 
 
 def _space(search: Search) -> dict[str, Any]:
     """What Optuna chooses among, around what the spec names."""
     rates = search.several("lr")
-    given = search.several("pressure")
-    pressures = [p for p in given if p != "auto"] or [8.0, 72.0]
+    pressures = [pressure for pressure in search.several("pressure") if pressure != "auto"] or [8.0, 72.0]
+    # A factor of 3 to each side. A pressure of 0 has no logarithm, so the smallest is a thousandth.
     return {
         "granularity": tune.choice(["task", "group", "tensor", "row"]),
         "lr": tune.loguniform(min(rates) / 3, max(rates) * 3),
@@ -275,6 +290,7 @@ def _space(search: Search) -> dict[str, Any]:
 
 
 def _made(way: str, chosen: Mapping[str, Any]) -> Point:
+    # Rounded to what a table shows, so that whoever writes the point into a spec gets the same run.
     return Point(
         arm=way.split()[0],
         merge=way,
@@ -290,13 +306,14 @@ def points_of(search: Search, way: Way, held: bool) -> list[Point]:
     if search.method == "grid":
         step = (search.high - search.low) / (search.shared_points - 1)
         grid = [round(search.low + i * step, 4) for i in range(search.shared_points)]
-        return [replace(point, coefficient=c) for c in grid]
-    pressures = [None if p == "auto" else p for p in search.several("pressure")]
+        return [replace(point, coefficient=coefficient) for coefficient in grid]
+    # Where nothing must hold no pressure has anything to press for, and several would be the same run.
+    pressures: list[float | None] = [0.0]
+    if held:
+        pressures = [None if pressure == "auto" else pressure for pressure in search.several("pressure")]
+    combinations = itertools.product(search.several("granularity"), search.several("lr"), pressures)
     return [
-        replace(point, granularity=g, lr=lr, pressure=pressure)
-        for g in search.several("granularity")
-        for lr in search.several("lr")
-        for pressure in (pressures if held else [0.0])
+        replace(point, granularity=granularity, lr=lr, pressure=pressure) for granularity, lr, pressure in combinations
     ]
 
 
@@ -320,10 +337,12 @@ def approved_in(folder: RunFolder, prepared: Prepared, arm: ArmPlan, deltas: Map
     head = folder.load_version(folder.head)
     before = head.deltas
     added = set(prepared.targets) - set(before)
-    unchanged = set(before) == set(head.targets) and all(
-        t in deltas and deltas[t].fingerprint == f for t, f in before.items()
-    )
+    # Coefficients mean something for the deltas only that they were learned for, to the bit.
+    same_deltas = all(task in deltas and deltas[task].fingerprint == mark for task, mark in before.items())
+    unchanged = set(before) == set(head.targets) and same_deltas
     blend, heads = folder.load_learned(head)
+    # And only where the new ones are made the same way: one model has one granularity and one merge method. Methods
+    # other than plain addition make a task's row anew as soon as another task joins.
     alike = search.several("granularity") == (blend.granularity,) and search.merge.tried == (head.how,)
     if not (added and before and unchanged and alike and head.how.method == "linear"):
         return None
@@ -355,70 +374,89 @@ class MergeSearch:
         if self.stage == "search":
             session.progress.begin("search", "single-task answers")
         ways = ways_of(arms, deltas, p.spec.search.merge.tried)
-        own = fits_heads(p)
-        controls = {c: self.looks.ask(c) for c in p.controls}
-        any_way = {w.plan.name: w for w in ways.values()}
-        singles = {arm: {t: single_look(self.looks, w, t, own) for t in p.targets} for arm, w in any_way.items()}
+        # All are asked for before any is waited for, so that every worker has something to look at.
+        controls = {control: self.looks.ask(control) for control in p.controls}
+        singles = self._singles(ways)
         seen = self.looks.found()
         problems = {}
         refs = {}
+        points = {}
         for name, way in ways.items():
-            kept = self._kept(way)
-            learn = [
-                Goal(task=t, kind="learn", before=seen[key].accuracy_own, look=key)
-                for t, key in singles[way.plan.name].items()
-                if t not in kept
-            ]
-            hold = [Goal(task=c, kind="hold", before=seen[key].accuracy, look=key) for c, key in controls.items()]
-            problems[name] = self.problem(way, (*learn, *hold, *kept.values()), **self._begun(way, kept))
+            problems[name] = self._problem_of(way, seen, singles[way.plan.name], controls)
             refs[name] = (session.shared_ref, way.ref)
-        points = {n: points_of(p.spec.search, way, bool(problems[n].tasks("hold"))) for n, way in ways.items()}
-        found = self.run(problems, refs, points)
+            points[name] = points_of(p.spec.search, way, bool(problems[name].tasks("hold")))
+        results = self.run(problems, refs, points)
         if self.stage == "search":
-            session.progress.end("search", "; ".join(f"{name}: {_told(records)}" for name, records in found.items()))
+            words = [f"{name}: {_told(records)}" for name, records in results.items()]
+            session.progress.end("search", "; ".join(words))
         chosen = {}
         for plan in arms:
-            candidates = {n: records for n, records in found.items() if ways[n].plan is plan}
+            candidates = {name: records for name, records in results.items() if ways[name].plan is plan}
             chosen[plan.name] = self._chosen(ways, candidates, seen, singles[plan.name], controls)
-        for mine in chosen.values():
-            if self.stage == "search" and len(p.targets) > 1:
-                mine.found["disentanglement"] = self._disentangled(mine)
+        # Only of what becomes a version: short runs are compared by their scores alone.
+        if self.stage == "search" and len(p.targets) > 1:
+            for best in chosen.values():
+                best.found["disentanglement"] = self._disentangled(best)
         return chosen
+
+    def _singles(self, ways: Mapping[str, Way]) -> dict[str, dict[str, str]]:
+        """Arm -> target -> key of the look at its single edit, which is the same under every merge method."""
+        own = fits_heads(self.p)
+        any_way = {way.plan.name: way for way in ways.values()}
+        singles = {}
+        for arm, way in any_way.items():
+            singles[arm] = {task: single_look(self.looks, way, task, own) for task in self.p.targets}
+        return singles
+
+    def _problem_of(
+        self, way: Way, seen: Mapping[str, Look], singles: Mapping[str, str], controls: Mapping[str, str]
+    ) -> MergeProblem:
+        """What is searched for a way to merge: targets learn what their single edits answer, all others hold."""
+        approved = self._kept(way)
+        goals = []
+        for task, key in singles.items():
+            if task not in approved:
+                goals.append(Goal(task=task, kind="learn", before=seen[key].accuracy_own, look=key))
+        for control, key in controls.items():
+            goals.append(Goal(task=control, kind="hold", before=seen[key].accuracy, look=key))
+        return self.problem(way, (*goals, *approved.values()), **self._begun(way, approved))
 
     def _kept(self, way: Way) -> dict[str, Goal]:
         """Tasks in force that keep their coefficients and heads: each has to go on answering as it does now."""
         before = self.approved
         if before is None or way.plan.name != before.arm:
             return {}
-        heads = before.heads
         used = [before.model, dict(before.deltas)]
-        keys = {
-            t: self.looks.ask(t, ref=way.ref, blend=before.blend, used=used, head=heads.get(t)) for t in before.deltas
-        }
+        keys = {}
+        for task in before.deltas:
+            head = before.heads.get(task)
+            keys[task] = self.looks.ask(task, ref=way.ref, blend=before.blend, used=used, head=head)
         seen = self.looks.found()
-        return {t: Goal(task=t, kind="hold", before=seen[key].accuracy, look=key) for t, key in keys.items()}
+        return {task: Goal(task=task, kind="hold", before=seen[key].accuracy, look=key) for task, key in keys.items()}
 
     def _begun(self, way: Way, kept: Mapping[str, Goal]) -> dict[str, Any]:
         """What a problem begins with, where tasks keep what they have."""
         before = self.approved
         if before is None or not kept:
             return {}
-        new = {t: self.p.spec.search.start for t in way.rows if t not in kept}
+        # Tasks in force take part with what they have, and only the new ones move: those begin as in any search.
+        new = {task: self.p.spec.search.start for task in way.rows if task not in kept}
         start = replace(before.blend, values={**before.blend.values, **new})
         return {"start": start, "moving": tuple(sorted(new)), "heads": dict(before.heads)}
 
     def problem(self, way: Way, goals: Sequence[Goal], **more: Any) -> MergeProblem:
         """What is searched for a way to merge."""
         p = self.p
-        marks = {
-            n: [d.train.fingerprint(), d.validation.fingerprint(), fingerprint({"head": torch.from_numpy(p.heads[n])})]
-            for n, d in p.data.items()
-        }
-        named = {g.task: marks[g.task] for g in goals}
+        # Of the tasks that it is about, and no others: data of another one may change without undoing this search.
+        marks = {}
+        for goal in goals:
+            data = p.data[goal.task]
+            head = fingerprint({"head": torch.from_numpy(p.heads[goal.task])})
+            marks[goal.task] = [data.train.fingerprint(), data.validation.fingerprint(), head]
         settings: dict[str, Any] = {
-            "deltas": {t: d.fingerprint for t, d in way.rows.items()},
+            "deltas": {task: delta.fingerprint for task, delta in way.rows.items()},
             "base": p.base,
-            "marks": key_of(named),
+            "marks": key_of(marks),
             "folder": self.session.folder.store.uri,
             "search": p.spec.search,
             "train": p.spec.train,
@@ -444,17 +482,16 @@ class MergeSearch:
                 count += 1
                 best[way] = max(report["objective"], best.get(way, report["objective"]))
                 self.session.watch.candidate(way, count, report["objective"], best[way])
-            words = ", ".join(
-                [f"{w} step {n}" for w, n in steps.items()] + [f"best {w} {v:.4f}" for w, v in best.items()]
-            )
-            self.session.progress.update(
-                self.stage, min(0.99, sum(steps.values()) / search.steps / max(1, len(problems))), words
-            )
+            steps_by_way = [f"{name} step {step}" for name, step in steps.items()]
+            best_by_way = [f"best {name} {objective:.4f}" for name, objective in best.items()]
+            # Nobody knows how many attempts and points each way will need, so it stops short of the whole.
+            share = sum(steps.values()) / search.steps / max(1, len(problems))
+            self.session.progress.update(self.stage, min(0.99, share), ", ".join(steps_by_way + best_by_way))
 
         started = time.monotonic()
-        found = run_trials(self.session, self.p.spec, problems, refs, points, on_report)
+        records = run_trials(self.session, self.p.spec, problems, refs, points, on_report)
         self.seconds = round(time.monotonic() - started, 2)
-        return found
+        return records
 
     def _chosen(
         self,
@@ -465,47 +502,31 @@ class MergeSearch:
         controls: Mapping[str, str],
     ) -> Chosen:
         """The best candidate of one arm under any merge method."""
-        p = self.p
-        name = min(found, key=lambda n: rank(found[n][0]))
+        name = min(found, key=lambda candidate: rank(found[candidate][0]))
         best = found[name][0]
         way = ways[name]
         blend, heads = self.loaded(way, best)
+        # Heads of tasks in force were given to the search, not found by it, so no candidate has them.
         if self.approved is not None and way.plan.name == self.approved.arm:
             heads = {**self.approved.heads, **heads}
-        everything = [r for records in found.values() for r in records]
-
-        def best_of(setting: Callable[[Record], str]) -> dict[str, float]:
-            reached: dict[str, float] = {}
-            for r in everything:
-                reached[setting(r)] = max(r["objective"], reached.get(setting(r), r["objective"]))
-            return reached
-
+        everything = [record for records in found.values() for record in records]
         facts = {
             "point": best["point"],
-            "teacher": p.spec.search.teacher,
+            "teacher": self.p.spec.search.teacher,
             "pressure": best.get("pressure"),
             "objective": best["objective"],
             "validation": best["scores"],
             "validation_words": best["words"],
-            "single_validation": {t: seen[key].accuracy_own for t, key in singles.items()},
-            "control_validation": {c: seen[key].accuracy for c, key in controls.items()},
+            "single_validation": {task: seen[key].accuracy_own for task, key in singles.items()},
+            "control_validation": {control: seen[key].accuracy for control, key in controls.items()},
+            # An objective below 0 says by how much control tasks were missed.
             "control_held": best["objective"] >= 0,
             "held_by_margin": best["holds"],
             "curve": best["curve"],
             "seconds": best["seconds"],
-            "candidates": [
-                {
-                    "objective": r["objective"],
-                    "coefficients": r["means"],
-                    "point": r["point"],
-                    "pressure": r.get("pressure"),
-                    "holds": r["holds"],
-                    "kept": r["kept"],
-                }
-                for r in found[name]
-            ],
-            "methods": best_of(lambda r: ways[r["point"]["merge"]].how.method),
-            "granularities": best_of(lambda r: r["point"]["granularity"]),
+            "candidates": [_candidate(record) for record in found[name]],
+            "methods": _best_of(everything, lambda record: ways[record["point"]["merge"]].how.method),
+            "granularities": _best_of(everything, lambda record: record["point"]["granularity"]),
             "evaluated": len(everything),
             "by_tensor": by_tensor(way, blend),
         }
@@ -518,11 +539,11 @@ class MergeSearch:
             CorruptError: they are not there any more.
         """
         _, tensors = self.session.folder.stored_trial(record["key"])
-        heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
+        heads = {name.removeprefix("head/"): head for name, head in tensors.items() if name.startswith("head/")}
         point = record["point"]
         if point["coefficient"] is not None:
-            return Blend({t: float(point["coefficient"]) for t in way.rows}), heads
-        values = {t: tensors[f"coefficient/{t}"] for t in way.rows}
+            return Blend({task: float(point["coefficient"]) for task in way.rows}), heads
+        values = {task: tensors[f"coefficient/{task}"] for task in way.rows}
         return Blend(values, point["granularity"], way.how.groups or 4), heads
 
     def _disentangled(self, mine: Chosen) -> dict[str, Any]:
@@ -538,21 +559,42 @@ class MergeSearch:
             assert arm is not None
             return remote.remote(self.session.shared_ref, arm, some, blend, pairs)
 
-        asked = [(mine.way.ref, DisturbedTask(task=t, head=mine.heads.get(t))) for t in tasks]
+        asked = [(mine.way.ref, DisturbedTask(task=task, head=mine.heads.get(task))) for task in tasks]
         changes = shared_out(self.session, asked, send, self.stage, "how far edits disturb each other")
-        found = dict(zip(tasks, changes, strict=True))
-        return {
-            "tasks": tasks,
-            "pairs": [[changed.get(u, 0.0) for u in tasks] for changed, _ in found.values()] if pairs else None,
-            "together": {t: together for t, (_, together) in found.items()},
-        }
+        matrix = []
+        together = {}
+        for task, (by_other, by_all) in zip(tasks, changes, strict=True):
+            matrix.append([by_other.get(other, 0.0) for other in tasks])  # no task disturbs itself
+            together[task] = by_all
+        return {"tasks": tasks, "pairs": matrix if pairs else None, "together": together}
+
+
+def _candidate(record: Record) -> dict[str, Any]:
+    """What a version keeps of one that was tried."""
+    return {
+        "objective": record["objective"],
+        "coefficients": record["means"],
+        "point": record["point"],
+        "pressure": record.get("pressure"),
+        "holds": record["holds"],
+        "kept": record["kept"],
+    }
+
+
+def _best_of(records: Sequence[Record], setting: Callable[[Record], str]) -> dict[str, float]:
+    """The best objective that was reached under each value of a setting."""
+    reached: dict[str, float] = {}
+    for record in records:
+        value = setting(record)
+        reached[value] = max(record["objective"], reached.get(value, record["objective"]))
+    return reached
 
 
 def by_tensor(way: Way, blend: Blend) -> dict[str, dict[str, float]]:
     """Task -> tensor -> mean coefficient of its masked weights; nothing where a task has one coefficient."""
     if (segments := blend.segments(way.mask)) is None:
         return {}
-    return {t: segments.mean_by_tensor(torch.as_tensor(a), way.mask) for t, a in blend.values.items()}
+    return {task: segments.mean_by_tensor(torch.as_tensor(row), way.mask) for task, row in blend.values.items()}
 
 
 def _told(records: Sequence[Mapping[str, Any]]) -> str:
