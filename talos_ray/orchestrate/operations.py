@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 
 from talos_ray.config import Merge, Search, Spec, Train
 from talos_ray.core.delta import Delta
@@ -51,7 +52,7 @@ class _Open:
 
     def of(self, targets: Sequence[str]) -> Prepared:
         """As if only these were its target tasks."""
-        tasks = tuple(t for t in self.prepared.spec.tasks if t.name in targets)
+        tasks = tuple(task for task in self.prepared.spec.tasks if task.name in targets)
         return replace(self.prepared, spec=self.prepared.spec.model_copy(update={"tasks": tasks}))
 
     def deltas(self, tasks: Sequence[str]) -> dict[str, Delta]:
@@ -73,13 +74,14 @@ class _Open:
 
     def others(self, targets: Sequence[str]) -> list[str]:
         """Tasks of the run that are no part of a version of these, and are scored all the same."""
-        return [t for t in self.prepared.targets if t not in targets]
+        return [task for task in self.prepared.targets if task not in targets]
 
     def in_head(self, tasks: Sequence[str]) -> tuple[Blend, Heads]:
         """How much of the deltas of these tasks is in head, and the heads of their own that they have there."""
         blend, heads = self.folder.load_learned(self.head)
+        # In versions of earlier releases a task has a row for each group of layers.
         rows = [row for row in blend.values if task_of(row) in tasks]
-        return blend.only(rows), {t: h for t, h in heads.items() if t in tasks}
+        return blend.only(rows), {task: head for task, head in heads.items() if task in tasks}
 
     def way(self, deltas: Mapping[str, Delta], how: Merge) -> Way:
         """Deltas under a merge method; with a row a group of layers, where head is of an earlier release and has
@@ -96,6 +98,7 @@ class _Open:
     def publish(self, found: tuple[Version, Answers, Answers], operation: str, **details: object) -> int:
         """Number of the version, if head is still what the operation began with."""
         version, base, now = found
+        # Minutes have passed since head was read, and another operation may have put its own version in force.
         return publish(self.session, version, base, now, operation, at=self.head.number, **details)
 
 
@@ -104,8 +107,9 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
     """The run in a folder, on Ray. `tasks`: those that the operation names, in head or anywhere in the run; checked
     before anything starts."""
     folder = RunFolder(uri)
+    # A folder may have been moved or copied since, so it is where it was found, and not where its spec put it.
     spec = folder.stored(Spec, {**folder.info()["spec"], "output": uri})
-    names = [t.name for t in spec.tasks]
+    names = [task.name for task in spec.tasks]
     for task in tasks:
         if task not in names:
             raise TalosError(
@@ -114,8 +118,8 @@ def _opened(uri: str, tasks: Sequence[str], verbose: bool, in_head: bool = False
     if folder.head is None:
         raise TalosError(f"run {uri!r} has no version yet; run the same command again to finish it")
     head = folder.load_version(folder.head)
-    held = {t for t in head.deltas if t in head.targets or t in head.forgotten}  # others only help to forget
-    if in_head and (absent := [t for t in tasks if t not in held]):
+    held = {task for task in head.deltas if task in head.targets or task in head.forgotten}  # others help to forget
+    if in_head and (absent := [task for task in tasks if task not in held]):
         raise TalosError(
             f"version {head.number} of run {uri!r} holds no edit of task {absent[0]!r}; it holds: "
             f"{', '.join(sorted(held)) or 'none'}"
@@ -140,19 +144,20 @@ def merge(uri: str, tasks: Sequence[str], *, reason: str | None = None, verbose:
     if not tasks:
         raise TalosError("no task to merge is named; wanted one or more of the run's target tasks; add their names")
     with _opened(uri, tasks, verbose) as run:
-        chosen_tasks = [t for t in run.prepared.targets if t in tasks]
+        # In the spec's order, whichever they were named in: the same tasks are the same version.
+        chosen_tasks = [task for task in run.prepared.targets if task in tasks]
         done = run.arm.done()
         if missing := sorted(set(chosen_tasks) - set(done)):
             raise TalosError(
                 f"task {missing[0]!r} is not trained as the run's spec says; run `talos edit` with its spec first"
             )
         not_merged = set(done) - set(chosen_tasks)
-        deltas = {SPARSE: {d.task: in_store(d) for d in run.arm.finished(but=not_merged)}}
+        deltas = {SPARSE: {delta.task: in_store(delta) for delta in run.arm.finished(but=not_merged)}}
         prepared = run.of(chosen_tasks)
         chosen = MergeSearch(run.session, prepared).choose([run.arm], deltas)
         others = run.others(chosen_tasks)
         version, base, now = score_version(run.session, prepared, [run.arm], deltas, chosen, others)
-        version = version.with_fields(key=version_key(prepared, {t: done[t] for t in chosen_tasks}, {}))
+        version = version.with_fields(key=version_key(prepared, {task: done[task] for task in chosen_tasks}, {}))
         return run.publish((version, base, now), "merge", tasks=chosen_tasks, reason=reason)
 
 
@@ -165,14 +170,15 @@ def remove(uri: str, task: str, *, reason: str | None = None, verbose: bool = Fa
     """
     with _opened(uri, [task], verbose, in_head=True) as run:
         head = run.head
-        left = [t for t in head.deltas if t != task]
+        left = [name for name in head.deltas if name != task]
         # Of no delta at all no method makes anything; linear makes the base.
         how = head.how if left else Merge(method="linear")
         deltas = run.deltas(left)
-        targets = [t for t in head.targets if t != task]
+        targets = [name for name in head.targets if name != task]
         blend, heads = run.in_head(left)
         version, base, now = run.scored(targets, deltas, run.way(deltas, how), blend, heads)
-        version = version.with_fields(kind="removal", forgotten=[t for t in head.forgotten if t != task])
+        forgotten = [name for name in head.forgotten if name != task]
+        version = version.with_fields(kind="removal", forgotten=forgotten)
         return run.publish((version, base, now), "remove", task=task, reason=reason)
 
 
@@ -187,10 +193,9 @@ def forget(
 ) -> int:
     """Task negation (Ilharco et al., 2023), by gradient: the coefficients of one task's delta that push its answers
     towards chance, under as much pressure as it takes for every control task to keep `keep` of the base's score, and
-    every task that head has learnt
-    `keep` of head's. Deltas of the run that are not in head help: they are further directions that hardly disturb
-    others, and without them a task is not forgotten by half. Learned on training inputs, judged on validation data.
-    Returns the version's number.
+    every task that head has learnt `keep` of head's. Deltas of the run that are not in head help: they are further
+    directions that hardly disturb others, and without them a task is not forgotten by half. Learned on training
+    inputs, judged on validation data. Returns the version's number.
 
     Args:
         at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which
@@ -209,10 +214,9 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
     """`forget`, with the run open."""
     head = run.head
     session = run.session
-    learnt = [t for t in head.targets if t != task and t in head.deltas]
-    held = [*learnt, *run.prepared.controls]
-    others_in_head = [t for t in head.deltas if t != task]
-    helpers = {d.task: d for d in run.arm.finished(but=(task, *others_in_head))}
+    learnt = [name for name in head.targets if name != task and name in head.deltas]
+    others_in_head = [name for name in head.deltas if name != task]
+    helpers = {delta.task: delta for delta in run.arm.finished(but=(task, *others_in_head))}
     # In the order of their names, as every version adds its deltas up: another order would round otherwise.
     deltas = dict(sorted({**run.deltas([*others_in_head, task]), **helpers}.items()))
     way = run.way(deltas, head.how)
@@ -223,21 +227,17 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
     session.progress.begin("search", f"how {task} can be forgotten")
     keys = _look_at_head(run, search, (task, *learnt), way=way, blend=before, heads=heads)
     looks = search.looks.found()
-    scores = {t: looks[key].accuracy for t, key in keys.items()}
-    labels = run.prepared.data[task].validation.labels
-    chance = float(labels.bincount().max()) / len(labels)
-    aim = min(1.0, chance + NEAR)
-    limit = aim if at_most is None else at_most
-    # A score at the limit may be luck where validation inputs are few: what is aimed at lies a standard error below.
-    luck = math.sqrt(aim * (1.0 - aim) / len(labels))
-    wanted = max(0.0, min(aim - luck, limit))
+    scores = {name: looks[key].accuracy for name, key in keys.items()}
+    chance, aim, limit, wanted = _forgotten_from(run.prepared.data[task].validation.labels, at_most)
     goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=wanted)]
-    goals += [Goal(task=t, kind="hold", before=scores[t], look=keys[t]) for t in held]
+    for name in (*learnt, *run.prepared.controls):
+        goals.append(Goal(task=name, kind="hold", before=scores[name], look=keys[name]))
+    # The task and its helpers move, all others stay as they are; neither has coefficients in `blend`.
     problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
     point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])
     records = search.run({way.name: problem}, {way.name: (session.shared_ref, way.ref)}, {way.name: [point]})
     record = records[way.name][0]
-    told: dict[str, Any] = {
+    negation: dict[str, Any] = {
         "task": task,
         "helpers": list(helpers),
         "keep": keep,
@@ -248,17 +248,29 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
         "after": record["scores"][task],
         "curve": [_attempt(attempt, task) for attempt in record["attempts"]],
     }
+    # Before anything is scored on test data or written: a task is forgotten as was asked, or nothing is changed.
     if record["objective"] < 0 or record["scores"][task] > limit:
-        raise TalosError(_unreachable(told, record["objective"] >= 0))
+        raise TalosError(_unreachable(negation, record["objective"] >= 0))
     after, _ = search.loaded(way, record)
-    session.progress.end("search", f"{task} {scores[task]:.3f} -> {told['after']:.3f} (validation)")
+    session.progress.end("search", f"{task} {scores[task]:.3f} -> {negation['after']:.3f} (validation)")
     version, base, now = run.scored(learnt, deltas, way, after, heads)
     again = shortened(run.arm.settings[task], RETRAINED)
-    told["retrained_steps"] = again.steps
-    told["beyond"] = _beyond(run, way, task, {"base": Blend({}), "before": before, "now": after}, again)
-    told["classes"] = list(run.prepared.data[task].classes)
-    version = version.with_fields(kind="negation", negation=told, forgotten=sorted({*head.forgotten, task}))
+    negation["retrained_steps"] = again.steps
+    negation["beyond"] = _beyond(run, way, task, {"base": Blend({}), "before": before, "now": after}, again)
+    negation["classes"] = list(run.prepared.data[task].classes)
+    version = version.with_fields(kind="negation", negation=negation, forgotten=sorted({*head.forgotten, task}))
     return run.publish((version, base, now), "forget", task=task, keep=keep, reason=reason)
+
+
+def _forgotten_from(labels: torch.Tensor, at_most: float | None) -> tuple[float, float, float, float]:
+    """Accuracies on validation data, by their labels int64 [n]: that of chance, the one that is near enough to it, the
+    one that is accepted, and the one that is learned towards."""
+    chance = float(labels.bincount().max()) / len(labels)
+    aim = min(1.0, chance + NEAR)
+    limit = aim if at_most is None else at_most
+    # A score at the limit may be luck where validation inputs are few: what is aimed at lies a standard error below.
+    luck = math.sqrt(aim * (1.0 - aim) / len(labels))
+    return chance, aim, limit, max(0.0, min(aim - luck, limit))
 
 
 def _forgetting_settings(asked: Search, keep: float) -> Search:
@@ -276,8 +288,8 @@ def _forgetting_settings(asked: Search, keep: float) -> Search:
 
 def _forgetting_search(run: _Open, tasks: Sequence[str], settings: Search) -> MergeSearch:
     """A search over these tasks alone."""
-    kept = tuple(t for t in run.prepared.spec.tasks if t.name in tasks)
-    spec = run.prepared.spec.model_copy(update={"search": settings, "tasks": kept})
+    searched = tuple(task for task in run.prepared.spec.tasks if task.name in tasks)
+    spec = run.prepared.spec.model_copy(update={"search": settings, "tasks": searched})
     return MergeSearch(run.session, replace(run.prepared, spec=spec))
 
 
@@ -317,7 +329,7 @@ def _unreachable(told: dict[str, Any], holds: bool) -> str:
     task = told["task"]
     curve = told["curve"]
     if not holds:
-        nearest_one = max(curve, key=lambda p: p["kept"])
+        nearest_one = max(curve, key=lambda attempt: attempt["kept"])
         reached = (
             f"under no pressure does every other task keep {told['keep']:.0%}; {nearest_one['worst']} keeps "
             f"{nearest_one['kept']:.1%} at best"
@@ -326,7 +338,11 @@ def _unreachable(told: dict[str, Any], holds: bool) -> str:
     else:
         reached = f"{told['after']:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}"
         fix = f"accept that with at_most={told['after'] + 5e-4:.3f}, or lower keep"
-    lines = [f"  {p['pressure']:6g}: {p['target']:.3f}, {p['worst']} keeps {p['kept']:.1%}" for p in curve]
+    lines = []
+    for attempt in curve:
+        lines.append(
+            f"  {attempt['pressure']:6g}: {attempt['target']:.3f}, {attempt['worst']} keeps {attempt['kept']:.1%}"
+        )
     return (
         f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most "
         f"{told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
@@ -349,23 +365,28 @@ def robustness(uri: str, *, verbose: bool = False) -> Robustness:
         way = run.way(run.deltas(in_head), head.how)
         blend, heads = run.in_head(in_head)
         session.progress.begin("robustness", "scores under corruptions")
-        tasks = {t.name: t for t in (*p.spec.tasks, *p.spec.control)}
+        tasks = {task.name: task for task in (*p.spec.tasks, *p.spec.control)}
         models: dict[str, tuple[Blend, Heads]] = {"base": (Blend({}), {}), "merged": (blend, heads)}
-        asked = [(t, c, m) for t, task in tasks.items() for c in CORRUPTIONS[task.kind] for m in models]
+        # All are asked for before any is waited for. Base and head side by side, so that both see the same inputs: a
+        # corruption is a function of the seed.
+        asked = []
         tested = Tested(session, p, "robustness", "corrupted scores")
-        for t, c, m in asked:
-            model, own_heads = models[m]
-            tested.ask(way.ref, model, [t], own_heads, c)
-        found: Robustness = {}
-        for task, scores in head.scores.items():
-            if task in tasks:
-                found[task] = {"none": {"base": scores.base.as_dict(), "merged": scores.merged.as_dict()}}
-        for (t, c, m), kinds in zip(asked, tested.answered(), strict=True):
-            predicted = kinds[t]["own" if t in models[m][1] else "words"]
-            right, inputs = answers(p, {t: predicted}, {}).counts(t)
-            of_task = found.setdefault(t, {})
-            of_task.setdefault(c, {})[m] = accuracy(right, inputs).as_dict()
+        for name, task in tasks.items():
+            for corruption in CORRUPTIONS[task.kind]:
+                for model, (model_blend, own_heads) in models.items():
+                    tested.ask(way.ref, model_blend, [name], own_heads, corruption)
+                    asked.append((name, corruption, model))
+        result: Robustness = {}
+        for name, scores in head.scores.items():
+            if name in tasks:  # clean ones were measured when the version was made
+                result[name] = {"none": {"base": scores.base.as_dict(), "merged": scores.merged.as_dict()}}
+        for (name, corruption, model), kinds in zip(asked, tested.answered(), strict=True):
+            _, own_heads = models[model]
+            predicted = kinds[name]["own" if name in own_heads else "words"]
+            right, inputs = answers(p, {name: predicted}, {}).counts(name)
+            of_task = result.setdefault(name, {})
+            of_task.setdefault(corruption, {})[model] = accuracy(right, inputs).as_dict()
         assert head.number is not None  # it is on storage
-        versions.add_robustness(run.folder, head.number, found)
+        versions.add_robustness(run.folder, head.number, result)
         session.progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")
-        return found
+        return result

@@ -66,13 +66,13 @@ class Prepared:
 def _tell_of_data(data: Mapping[str, TaskData], progress: Progress) -> None:
     """What was left out of each task's data, and which of its classes are rare or missing."""
     uneven = {}
-    for name, one in data.items():
-        for note in one.notes:
+    for name, of_task in data.items():
+        for note in of_task.notes:
             progress.say(note)
-        if told := told_of(one):
-            uneven[name] = told
-    for told in list(uneven.values())[:MOST_UNEVEN]:
-        progress.say(told)
+        if words := told_of(of_task):
+            uneven[name] = words
+    for words in list(uneven.values())[:MOST_UNEVEN]:
+        progress.say(words)
     # Hundreds of tasks would hide what else there is to know.
     if rest := list(uneven)[MOST_UNEVEN:]:
         named = ", ".join(rest[:MOST_UNEVEN]) + (" …" if len(rest) > MOST_UNEVEN else "")
@@ -94,7 +94,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     check_start(spec.cluster)  # alone, because to look at the data may take minutes
     problems = Problems()
     with problems:
-        check_output(spec.output, [t.data for t in (*spec.tasks, *spec.control) if is_here(t)])
+        check_output(spec.output, [task.data for task in (*spec.tasks, *spec.control) if is_here(task)])
         folder = RunFolder(spec.output)
         folder.check_new()
     with problems:
@@ -116,21 +116,11 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     base = fingerprint(tensors)
     heads = _heads(folder, family, base, data, spec.seed, progress)
     layout = layout_of(family)
-    if gone := _negated(folder, [t.name for t in spec.tasks]):
-        progress.say(
-            f"head has forgotten {', '.join(gone)}; a version with other tasks is made from the base, so `talos "
-            "forget` is to be run again on it"
-        )
+    _tell_of_forgotten(folder, spec, progress)
     calibrated = _calibrated_on(folder, spec)
     given = None if spec.mask.path is None else mask_at(spec.mask.path, base)
     mask_key = given.fingerprint if given is not None else _mask_key(folder, spec, base, data, heads, calibrated)
-    checkpoints = {}
-    for task in spec.tasks:
-        # What stands for training is read now: whether it fits is a question about the spec.
-        if task.checkpoint is not None:
-            progress.update("check", 1.0, f"checkpoint of {task.name}")
-            with problems:
-                checkpoints[task.name] = _checkpoint(folder, spec.model, task, layout, tensors, progress)
+    checkpoints = _checkpoints(folder, spec, layout, tensors, progress, problems)
     problems.tell()
     if not spec.control:
         progress.say("no control task: nothing will show what the edit costs elsewhere; name one under control")
@@ -160,14 +150,41 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     # A mask that is there says it itself, whatever the settings would ask for.
     k = given.k if given is not None else _weights_to_change(spec, layout)
     _check_stored(folder, prepared)
-    same_tasks = calibrated == [t.name for t in spec.tasks]
-    stays = "" if same_tasks else f"; the mask of the run's first {len(calibrated)} stays"
+    stays = "" if calibrated == prepared.targets else f"; the mask of the run's first {len(calibrated)} stays"
     progress.end(
         "check",
         f"{len(spec.tasks)} tasks, {len(spec.control)} control, base {base[:12]}, {layout.total:,} eligible weights, "
         f"{k:,} may change{stays}",
     )
     return prepared
+
+
+def _tell_of_forgotten(folder: RunFolder, spec: Spec, progress: Progress) -> None:
+    """A warning where a new version would know again what head has forgotten."""
+    if negated := _negated(folder, [task.name for task in spec.tasks]):
+        progress.say(
+            f"head has forgotten {', '.join(negated)}; a version with other tasks is made from the base, so `talos "
+            "forget` is to be run again on it"
+        )
+
+
+def _checkpoints(
+    folder: RunFolder,
+    spec: Spec,
+    layout: Layout,
+    base: Mapping[str, torch.Tensor],
+    progress: Progress,
+    problems: Problems,
+) -> dict[str, str]:
+    """Fingerprints of the checkpoints that stand for training, by task. They are read now: whether one fits is a
+    question about the spec."""
+    fingerprints = {}
+    for task in spec.tasks:
+        if task.checkpoint is not None:
+            progress.update("check", 1.0, f"checkpoint of {task.name}")
+            with problems:
+                fingerprints[task.name] = _checkpoint(folder, spec.model, task, layout, base, progress)
+    return fingerprints
 
 
 def _load_data(spec: Spec, progress: Progress, problems: Problems) -> dict[str, TaskData]:
@@ -194,8 +211,9 @@ def _mask_key(
     if not set(calibrated) <= set(data):  # the run's, whose data may be gone with the task
         known: str = folder.info()["identity"]["calibration inputs"]
         return known
-    inputs = {t: calibration_split(spec, data[t]).fingerprint(labels=False) for t in calibrated}
-    heads_used = fingerprint({t: torch.from_numpy(heads[t]) for t in calibrated})
+    # Labels are sampled from the model, so those of the data decide nothing and may be corrected later.
+    inputs = {task: calibration_split(spec, data[task]).fingerprint(labels=False) for task in calibrated}
+    heads_used = fingerprint({task: torch.from_numpy(heads[task]) for task in calibrated})
     return key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
 
 
@@ -250,27 +268,29 @@ def _heads(
 ) -> dict[str, np.ndarray]:
     """Every task's head: the run's own where it has it, because another machine may make other last bits of it, and
     all that is addressed by it would be made again."""
-    kept = folder.kept_heads()
+    stored = folder.kept_heads()
     heads = {}
-    for i, (name, d) in enumerate(data.items()):
+    for i, (name, of_task) in enumerate(data.items()):
         progress.update("check", i / len(data), f"head of {name}")
-        head = kept.get(head_key(base, d))
-        made = make_head(family, d, seed) if head is None else head
-        check_head(family, d, made)
-        heads[name] = made.numpy()
+        head = stored.get(head_key(base, of_task))
+        if head is None:
+            head = make_head(family, of_task, seed)
+        # Stored ones, too: they come from a file.
+        check_head(family, of_task, head)
+        heads[name] = head.numpy()
     return heads
 
 
 def _check_answers(spec: Spec, family: Family) -> None:
     """Raises SpecError where a spec wants whole answers of a model that writes none, or features of one that does."""
     if isinstance(family, AnswerFamily):
-        if linear := [t.name for t in (*spec.tasks, *spec.control) if t.head == "linear"]:
+        if linear := [task.name for task in (*spec.tasks, *spec.control) if task.head == "linear"]:
             raise SpecError(
                 f"tasks.{linear[0]}.head is 'linear', but model {spec.model!r} answers in words; wanted 'words', or a "
                 "model whose features are read (an image model, a text encoder); leave it out"
             )
         return
-    names = [f"tasks.{t.name}.choices" for t in (*spec.tasks, *spec.control) if t.choices is not None]
+    names = [f"tasks.{task.name}.choices" for task in (*spec.tasks, *spec.control) if task.choices is not None]
     if spec.calibration.labels == "tokens":
         names.append("calibration.labels: tokens")
     for task in spec.tasks:
@@ -285,14 +305,14 @@ def _check_answers(spec: Spec, family: Family) -> None:
 
 def _calibrated_on(folder: RunFolder, spec: Spec) -> list[str]:
     """The tasks that the mask comes from: those of the spec, or those of the run that the spec adds tasks to. Of
-    these, some may have
-    been taken out of head since: the mask stays what it is."""
-    mine = [t.name for t in spec.tasks]
+    these, some may have been taken out of head since: the mask stays what it is."""
+    named = [task.name for task in spec.tasks]
     if folder.store.exists("mask.safetensors") and folder.store.exists("run.json"):
         before: list[str] = folder.info()["identity"]["tasks"]
-        if set(before) - set(mine) <= _out_of_force(folder, before):
+        # A task of the run that is in force and not named is no addition: then the run is refused as another one.
+        if set(before) - set(named) <= _out_of_force(folder, before):
             return before
-    return mine
+    return named
 
 
 def _negated(folder: RunFolder, tasks: Sequence[str]) -> list[str]:
@@ -300,7 +320,7 @@ def _negated(folder: RunFolder, tasks: Sequence[str]) -> list[str]:
     if not folder.store.exists("run.json") or folder.head is None:
         return []
     # A task that was forgotten is no part of a version made anew, so nothing would push it out of that one.
-    return [t for t in folder.load_version(folder.head).forgotten if t not in tasks]
+    return [task for task in folder.load_version(folder.head).forgotten if task not in tasks]
 
 
 def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
@@ -308,7 +328,7 @@ def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
     if folder.head is None:
         return set()
     version = folder.load_version(folder.head)
-    return {t for t in tasks if not version.holds(t)}
+    return {task for task in tasks if not version.holds(task)}
 
 
 def _check_stored(folder: RunFolder, p: Prepared) -> None:
@@ -316,6 +336,7 @@ def _check_stored(folder: RunFolder, p: Prepared) -> None:
     mask = folder.load_mask(p.base)
     for task in p.targets:
         if (info := folder.delta_info(task)) is not None:
+            # Its values are not read: what it belongs to stands in the file's header.
             delta = Delta(task, torch.empty(0), info["base"], info["mask"], info)
             delta.check(p.base, mask.fingerprint if mask else delta.mask)
 
@@ -336,12 +357,13 @@ def _checkpoint(
         return known
     if other := peft.other_base(_place(task.checkpoint), model):
         progress.say(f"{what} says that it was made for {other!r}; this run's model is {model!r}: are they the same?")
-    if told := compared(tuned, {n: base[n] for n in layout.names}, what):
-        progress.say(told)
+    if words := compared(tuned, {name: base[name] for name in layout.names}, what):
+        progress.say(words)
     # Of a model that its library has loaded, nobody can tell what it made up: a pooler that is not there, say.
-    if _place(task.checkpoint).exists() and (told := told_left_out(tuned, base, layout.names, what)):
-        progress.say(told)
-    return fingerprint({n: tuned[n] for n in layout.names})
+    if _place(task.checkpoint).exists() and (words := told_left_out(tuned, base, layout.names, what)):
+        progress.say(words)
+    # Of what may change alone, so that the same weights with another head around them are the same checkpoint.
+    return fingerprint({name: tuned[name] for name in layout.names})
 
 
 def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -367,10 +389,16 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
         tuned = exported_weights(place, model, base, what)
     else:
         tuned = checkpoint_tensors(task.checkpoint)
+    _check_tensors(tuned, layout, what)
+    return tuned
+
+
+def _check_tensors(tuned: Mapping[str, torch.Tensor], layout: Layout, what: str) -> None:
+    """Raises SpecError where a checkpoint misses a tensor that may change, or has it in another shape or type."""
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = tuple(tuned[name].shape) if name in tuned else "none"
         # A model that was saved with a head around it has all its names under a prefix: the likeliest mistake.
-        if longer := [n for n in tuned if found == "none" and n.endswith(f".{name}")]:
+        if longer := [other for other in tuned if found == "none" and other.endswith(f".{name}")]:
             before = longer[0].removesuffix(name)
             raise SpecError(
                 f"{what} has a tensor {longer[0]!r}; wanted {name!r}, as the base calls it; take {before!r} off its "
@@ -386,7 +414,6 @@ def weights_of(task: Task, layout: Layout, model: str, base: Mapping[str, torch.
                 f"{what}: tensor {name!r} is of {tuned[name].dtype}; wanted float32, bfloat16 or float16; take the "
                 "model that it was made of"
             )
-    return tuned
 
 
 def _place(checkpoint: str) -> Path:
@@ -419,7 +446,7 @@ def delta_key(p: Prepared, task: Task, mask: str, settings: Train) -> str:
     world = p.spec.cluster.workers_per_task
     if task.name in p.checkpoints:  # no setting of the training matters
         return key_of([p.base, mask, p.checkpoints[task.name], settings.delta_dtype, task.name])
-    decisive = {k: v for k, v in settings.keyed().items() if k not in NO_MATTER}
+    decisive = {name: value for name, value in settings.keyed().items() if name not in NO_MATTER}
     return key_of(
         [
             p.base,
@@ -437,8 +464,8 @@ def delta_key(p: Prepared, task: Task, mask: str, settings: Train) -> str:
 def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]) -> str:
     """Address of a version. `deltas`, `dense`: fingerprints by task, of the sparse arm and of the dense one."""
     splits = {}
-    for name, d in p.data.items():
-        splits[name] = [d.train.fingerprint(), d.validation.fingerprint(), d.test.fingerprint()]
+    for name, data in p.data.items():
+        splits[name] = [data.train.fingerprint(), data.validation.fingerprint(), data.test.fingerprint()]
     return key_of(
         [
             p.base,

@@ -95,13 +95,13 @@ def _looked(shared: Shared, folder: RunFolder, arm: Arm | None, request: LookReq
     else:
         bench.compose(arm, request.blend)
     train = bench.examples(task, "train")
-    kept_out = bench.examples(task, "validation")
-    pool = pool_of(shared.spec, task, len(train), len(kept_out))  # the bench's own may be of another search
-    wanted = request.own or head is not None
+    validation = bench.examples(task, "validation")
+    pool = pool_of(shared.spec, task, len(train), len(validation))  # the bench's own may be of another search
+    features = request.own or head is not None
     # What is learned from is apart from what is judged by, even where validation data lend some of it.
-    shown = bench.answered(train, task, pool.train, features=wanted)
-    lent = bench.answered(kept_out, task, pool.validation, features=wanted)
-    judged = bench.answered(kept_out, task, pool.judged, features=wanted)
+    shown = bench.answered(train, task, pool.train, features=features)
+    lent = bench.answered(validation, task, pool.validation, features=features)
+    judged = bench.answered(validation, task, pool.judged, features=features)
     taught = torch.cat([shown.under(head), lent.under(head)])
     right = judged.right(head)
     tensors = {"taught": taught.log_softmax(-1).half(), "right": right.to(torch.uint8)}
@@ -170,7 +170,7 @@ def disturbed(
     answered differently, compared with its own edit alone, where one other edit joins (by the other's name), and where
     all others do."""
     bench = workbench(shared)
-    return [_disturbed(bench, arm, one, blend, pairs) for one in tasks]
+    return [_disturbed(bench, arm, task, blend, pairs) for task in tasks]
 
 
 def _disturbed(
@@ -189,8 +189,8 @@ def _disturbed(
     def changed_by(others: Sequence[str]) -> float:
         return float((answers([one.task, *others]) != alone).float().mean())
 
-    others = [t for t in blend.values if t != one.task]
-    by_pair = {other: changed_by([other]) for other in others} if pairs else {}
+    others = [task for task in blend.values if task != one.task]
+    by_pair = {other: changed_by([other]) for other in others} if pairs else {}  # of n tasks, n models for each
     return by_pair, changed_by(others)
 
 
@@ -264,10 +264,11 @@ def ways_of(
         grouped: a row a task and group of layers, as versions of earlier releases have them; else groups are segments
             of the coefficients.
     """
-    found = {}
+    ways = {}
     for plan in arms:
         single = ray.put(Arm.stored(plan.name, plan.mask.bits, deltas[plan.name]))
-        trained = {t: d.fingerprint for t, d in deltas[plan.name].items()}
+        trained = {task: delta.fingerprint for task, delta in deltas[plan.name].items()}
+        # The dense arm is what the sparse one is compared with: plain task arithmetic, as its paper has it.
         tried = methods if plan is arms[0] else (Merge(method="linear"),)
         for how in tried:
             groups = how.groups if grouped else None
@@ -277,10 +278,10 @@ def ways_of(
             # Plain addition makes no new rows: the deltas in the object store serve as they are.
             plain = how.method == "linear" and groups is None
             ref = single if plain else ray.put(Arm.stored(name, mask.bits, rows))
-            found[name] = Way(
+            ways[name] = Way(
                 name=name, plan=plan, how=how, mask=mask, rows=rows, ref=ref, single=single, trained=trained
             )
-    return found
+    return ways
 
 
 class Request(Protocol):
@@ -329,8 +330,13 @@ def shared_out(
     """
     sizes = [max(1, request.size) for _, request in asked]
     lists = in_lists(sizes, session.slots["search"], [arm for arm, _ in asked])
-    refs = [send(asked[places.start][0], [asked[place][1] for place in places]) for places in lists]
-    pieces = dict(zip(refs, map(len, lists), strict=True))
+    refs: list[ObjectRef[list[Result]]] = []
+    pieces: dict[Any, int] = {}
+    for places in lists:
+        arm, _ = asked[places.start]  # one for all of a list
+        ref = send(arm, [asked[place][1] for place in places])
+        refs.append(ref)
+        pieces[ref] = len(places)
     waiting: list[Any] = list(refs)
     done = 0
     # One by one and not all at once, because somebody looks at how far it is.
@@ -380,6 +386,7 @@ class Looks:
         data = [p.data[task].train.fingerprint(), p.data[task].validation.fingerprint()]
         frozen = fingerprint({"head": torch.from_numpy(p.heads[task])})
         other = None if head is None else fingerprint({"head": head})
+        # A control task may lend validation inputs, so the same data are cut otherwise where it is a target.
         lends = task in p.controls
         return key_of(["look", p.base, data, frozen, other, lends, p.spec.search.inputs, used, own])
 
@@ -515,7 +522,8 @@ def score_version(
     session.progress.begin("test", "test scores")
     everything = [*p.targets, *others, *p.controls]
     predictions = _predictions(session, p, arms, chosen, everything)
-    marks = {t: p.data[t].test.fingerprint() for t in everything}
+    # With the answers goes what they answer: two versions are compared input by input only on the same test data.
+    marks = {task: p.data[task].test.fingerprint() for task in everything}
     base_words = _by(predictions.base, "words")
     base = answers(p, base_words, marks, _by(predictions.base, "words_probability"))
     probe = answers(p, _by(predictions.base, "own"), marks)
@@ -550,13 +558,16 @@ def score_version(
         now=now,
         others=others,
     )
-    means = version.summary
-    told = "no target task is left"
-    if means.zero_shot is not None and means.merged is not None:
-        gain = means.merged - means.zero_shot
-        told = f"targets {means.zero_shot:.3f} -> {means.merged:.3f} ({gain:+.3f}) on test data"
-    session.progress.end("test", told)
+    session.progress.end("test", _gain_in_words(version.summary))
     return version, base, now
+
+
+def _gain_in_words(means: Summary) -> str:
+    # A version without targets, as after a removal of the last one, is its base.
+    if means.zero_shot is None or means.merged is None:
+        return "no target task is left"
+    gain = means.merged - means.zero_shot
+    return f"targets {means.zero_shot:.3f} -> {means.merged:.3f} ({gain:+.3f}) on test data"
 
 
 def _predictions(
@@ -564,6 +575,7 @@ def _predictions(
 ) -> _Predictions:
     probe_heads, single_heads = _own_heads(session, p, chosen)
     tested = Tested(session, p, "test", "test scores")
+    # No delta in the blend makes the base, whichever arm it is asked of.
     first = chosen[arms[0].name].way
     tested.ask(first.single, Blend({}), everything, probe_heads)
     for plan in arms:
@@ -571,6 +583,7 @@ def _predictions(
         tested.ask(mine.way.ref, mine.blend, everything, mine.heads)
         for task in p.targets:
             tested.ask(mine.way.single, Blend({task: 1.0}), [task], single_heads[plan.name])
+    # Answers come in the order of the questions above, so they are taken in the same loops.
     answered = tested.answered()
     base = next(answered)
     merged_models = {}
@@ -617,7 +630,7 @@ def _version(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base=p.base,
         mask=arm.mask.fingerprint,
-        deltas={t: d.fingerprint for t, d in sorted(deltas.items())},
+        deltas={task: delta.fingerprint for task, delta in sorted(deltas.items())},
         model=model,
         merge=mine.way.how.model_dump(),
         targets=p.targets,
@@ -643,34 +656,34 @@ def _optional_fields(
     if mine.blend.granularity is not None or mine.heads:
         fields["learned"] = session.folder.save_learned(mine.blend, mine.heads, way.mask)
     if p.targets:
-        before = [base.right(t) for t in p.targets]
-        after = [now.right(t) for t in p.targets]
-        gains = [b.int() - a.int() for a, b in zip(before, after, strict=True)]
+        before = [base.right(task) for task in p.targets]
+        after = [now.right(task) for task in p.targets]
+        # Input by input: what both models get right, or both wrong, widens no interval of the gain.
+        gains = [right.int() - right_before.int() for right_before, right in zip(before, after, strict=True)]
         samples = {"zero_shot": before, "merged": after, "gain": gains}
         intervals = {name: bootstrap(by_task) for name, by_task in samples.items()}
         fields["summary"] = result.summary.with_fields(intervals=intervals)
     if probe.predicted:
-        probed = [t for t in p.targets if t in probe.predicted]
-        fields["probe"] = {t: asdict(change(probe.right(t), now.right(t))) for t in probed}
+        probed = [task for task in p.targets if task in probe.predicted]
+        fields["probe"] = {task: asdict(change(probe.right(task), now.right(task))) for task in probed}
     return fields
 
 
 def _own_heads(session: Session, p: Prepared, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[str, Heads]]:
     """Heads of their own for the base (the probe) and for every single edit of every arm, for the tasks that could
-    have one in the
-    merged model: so that what is compared has the same kind of head."""
+    have one in the merged model: so that what is compared has the same kind of head."""
     if not fits_heads(p):
         return {}, {arm: {} for arm in chosen}
     looks = Looks(session, p, "test")
     # All are asked for before any is waited for.
-    probes = {t: looks.ask(t, own=True) for t in p.targets}
+    probes = {task: looks.ask(task, own=True) for task in p.targets}
     singles = {}
     for arm, mine in chosen.items():
-        singles[arm] = {t: single_look(looks, mine.way, t, own=True) for t in p.targets}
+        singles[arm] = {task: single_look(looks, mine.way, task, own=True) for task in p.targets}
     looks.found()
 
     def fitted(keys: Mapping[str, str]) -> Heads:
-        return {t: looks.head(key) for t, key in keys.items()}
+        return {task: looks.head(key) for task, key in keys.items()}
 
     return fitted(probes), {arm: fitted(keys) for arm, keys in singles.items()}
 
@@ -689,7 +702,7 @@ def single_look(looks: Looks, way: Way, task: str, own: bool) -> str:
 
 def _by(seen: Mapping[str, Predicted], kind: str) -> Predicted:
     """Task -> what was predicted of it by one kind of head, or how surely."""
-    return {t: kinds[kind] for t, kinds in seen.items() if kind in kinds}
+    return {task: kinds[kind] for task, kinds in seen.items() if kind in kinds}
 
 
 def answers(
@@ -699,11 +712,12 @@ def answers(
     sure: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> Answers:
     """What models answered, with the labels. `marks`: fingerprints of the test data; `sure`: probabilities, by task."""
+    # Copied, because what comes from the object store is memory that nobody may write to, and that may go.
     return Answers(
-        {t: torch.from_numpy(a.copy()) for t, a in found.items()},
-        {t: p.data[t].test.labels for t in found},
-        {t: marks[t] for t in found if t in marks},
-        {t: torch.from_numpy(s.copy()) for t, s in (sure or {}).items()},
+        {task: torch.from_numpy(predicted.copy()) for task, predicted in found.items()},
+        {task: p.data[task].test.labels for task in found},
+        {task: marks[task] for task in found if task in marks},
+        {task: torch.from_numpy(probability.copy()) for task, probability in (sure or {}).items()},
     )
 
 
@@ -724,7 +738,6 @@ def _arm_result(
         scores[task] = _task_scores(
             p, task, base=base, probe=probe, together=together[task], single=single.get(task), own=task in mine.heads
         )
-    files = mine.way.plan.folder.store
     # A field that is not given is not in the file either, so a version without a search says nothing of one.
     searched = {"search": mine.found} if mine.found else {}
     return ArmResult(
@@ -732,12 +745,20 @@ def _arm_result(
         scores=scores,
         summary=_summary(p, scores, own=bool(mine.heads), probed=bool(probe.predicted)),
         **searched,
-        cost=Cost(
-            train_seconds=round(sum(float(_number(d, "seconds")) for d in deltas.values()), 2),
-            state_bytes=max((int(_number(d, "state_bytes")) for d in deltas.values()), default=0),
-            delta_bytes=sum(files.size(f"deltas/{t}.safetensors") for t in p.targets),
-            weights_changed=mine.way.plan.mask.k,
-        ),
+        cost=_cost(p, mine.way.plan, deltas),
+    )
+
+
+def _cost(p: Prepared, plan: ArmPlan, deltas: Mapping[str, Delta]) -> Cost:
+    """What an arm took: seconds of all tasks, the most bytes of one optimizer, bytes on storage."""
+    seconds = [float(_number(delta, "seconds")) for delta in deltas.values()]
+    # Not their sum: a worker trains one task after the other, and holds one optimizer at a time.
+    state_bytes = [int(_number(delta, "state_bytes")) for delta in deltas.values()]
+    return Cost(
+        train_seconds=round(sum(seconds), 2),
+        state_bytes=max(state_bytes, default=0),
+        delta_bytes=sum(plan.folder.store.size(f"deltas/{task}.safetensors") for task in p.targets),
+        weights_changed=plan.mask.k,
     )
 
 
@@ -758,17 +779,17 @@ def _task_scores(
         return accuracy(int(right.sum()), len(right)).as_dict()
 
     kind = "own" if own else "words"
-    found = {"base": accuracy(*base.counts(task)).as_dict(), "merged": score(together[kind])}
+    scores = {"base": accuracy(*base.counts(task)).as_dict(), "merged": score(together[kind])}
     if task in probe.predicted and task in p.targets:
-        found["probe"] = accuracy(*probe.counts(task)).as_dict()
+        scores["probe"] = accuracy(*probe.counts(task)).as_dict()
     # By the frozen head, too, or nobody could tell what the edit did from what the head did.
     if own:
-        found["merged_words"] = score(together["words"])
+        scores["merged_words"] = score(together["words"])
     if single is not None:
-        found["single"] = score(single[kind])
+        scores["single"] = score(single[kind])
         if own:
-            found["single_words"] = score(single["words"])
-    return TaskScores(**found)
+            scores["single_words"] = score(single["words"])
+    return TaskScores(**scores)
 
 
 def _summary(p: Prepared, scores: Mapping[str, TaskScores], *, own: bool, probed: bool) -> Summary:
@@ -798,7 +819,7 @@ def _summary(p: Prepared, scores: Mapping[str, TaskScores], *, own: bool, probed
             means["probe"] = mean("probe")
     control_kept = {}
     for control in p.controls:
-        before = max(scores[control].base.value, 1e-9)
+        before = max(scores[control].base.value, 1e-9)  # the base may have answered none right
         control_kept[control] = scores[control].merged.value / before
     return Summary(**means, control_kept=control_kept)
 
@@ -824,8 +845,11 @@ def _composed(p: Prepared, mine: Chosen) -> tuple[str, dict[str, TensorChange]]:
     for name in p.layout.names:
         if changed := int((now[name] != p.tensors[name]).sum()):
             before = p.tensors[name].float()
-            far = float((now[name].float() - before).norm() / before.norm().clamp(min=1e-30))
-            tensors[name] = TensorChange(changed=changed, weights=before.numel(), relative=far)
+            # A tensor of the base that is all zeros, like a fresh bias, has no length to be compared with.
+            length = before.norm().clamp(min=1e-30)
+            relative = float((now[name].float() - before).norm() / length)
+            tensors[name] = TensorChange(changed=changed, weights=before.numel(), relative=relative)
+    # Nothing is published that could not be taken back: exactness is shown for each version, and not believed.
     composer.rollback()
     if fingerprint(base_tensors(family)) != p.base:
         raise AssertionError(
