@@ -125,9 +125,9 @@ def _damp(bench: Workbench, kept: Bits, closed: set[str]) -> None:
         for name, keep in layout.split(Mask(layout, kept).flags).items():
             if name in closed:
                 continue
-            p = params[name]
-            factors = torch.where(keep.view(p.shape), 1.0, damping)
-            p.mul_(factors.to(p.device, p.dtype))
+            param = params[name]
+            factors = torch.where(keep.view(param.shape), 1.0, damping)
+            param.mul_(factors.to(param.device, param.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +205,8 @@ def choose(
     end = 0
     for i, given in enumerate(pieces):
         piece = ray.get(given[0]) if isinstance(given, list) else given
-        whole = sums[i // pieces_per_task] or 1.0
-        start = end if i % pieces_per_task else 0
+        whole = sums[i // pieces_per_task] or 1.0  # a task that nothing is sensitive to has no say
+        start = end if i % pieces_per_task else 0  # the next task begins at the first weight again
         end = start + len(piece)
         part = mean[start:end]
         for at in range(0, len(piece), CHUNK):  # the quotient of all at once would be as large as the scores
@@ -229,8 +229,7 @@ def choose(
 
 def ahead(spec: Spec) -> None:
     """Have the processes that will score load their libraries while the driver still checks the spec. Only on a Ray of
-    this
-    machine: an autoscaler would take tasks that wait for a reason to start nodes."""
+    this machine: an autoscaler would take tasks that wait for a reason to start nodes."""
     if not remote_address(spec.cluster):
         load = libraries.options(**options(spec.cluster), scheduling_strategy="SPREAD")
         for _ in range(min(room(spec.cluster, nodes()), spec.cluster.calibration_workers or 1 << 30)):
@@ -255,8 +254,11 @@ def _choose(
     shared_ref: ObjectRef[Shared], shared: Shared, selection: Selection, keep: float, totals: Sequence[list[Total]]
 ) -> ObjectRef[Bits]:
     """Reference of the mask by references of every task's pieces, each with its sum."""
-    sums: list[float] = [sum(ray.get([piece_sum for _, piece_sum in task])) for task in totals]
-    pieces = [piece for task in totals for piece, _ in task]
+    sums: list[float] = []
+    pieces: list[ObjectRef[ScorePiece]] = []
+    for pieces_of_task in totals:
+        sums.append(sum(ray.get([piece_sum for _, piece_sum in pieces_of_task])))
+        pieces.extend(piece for piece, _ in pieces_of_task)
     task = cast("_Choosing", choose)  # see `_Choosing`
     # A task that gets objects by itself lends its place to another, which may start a process for it. But what is an
     # argument has to be on the node with all others, and the scores of all tasks may be more than it holds.
@@ -290,7 +292,9 @@ def mask_of(
     started = time.perf_counter()
     if how.strategy not in DATA_FREE:
         mask = calibrate(session.shared_ref, session.shared, how, data, workers, on_shard, first)
-        return Mask(mask.layout, mask.bits, {**mask.info, "seconds": round(time.perf_counter() - started, 3)})
+        seconds = round(time.perf_counter() - started, 3)
+        return Mask(mask.layout, mask.bits, {**mask.info, "seconds": seconds})
+    # Random, by magnitude or all: no sample is looked at, so the driver does it by itself.
     selection = selection_of(how)
     flags = select(
         session.p.layout,
@@ -327,7 +331,12 @@ def calibrate(
             the rest added.
     """
     spec = shared.spec
-    shards = {d.task.name: _cut(calibration_split(spec, d), spec.calibration.shards_per_task) for d in data}
+    shards = {}
+    samples = {}
+    for of_task in data:
+        name = of_task.task.name
+        shards[name] = _cut(calibration_split(spec, of_task), spec.calibration.shards_per_task)
+        samples[name] = min(spec.calibration.samples_per_task, len(of_task.train))
     calibration = _Calibration(
         shared_ref=shared_ref,
         shared=shared,
@@ -345,7 +354,7 @@ def calibrate(
         **how.model_dump(exclude={"path"}),
         "seed": spec.seed,
         "rounds": spec.calibration.rounds,
-        "samples": {d.task.name: min(spec.calibration.samples_per_task, len(d.train)) for d in data},
+        "samples": samples,
         "stability": calibration.stability,
         "work_seconds": round(calibration.work, 3),
         "overlap": calibration.overlaps(kept),
@@ -404,6 +413,8 @@ class _Calibration:
         self.totals = {task: [] for task in self.shards}
         shards = _RoundOfShards(self, number, kept)
         estimate = None
+        # One estimate a wave. The first has none before it to agree with, so a round has two waves at least, if there
+        # are as many.
         for wave in self.waves:
             shards.wait_for(wave)
             self.work += shards.seconds_of(wave)
@@ -497,6 +508,7 @@ class _RoundOfShards:
 
     def drop_running(self) -> None:
         """Give up shards of waves that the round did not need."""
+        # Not by force: the process would end with the task, and the model that it holds warm.
         for reference in self.running:
             ray.cancel(reference, force=False)
 
@@ -504,7 +516,11 @@ class _RoundOfShards:
 def _waves(shards: dict[str, list[ObjectRef[Examples]]]) -> list[Wave]:
     """The first shard of every task, the second of every task that has one, and so on."""
     longest = max(map(len, shards.values()))
-    return [[(task, i) for task, references in shards.items() if i < len(references)] for i in range(longest)]
+    waves = []
+    for i in range(longest):
+        # A task with few examples has fewer shards, and no part in the last waves.
+        waves.append([(task, i) for task, references in shards.items() if i < len(references)])
+    return waves
 
 
 def _added(total: ObjectRef[Any] | None, piece: ObjectRef[ScorePiece]) -> Total:
@@ -516,5 +532,6 @@ def _added(total: ObjectRef[Any] | None, piece: ObjectRef[ScorePiece]) -> Total:
 
 def _cut(split: Split, shards: int) -> list[ObjectRef[Examples]]:
     """Object references of the shards' undecoded examples; every shard has at least one."""
+    # Not by the number of workers: whose labels are sampled together, and what is added to what, decides the last bits.
     parts = torch.arange(len(split)).tensor_split(min(shards, len(split)))
     return [ray.put(encoded(split.select(index.tolist()))) for index in parts]

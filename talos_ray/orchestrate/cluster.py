@@ -86,26 +86,26 @@ def remote_address(settings: Cluster) -> str | None:
 
 def resources(settings: Cluster) -> dict[str, float]:
     """What one worker takes of a node, as Ray names it (memory in bytes)."""
-    found = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    amounts = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     if settings.memory_gb_per_worker:
-        found["memory"] = settings.memory_gb_per_worker * 1e9
+        amounts["memory"] = settings.memory_gb_per_worker * 1e9
     if settings.accelerator_type:
         # Ray gives a node one unit of its accelerator's type: a thousandth of it ties a worker to such nodes, and
         # leaves as many places there as the GPUs have.
-        found[f"accelerator_type:{settings.accelerator_type}"] = 0.001
-    return {kind: amount for kind, amount in found.items() if amount}
+        amounts[f"accelerator_type:{settings.accelerator_type}"] = 0.001
+    return {kind: amount for kind, amount in amounts.items() if amount}
 
 
 def options(settings: Cluster) -> TaskOptions:
     """The same for the `options` of a Ray task."""
-    found: TaskOptions = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
+    chosen: TaskOptions = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker}
     if settings.memory_gb_per_worker:
-        found["memory"] = int(settings.memory_gb_per_worker * 1e9)
+        chosen["memory"] = int(settings.memory_gb_per_worker * 1e9)
     if settings.accelerator_type:
-        found["accelerator_type"] = settings.accelerator_type
+        chosen["accelerator_type"] = settings.accelerator_type
     if settings.labels:
-        found["label_selector"] = settings.labels
-    return found
+        chosen["label_selector"] = settings.labels
+    return chosen
 
 
 def _connected() -> bool:
@@ -148,6 +148,7 @@ def check_connected(settings: Cluster) -> None:
             f"cluster.address is {named!r}, but this process is connected to the Ray at {here!r}; wanted one of the "
             "two; leave cluster.address out, or call ray.shutdown() first"
         )
+    # Where nodes may yet come, what there is now says nothing.
     if not settings.wait_minutes:
         check_room(settings, nodes(), "the connected cluster")
 
@@ -175,6 +176,7 @@ def _is_file_uri(output: str) -> bool:
 
 def _check_place(output: str, data: Sequence[str]) -> None:
     named = unquote(urlsplit(output).path) if _is_file_uri(output) else output
+    # As it really is, behind links and `..`: a rule that goes by the letters could be walked around by accident.
     try:
         place = Path(named).expanduser().resolve()
         lies_in_file = any(folder.is_file() for folder in (place, *place.parents))
@@ -198,12 +200,12 @@ def _check_place(output: str, data: Sequence[str]) -> None:
     for name in data:
         if name.startswith("demo:"):
             continue
-        there = Path(name).expanduser().resolve()  # which `is_here` has found
-        if place == there or there in place.parents:
+        data_place = Path(name).expanduser().resolve()  # which `is_here` has found
+        if place == data_place or data_place in place.parents:
             raise SpecError(
                 f"output {output!r} lies in the data {name!r}; wanted a folder of its own; choose another output"
             )
-        if place in there.parents:
+        if place in data_place.parents:
             raise SpecError(
                 f"output {output!r} contains the data {name!r}; wanted a folder of its own; choose another output"
             )
@@ -227,29 +229,34 @@ def connect(settings: Cluster, verbose: bool, on_wait: Callable[[str], None] = l
             logging.getLogger(name).setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
-        address = remote_address(settings)
-        level = logging.INFO if verbose else logging.ERROR
-        how: StartOptions = {
-            "address": address or "local",  # None would join whatever cluster last ran on this machine, alive or not
-            "log_to_driver": verbose,
-            "logging_level": level,
-            "configure_logging": True,
-        }
-        # Internals are set for a Ray of our own only: a cluster that others started keeps its settings.
-        if not address:
-            how["_system_config"] = LOCAL_CONFIG
-            for key, value in LOCAL.items():
-                os.environ.setdefault(key, value)
-        how["runtime_env"] = {"env_vars": _worker_env()}
-        _start(STARTS if address is None else 1, **how)
+        _join_or_start(remote_address(settings), verbose)
     try:
         _wait(settings, on_wait)
         check_room(settings, nodes(), "the cluster")
     except SpecError:
+        # Only what this call has started: a notebook's own Ray stays, whatever is wrong with a spec.
         if started:
             ray.shutdown()
         raise
     return started
+
+
+def _join_or_start(address: str | None, verbose: bool) -> None:
+    """The Ray at an address, or one of our own."""
+    how: StartOptions = {
+        "address": address or "local",  # None would join whatever cluster last ran on this machine, alive or not
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "configure_logging": True,
+    }
+    # Internals are set for a Ray of our own only: a cluster that others started keeps its settings.
+    if not address:
+        how["_system_config"] = LOCAL_CONFIG
+        for key, value in LOCAL.items():
+            os.environ.setdefault(key, value)
+    # Last, because what was just set for a Ray of our own is handed on to its workers.
+    how["runtime_env"] = {"env_vars": _worker_env()}
+    _start(STARTS if address is None else 1, **how)
 
 
 def _start(times: int, **how: Unpack[StartOptions]) -> None:
@@ -286,8 +293,10 @@ def _start(times: int, **how: Unpack[StartOptions]) -> None:
 
 
 def _worker_env() -> dict[str, str]:
+    # Workers of a cluster do not inherit the driver's environment. No more of it than they need: a runtime environment
+    # is shown on Ray's dashboard.
     passed = ("TALOS_CACHE", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", *LOCAL)
-    of_driver = {k: os.environ[k] for k in passed if k in os.environ}
+    of_driver = {name: os.environ[name] for name in passed if name in os.environ}
     return {**QUIET, **SHARED, **of_driver}
 
 
@@ -295,15 +304,14 @@ def nodes() -> list[Node]:
     """Resources and labels of every node that is alive."""
     import ray
 
-    return [(n["Resources"], n.get("Labels", {})) for n in ray.nodes() if n["Alive"]]
+    return [(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
 
 
 def room(settings: Cluster, there: Sequence[Node]) -> int:
     """How many workers fit at once; a worker has to fit on one node."""
-    wanted = settings.labels.items()
     places = 0
     for have, labels in there:
-        if all(labels.get(k) == v for k, v in wanted):
+        if all(labels.get(name) == value for name, value in settings.labels.items()):
             places += _places_on_node(have, resources(settings))
     return places
 
@@ -319,14 +327,14 @@ def check_room(settings: Cluster, there: Sequence[Node], who: str) -> None:
     # CPUs and GPUs first, over all nodes, because their message can name the one setting to lower.
     for kind in ("CPU", "GPU"):
         each = resources(settings).get(kind, 0)
-        sum_ = sum(have.get(kind, 0) for have, _ in there)
-        if (wanted := each * settings.workers_per_task) > sum_:
+        of_all_nodes = sum(have.get(kind, 0) for have, _ in there)
+        if (wanted := each * settings.workers_per_task) > of_all_nodes:
             key = f"{kind.lower()}s_per_worker"
             raise SpecError(
                 f"one team needs {wanted:g} {kind}s (cluster.workers_per_task {settings.workers_per_task} x {key} "
                 f"{each:g}), "
-                f"but {who} has {sum_:g}; lower cluster.{key} or workers_per_task, or join a larger cluster with "
-                "cluster.address"
+                f"but {who} has {of_all_nodes:g}; lower cluster.{key} or workers_per_task, or join a larger cluster "
+                "with cluster.address"
             )
     if (places := room(settings, there)) < settings.workers_per_task:
         raise SpecError(
@@ -342,8 +350,9 @@ def _words(settings: Cluster) -> str:
             return kind
         return f"{amount / 1e9:g} GB of memory" if kind == "memory" else f"{amount:g} {kind}"
 
-    labels = [f"label {k}={v}" for k, v in settings.labels.items()]
-    return ", ".join([*(word(k, a) for k, a in resources(settings).items()), *labels])
+    amounts = [word(kind, amount) for kind, amount in resources(settings).items()]
+    labels = [f"label {name}={value}" for name, value in settings.labels.items()]
+    return ", ".join([*amounts, *labels])
 
 
 def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
@@ -354,7 +363,8 @@ def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
         return
     from ray.autoscaler.sdk import request_resources
 
-    bundle = {k: a for k, a in resources(settings).items() if k in ("CPU", "GPU")}
+    # The autoscaler is asked for CPUs and GPUs only: it decides by them which kind of node to start.
+    bundle = {kind: amount for kind, amount in resources(settings).items() if kind in ("CPU", "GPU")}
     request_resources(bundles=[bundle] * wanted)
     started = time.monotonic()
     # When the time is over the caller checks what there is: fewer nodes may do for fewer teams.
@@ -367,6 +377,7 @@ def _wait(settings: Cluster, on_wait: Callable[[str], None]) -> None:
             f"{spent:.0f} s of at most {settings.wait_minutes:g} min"
         )
         time.sleep(1)
+    # Taken back, or the nodes would be held when the run is long over.
     request_resources(bundles=[])
 
 

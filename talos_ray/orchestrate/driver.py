@@ -75,15 +75,20 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
 
         started_at = time.monotonic()
         with on_ray(prepared, folder, verbose, progress) as session:
-            heads = {t: torch.from_numpy(h) for t, h in prepared.heads.items()}
-            classes = {t: d.classes for t, d in prepared.data.items()}
-            keys = {t: head_key(prepared.base, d) for t, d in prepared.data.items()}
-            folder.begin(spec.model_dump(mode="json"), prepared.base, prepared.identity, heads, classes, keys)
+            _begin(prepared, folder)
             session.share()
             mask = mask or _calibrate(session, known)
             arms = arms_of(prepared, mask)
             _finish(session, arms, _train(session, arms), started_at)
         return folder
+
+
+def _begin(p: Prepared, folder: RunFolder) -> None:
+    """Put on storage whose folder it is from now on, and the heads that everything after is computed with."""
+    heads = {task: torch.from_numpy(head) for task, head in p.heads.items()}
+    classes = {task: data.classes for task, data in p.data.items()}
+    keys = {task: head_key(p.base, data) for task, data in p.data.items()}
+    folder.begin(p.spec.model_dump(mode="json"), p.base, p.identity, heads, classes, keys)
 
 
 def check(spec: Spec) -> None:
@@ -103,12 +108,12 @@ def check(spec: Spec) -> None:
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:
     """The version that this spec would make again."""
     arms = arms_of(p, mask)
-    done = {a.name: a.done() for a in arms}
+    done = {arm.name: arm.done() for arm in arms}
     # Without all deltas there is no key to look for.
-    if any(len(done[a.name]) < len(a.keys) for a in arms):
+    if any(len(done[arm.name]) < len(arm.keys) for arm in arms):
         return None
     key = version_key(p, done[SPARSE], done.get(DENSE, {}))
-    return next((n for n in folder.versions() if folder.load_version(n).key == key), None)
+    return next((number for number in folder.versions() if folder.load_version(number).key == key), None)
 
 
 def _calibrate(session: Session, known: Mask | None) -> Mask:
@@ -129,7 +134,8 @@ def _calibrate(session: Session, known: Mask | None) -> Mask:
         def on_shard(done: int, total: int) -> None:
             progress.update("calibrate", done / total, f"shard {done} of {total}")
 
-        mask = mask_of(session, spec.mask, [p.data[t] for t in p.targets], workers, on_shard)
+        mask = mask_of(session, spec.mask, [p.data[task] for task in p.targets], workers, on_shard)
+    # Also one that came from a file: the run is whole in its folder, wherever that is copied to.
     session.folder.save_mask(mask, p.base)
     session.folder.record(
         "calibrate", ["mask.safetensors"], base=p.base, mask=mask.fingerprint, k=mask.k, inputs=p.mask_key
@@ -147,12 +153,12 @@ def _train(session: Session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]
     jobs = _jobs(session.p, arms, finished)
     imports = _bring_checkpoints(session, arms, finished)
     if jobs:
-        kept = sum(len(arm.keys) for arm in arms) - len(jobs) - imports
-        _train_jobs(session, arms, jobs, kept)
+        in_all = sum(len(arm.keys) for arm in arms)
+        _train_jobs(session, arms, jobs, in_all - len(jobs) - imports)
     # In the object store, where workers map them too: this process holds one at a time for itself.
     deltas: dict[str, dict[str, Delta]] = {}
     for arm in arms:
-        deltas[arm.name] = {d.task: in_store(d) for d in arm.finished()}
+        deltas[arm.name] = {delta.task: in_store(delta) for delta in arm.finished()}
     for arm in arms:
         if missing := sorted(set(arm.keys) - set(deltas[arm.name])):
             raise TalosError(
@@ -160,9 +166,10 @@ def _train(session: Session, arms: list[ArmPlan]) -> dict[str, dict[str, Delta]]
                 f"{arm.folder.store.uri!r}"
             )
     if jobs:
-        made = {j.task.name: deltas[SPARSE][j.task.name].fingerprint for j in jobs if j.arm == SPARSE}
-        files = [_delta_file(j.arm, j.task.name) for j in jobs]
-        session.folder.record("train", files, mask=arms[0].mask.fingerprint, deltas=made)
+        trained = [job.task.name for job in jobs if job.arm == SPARSE]
+        fingerprints = {task: deltas[SPARSE][task].fingerprint for task in trained}
+        files = [_delta_file(job.arm, job.task.name) for job in jobs]
+        session.folder.record("train", files, mask=arms[0].mask.fingerprint, deltas=fingerprints)
     return deltas
 
 
@@ -192,19 +199,20 @@ def _bring_checkpoints(session: Session, arms: list[ArmPlan], finished: Mapping[
     """Make the deltas of tasks that somebody else has trained, put that on record, and say how many there were."""
     p = session.p
     files = []
-    told = []
+    notes = []
     for arm in arms:
         for task in p.spec.tasks:
             if task.name not in finished[arm.name] and task.checkpoint is not None:
                 file, words = _import(p, arm, task)
                 files.append(file)
-                told.append(words)
+                notes.append(words)
     if files:
-        sources = {t.name: t.checkpoint for t in p.spec.tasks if t.name in p.checkpoints}  # of the Hub: with the commit
+        # Those of the Hub with their commits, which `with_commits` has put into the spec.
+        sources = {task.name: task.checkpoint for task in p.spec.tasks if task.name in p.checkpoints}
         session.folder.record(
             "import", files, mask=arms[0].mask.fingerprint, checkpoints=p.checkpoints, sources=sources
         )
-        session.progress.say("; ".join(told))
+        session.progress.say("; ".join(notes))
     return len(files)
 
 
@@ -240,19 +248,13 @@ def _train_until_done(session: Session, arms: list[ArmPlan], jobs: list[Job], te
     from talos_ray.orchestrate.train import train
     from talos_ray.orchestrate.worker import Arm
 
-    progress = session.progress
     cluster = session.spec.cluster
 
     def on_status(state: dict[str, JobState], restarts: int) -> None:
-        progress.training(state, restarts)
+        session.progress.training(state, restarts)
         session.watch.training(state, restarts)
 
-    def on_loss(loss: Loss) -> None:
-        what = f"{loss.task} after step {loss.step}" if loss.task else "before it had a task"
-        progress.say(f"train: lost a worker on {loss.host or 'a node'}, {what}: {loss.reason}")
-        told = {k: v for k, v in asdict(loss).items() if k not in ("time", "unanswered")}
-        session.folder.record("worker lost", **told)
-
+    # Masks alone travel to the workers: deltas are what they are to make.
     bits = {arm.name: Arm(arm.name, arm.mask.bits) for arm in arms}
     todo = jobs
     # With the queue no task is lost: what was trained is on storage, and the rest begins at its checkpoints.
@@ -266,7 +268,7 @@ def _train_until_done(session: Session, arms: list[ArmPlan], jobs: list[Job], te
                 teams=teams,
                 scratch=session.scratch,
                 on_status=on_status,
-                on_loss=on_loss,
+                on_loss=lambda loss: _tell_of_loss(session, loss),
             )
             return
         except RayActorError as error:
@@ -275,7 +277,18 @@ def _train_until_done(session: Session, arms: list[ArmPlan], jobs: list[Job], te
             done = {(arm.name, task) for arm in arms for task in arm.done()}
             todo = [job for job in jobs if (job.arm, job.task.name) not in done]
             session.folder.record("teams begun anew", reason=root_cause(error), tasks=[job.name for job in todo])
-            progress.say(f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew")
+            session.progress.say(
+                f"train: the queue of the teams was lost; {len(todo)} of {len(jobs)} tasks are begun anew"
+            )
+
+
+def _tell_of_loss(session: Session, loss: Loss) -> None:
+    """Say that a worker was lost, and put on record where and why: what a whole cluster does shows only there."""
+    what = f"{loss.task} after step {loss.step}" if loss.task else "before it had a task"
+    session.progress.say(f"train: lost a worker on {loss.host or 'a node'}, {what}: {loss.reason}")
+    # A process's own clock says nothing to others; whether it answered only decides how the pool counts the loss.
+    details = {name: value for name, value in asdict(loss).items() if name not in ("time", "unanswered")}
+    session.folder.record("worker lost", **details)
 
 
 def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
@@ -332,7 +345,9 @@ def _finish(session: Session, arms: list[ArmPlan], deltas: dict[str, dict[str, D
     search = MergeSearch(session, session.p, approved=approved)
     chosen = search.choose(arms, deltas)
     version, base, now = score_version(session, session.p, arms, deltas, chosen)
-    made = {arm: {t: d.fingerprint for t, d in found.items()} for arm, found in deltas.items()}
+    marks = {}
+    for arm, of_arm in deltas.items():
+        marks[arm] = {task: delta.fingerprint for task, delta in of_arm.items()}
     stages = Stages(
         seconds=progress.seconds(),
         slots=session.slots,
@@ -342,7 +357,7 @@ def _finish(session: Session, arms: list[ArmPlan], deltas: dict[str, dict[str, D
     )
     choice = session.folder.load_choice()
     version = version.with_fields(
-        key=version_key(session.p, made[SPARSE], made.get(DENSE, {})),
+        key=version_key(session.p, marks[SPARSE], marks.get(DENSE, {})),
         seconds=round(time.monotonic() - started_at, 1),
         stages=stages,
     )
@@ -369,6 +384,7 @@ def publish(
     progress = session.progress
     folder = session.folder
     progress.begin("report", "tables and plots")
+    # So that head can be rolled back to no edit at all, and every version has one before it to be compared with.
     if not folder.versions():
         versions.publish(folder, versions.base_version(version), base, base, "version")
     number = versions.publish(folder, version, base, now, operation, at=at, log=progress.lines, **details)

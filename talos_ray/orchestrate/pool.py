@@ -173,8 +173,10 @@ class Pool:
             awaited = actor.place.remote()
             self.workers.append(Hired(number=self.hired, actor=actor, awaited=awaited, since=time.monotonic()))
             self.hired += 1
+        # Still starting, and by now others have taken what they were started for.
         surplus = len(self.workers) - wanted
-        for worker in [w for w in self.workers if w.job is None][:surplus]:
+        idle = [worker for worker in self.workers if worker.job is None]
+        for worker in idle[:surplus]:
             self._dismiss(worker)
 
     def _hear(self) -> None:
@@ -193,7 +195,7 @@ class Pool:
         try:
             answer = ray.get(worker.awaited)
         except RayError as error:
-            preempted = getattr(error, "preempted", False)
+            preempted = getattr(error, "preempted", False)  # as Ray tells it only of an actor that died
             unanswered = isinstance(error, ActorUnavailableError)
             self._lose(worker, root_cause(error), preempted=preempted, unanswered=unanswered)
             return
@@ -210,6 +212,7 @@ class Pool:
         if worker.job is None:
             self._dismiss(worker)
             return
+        # What it was asked about the job before is forgotten, and so is how far it was: patience begins anew.
         worker.awaited = worker.actor.train.remote(worker.job)
         worker.asked = None
         worker.step = 0
@@ -266,6 +269,7 @@ class Pool:
         self._dismiss(worker)
         self.losses.append(loss)
         self.on_loss(loss)
+        # Without a job it was no job's fault: then it is the cluster that cannot start one.
         if job is None:
             self.stillborn += 1
             if self.stillborn > self.settings.max_failures + STILLBORN:
