@@ -3,14 +3,13 @@ trained in full.
 
 Two rounds, each searched in one Tune run. The first tries strategies and granularities; the second the best of them
 with other shares of weights and of layers, and other learning rates. A round waits for all of its runs, so the choice
-is a function of the spec and
-never of who was first: that is why it is no asynchronous scheduler that decides. What was tried is the trade-off curve:
-how local an edit can be before it stops being useful.
+is a function of the spec and never of who was first: that is why it is no asynchronous scheduler that decides. What was
+tried is the trade-off curve: how local an edit can be before it stops being useful.
 
 Scores on validation data are uncertain, so of those within two standard errors of the best the cheapest to train is
 taken. (The rule of one standard error is Breiman, Friedman, Olshen and Stone's, Classification and Regression Trees,
-1984. Here the best score is
-uncertain, too: of two equally good settings one scores more than 1.4 of them below the other in a third of all cases.)
+1984. Here the best score is uncertain, too: of two equally good settings one scores more than 1.4 of them below the
+other in a third of all cases.)
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from talos_ray.choice import Setting, first_round, second_round, share_of_each
 from talos_ray.config import Mask as MaskSettings
@@ -56,9 +56,10 @@ def resolved(spec: Spec, progress: Progress, verbose: bool, stack: ExitStack) ->
     """
     asked = spec.model_dump(mode="json", include={"model", "seed", "mask", "auto", "train", "calibration"})
     store = Store(spec.output)
-    tasks = [t.name for t in spec.tasks]
+    tasks = [task.name for task in spec.tasks]
     choice = store.read_json(CHOICE) if store.exists(CHOICE) else None
     masks: dict[MaskSettings, Mask] = {}
+    # A choice stands while tasks are added, because the mask of a run stays what it is.
     if choice is None or not _same(choice["asked"], asked) or not set(choice["tasks"]) <= set(tasks):
         prepared = prepare(checkable(spec), progress)
         started = time.monotonic()
@@ -78,17 +79,22 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     for name, value in before.items():
         asked = now[name]
         if isinstance(value, dict):
-            asked = {k: asked.get(k) for k in value}
+            asked = {key: asked.get(key) for key in value}
         if asked != value:
             return False
     return True
 
 
 def _with(spec: Spec, chosen: Setting) -> Spec:
+    """The spec as it would be, had it asked for what was chosen. The rate is a factor, also on tasks' own rates."""
     train = spec.train.model_copy(update={"lr": spec.train.lr * chosen.lr})
-    own = {t.name: {**t.train, "lr": t.train["lr"] * chosen.lr} for t in spec.tasks if "lr" in t.train}
-    tasks = tuple(t.model_copy(update={"train": own.get(t.name, t.train)}) for t in spec.tasks)
-    return spec.model_copy(update={"mask": chosen.mask, "train": train, "tasks": tasks})
+    tasks = []
+    for task in spec.tasks:
+        own = task.train
+        if "lr" in own:
+            own = {**own, "lr": own["lr"] * chosen.lr}
+        tasks.append(task.model_copy(update={"train": own}))
+    return spec.model_copy(update={"mask": chosen.mask, "train": train, "tasks": tuple(tasks)})
 
 
 def checkable(spec: Spec) -> Spec:
@@ -109,12 +115,12 @@ def _choose(session: Session, p: Prepared, spec: Spec, masks: dict[MaskSettings,
     session.share()
     share = share_of_each(spec, p.layout)
     progress.begin("choose", f"short runs of {share:.0%} of the training each")
-    scores = first_scores(session, [p.data[t] for t in p.targets])
+    scores = first_scores(session, [p.data[task] for task in p.targets])
     rows = _round(session, p, spec, first_round(spec), share, masks, scores)
     best = _best(rows, spec.auto.tolerance)
     rows += _round(session, p, spec, second_round(spec, best, p.layout), share, masks, scores)
     best = _best(rows, spec.auto.tolerance)
-    score = next(r for r in rows if r["setting"] == asdict(best))
+    score = next(row for row in rows if row["setting"] == asdict(best))
     progress.end(
         "choose",
         f"{best.name}: merged {score['merged']:.3f} on validation data, of {len(rows)} the cheapest to train near the "
@@ -130,14 +136,15 @@ def _best(rows: Sequence[Mapping[str, Any]], tolerance: float) -> Setting:
     Raises:
         TalosError: every short run diverged.
     """
-    if not any(r["merged"] for r in rows):
+    trained = [row for row in rows if row["merged"]]
+    if not trained:
         raise TalosError("every short run diverged: loss is not finite; wanted one that trains; lower train.lr")
-    trained = [r for r in rows if r["merged"]]
-    held = [r for r in trained if r["held"]] or trained
-    top = max(held, key=lambda r: r["merged"])
-    near = [r for r in held if r["merged"] >= top["merged"] - tolerance * top["error"]]
-    row = min(near, key=lambda r: (int(12 * r["work"]), -r["merged"], r["setting"]["keep"]))
-    return Setting(**row["setting"])
+    # Where none holds control one is chosen all the same: the gate judges the version, and not a short run.
+    held = [row for row in trained if row["held"]] or trained
+    top = max(held, key=lambda row: row["merged"])
+    near = [row for row in held if row["merged"] >= top["merged"] - tolerance * top["error"]]
+    cheapest = min(near, key=lambda row: (int(12 * row["work"]), -row["merged"], row["setting"]["keep"]))
+    return Setting(**cheapest["setting"])
 
 
 def _round(
@@ -152,45 +159,76 @@ def _round(
     """What each setting scores after a share of the training."""
     if not settings:
         return []
-    workers = session.slots_of("choose", 1, spec.cluster.calibration_workers)
-    for i, s in enumerate(settings):
-        session.progress.update("choose", i / len(settings) / 4, f"mask: {s.strategy}, {s.granularity}, {s.keep:g}")
-        if s.mask not in masks:
-            masks[s.mask] = mask_of(session, s.mask, [p.data[t] for t in p.targets], workers, first=scores)
-    bits = {how: ray.put(masks[how].bits) for how in {s.mask for s in settings}}
-    remote = short_run.options(**options(spec.cluster))
-    refs: dict[tuple[Setting, str], ray.ObjectRef[Frozen | None]] = {}
+    _make_masks(session, p, settings, masks, scores)
     plans = {}
-    for s in settings:
-        short = {t.name: shortened(spec.train_for(t, len(p.data[t.name].train)), share, s.lr) for t in spec.tasks}
-        plans[s] = ArmPlan(s.name, session.folder, masks[s.mask], {}, short)
-        refs |= {(s, t): remote.remote(session.shared_ref, bits[s.mask], t, short[t]) for t in p.targets}
+    for setting in settings:
+        short = {}
+        for task in spec.tasks:
+            whole = spec.train_for(task, len(p.data[task.name].train))
+            short[task.name] = shortened(whole, share, setting.lr)
+        plans[setting] = ArmPlan(setting.name, session.folder, masks[setting.mask], {}, short)
+    values = _trained(session, p, plans)
+    arms = []
+    deltas: dict[str, dict[str, Delta]] = {}
+    for setting, plan in plans.items():
+        trained = values[setting]
+        if len(trained) < len(p.targets):
+            continue  # one of its runs diverged, and there is nothing to merge
+        mask = plan.mask.fingerprint
+        deltas[plan.name] = {task: Delta(task, delta, p.base, mask, {}) for task, delta in trained.items()}
+        arms.append(plan)
+    session.slots_of("search", 1, spec.cluster.search_workers)
+    chosen = MergeSearch(session, p, stage="choose").choose(arms, deltas) if arms else {}
+    rows = []
+    for setting in settings:
+        best = chosen.get(setting.name)
+        rows.append(_row(setting, masks[setting.mask], None if best is None else best.found, p, share))
+    return rows
+
+
+def _make_masks(
+    session: Session, p: Prepared, settings: Sequence[Setting], masks: dict[MaskSettings, Mask], scores: Scores | None
+) -> None:
+    """Add to `masks` those of settings that it does not hold yet. Settings that differ by their rates share one."""
+    workers = session.slots_of("choose", 1, session.spec.cluster.calibration_workers)
+    data = [p.data[task] for task in p.targets]
+    for i, setting in enumerate(settings):
+        words = f"mask: {setting.strategy}, {setting.granularity}, {setting.keep:g}"
+        session.progress.update("choose", i / len(settings) / 4, words)  # a quarter of the bar, as training has half
+        if setting.mask not in masks:
+            masks[setting.mask] = mask_of(session, setting.mask, data, workers, first=scores)
+
+
+def _trained(session: Session, p: Prepared, plans: Mapping[Setting, ArmPlan]) -> dict[Setting, dict[str, torch.Tensor]]:
+    """Setting -> task -> values of its delta after a short run, without tasks whose run diverged. All runs of all
+    settings are handed out at once, so that no worker waits for the last one of a setting."""
+    remote = short_run.options(**options(session.spec.cluster))
+    bits: dict[MaskSettings, ray.ObjectRef[Any]] = {}
+    refs: dict[tuple[Setting, str], ray.ObjectRef[Frozen | None]] = {}
+    for setting, plan in plans.items():
+        if setting.mask not in bits:
+            bits[setting.mask] = ray.put(plan.mask.bits)
+        for task in p.targets:
+            reference = bits[setting.mask]
+            refs[setting, task] = remote.remote(session.shared_ref, reference, task, plan.settings[task])
     waiting = list(refs.values())
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=1)
         done = len(refs) - len(waiting)
         session.progress.update("choose", 0.25 + done / len(refs) / 2, f"short run {done} of {len(refs)}")
-    arms = []
-    deltas: dict[str, dict[str, Delta]] = {}
-    for s in settings:
-        values = {t: ray.get(refs[s, t]) for t in p.targets}
-        trained = {t: thaw(frozen)["values"] for t, frozen in values.items() if frozen is not None}
-        if len(trained) < len(values):
-            continue  # one of its runs diverged, and there is nothing to merge
-        mask = masks[s.mask].fingerprint
-        deltas[s.name] = {t: Delta(t, v, p.base, mask, {}) for t, v in trained.items()}
-        arms.append(plans[s])
-    session.slots_of("search", 1, spec.cluster.search_workers)
-    chosen = MergeSearch(session, p, stage="choose").choose(arms, deltas) if arms else {}
-    found = {name: c.found for name, c in chosen.items()}
-    return [_row(s, masks[s.mask], found.get(s.name), p, share) for s in settings]
+    trained: dict[Setting, dict[str, torch.Tensor]] = {setting: {} for setting in plans}
+    for (setting, task), ref in refs.items():
+        frozen = ray.get(ref)
+        if frozen is not None:
+            trained[setting][task] = thaw(frozen)["values"]
+    return trained
 
 
-def _row(s: Setting, mask: Mask, found: Record | None, p: Prepared, share: float) -> Record:
+def _row(setting: Setting, mask: Mask, found: Record | None, p: Prepared, share: float) -> Record:
     """One point of the trade-off: what it keeps, what it scores, what it costs. `merged` is 0 where a short run
     diverged."""
     row = {
-        "setting": asdict(s),
+        "setting": asdict(setting),
         "share": share,
         "weights": mask.k,
         "work": round(step_share(mask), 4),
@@ -204,14 +242,14 @@ def _row(s: Setting, mask: Mask, found: Record | None, p: Prepared, share: float
         return row
     single = found["single_validation"]
     together = found["validation"]
-    merged = {t: together[t] for t in p.targets}
+    merged = {task: together[task] for task in p.targets}
     control = found["control_validation"]
     return {
         **row,
         "held": found["control_held"],
         "single": absolute_accuracy(single),
         "merged": absolute_accuracy(merged),
-        "error": standard_error(merged, {t: len(p.data[t].validation.labels) for t in merged}),
+        "error": standard_error(merged, {task: len(p.data[task].validation.labels) for task in merged}),
         "control": worst_kept(together, control)[0] if control else None,
     }
 

@@ -43,13 +43,13 @@ LINES = 10  # in the worker's log, a task
 def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tensor, SparseAdamW, Plan]:
     """A task's training from the model as it stands: the masked weights before it, the optimizer, and the plan."""
     module = bench.family.module
-    n = len(bench.examples(task, "train"))
+    samples = len(bench.examples(task, "train"))
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
     classes = len(load_task(bench.shared.task(task), seed).classes)
     plan = Plan(
         task=task,
-        samples=n,
+        samples=samples,
         steps=s.steps,
         batch_size=s.batch_size,
         lr=s.lr,
@@ -60,6 +60,7 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
         classes=classes,
         completion=s.loss == "completion",
     )
+    # What the weights are now, in the module's own dtype: the delta is what they differ from it by at the end.
     return gather(module, mask), optimizer, plan
 
 
@@ -90,7 +91,8 @@ def tune(
             return {"inputs": inputs, "labels": labels}, labels
         return inputs, labels
 
-    with wrapped(blocks_of(family.module, family.edited) if s.gradient_checkpointing else (), recomputing):
+    blocks = blocks_of(family.module, family.edited) if s.gradient_checkpointing else ()
+    with wrapped(blocks, recomputing):
         return finetune(
             optimizer,
             plan,
@@ -113,11 +115,64 @@ def retrain(bench: Workbench, mask: Mask, task: str, s: Train) -> torch.Tensor:
     try:
         tune(bench, plan, s, optimizer, bench.examples(task, "train").batch)
         dtype = getattr(torch, s.delta_dtype)
-        return make_delta(
-            task, optimizer.values.detach(), before, bench.shared.base, mask.fingerprint, dtype, {}
-        ).values
+        delta = make_delta(task, optimizer.values.detach(), before, bench.shared.base, mask.fingerprint, dtype, {})
+        return delta.values
     finally:
         optimizer.close()
+
+
+class _Saving:
+    """Writes checkpoints of one job beside its steps, because a storage may be slow: at most one write at a time, and
+    what one of them meets is raised by the next."""
+
+    def __init__(self, folder: RunFolder, job: Job, optimizer: SparseAdamW) -> None:
+        self.folder = folder
+        self.job = job
+        self.optimizer = optimizer
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.written: Future[None] | None = None
+
+    def checkpoint(self, step: int) -> None:
+        """Begin to write what the optimizer holds after so many updates."""
+        self.finish()
+        task = self.job.task.name
+        # `state` copies: by the time that it is written, further steps have changed the optimizer's own tensors.
+        state = self.optimizer.state()
+        self.written = self.writer.submit(self.folder.save_checkpoint, task, self.job.key, step, state)
+
+    def finish(self) -> None:
+        """Wait for the write that goes on. Raises what it met."""
+        if self.written is not None:
+            self.written.result()
+
+    def close(self) -> None:
+        self.writer.shutdown(wait=True)
+
+
+class _Reports:
+    """What the worker of rank 0 does after a step: the loss curve, lines in its log, checkpoints, progress messages."""
+
+    def __init__(self, job: Job, saving: _Saving, tell: Callable[[int, float], None]) -> None:
+        self.job = job
+        self.saving = saving
+        self.tell = tell
+        self.curve: list[list[float]] = []
+        self.last = 0.0  # when it was last told
+
+    def on_step(self, step: int, loss: torch.Tensor) -> None:
+        settings = self.job.settings
+        # The loss is read only where somebody sees it: on a GPU to read it is to wait for the step.
+        if step % max(1, settings.steps // 50) == 0:
+            self.curve.append([step, round(float(loss), 5)])
+        if step == settings.steps or step % max(1, settings.steps // LINES) == 0:
+            print(f"{self.job.name}: step {step} of {settings.steps}, loss {loss:.4f}", flush=True)
+        # Not after the last step: then the delta itself is stored.
+        saved = step % settings.checkpoint_every == 0 and step < settings.steps
+        if saved:
+            self.saving.checkpoint(step)
+        if saved or time.monotonic() - self.last > REPORT_SECONDS:
+            self.last = time.monotonic()
+            self.tell(step, float(loss))
 
 
 class TaskTrainer:
@@ -139,48 +194,31 @@ class TaskTrainer:
         bench = self.bench
         mask = self.masks[job.arm]
         folder = RunFolder(job.folder)
-        s = job.settings
-        examples = bench.examples(job.task.name, "train")
+        settings = job.settings
+        task = job.task.name
+        examples = bench.examples(task, "train")
         bench.reset()
-        base_values, optimizer, plan = begin(bench, mask, job.task.name, s)
-        start = folder.load_checkpoint(job.task.name, job.key)
-        curve: list[list[float]] = []
-        last = 0.0
-        # A slow storage is written to beside the steps; the one write before must have ended, and what it met is
-        # raised.
-        writer = ThreadPoolExecutor(max_workers=1)
-        written: Future[None] | None = None
-
-        def checkpoint(step: int) -> None:
-            nonlocal written
-            if written is not None:
-                written.result()
-            written = writer.submit(folder.save_checkpoint, job.task.name, job.key, step, optimizer.state())
+        before, optimizer, plan = begin(bench, mask, task, settings)
+        start = folder.load_checkpoint(task, job.key)
+        resumed_at = start[0] if start else 0
+        saving = _Saving(folder, job, optimizer)
+        reports = _Reports(job, saving, tell)
 
         def on_step(step: int, loss: torch.Tensor) -> None:
-            nonlocal last
-            if rank != 0:
-                return
-            if step % max(1, s.steps // 50) == 0:
-                curve.append([step, round(float(loss), 5)])
-            saved = step % s.checkpoint_every == 0 and step < s.steps
-            if step == s.steps or step % max(1, s.steps // LINES) == 0:
-                print(f"{job.name}: step {step} of {s.steps}, loss {loss:.4f}", flush=True)
-            if saved:
-                checkpoint(step)
-            if saved or time.monotonic() - last > REPORT_SECONDS:
-                last = time.monotonic()
-                tell(step, float(loss))
+            if rank == 0:  # after a step all workers of a team hold the same
+                reports.on_step(step, loss)
 
-        steps = range(start[0] if start else 0, s.steps)
-        parts = [part for step in steps for part in plan.parts_at(step, rank, world, s.micro_batch_size)]
+        # Which rows each step takes is known beforehand, so inputs are prepared while the steps before are computed.
+        parts: list[torch.Tensor] = []
+        for step in range(resumed_at, settings.steps):
+            parts.extend(plan.parts_at(step, rank, world, settings.micro_batch_size))
         batches = examples.each(parts, bench.loaders)
         assert isinstance(batches, Generator)  # closed at the end, so that its processes go
         try:
             losses = tune(
                 bench,
                 plan,
-                s,
+                settings,
                 optimizer,
                 lambda index: next(batches),
                 start=start,
@@ -193,29 +231,21 @@ class TaskTrainer:
                 info = {
                     **job.info,
                     "key": job.key,
-                    "settings": s.model_dump(),
+                    "settings": settings.model_dump(),
                     "seconds": round(seconds, 3),
-                    "curve": curve,
-                    "resumed_at": start[0] if start else 0,
+                    "curve": reports.curve,
+                    "resumed_at": resumed_at,
                     "state_bytes": optimizer.bytes(),
                 }
-                dtype = getattr(torch, s.delta_dtype)
-                delta = make_delta(
-                    job.task.name,
-                    optimizer.values.detach(),
-                    base_values,
-                    bench.shared.base,
-                    mask.fingerprint,
-                    dtype,
-                    info,
-                )
-                folder.save_delta(delta)
-                if written is not None:
-                    written.result()
-                folder.drop_checkpoints(job.task.name)
+                dtype = getattr(torch, settings.delta_dtype)
+                values = optimizer.values.detach()
+                folder.save_delta(make_delta(task, values, before, bench.shared.base, mask.fingerprint, dtype, info))
+                # The last write has to be over first, or it would put a checkpoint back.
+                saving.finish()
+                folder.drop_checkpoints(task)
             return seconds, losses[-1] if losses else float("nan")
         finally:
-            writer.shutdown(wait=True)
+            saving.close()
             batches.close()
             optimizer.close()
             bench.reset()

@@ -57,7 +57,7 @@ class Queue:
 
     def begin(self, team: int, place: PlacementGroup | None) -> None:
         """A team has (re)started, in this placement group."""
-        self.restarts[team] = self.restarts.get(team, -1) + 1
+        self.restarts[team] = self.restarts.get(team, -1) + 1  # the first start is no restart
         self.places[team] = place
 
     def next(self, team: int) -> Job | None:
@@ -101,17 +101,20 @@ def train_loop(config: dict[str, Any]) -> None:
         queue = ray.get_actor(config["queue"], namespace=NAMESPACE)
     except ValueError:  # the driver has given up, or begins anew
         return
+    # Before the libraries are loaded: a team that is lost on the way has to be known with its place.
     if rank == 0:
         ray.get(queue.begin.remote(team, get_current_placement_group()))
     make_trainer = pkgutil.resolve_name(config["trainer"])
     trainer: Trainer = make_trainer(*ray.get(queue.objects.remote()))
-    told: ObjectRef[None] | None = None
+    last: ObjectRef[None] | None = None
 
     def tell(step: int, loss: float) -> None:
-        nonlocal told
-        if told is not None:
-            ray.get(told)  # raises where the queue is gone: nobody wants the rest
-        told = queue.progress.remote(job.name, step, loss, os.getpid())
+        nonlocal last
+        # The message before this one, so that no step waits for the queue; it raises where that is gone, and nobody
+        # wants the rest.
+        if last is not None:
+            ray.get(last)
+        last = queue.progress.remote(job.name, step, loss, os.getpid())
 
     while True:
         # Only one worker asks, and the others learn of it by torch's own channel: so all have the same job.
@@ -123,10 +126,10 @@ def train_loop(config: dict[str, Any]) -> None:
         try:
             seconds, loss = trainer.train(job, rank, world, tell)
             error = None
-        except (FloatingPointError, ValueError) as e:  # the settings are at fault: a restart would meet it again
+        except (FloatingPointError, ValueError) as fault:  # of the settings: a restart would meet it again
             seconds = 0.0
             loss = float("nan")
-            error = str(e)
+            error = str(fault)
         if rank == 0:
             ray.get(queue.done.remote(team, error))
         ray.train.report({"task": job.task.name, "arm": job.arm, "seconds": seconds, "loss": loss})
@@ -195,12 +198,14 @@ def train_in_teams(
                 if (place := places.pop(team, None)) is not None:
                     remove_placement_group(place)
 
+    # Asked for, and not told: a queue that called the driver would wait for it at every step.
     def look() -> dict[str, JobState]:
         state, restarts, now = ray.get(queue.status.remote())
         places.update(now)
         on_status(state, sum(restarts.values()))
         return state
 
+    # Daemons, so that an interrupt does not wait for a step to end.
     running = [threading.Thread(target=run_team, args=(i,), daemon=True) for i in range(min(teams, len(jobs)))]
     for team in running:
         team.start()

@@ -45,6 +45,7 @@ def train(
         RayActorError: the teams' queue was lost: what is not on storage has to be trained by another call.
     """
     free_gpus(settings)
+    # Masks once in the object store: as an argument of every worker they would be sent to each.
     arms_ref = ray.put(arms)
     failures: list[BaseException] = []
     if settings.workers_per_task == 1:

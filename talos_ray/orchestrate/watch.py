@@ -67,10 +67,10 @@ class Tracker:
     def _open_wandb(self, run: str, params: Mapping[str, Any]) -> None:
         import wandb
 
-        there = wandb.init(name=run, config=dict(params))
+        session = wandb.init(name=run, config=dict(params))
         # Tasks train at once and each has steps of its own, so a step is a metric and not wandb's own counter.
-        self._log = lambda metrics, step: there.log(metrics if step is None else {**metrics, "step": step})
-        self._close = there.finish
+        self._log = lambda metrics, step: session.log(metrics if step is None else {**metrics, "step": step})
+        self._close = session.finish
 
 
 class Watch:
@@ -109,18 +109,20 @@ class Watch:
 
     def training(self, state: Mapping[str, JobState], restarts: int) -> None:
         """How far all jobs are; what has not changed is not told again."""
-        states = [s["state"] for s in state.values()]
+        states = [job["state"] for job in state.values()]
+        # Each kind, also where there is none of it: a gauge that is not set keeps what it had.
         for kind in ("waiting", "training", "done", "failed"):
             self.tasks.set(states.count(kind), {"state": kind})
         self.restarts.set(restarts)
-        self.steps.set(sum(s["steps"] if s["state"] == "done" else s["step"] for s in state.values()))
-        self.wanted.set(sum(s["steps"] for s in state.values()))
-        for name, s in state.items():
-            if s["loss"] is not None and self.told.get(name) != (s["step"], s["loss"]):
-                self.told[name] = (s["step"], s["loss"])
-                self.step.set(s["step"], {"task": name})
-                self.loss.set(s["loss"], {"task": name})
-                self.tracker.log({f"{name}/loss": s["loss"]}, s["step"])
+        # The last message of a job may have come before its last step, so what is done counts in full.
+        self.steps.set(sum(job["steps"] if job["state"] == "done" else job["step"] for job in state.values()))
+        self.wanted.set(sum(job["steps"] for job in state.values()))
+        for name, job in state.items():
+            if job["loss"] is not None and self.told.get(name) != (job["step"], job["loss"]):
+                self.told[name] = (job["step"], job["loss"])
+                self.step.set(job["step"], {"task": name})
+                self.loss.set(job["loss"], {"task": name})
+                self.tracker.log({f"{name}/loss": job["loss"]}, job["step"])
 
     def candidate(self, arm: str, number: int, objective: float, best: float) -> None:
         """The `number`-th candidate of the search was scored."""
@@ -129,10 +131,10 @@ class Watch:
 
     def version(self, version: Version) -> None:
         """Test scores of the version that was made."""
-        told = {f"test/{name}": mean for name, mean in version.summary if isinstance(mean, float)}
+        metrics = {f"test/{name}": mean for name, mean in version.summary if isinstance(mean, float)}
         for task, scores in version.scores.items():
-            told |= {f"test/{task}/{kind}": score.value for kind, score in scores.measured().items()}
-        self.tracker.log(told)
+            metrics |= {f"test/{task}/{kind}": score.value for kind, score in scores.measured().items()}
+        self.tracker.log(metrics)  # without a step: tasks have counted theirs, each its own
 
     def _sample(self) -> None:
         import ray

@@ -46,7 +46,7 @@ Precision = Literal["float32", "bf16"]
 
 def freeze(tensors: Mapping[str, torch.Tensor]) -> Frozen:
     """Tensors as numpy arrays of plain bytes (numpy has no bfloat16) with their dtypes' names."""
-    return {n: _frozen(t) for n, t in tensors.items()}
+    return {name: _frozen(tensor) for name, tensor in tensors.items()}
 
 
 def _frozen(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], str]:
@@ -57,9 +57,10 @@ def _frozen(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], str]:
 
 def thaw(frozen: Frozen) -> dict[str, torch.Tensor]:
     """The same tensors, aliasing the arrays' memory. Read-only by agreement: copy before writing."""
+    # The object store's memory is read-only, of which torch warns at each tensor.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        return {n: _thawed(array, dtype) for n, (array, dtype) in frozen.items()}
+        return {name: _thawed(array, dtype) for name, (array, dtype) in frozen.items()}
 
 
 def _thawed(array: NDArray[np.uint8], dtype: str) -> torch.Tensor:
@@ -81,11 +82,12 @@ class Shared:
     data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        states = tuple(state_of_examples(t, self.spec.seed) for t in (*self.spec.tasks, *self.spec.control))
+        tasks = (*self.spec.tasks, *self.spec.control)
+        states = tuple(state_of_examples(task, self.spec.seed) for task in tasks)
         object.__setattr__(self, "data", states)
 
     def task(self, name: str) -> Task:
-        return next(t for t in (*self.spec.tasks, *self.spec.control) if t.name == name)
+        return next(task for task in (*self.spec.tasks, *self.spec.control) if task.name == name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,10 @@ class Arm:
     @staticmethod
     def of(name: str, bits: Bits, deltas: Mapping[str, Delta]) -> Arm:
         """With its deltas as Ray stores them without a copy."""
-        packed = ((t, freeze({"values": d.values}), d.fingerprint) for t, d in sorted(deltas.items()))
+        # By name, because deltas are added up in this order and every order rounds otherwise.
+        packed = []
+        for task, delta in sorted(deltas.items()):
+            packed.append((task, freeze({"values": delta.values}), delta.fingerprint))
         return Arm(name, bits, tuple(packed))
 
     @staticmethod
@@ -142,7 +147,7 @@ class Arm:
     @property
     def key(self) -> tuple[str, ...]:
         """What it is made of: a later operation of the same run may use a name again."""
-        return (self.name, *(f for _, _, f in self.deltas))
+        return (self.name, *(fingerprint for _, _, fingerprint in self.deltas))
 
 
 class Seen(NamedTuple):
@@ -221,10 +226,12 @@ class Workbench:
 
     def reset(self) -> None:
         """Every eligible weight back to the base, bitwise."""
+        # From the shared memory, whatever has been written meanwhile: to undo a training step by step would round.
         params = dict(self.family.module.named_parameters())
         with torch.no_grad():
             for name in self.shared.layout.names:
                 params[name].copy_(self.tensors[name])
+        # Composers remember what is in the model, which is now not so.
         self.composers.clear()
         self.composed = None
 
@@ -269,17 +276,18 @@ class Workbench:
         logits = self.logits(task)
         wanted = torch.arange(len(examples)) if rows is None else rows
         parts = [part for part in wanted.split(batch_size) if len(part)]
-        found: list[tuple[torch.Tensor, ...]] = []
+        batches: list[tuple[torch.Tensor, ...]] = []
         for inputs, labels in examples.each(parts, self.loaders):
             seen = self.family.features(inputs).float() if features or head is not None else labels[:0]
             # Where the head is a linear layer, one forward gives features and logits.
             out = scored(seen, head) if head is not None else logits(inputs).float()
-            found.append((out.cpu(), seen.cpu() if features else labels[:0].cpu(), labels.cpu()))
-        if not found:
+            batches.append((out.cpu(), seen.cpu() if features else labels[:0].cpu(), labels.cpu()))
+        # No rows, as of a control task that lends nothing: shapes are right all the same, for whoever joins them.
+        if not batches:
             return Seen(
                 torch.zeros(0, len(self.shared.heads[task])), torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
             )
-        all_logits, all_features, all_labels = (torch.cat(batches) for batches in zip(*found, strict=True))
+        all_logits, all_features, all_labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return Seen(logits=all_logits, features=all_features, labels=all_labels)
 
     def fitted(
@@ -299,7 +307,7 @@ class Workbench:
         """
         if start is None:
             start = self.linear_head(task)
-        if start is None:
+        if start is None:  # the frozen head is no linear layer, so there is nothing to be drawn to but zero
             start = torch.zeros(len(self.shared.heads[task]), train.features.shape[1] + 1)
         answers = train.labels if taught is None else taught.float().exp()
         return fitted_head(train.features, answers, start.detach().float().cpu(), judged.features, judged.labels)
@@ -350,11 +358,12 @@ _benches: dict[str, Workbench] = {}
 def workbench(shared: Shared) -> Workbench:
     """This process's workbench for a run; built at the first call, kept for the next Ray task, whatever mask it is
     about."""
+    # Only what a workbench is made of: a run's search and gate may change while its model stays warm.
     uses = shared.spec.model_dump_json(include={"model", "tasks", "control", "seed", "cluster", "calibration"})
     key = f"{shared.base}-{uses}-{shared.data}"
     be_patient(60 * shared.spec.cluster.storage_minutes)
     if key not in _benches:
-        _benches.clear()
+        _benches.clear()  # one model fits into the memory, two may not
         import_lean(shared.spec.model)
         _benches[key] = Workbench(shared)
     return _benches[key]
