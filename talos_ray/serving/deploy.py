@@ -36,6 +36,7 @@ def check_library() -> None:
 def check_port(host: str, port: int) -> None:
     """Raises SpecError unless something can listen there. Ray Serve itself would say so in many lines."""
     with socket.socket() as door:
+        # As servers do: a port that one has just left counts as free.
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind((host, port))
@@ -85,11 +86,13 @@ def served(
     Raises:
         SpecError: Ray Serve is not installed, or the port is taken. TalosError: as `Record`, before anything starts.
     """
+    # Read here once, or what is wrong with it would be told by a replica, in the midst of its start.
     Record(path, version=settings.get("version"), canary=settings.get("canary"), allow_code=allow_code)
     check_library()
     import ray
     from ray import serve
 
+    # On a cluster at hand the port is that of its nodes, which nobody can try from here.
     if not ray.is_initialized() and cluster.remote_address(Cluster()) is None:
         check_port(host, port)
     started = cluster.connect(Cluster(), verbose)

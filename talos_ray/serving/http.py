@@ -84,12 +84,15 @@ def api(server: Server) -> FastAPI:
     def answer(
         question: Question, response: Response, task: str, version: int | None, edit: str, request: str | None
     ) -> dict[str, Any]:
+        # Whoever gives no id is still sent to a version by one, and can ask for that version again.
         name = request or uuid4().hex
-        found = server.predict(question.inputs, task, version=version, edit=edit, top_k=question.top_k, request=name)
-        response.headers["X-Talos-Version"] = str(found.version)
+        predictions = server.predict(
+            question.inputs, task, version=version, edit=edit, top_k=question.top_k, request=name
+        )
+        response.headers["X-Talos-Version"] = str(predictions.version)
         if not request:  # Ray Serve draws one itself, and tells it
             response.headers["X-Request-Id"] = name
-        return {**found.as_dict(), "edit": edit}
+        return {**predictions.as_dict(), "edit": edit}
 
     # FastAPI makes an `Answers` of what these give, and leaves out what they do not say.
     @app.post("/v1/tasks/{task}:predict", response_model=Answers, responses=REFUSALS, response_model_exclude_unset=True)
@@ -127,7 +130,11 @@ def api(server: Server) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
-        places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        places = []
+        for fault in error.errors():
+            place = ".".join(map(str, fault["loc"]))
+            places.append(f"{place}: {fault['msg']}")
+        # Refused before any function of this file is called, so nobody else counts it.
         server.metrics.count(422)
         return JSONResponse({"error": "; ".join(places)}, 422)
 

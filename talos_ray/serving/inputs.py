@@ -36,8 +36,8 @@ def decoded(kind: str, inputs: Any) -> list[Any]:
         SpecError: names an input by its place.
     """
     if not isinstance(inputs, list) or not 1 <= len(inputs) <= MOST:
-        found = f"{len(inputs)}" if isinstance(inputs, list) else f"{type(inputs).__name__}"
-        raise SpecError(f"inputs: {found}; wanted a list of 1 to {MOST}; send several requests")
+        given = f"{len(inputs)}" if isinstance(inputs, list) else f"{type(inputs).__name__}"
+        raise SpecError(f"inputs: {given}; wanted a list of 1 to {MOST}; send several requests")
     return [_picture(place, words) for place, words in enumerate(inputs)] if kind == "image" else inputs
 
 

@@ -44,16 +44,17 @@ class Canary:
         """
         number, _, share = words.partition("=")
         try:
-            found = cls(version=int(number), share=float(share))
+            canary = cls(version=int(number), share=float(share))
         except ValueError:
-            found = None
-        if found is None or not 0 < found.share < 1:
+            canary = None
+        if canary is None or not 0 < canary.share < 1:
             raise SpecError(f"canary is {words!r}; wanted VERSION=SHARE, with a share between 0 and 1, like 4=0.1")
-        return found
+        return canary
 
     def takes(self, request: str) -> bool:
         """Whether the request of this id is among them. The same id is answered alike by every replica, each time; a
         further canary draws other ids."""
+        # By a hash and not by lot: replicas know nothing of each other, and agree all the same.
         digest = hashlib.sha256(f"{self.version}/{request}".encode()).digest()
         return int.from_bytes(digest[:8]) < self.share * 2**64
 
@@ -92,6 +93,7 @@ class View:
         Raises:
             Refused: there is no such version, or it is kept aside.
         """
+        # Versions never change, and what may be served changes with an event only: then there is a new view.
         if number in self._versions:
             return self._versions[number]
         folder = self.run.folder
@@ -115,7 +117,7 @@ class View:
             Refused: it holds none, or has forgotten the task.
         """
         if not version.holds(task):
-            edits = [t for t in version.deltas if version.holds(t)]
+            edits = [name for name in version.deltas if version.holds(name)]
             raise Refused(
                 404,
                 f"version {version.number} holds no edit of task {task!r}{nearest(task, edits)}; it holds those "
@@ -172,6 +174,7 @@ class Record:
         Raises:
             CorruptError: the history was changed.
         """
+        # One thread looks for all: the others wait for what it finds, and storage is asked once a second at most.
         with self._lock:
             if time.monotonic() - self.seen >= self.follow:
                 try:

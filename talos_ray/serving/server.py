@@ -174,16 +174,17 @@ class Server:
         Raises:
             Refused: with the HTTP status. TalosError: the version cannot be composed, or answers with no numbers.
         """
+        # Refusals are counted, too, with as much as is known by then of who was to answer.
         target = None
         try:
             target = self._target(task, version, edit, request)
-            found = self._answered(target, inputs, top_k)
+            predictions = self._answered(target, inputs, top_k)
         except Exception as error:
             self.metrics.count(error.status if isinstance(error, Refused) else 500, target)
             raise
         self.metrics.count(200, target)
-        self.metrics.inputs.labels(self.metrics.replica).inc(len(found))
-        return found
+        self.metrics.inputs.labels(self.metrics.replica).inc(len(predictions))
+        return predictions
 
     def health(self) -> dict[str, Any]:
         """Which version is in force and answers, what the model holds, and how old that knowledge is in seconds.
@@ -237,6 +238,7 @@ class Server:
 
     def _answered(self, target: Target, inputs: Sequence[Any], top_k: int) -> Predictions:
         """Wait for the model, or be answered by who had it."""
+        # Before the queue: what is wrong with a request is its own affair, and reading needs no model.
         pipe = target.pipe
         with reading():
             check_top(top_k, pipe.classes)
@@ -245,6 +247,7 @@ class Server:
         own = Waiting(target=target, inputs=rows, split=split, top_k=top_k)
         with self._queue:
             self._waiting[target.name].append(own)
+        # Whoever had the model meanwhile may have answered for all that wait for the same, this one among them.
         with self._model:
             if not own.answer.done():
                 self._answer_all(target.name)
@@ -287,12 +290,12 @@ def _answer(part: list[Waiting]) -> None:
             alone.answer.set_exception(error)
         return
     try:
-        found = _together(part)
-    except Exception:
+        answers = _together(part)
+    except Exception:  # one by one, so that the error reaches only whom it is about
         for waiting in part:
             _answer([waiting])
         return
-    for waiting, answer in zip(part, found, strict=True):
+    for waiting, answer in zip(part, answers, strict=True):
         waiting.answer.set_result(answer)
 
 
@@ -300,16 +303,17 @@ def _together(part: list[Waiting]) -> list[Predictions]:
     """One forward pass for several requests, and each one's share of it."""
     pipe = part[0].target.pipe
     rows = [row for waiting in part for row in waiting.inputs]
-    whole = pipe.answer(load_inputs(pipe.settings, rows, pipe.classes), max(waiting.top_k for waiting in part))
+    most = max(waiting.top_k for waiting in part)  # as many classes as the one wants who wants the most
+    whole = pipe.answer(load_inputs(pipe.settings, rows, pipe.classes), most)
     sizes = [len(waiting.split) for waiting in part]
-    shares = zip(part, whole.best.split(sizes), whole.scores.split(sizes), strict=True)
-    return [
-        replace(
+    shares = []
+    for waiting, best, scores in zip(part, whole.best.split(sizes), whole.scores.split(sizes), strict=True):
+        share = replace(
             whole,
             inputs=[waiting.split.words(i) for i in range(len(waiting.split))],
             best=best[:, : waiting.top_k],
             scores=scores[:, : waiting.top_k],
             notes=(*pipe.notes, *waiting.split.notes),
         )
-        for waiting, best, scores in shares
-    ]
+        shares.append(share)
+    return shares

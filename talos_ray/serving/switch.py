@@ -86,6 +86,7 @@ class Switch:
         """
         if name == self.holds:
             return False
+        # Read first: while storage fails, or takes its time, the module still holds what it did.
         edit = None if name == BASE or name in self._kept else load()
         try:
             self._take_out()
@@ -116,11 +117,14 @@ class Switch:
         self._inside = self._places[mark]
         edit.put(self.family, self.base)
         if model is not None:
-            found = fingerprint({n: t.cpu() for n, t in base_tensors(self.family).items()})
-            if found != model:
+            composed = fingerprint(
+                {tensor_name: tensor.cpu() for tensor_name, tensor in base_tensors(self.family).items()}
+            )
+            if composed != model:
                 raise MismatchError(
-                    f"{name} composes to {found[:12]}, but was recorded as {model[:12]}; mask or deltas were changed"
+                    f"{name} composes to {composed[:12]}, but was recorded as {model[:12]}; mask or deltas were changed"
                 )
         self._kept[name] = (self._inside, self._inside.values())
-        while sum(v.nbytes for _, v in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
+        # The one that is in use stays, however large it is; of the others those go that were not asked for the longest.
+        while sum(values.nbytes for _, values in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
             self._kept.popitem(last=False)
