@@ -137,9 +137,10 @@ def upload(folder: Path, repo: str, message: str) -> str:
 
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     with _explained(f"push to {repo!r}"):
-        there = _api().list_repo_files(repo)
-        gone = [name for name in there if name not in files and name != ".gitattributes"]
-        changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in gone]
+        # What an earlier push left would be taken for a part of this one, so it goes in the same commit.
+        before = _api().list_repo_files(repo)
+        removed = [name for name in before if name not in files and name != ".gitattributes"]
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in removed]
         changes += [CommitOperationAdd(name, path) for name, path in files.items()]
         return _api().create_commit(repo, changes, commit_message=message).oid
 
@@ -148,10 +149,10 @@ def licence_of(repo: str) -> str | None:
     """What the Hub says of a model's licence; None where it does not, or cannot be asked."""
     try:
         with _explained(repo):
-            told = _api().model_info(repo).card_data
+            card = _api().model_info(repo).card_data
     except TalosError:
         return None
-    licence = told.get("license") if told else None
+    licence = card.get("license") if card else None
     return licence if isinstance(licence, str) else None
 
 
@@ -227,6 +228,7 @@ def _first(error: BaseException) -> str:
     """What an error says, as one line without any token."""
     from huggingface_hub import get_token
 
-    said = str(getattr(error, "server_message", None) or error)
-    said = said.replace(token, BLOT) if (token := get_token()) else said
-    return blotted(" ".join(said.split()))[:300] or type(error).__name__
+    words = str(getattr(error, "server_message", None) or error)
+    if token := get_token():  # a server may send back the header that it was sent
+        words = words.replace(token, BLOT)
+    return blotted(" ".join(words.split()))[:300] or type(error).__name__

@@ -38,15 +38,15 @@ def spec_of(file: Path) -> str:
     Raises:
         SpecError: no such file, a method or a form that has no counterpart here, or no base.
     """
-    told = read_yaml(file, "mergekit")
-    base = told.get("base_model")
-    method = told.get("merge_method")
+    config = read_yaml(file, "mergekit")
+    base = config.get("base_model")
+    method = config.get("merge_method")
     if not isinstance(method, str) or method not in METHODS:
         hint = nearest(str(method), METHODS)
         raise SpecError(
             f"mergekit file {str(file)!r}: merge_method is {method!r}{hint}; wanted one of {', '.join(METHODS)}"
         )
-    if not isinstance(told.get("models"), list) or not told["models"]:
+    if not isinstance(config.get("models"), list) or not config["models"]:
         raise SpecError(
             f"mergekit file {str(file)!r} has no list of models; wanted `models:`, each with all of its layers; "
             f"slices have no counterpart here"
@@ -56,23 +56,27 @@ def spec_of(file: Path) -> str:
             f"mergekit file {str(file)!r}: base_model is {base!r}; wanted the model that the others were fine-tuned "
             f"from: edits are changes from it; add it"
         )
-    models = [m for m in told["models"] if _named(m, file) != base]
+    # Some configurations list the base among the models, with a weight of nothing.
+    models = [model for model in config["models"] if _named(model, file) != base]
     if not models:
         raise SpecError(f"mergekit file {str(file)!r} names no model but its base; wanted one a task; add one")
     own, differs = METHODS[method]
-    density, guessed = _density(models, told)
+    density, note = _density(models, config)
+    tasks: list[str] = []
+    for name, model in _unique(models, file):
+        tasks += _task(name, model, base, file)
     return "\n".join(
         [
             f"# Made by `talos init --from-mergekit {comment(file.name)}`. CHANGE what is marked; `talos check` tells "
             "all that is wrong before anything runs.",
             f"model: {scalar(_model(base, file))}",
             "tasks:",
-            *(line for name, m in _unique(models, file) for line in _task(name, m, base, file)),
+            *tasks,
             "# control:                    # what must hold: tasks that are looked at and never trained",
             "output: runs/merged",
             "mask: {strategy: all}         # as in mergekit, every weight that a task changed counts",
             *([f"# mergekit's {method}: {differs}"] if differs else []),
-            f"search: {{merge: {{method: {own}{'' if density is None else f', density: {density:g}'}}}}}" + guessed,
+            f"search: {{merge: {{method: {own}{'' if density is None else f', density: {density:g}'}}}}}" + note,
             "",
         ]
     )
@@ -137,17 +141,17 @@ def _named(model: Any, file: Path) -> str:
     return name
 
 
-def _parameters(model: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's own, on top of those of the whole."""
     own = model.get("parameters") if isinstance(model, Mapping) else None
-    return {**(told.get("parameters") or {}), **(own or {})}
+    return {**(config.get("parameters") or {}), **(own or {})}
 
 
-def _density(models: list[Any], told: Mapping[str, Any]) -> tuple[float | None, str]:
+def _density(models: list[Any], config: Mapping[str, Any]) -> tuple[float | None, str]:
     """The share of a change that is kept, the mean where models differ, and what is said of it."""
-    found = [_parameters(m, told).get("density") for m in models]
-    given = [d for d in found if d is not None]
-    numbers = [float(d) for d in given if isinstance(d, int | float) and 0 < d <= 1]
+    densities = [_parameters(model, config).get("density") for model in models]
+    given = [density for density in densities if density is not None]
+    numbers = [float(density) for density in given if isinstance(density, int | float) and 0 < density <= 1]
     if not given:
         return None, ""
     if len(numbers) < len(given):
@@ -162,10 +166,17 @@ def _model(name: str, file: Path) -> str:
 
 
 def _unique(models: list[Any], file: Path) -> list[tuple[str, Any]]:
+    """Each model with a task's name: the last part of its own, and a number where another has that already."""
     names: list[str] = []
     for model in models:
+        # Only what a spec takes as a task's name, which is also a file's.
         plain = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(_named(model, file)).name).lstrip("_.-")[:90] or NAMELESS
-        names.append(next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, len(models) + 2))) if n not in names))
+        name = plain
+        number = 2
+        while name in names:
+            name = f"{plain}_{number}"
+            number += 1
+        names.append(name)
     return list(zip(names, models, strict=True))
 
 

@@ -64,11 +64,12 @@ def other_base(folder: Path, model: str) -> str | None:
     """What an adapter says of its base, where that is called otherwise than a run's model (as a spec names it):
     shapes may fit all the same, and then nothing else would tell."""
     try:
-        told = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):  # whoever loads it names what is wrong
         return None
     own = model.partition(":")[2] or model
-    return told if isinstance(told, str) and Path(told).name != Path(own).name else None
+    # By the last part of the name: the same model may lie in another folder, or under another owner.
+    return base if isinstance(base, str) and Path(base).name != Path(own).name else None
 
 
 def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor]:
@@ -136,12 +137,12 @@ def _check_loaded(loaded: Loaded, tuner: BaseTuner, what: str) -> None:
     """Raises SpecError where a tensor of the adapter found no place, or a place no tensor. A head that only the adapter
     has does not count."""
     own = tuner.prefix
-    lost = [n for n in loaded.unexpected_keys if own in n]
-    empty = [n for n in loaded.missing_keys if own in n]
+    lost = [name for name in loaded.unexpected_keys if own in name]
+    empty = [name for name in loaded.missing_keys if own in name]
     if lost or empty:
-        name, found = (lost[0], "no place in the model") if lost else (empty[0], "no value in the adapter")
+        name, fault = (lost[0], "no place in the model") if lost else (empty[0], "no value in the adapter")
         raise SpecError(
-            f"{what}: tensor {name.removeprefix(INSIDE)!r} has {found} ({len(lost)} and {len(empty)} such); "
+            f"{what}: tensor {name.removeprefix(INSIDE)!r} has {fault} ({len(lost)} and {len(empty)} such); "
             f"wanted an adapter of this very network; if it was trained with a head around it, merge it there "
             f"(`merge_and_unload`) and import the whole"
         )
@@ -177,6 +178,7 @@ def entries(before: torch.Tensor, after: torch.Tensor) -> Entries:
     def exact(values: torch.Tensor) -> torch.Tensor:
         return _bits((old.float() + values).to(old.dtype)) == _bits(new)
 
+    # A float32 above or below, where adding and rounding to 16 bits just misses.
     for side in (float("inf"), float("-inf")):
         near = values.nextafter(torch.tensor(side))
         values = torch.where(~exact(values) & exact(near), near, values)
@@ -192,7 +194,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the tensors that are not bitwise the same."""
-    return [n for n, t in before.items() if not torch.equal(_bits(t), _bits(after[n]))]
+    return [name for name, tensor in before.items() if not torch.equal(_bits(tensor), _bits(after[name]))]
 
 
 def save_shira(
@@ -215,10 +217,11 @@ def save_shira(
     """
     peft = library("an export as an adapter")
     module = copy()
-    layers = {n: m for n, m in module.named_modules() if type(m) is nn.Linear}
-    wanted = _linear_changes(layers, before, after)
-    rank, whole = _rank({n: (layers[n], len(e.index)) for n, e in wanted.items()})
-    sparse = {n: e for n, e in wanted.items() if n not in whole}
+    # Not by `isinstance`: what derives from it may compute otherwise, and peft would not know.
+    layers = {name: layer for name, layer in module.named_modules() if type(layer) is nn.Linear}
+    changes = _linear_changes(layers, before, after)
+    rank, whole = _rank({name: (layers[name], len(added.index)) for name, added in changes.items()})
+    sparse = {name: added for name, added in changes.items() if name not in whole}
     config = peft.ShiraConfig(
         r=rank,
         target_modules=f"({'|'.join(map(re.escape, sparse))})",  # a list would also match longer names that end alike
@@ -232,9 +235,8 @@ def save_shira(
             assert isinstance(layer, ShiraLayer)  # the configuration names this layer
             _fill(layer, needed)
         for name in whole:
-            adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"].weight.data.copy_(
-                after[f"{name}.weight"]
-            )
+            saved = adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"]
+            saved.weight.data.copy_(after[f"{name}.weight"])
         adapted.save_pretrained(str(to), save_embedding_layers=False)
         again = peft.PeftModel.from_pretrained(copy(), str(to)).merge_and_unload().state_dict()
     if wrong := changed(after, again):
@@ -247,8 +249,8 @@ def save_shira(
 def _linear_changes(layers: Mapping[str, nn.Linear], before: Weights, after: Weights) -> dict[str, Entries]:
     """What changed, by layer. Raises SpecError if that is not only weights of linear layers."""
     names = changed(before, after)
-    weights = {f"{n}.weight": n for n in layers}
-    if others := [n for n in names if n not in weights]:
+    weights = {f"{layer}.weight": layer for layer in layers}
+    if others := [name for name in names if name not in weights]:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise SpecError(
             f"a SHiRA adapter holds weights of linear layers, and {len(others)} other tensors changed: "
@@ -258,7 +260,7 @@ def _linear_changes(layers: Mapping[str, nn.Linear], before: Weights, after: Wei
         raise SpecError(
             "no weight differs from the base; wanted an edit; name a version or task that changes something"
         )
-    return {weights[n]: entries(before[n], after[n]) for n in names}
+    return {weights[name]: entries(before[name], after[name]) for name in names}
 
 
 def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
@@ -268,22 +270,24 @@ def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
     So r is what the fullest layer needs. Where another layer cannot have as many, it is the r with the fewest bytes
     in all, and the layers that do not fit are saved whole (`modules_to_save`).
     """
-    least = {n: -(-count // (m.in_features + m.out_features)) for n, (m, count) in layers.items()}
-    most = {n: m.weight.numel() // (m.in_features + m.out_features) for n, (m, _) in layers.items()}
+    width = {name: layer.in_features + layer.out_features for name, (layer, _) in layers.items()}
+    least = {name: -(-count // width[name]) for name, (_, count) in layers.items()}  # rounded up
+    most = {name: layer.weight.numel() // width[name] for name, (layer, _) in layers.items()}
 
-    def left_out(r: int) -> list[str]:
-        return [n for n in layers if not least[n] <= r <= most[n]]
+    def left_out(rank: int) -> list[str]:
+        return [name for name in layers if not least[name] <= rank <= most[name]]
 
-    def size(r: int) -> int:
-        whole = left_out(r)
-        rest = sum(r * ENTRY * (m.in_features + m.out_features) for n, (m, _) in layers.items() if n not in whole)
-        saved_whole = sum(layers[n][0].weight.nbytes for n in whole)
-        return rest + saved_whole
+    def size(rank: int) -> int:
+        whole = left_out(rank)
+        as_entries = sum(rank * ENTRY * width[name] for name in layers if name not in whole)
+        saved_whole = sum(layers[name][0].weight.nbytes for name in whole)
+        return as_entries + saved_whole
 
     fullest = max(least.values())
     if not left_out(fullest):
         return fullest, []
-    possible = sorted(r for r in set(least.values()) if len(left_out(r)) < len(layers))
+    # Between two layers' needs a larger r only adds empty entries, so no others are tried.
+    possible = sorted(rank for rank in set(least.values()) if len(left_out(rank)) < len(layers))
     if not possible:
         name, (layer, count) = next(iter(layers.items()))
         raise SpecError(

@@ -3,6 +3,7 @@ that sees the folder, and costs no training anything."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +36,10 @@ def write(folder: RunFolder, to: Path) -> None:
 def _trained(folder: RunFolder, versions: list[Version]) -> Iterator[Scalar]:
     """The training loss of every delta that a version is made of, once each, by its task's own updates."""
     deltas = {(task, mark) for version in versions for task, mark in version.deltas.items()}
-    trained_again = {task for task, _ in deltas if sum(task == other for other, _ in deltas) > 1}
+    trainings = Counter(task for task, _ in deltas)
     for task, mark in sorted(deltas):
-        name = f"{task}@{mark[:8]}" if task in trained_again else task
+        # Two curves of one name would be drawn as one, to and fro.
+        name = f"{task}@{mark[:8]}" if trainings[task] > 1 else task
         for step, loss in (folder.delta_info(task, mark) or {}).get("curve") or []:
             yield f"train/{name}/loss", loss, step
 
