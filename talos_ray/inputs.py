@@ -72,8 +72,10 @@ class Examples:
         """Room for all inputs, which of them are there (uint8 [n]), and whether other processes see it; None if there
         is none."""
         one = self._first
-        if self.node and (found := self._on_this_node(self.node, one)):
-            return found
+        # A file that all processes of the node map is best; this process's own memory, if it is not much; else nothing
+        # is kept, and each input is prepared anew whenever it is wanted.
+        if self.node and (shared := self._on_this_node(self.node, one)):
+            return shared
         if one.nbytes * len(self) > MEMORY_BYTES:
             return None
         return one.new_empty(len(self), *one.shape[1:]), torch.zeros(len(self), dtype=torch.uint8), False
@@ -95,11 +97,12 @@ class Examples:
 
     def each(self, parts: Sequence[torch.Tensor], loaders: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """`batch` of every part, in order. Inputs that are not here yet are prepared ahead by so many processes."""
+        # Loaders are processes: what they would put into memory of this one's own stayed with them.
         if not loaders or self._private or self._here(parts):
             yield from map(self.batch, parts)
             return
         ahead: torch.utils.data.DataLoader[torch.Tensor] = torch.utils.data.DataLoader(
-            _Ahead(self), batch_sampler=[p.tolist() for p in parts], num_workers=loaders, collate_fn=_as_it_is,
+            _Ahead(self), batch_sampler=[part.tolist() for part in parts], num_workers=loaders, collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         for part, inputs in zip(parts, ahead, strict=True):
@@ -118,20 +121,21 @@ class Examples:
         labels = self.split.labels[index].to(self.device, non_blocking=True)
         if self.near is None:
             return self.fetch(index).to(self.device), labels
-        room, there = self.near
-        if len(missing := index[~there[index]]):
+        # Which are there is known on the host, so that nothing waits for the GPU to find out.
+        room, present = self.near
+        if len(missing := index[~present[index]]):
             room[missing.to(self.device)] = self.fetch(missing).to(self.device)
-            there[missing] = True
+            present[missing] = True
         return room[index.to(self.device, non_blocking=True)], labels
 
     def fetch(self, index: torch.Tensor) -> torch.Tensor:
         """Inputs [n, ...] of some positions, on the host: decoded now, unless they are kept."""
         if self.kept is None:
             return self.fresh(index.tolist())
-        room, there, _ = self.kept
-        if len(missing := index[there[index] == 0]):
+        room, present, _ = self.kept
+        if len(missing := index[present[index] == 0]):
             room[missing] = self.fresh(missing.tolist())
-            there[missing] = 1
+            present[missing] = 1  # after the input itself: whoever sees the byte in a shared file may read it
         return room[index]
 
     def fresh(self, index: list[int]) -> torch.Tensor:
@@ -160,27 +164,29 @@ class Examples:
         """A file with all inputs and a byte for each that is there. What is in it is a function of its name: the
         inputs, who reads them, and what that makes of the first and the last. Two processes that write one input write
         the same bytes."""
-        n = len(self)
-        size = one.nbytes * len(self)
-        if size + n > node.most or not BOOT.exists():
+        inputs = len(self)
+        size = one.nbytes * inputs
+        whole_size = size + inputs
+        if whole_size > node.most or not BOOT.exists():
             return None
         marks = [node.reader, self.split.fingerprint(labels=False), str(one.dtype), *one.shape[1:]]
-        seen = (one, self.fresh([n - 1]))
-        digest = hashlib.sha256(repr(marks).encode() + b"".join(x.numpy().tobytes() for x in seen)).hexdigest()
+        # Code that prepares inputs may change without any name changing, which its results then show.
+        ends = b"".join(tensor.numpy().tobytes() for tensor in (one, self.fresh([inputs - 1])))
+        digest = hashlib.sha256(repr(marks).encode() + ends).hexdigest()
         boot = BOOT.read_text().strip()
         path = node.folder / f"{boot}-{digest}"
         try:
             node.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                if size + n > shutil.disk_usage(node.folder).free // DISK_PART:
+                if whole_size > shutil.disk_usage(node.folder).free // DISK_PART:
                     return None
-                _make_room(node.folder, node.most - size - n, boot)
-                _allocate(path, size + n)
-            os.utime(path)
+                _make_room(node.folder, node.most - whole_size, boot)
+                _allocate(path, whole_size)
+            os.utime(path)  # what was not asked for the longest goes first, when there is no more room
             whole = torch.from_numpy(np.memmap(path, np.uint8, "r+"))
         except OSError:  # no room, or nothing may be written: every process for itself
             return None
-        return whole[:size].view(one.dtype).view(n, *one.shape[1:]), whole[size:], True
+        return whole[:size].view(one.dtype).view(inputs, *one.shape[1:]), whole[size:], True
 
 
 def _allocate(path: Path, size: int) -> None:
@@ -199,9 +205,10 @@ def _allocate(path: Path, size: int) -> None:
 def _make_room(folder: Path, most: int, boot: str) -> None:
     """Remove what an earlier boot left, and then what was not asked for the longest, until at most so many bytes are
     left. Who has a file mapped keeps it."""
-    files = [(p, p.stat()) for p in folder.iterdir() if MADE.match(p.name)]  # others are drafts, or no inputs of ours
-    files.sort(key=lambda f: (f[0].name.startswith(boot), f[1].st_mtime))
-    total = sum(s.st_size for _, s in files)
+    # Others in the folder are drafts, or no inputs of ours.
+    files = [(path, path.stat()) for path in folder.iterdir() if MADE.match(path.name)]
+    files.sort(key=lambda file: (file[0].name.startswith(boot), file[1].st_mtime))
+    total = sum(stat.st_size for _, stat in files)
     for path, stat in files:
         if path.name.startswith(boot) and total <= most:
             break

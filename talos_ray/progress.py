@@ -104,30 +104,30 @@ class Progress:
         for name, now in state.items():
             before = self.tasks.get(name, {}).get("state")
             if now["state"] in ("done", "failed") and before not in ("done", "failed"):
-                self._line(
-                    f"train: {name} {now['state']}" + (f", loss {now['loss']:.3f}" if now["loss"] is not None else "")
-                )
+                loss = f", loss {now['loss']:.3f}" if now["loss"] is not None else ""
+                self._line(f"train: {name} {now['state']}{loss}")
         self.tasks = state
         self.restarts = restarts
-        steps = sum(s["steps"] for s in state.values())
-        now = sum(s["steps"] if s["state"] == "done" else s["step"] for s in state.values())
-        finished = sum(s["state"] == "done" for s in state.values())
-        if now and self.first_step is None:
+        steps = sum(job["steps"] for job in state.values())
+        done = sum(job["steps"] if job["state"] == "done" else job["step"] for job in state.values())
+        finished = sum(job["state"] == "done" for job in state.values())
+        if done and self.first_step is None:
             self.first_step = round(time.monotonic() - self.started, 1)
-        if now and self.trained_from is None:
-            self.trained_from = (time.monotonic(), now)
-        note = f"{finished} of {len(state)} tasks, step {now} of {steps}{self._pace(now, steps)}"
+        # The pace is counted from here: what loads before the first step, or was done by a run before, is none of it.
+        if done and self.trained_from is None:
+            self.trained_from = (time.monotonic(), done)
+        note = f"{finished} of {len(state)} tasks, step {done} of {steps}{self._pace(done, steps)}"
         if restarts:
             note += f", {restarts} restart(s)"
         if not self.live:  # where no table shows them
             at_work = [
-                f"worker {s['worker']} {n} {s['step']}/{s['steps']}"
-                for n, s in state.items()
-                if s["state"] == "training"
+                f"worker {job['worker']} {name} {job['step']}/{job['steps']}"
+                for name, job in state.items()
+                if job["state"] == "training"
             ]
             note += "".join(f"; {words}" for words in at_work[:MOST_NAMED])
-        begun = any(s["state"] != "waiting" for s in state.values())
-        self.update("train", now / max(1, steps), note if begun else STARTING)
+        begun = any(job["state"] != "waiting" for job in state.values())
+        self.update("train", done / max(1, steps), note if begun else STARTING)
 
     def _pace(self, now: int, steps: int) -> str:
         """Updates a second since the first one, and how long the rest will take at that."""
@@ -145,16 +145,17 @@ class Progress:
             self._line(line)
 
     def _keep(self, line: str) -> str:
-        found = plain(f"[{time.monotonic() - self.started:6.1f} s] {line}")
-        self.lines.append(found)
-        return found
+        # Names of tasks and files come from outside, and a log is read in a terminal: no escape sequence gets there.
+        stamped = plain(f"[{time.monotonic() - self.started:6.1f} s] {line}")
+        self.lines.append(stamped)
+        return stamped
 
     def _line(self, line: str) -> None:
         """For a log; where a table stands in its place, it is only kept."""
         self.last_line = time.monotonic()
-        kept = self._keep(line)
+        stamped = self._keep(line)
         if not self.live:
-            self.console.print(kept, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(stamped, highlight=False, markup=False, soft_wrap=True)
 
     def _view(self) -> Group:
         return view(self.news())

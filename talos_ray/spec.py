@@ -106,12 +106,12 @@ def make_spec(values: dict[str, Any]) -> Spec:
         values["model"] = _placed(model)
     problems = Problems()
     tasks: dict[str, list[Task]] = {"tasks": [], "control": []}
-    for group, found in tasks.items():
+    for group, resolved in tasks.items():
         items = values.get(group)
         items = () if items is None else items if isinstance(items, list | tuple) else (items,)
         for item in items:
             with problems:
-                found.append(resolve_task(item, reads_text(model)))
+                resolved.append(resolve_task(item, reads_text(model)))
     if values.get("tasks") in (None, [], ()):
         problems.lines.append(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
@@ -132,8 +132,8 @@ def _placed(model: str) -> str:
     if not is_there(model.removeprefix(start)):
         return model
     place = Path(model.removeprefix(start)).expanduser()
-    there = place.is_dir() if folder else model.startswith("open_clip:") and place.is_file()
-    return f"{start}{place.resolve()}" if there and model != start else model
+    is_model = place.is_dir() if folder else model.startswith("open_clip:") and place.is_file()
+    return f"{start}{place.resolve()}" if is_model and model != start else model
 
 
 def is_there(path: str) -> bool:
@@ -150,11 +150,11 @@ def reads_text(model: str) -> bool:
     kind, _, named = model.partition(":")
     if kind not in HUGGING_FACE:
         return False
-    told = model
+    words = model
     if is_there(f"{named}/config.json"):
         try:
             config = json.loads((Path(named) / "config.json").read_text(encoding="utf-8"))
-            told = str(config["model_type"])
+            words = str(config["model_type"])
         except (
             OSError,
             ValueError,
@@ -163,7 +163,8 @@ def reads_text(model: str) -> bool:
             TypeError,
         ):  # whoever loads the model names what is wrong
             pass
-    return "clip" not in told.lower() and "siglip" not in told.lower()
+    # The image models that transformers reads here are these two; all its others read text.
+    return "clip" not in words.lower() and "siglip" not in words.lower()
 
 
 def schema() -> dict[str, Any]:
@@ -220,12 +221,14 @@ def _read_spec(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise SpecError(
             f"spec file {plain(path)!r} ends a chain of {len(within)} `extends`; wanted {MOST_EXTENDED} at most"
         )
+    # Behind links, too: by two names of one file a circle would go on for ever.
     if path.resolve() in within:
         raise SpecError(f"spec file {str(path)!r} extends itself; wanted a chain that ends; correct `extends`")
     values = read_yaml(path, "spec")
+    # Before the files are put together: each one's paths are relative to its own folder.
     for group in ("tasks", "control"):
         if group in values:
-            values[group] = [_with_files_beside(t, path.parent) for t in _listed(values[group])]
+            values[group] = [_with_files_beside(task, path.parent) for task in _listed(values[group])]
     if (other := values.pop("extends", None)) is None:
         return values
     if not isinstance(other, str):
@@ -240,6 +243,10 @@ def _listed(items: Any) -> Any:
 def _with_files_beside(task: Any, folder: Path) -> Any:
     if not isinstance(task, dict):
         return task
-    given = {k: task[k] for k in ("data", "checkpoint") if isinstance(task.get(k), str)}
-    there = {k: str(folder / v) for k, v in given.items() if not Path(v).is_absolute() and is_there(str(folder / v))}
-    return {**task, **there}
+    # What does not lie there may be a name of the Hub, or of the demo: it stays as it is written.
+    beside = {}
+    for key in ("data", "checkpoint"):
+        name = task.get(key)
+        if isinstance(name, str) and not Path(name).is_absolute() and is_there(str(folder / name)):
+            beside[key] = str(folder / name)
+    return {**task, **beside}
