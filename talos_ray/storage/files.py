@@ -69,8 +69,8 @@ def mark_of(part: re.Match[str]) -> str:
 
 def who(mark: str) -> str:
     """The process that made a mark, in words."""
-    found = re.match(OWNER, mark)
-    return f"process {found['pid']} on {found['host']}" if found else "another process"
+    owner = re.match(OWNER, mark)
+    return f"process {owner['pid']} on {owner['host']}" if owner else "another process"
 
 
 def is_gone(mark: str, age: float, locked: bool = False) -> bool:
@@ -79,13 +79,14 @@ def is_gone(mark: str, age: float, locked: bool = False) -> bool:
     Args:
         locked: this process holds a lock that the other would have to hold, if it were on this machine.
     """
-    found = re.match(OWNER, mark)
-    if found is None or found["host"] != _host():
+    owner = re.match(OWNER, mark)
+    if owner is None or owner["host"] != _host():
         return age > LEASE
     if locked:
         return True
+    # Signal 0 is none: it only asks whether there is such a process.
     try:
-        os.kill(int(found["pid"]), 0)
+        os.kill(int(owner["pid"]), 0)
     except (ProcessLookupError, OverflowError):
         return True
     except OSError:  # it runs, and is somebody else's
@@ -205,9 +206,12 @@ class Store:
 
     def listing(self, folder: str = "") -> Listing:
         """What `list` names, with size and time: one request."""
-        found = self._asked(folder, self._entries)
-        files = [i for i in found if i.type == pafs.FileType.File and not i.base_name.startswith(".")]
-        return sorted((i.base_name, i.size, i.mtime_ns or 0) for i in files)
+        entries = self._asked(folder, self._entries)
+        listing = []
+        for entry in entries:
+            if entry.type == pafs.FileType.File and not entry.base_name.startswith("."):
+                listing.append((entry.base_name, entry.size, entry.mtime_ns or 0))
+        return sorted(listing)
 
     def _entries(self, path: str) -> Sequence[pafs.FileInfo]:
         entries: Sequence[pafs.FileInfo] = self.fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -219,9 +223,9 @@ class Store:
             if os.path.islink(self.path(folder)) or not os.path.isdir(self.path(folder)):
                 return []
             with os.scandir(self.path(folder)) as entries:
-                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-        found = self._asked(folder, self._entries)
-        return sorted(i.base_name for i in found if i.type == pafs.FileType.Directory)
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        listed = self._asked(folder, self._entries)
+        return sorted(entry.base_name for entry in listed if entry.type == pafs.FileType.Directory)
 
     def age(self, name: str) -> float:
         """Seconds since a file, or what lies in a folder, was last changed, by this machine's clock; 0 if there is
@@ -231,18 +235,18 @@ class Store:
                 return time.time() - os.stat(self.path(name)).st_mtime
             except FileNotFoundError:
                 return 0.0
-        changed = [i for _, _, i in self.listing(name)]
+        changed = [changed_at for _, _, changed_at in self.listing(name)]  # nanoseconds since 1970
         return time.time() - max(changed) / 1e9 if changed else 0.0
 
     def walk(self) -> Names:
         """Names of all finished files in the folder and those below, sorted; as `list`. Links are not followed."""
         names = (name for name, kind in self.tree() if kind == "file")
-        return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
+        return sorted(name for name in names if not PurePosixPath(name).name.startswith("."))
 
     def tree(self, under: str = "") -> Iterator[tuple[str, str]]:
         """(name, kind) of everything below the folder (or `under` a folder in it), whatever it is called. `kind`:
-        "file", "empty folder", or, on this
-        machine, "link" (never followed), "pipe", "socket", "device", or "folder that cannot be read"."""
+        "file", "empty folder", or, on this machine, "link" (never followed), "pipe", "socket", "device", or "folder
+        that cannot be read"."""
         if not self.local:
             yield from self._remote_tree(under)
             return
@@ -250,18 +254,19 @@ class Store:
         while waiting:  # no recursion: a tree may be deeper than Python's stack
             folder = waiting.pop()
             try:
+                inside = []
                 with os.scandir(os.path.join(self.root, folder)) as entries:
-                    found = [
-                        (f"{folder}/{e.name}" if folder else e.name, e.stat(follow_symlinks=False)) for e in entries
-                    ]
+                    for entry in entries:
+                        name = f"{folder}/{entry.name}" if folder else entry.name
+                        inside.append((name, entry.stat(follow_symlinks=False)))
             except FileNotFoundError:  # another process took it away meanwhile
                 continue
             except OSError:
                 yield folder, "folder that cannot be read"
                 continue
-            if not found and folder:
+            if not inside and folder:
                 yield folder, "empty folder"
-            for name, about in found:
+            for name, about in inside:
                 if stat.S_ISDIR(about.st_mode):
                     waiting.append(name)
                 else:
@@ -504,16 +509,16 @@ class Store:
 
     def _tickets(self) -> Names:
         """Of the processes that write, or wait to. Those of processes that are gone are thrown away."""
-        found = []
+        tickets = []
         for name, _, changed in self.listing(QUEUE):
             if TICKET.fullmatch(name) and is_gone(name, time.time() - changed / 1e9):
                 self.delete(f"{QUEUE}/{name}")
             else:
-                found.append(name)
-        return found
+                tickets.append(name)
+        return tickets
 
     def _busy(self, marks: Names) -> ConflictError:
-        others = ", ".join(sorted({who(m) for m in marks})) or "another process"
+        others = ", ".join(sorted(set(map(who, marks)))) or "another process"
         return ConflictError(
             f"run {self.uri!r} is being written to by {others}; nothing was changed; wait for it, or run the same "
             "command again"
@@ -525,8 +530,8 @@ class Store:
         if not self.local:  # an object store holds whole objects only
             return gone
         for name, kind in self.tree(under):
-            found = PART.fullmatch(PurePosixPath(name).name)
-            if found and kind == "file" and is_gone(mark_of(found), self.age(name)):
+            part = PART.fullmatch(PurePosixPath(name).name)
+            if part and kind == "file" and is_gone(mark_of(part), self.age(name)):
                 self.delete(name)
                 gone.append(name)
         return gone

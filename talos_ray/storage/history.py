@@ -112,17 +112,13 @@ def append(
         before = events[-1] if events else {}
         writes, more = build(before) if build else ({}, {})
         written = {name: _sha256(data) for name, data in writes.items()}
-        command = {} if asked is None else {"asked": asked}
+        # What an operation says of itself comes last: it may move head, and count a version more.
         event = {
             "number": len(events),
             "previous": previous,
             "id": mark,
             "operation": operation,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "user": _user(),
-            "host": socket.gethostname(),
-            "command": blotted(shlex.join(sys.argv)),
-            **command,
+            **_by_whom(asked),
             "head": before.get("head"),
             "versions": before.get("versions", 0),
             "files": {**held, **written},
@@ -145,11 +141,24 @@ def append(
         time.sleep(random.uniform(0, longest))
 
 
+def _by_whom(asked: list[Any] | None) -> Event:
+    """When, by whom, where, and by which command an event comes about. No password of a command's URI stays in it."""
+    command = {} if asked is None else {"asked": asked}
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "user": _user(),
+        "host": socket.gethostname(),
+        "command": blotted(shlex.join(sys.argv)),
+        **command,
+    }
+
+
 def _commit(store: Store, event: Event, writes: Mapping[str, bytes], patience: float | None) -> bool:
     """Make an event and its files part of the run: whether it was this writer's turn."""
     number = f"history/{event['number']:08d}.json"
     folder = f"{PENDING}/{event['id']}"
     with store.alone():
+        # Looked at again now that nobody else may write: what was built rests on an event that was the newest then.
         _, newest = chain(store)
         if newest != event["previous"]:
             return False
@@ -166,6 +175,7 @@ def _commit(store: Store, event: Event, writes: Mapping[str, bytes], patience: f
                 _drop(store, folder)
         if not claimed:
             return False
+        # From the claim on the event is part of the run, whatever comes now: any later command can finish it.
         try:
             _put_in_place(store, event, contents)
         except StorageError as error:
@@ -313,17 +323,17 @@ def chain(store: Store) -> tuple[list[Event], str]:
 
 def _chain(store: Store) -> tuple[list[Event], list[str]]:
     """All events, as `chain`, and the hash of each."""
-    there = _listing(store)
+    listing = _listing(store)
     seen, events, digests = _known.get(store.uri, ([], [], []))
     # What lay there at the last look, unchanged in name, size and time, was checked then.
     same = 0
-    while same < min(len(seen), len(there)) and seen[same] == there[same]:
+    while same < min(len(seen), len(listing)) and seen[same] == listing[same]:
         same += 1
     events = events[:same]
     digests = digests[:same]
-    names = [name for name, *_ in there]
+    names = [name for name, *_ in listing]
     previous = digests[-1] if digests else FIRST
-    new = list(_links(store, names, same, previous, _together(store, len(there), same)))
+    new = list(_links(store, names, same, previous, _together(store, len(listing), same)))
     if any(isinstance(event, CorruptError) for event, _ in new):
         new = list(_links(store, names, same, previous))  # what is kept together may be what was changed
     for event, digest in new:
@@ -331,23 +341,24 @@ def _chain(store: Store) -> tuple[list[Event], list[str]]:
             raise event
         events.append(event)
         digests.append(digest)
-    _known[store.uri] = (there, events, digests)
+    _known[store.uri] = (listing, events, digests)
     return list(events), digests
 
 
 def _together(store: Store, count: int, first: int) -> dict[int, bytes]:
     """Events by number, from number `first` on, as files of many have them; nothing on a disk, where reading one file
     is as cheap. Not to be trusted before `_links` has found that they follow one another."""
-    found: dict[int, bytes] = {}
+    contents: dict[int, bytes] = {}
     if store.local or count - first < SEGMENT:
-        return found
+        return contents
     for name, *_ in store.listing("history"):
         if (named := TOGETHER.fullmatch(name)) and int(named["last"]) >= first:
             with suppress(CorruptError, OSError, TypeError):
                 listed = store.read_json(f"history/{name}").get("events")
                 if isinstance(listed, list):
-                    found.update((number, as_json(event)) for number, event in enumerate(listed, int(named["first"])))
-    return found
+                    for number, event in enumerate(listed, int(named["first"])):
+                        contents[number] = as_json(event)
+    return contents
 
 
 def events(store: Store) -> Iterator[Event]:
@@ -357,8 +368,8 @@ def events(store: Store) -> Iterator[Event]:
 
 def last(store: Store) -> Event:
     """The newest event; `{}` if there is none. Raises as `chain`."""
-    found, _ = chain(store)
-    return found[-1] if found else {}
+    whole, _ = chain(store)
+    return whole[-1] if whole else {}
 
 
 def recorded(store: Store) -> dict[str, str]:
@@ -546,14 +557,16 @@ def strays(store: Store) -> list[str]:
 def changed(store: Store) -> list[str]:
     """Files that an event names, and that are missing, or other ones."""
     known = recorded(store)
-    there = {name for name, kind in store.tree() if kind == "file"}
-    return [name for name, digest in sorted(known.items()) if name not in there or store.sha256(name) != digest]
+    files = {name for name, kind in store.tree() if kind == "file"}
+    return [name for name, digest in sorted(known.items()) if name not in files or store.sha256(name) != digest]
 
 
 def _look(store: Store) -> list[str]:
-    found = [event for event, _ in _links(store, [name for name, *_ in _listing(store)])]
-    problems = [str(e) for e in found if isinstance(e, CorruptError)]
-    whole = [e for e in found if not isinstance(e, CorruptError)]
+    names = [name for name, *_ in _listing(store)]
+    links = [link for link, _ in _links(store, names)]
+    # A broken event is a problem of its own; the files are held against what all others say.
+    problems = [str(link) for link in links if isinstance(link, CorruptError)]
+    whole = [link for link in links if not isinstance(link, CorruptError)]
     wanted = _newest_digests(whole)
     files: set[str] = set()
     for name, kind in sorted(store.tree()):
@@ -647,8 +660,8 @@ def pointed(store: Store, whole: list[Event]) -> list[str]:
         data = store.read("head.json")
     except (OSError, CorruptError) as error:
         return [f"head.json cannot be read: {error}"]
-    told = [e for e in whole if {"head", "number"} <= e.keys()]  # one whose keys were changed points nowhere
-    if any(data == _pointer(event, digest_of(event)) for event in told):
+    pointing = [event for event in whole if {"head", "number"} <= event.keys()]  # others had their keys changed
+    if any(data == _pointer(event, digest_of(event)) for event in pointing):
         return []
     return [
         "head.json names no event of the history: it was changed, or the newest event, "

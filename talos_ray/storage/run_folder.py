@@ -150,11 +150,11 @@ class RunFolder:
             )
         if not self.is_ours or identity is None:
             return
-        found = self.info()["identity"]
+        stored = self.info()["identity"]
         for key, wanted in identity.items():
-            if found.get(key) != wanted:
+            if stored.get(key) != wanted:
                 raise SpecError(
-                    f"output {self.store.uri!r} holds another run: its {key} is {_short(found.get(key))}, this spec's "
+                    f"output {self.store.uri!r} holds another run: its {key} is {_short(stored.get(key))}, this spec's "
                     f"is {_short(wanted)}; "
                     f"choose another output"
                 )
@@ -176,16 +176,16 @@ class RunFolder:
         left what they were about to choose by."""
         root = self.store.root.rstrip("/")
         entries = self.store.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-        names = {e.base_name: e for e in entries if not DRAFT.match(e.base_name)}
+        names = {entry.base_name for entry in entries if not DRAFT.match(entry.base_name)}
         if self.is_ours:  # what is called like these is read, or cleaned up, as if a run had made it
-            names = {n: e for n, e in names.items() if n in (SCRATCH, CHOICE)}
+            names &= {SCRATCH, CHOICE}
         if CHOICE in names and set(self.load_choice() or ()) >= SCORES:
-            del names[CHOICE]
+            names.remove(CHOICE)
         if SCRATCH in names:
             below = self.store.fs.get_file_info(pafs.FileSelector(f"{root}/{SCRATCH}", recursive=True))
-            files = [e.path.removeprefix(f"{root}/") for e in below if e.type == pafs.FileType.File]
-            if files and all(TRIAL.match(n) for n in files):
-                del names[SCRATCH]
+            files = [entry.path.removeprefix(f"{root}/") for entry in below if entry.type == pafs.FileType.File]
+            if files and all(map(TRIAL.match, files)):
+                names.remove(SCRATCH)
         return sorted(names)
 
     def info(self) -> JsonObject:
@@ -318,8 +318,10 @@ class RunFolder:
         name = f"base/{base}.safetensors"
         if not self.store.exists(name):
             with tempfile.TemporaryDirectory() as scratch:
-                save_file({n: t.contiguous() for n, t in tensors.items()}, Path(scratch) / "base.safetensors")
-                self.store.upload(Path(scratch) / "base.safetensors", name)
+                # By a file and not in memory, where the base may have no room a second time.
+                file = Path(scratch) / "base.safetensors"
+                save_file({tensor_name: tensor.contiguous() for tensor_name, tensor in tensors.items()}, file)
+                self.store.upload(file, name)
         return name
 
     def load_base(self, name: str, cache: Path) -> dict[str, torch.Tensor]:
@@ -424,7 +426,7 @@ class RunFolder:
         """Store what a merge method made of the deltas, where it cannot be made again to the bit. Returns the file's
         name, and its bytes."""
         tensors = {f"mask/{n}": bits for n, bits in mask.packed().items()}
-        tensors |= {f"rows/{t}": d.values for t, d in rows.items()}
+        tensors |= {f"rows/{task}": delta.values for task, delta in rows.items()}
         name = f"merged/{fingerprint(tensors)}.safetensors"
         if not self.store.exists(name):  # as in `save_learned`
             self.store.write_tensors(name, tensors, {"base": next(iter(rows.values())).base})
@@ -433,31 +435,31 @@ class RunFolder:
     def load_merged(self, name: str, layout: Layout) -> tuple[Mask, dict[str, Delta]]:
         """What `save_merged` stored."""
         tensors, info = self.store.read_tensors(name)
-        mask = mask_from_packed(layout, {n: tensors[f"mask/{n}"] for n in layout.names})
-        names = [n.removeprefix("rows/") for n in tensors if n.startswith("rows/")]
-        return mask, {t: Delta(t, tensors[f"rows/{t}"], info["base"], mask.fingerprint) for t in sorted(names)}
+        mask = mask_from_packed(layout, {name: tensors[f"mask/{name}"] for name in layout.names})
+        tasks = sorted(name.removeprefix("rows/") for name in tensors if name.startswith("rows/"))
+        return mask, {task: Delta(task, tensors[f"rows/{task}"], info["base"], mask.fingerprint) for task in tasks}
 
     def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> Learned:
         """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file
         named by its content. Returns what the version says of it."""
         coefficients = blend.by_segment
         groups = blend.groups if blend.granularity == "group" else None
-        tensors = {f"head/{t}": h.float().contiguous() for t, h in heads.items()}
-        tensors |= {f"coefficient/{t}": a.float().contiguous() for t, a in coefficients.items()}
+        tensors = {f"head/{task}": head.float().contiguous() for task, head in heads.items()}
+        tensors |= {f"coefficient/{task}": values.float().contiguous() for task, values in coefficients.items()}
         name = f"learned/{fingerprint(tensors)}.safetensors"
         # Where another version has the same, the file stays: its bytes are recorded, and a header's order may differ.
         if not self.store.exists(name):
             about = {"granularity": blend.granularity, "groups": groups, "mask": mask.fingerprint}
             self.store.write_tensors(name, tensors, about)
-        longest = max((len(a) for a in coefficients.values()), default=0)
+        longest = max(map(len, coefficients.values()), default=0)
         return Learned(
             file=name,
             granularity=blend.granularity,
             groups=groups,
             count=longest if blend.granularity else 1,
             heads=sorted(heads),
-            range={t: [float(a.min()), float(a.max())] for t, a in coefficients.items()},
-            near_zero={t: float((a.abs() < NEAR_ZERO).float().mean()) for t, a in coefficients.items()},
+            range={task: [float(values.min()), float(values.max())] for task, values in coefficients.items()},
+            near_zero={task: _near_zero(values) for task, values in coefficients.items()},
         )
 
     def load_learned(self, version: Version) -> tuple[Blend, dict[str, torch.Tensor]]:
@@ -475,10 +477,13 @@ class RunFolder:
                 f"{self.store.path(learned.file)} does not hold the coefficients that it names; it was changed; "
                 "restore it from a copy"
             )
-        heads = {n.removeprefix("head/"): t for n, t in tensors.items() if n.startswith("head/")}
+        heads = {name.removeprefix("head/"): head for name, head in tensors.items() if name.startswith("head/")}
         if learned.granularity is None:
             return Blend(version.coefficients), heads
-        values = {n.removeprefix("coefficient/"): t for n, t in tensors.items() if n.startswith("coefficient/")}
+        values = {}
+        for name, tensor in tensors.items():
+            if name.startswith("coefficient/"):
+                values[name.removeprefix("coefficient/")] = tensor
         return Blend(values, learned.granularity, learned.groups or 4), heads
 
     def heads_of(self, version: Version | None) -> dict[str, tuple[str, torch.Tensor]]:
@@ -526,7 +531,7 @@ class RunFolder:
     def _checkpoints(self, task: str) -> list[str]:
         """Names of a task's checkpoints, oldest first: files that are called as `save_checkpoint` calls them, and no
         others."""
-        return [n for n in self.store.list(f"checkpoints/{task}") if STEP.match(n)]
+        return [name for name in self.store.list(f"checkpoints/{task}") if STEP.match(name)]
 
     # -------------------------------------------------------------------------------- trials
 
@@ -548,13 +553,13 @@ class RunFolder:
         Raises:
             CorruptError: it is gone, or broken.
         """
-        found = self.load_trial(key)
-        if found is None:
+        trial = self.load_trial(key)
+        if trial is None:
             raise CorruptError(
                 f"{self.store.path(f'trials/{key}.safetensors')} is gone or broken; wanted what the search wrote "
                 "there; run the same command again"
             )
-        return found
+        return trial
 
     def save_trial(self, key: str, info: Mapping[str, object], logits: Mapping[str, torch.Tensor]) -> None:
         self.store.write_tensors(f"trials/{key}.safetensors", logits, info)
@@ -678,10 +683,11 @@ class RunFolder:
         tensors, info = self.store.read_tensors(name)
         tasks = info["data"]
         return Answers(
-            predicted={t: tensors[f"{t}/predicted"] for t in tasks},
-            labels={t: tensors[f"{t}/label"] for t in tasks},
+            predicted={task: tensors[f"{task}/predicted"] for task in tasks},
+            labels={task: tensors[f"{task}/label"] for task in tasks},
             data=tasks,
-            probability={t: tensors[f"{t}/probability"] for t in tasks if f"{t}/probability" in tensors},
+            # Earlier releases kept none.
+            probability={task: tensors[f"{task}/probability"] for task in tasks if f"{task}/probability" in tensors},
         )
 
     @property
@@ -697,7 +703,7 @@ class RunFolder:
     def approval(self, number: int) -> history.Event | None:
         """The event by which somebody put this version in force although its gate was not met."""
         events = history.events(self.store)
-        return next((e for e in events if e["operation"] == "approve" and e["version"] == number), None)
+        return next((event for event in events if event["operation"] == "approve" and event["version"] == number), None)
 
     def load_robustness(self, number: int) -> JsonObject | None:
         """What a version scores on corrupted test data, if that was measured."""
@@ -731,10 +737,15 @@ def answers_name(number: int) -> str:
 
 def answers_file(number: int, answers: Answers) -> tuple[str, bytes]:
     """Name and content of what a version answered, as `RunFolder.load_answers` reads it."""
-    tensors = {f"{t}/predicted": p.int() for t, p in answers.predicted.items()}
-    tensors |= {f"{t}/label": labels.int() for t, labels in answers.labels.items()}
-    tensors |= {f"{t}/probability": p.float() for t, p in answers.probability.items()}
+    tensors = {f"{task}/predicted": classes.int() for task, classes in answers.predicted.items()}
+    tensors |= {f"{task}/label": labels.int() for task, labels in answers.labels.items()}
+    tensors |= {f"{task}/probability": values.float() for task, values in answers.probability.items()}
     return answers_name(number), as_tensors(tensors, {"data": dict(answers.data)})
+
+
+def _near_zero(coefficients: torch.Tensor) -> float:
+    """The share of coefficients that leave next to nothing of what they stand before."""
+    return float((coefficients.abs() < NEAR_ZERO).float().mean())
 
 
 def _facts(version: Version) -> dict[str, object]:
@@ -774,8 +785,8 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
             "mask of this model, or calibrate anew"
         )
     names = tuple(sorted(info["shapes"]))
-    layout = Layout(names, tuple(tuple(info["shapes"][n]) for n in names))
-    extra = {k: v for k, v in info.items() if k not in ("base", "fingerprint", "k", "shapes")}
+    layout = Layout(names, tuple(tuple(info["shapes"][name]) for name in names))
+    extra = {key: value for key, value in info.items() if key not in ("base", "fingerprint", "k", "shapes")}
     return mask_from_packed(layout, packed, extra)
 
 
@@ -785,7 +796,7 @@ def _search_today(search: JsonObject) -> JsonObject:
     if "probe" not in search:
         return dict(search)
     gone = ("probe", "probe_inputs", "parts", "generation", "trials", "method")
-    kept = {k: v for k, v in search.items() if k not in gone}
+    kept = {key: value for key, value in search.items() if key not in gone}
     return {**kept, "method": "grid" if search["method"] == "grid" else "learned"}
 
 
