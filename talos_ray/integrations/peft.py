@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -91,12 +91,7 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
         )
     check_file(folder / ADAPTER_WEIGHTS, what)
     with _quiet():
-        try:
-            config = peft.PeftConfig.from_pretrained(str(folder))
-        except FAILED as error:
-            raise SpecError(
-                f"{what}: its adapter_config.json cannot be read by peft {peft.__version__}: {_first(error)}"
-            ) from None
+        config = _config(peft, folder, what)
         kind = getattr(config.peft_type, "value", config.peft_type)
         if config.is_prompt_learning:
             raise _unmerged(what, kind, "it adds to what the model reads and changes none of its weights")
@@ -117,6 +112,16 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
         except FAILED as error:
             raise _unmerged(what, kind, _first(error)) from None
     return {name: tensor.detach() for name, tensor in whole.state_dict().items()}
+
+
+def _config(peft: ModuleType, folder: Path, what: str) -> Any:
+    """An adapter's configuration, as peft has it. Raises SpecError where that cannot read it."""
+    try:
+        return peft.PeftConfig.from_pretrained(str(folder))
+    except FAILED as error:
+        raise SpecError(
+            f"{what}: its adapter_config.json cannot be read by peft {peft.__version__}: {_first(error)}"
+        ) from None
 
 
 def _unmerged(what: str, kind: str, why: str) -> SpecError:

@@ -346,6 +346,7 @@ def calibrate(
         on_shard=on_shard,
         first=first,
     )
+    # Each round damps what the one before left out, so that weights are judged beside those that stay (TaLoS).
     kept = None
     for number in range(1, spec.calibration.rounds + 1):
         kept = calibration.round(number, kept)

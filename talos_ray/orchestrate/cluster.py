@@ -268,7 +268,7 @@ def _start(times: int, **how: Unpack[StartOptions]) -> None:
     """
     import ray
 
-    for more in reversed(range(times)):
+    for more in reversed(range(times)):  # tries that are left after this one
         try:
             ray.init(**how)
             return
@@ -419,6 +419,7 @@ def root_cause(error: BaseException) -> str:
     """The last line of the innermost cause: what a person needs of Ray's nested tracebacks."""
     cause = getattr(error, "cause", None) or error
     text = str(cause).strip()
+    # Memory first: what the last line says of it names neither the setting nor what it would have to be.
     if (memory := memory_used(text)) is not None:
         return (
             f"a worker ran out of memory (its node used {memory[0]} of {memory[1]}), and Ray ended it; "

@@ -92,6 +92,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     progress.begin("check", "spec, data and model")
     check_caches()  # alone, because without them nothing else can be looked at
     check_start(spec.cluster)  # alone, because to look at the data may take minutes
+    # Each block's error is noted, and the next is looked at all the same: whoever mends a spec sees all that is wrong.
     problems = Problems()
     with problems:
         check_output(spec.output, [task.data for task in (*spec.tasks, *spec.control) if is_here(task)])
@@ -124,16 +125,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     problems.tell()
     if not spec.control:
         progress.say("no control task: nothing will show what the edit costs elsewhere; name one under control")
-    # What a run's folder belongs to for good: another spec may add tasks to it, but not change any of this.
-    identity = {
-        "model": spec.model,
-        "base": base,
-        "tasks": calibrated,
-        "seed": spec.seed,
-        "mask": spec.mask.keyed(),
-        "calibration": spec.calibration.keyed(),
-        "calibration inputs": mask_key,
-    }
+    identity = _identity(spec, base, calibrated, mask_key)
     folder.check_new(base, identity)
     prepared = Prepared(
         spec=spec,
@@ -157,6 +149,19 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         f"{k:,} may change{stays}",
     )
     return prepared
+
+
+def _identity(spec: Spec, base: str, calibrated: list[str], mask_key: str) -> dict[str, object]:
+    """What a run's folder belongs to for good: another spec may add tasks to it, but not change any of this."""
+    return {
+        "model": spec.model,
+        "base": base,
+        "tasks": calibrated,
+        "seed": spec.seed,
+        "mask": spec.mask.keyed(),
+        "calibration": spec.calibration.keyed(),
+        "calibration inputs": mask_key,
+    }
 
 
 def _tell_of_forgotten(folder: RunFolder, spec: Spec, progress: Progress) -> None:

@@ -220,6 +220,7 @@ class Pool:
 
     def _ask(self) -> None:
         """How far everybody is. Who does not answer is asked no second time; who does not get on is replaced."""
+        # Asked of all at once, and read only where the answer has come: one node that is slow holds nobody up.
         busy = [worker for worker in self.workers if worker.job is not None]
         for worker in busy:
             if worker.asked is None:
@@ -229,7 +230,7 @@ class Pool:
         for worker in busy:
             if worker.asked in answered:
                 self._note(worker)
-            patience = self.settings.stall_minutes
+            patience = self.settings.stall_minutes  # 0: none is ever taken for stuck
             if patience and time.monotonic() - worker.since > patience * 60:
                 self._lose(worker, f"no step for {patience:g} minutes (cluster.stall_minutes)")
         if not busy and self.workers and self.settings.stall_minutes:

@@ -78,6 +78,7 @@ def look(shared: Shared, arm: Arm | None, requests: Sequence[LookRequest], uri: 
         arm: whose deltas; the base, if not given.
     """
     folder = RunFolder(uri)
+    # A look that is on storage is not taken again: a run that was killed has most of them.
     infos = []
     for request in requests:
         stored = folder.load_trial(request.key)
@@ -500,7 +501,10 @@ def rows_of_parts(size: int) -> list[tuple[int, int]]:
 
 def _joined(parts: Sequence[Predicted]) -> Predicted:
     """Predictions of a task's rows, from those of its parts."""
-    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+    joined = {}
+    for kind in parts[0]:
+        joined[kind] = np.concatenate([part[kind] for part in parts])
+    return joined
 
 
 def score_version(
@@ -527,6 +531,7 @@ def score_version(
     base_words = _by(predictions.base, "words")
     base = answers(p, base_words, marks, _by(predictions.base, "words_probability"))
     probe = answers(p, _by(predictions.base, "own"), marks)
+    # Every arm is scored against the same base and the same probe: only so are arms alike but for their masks.
     results = {}
     merged_answers = {}
     for plan in arms:
@@ -596,6 +601,7 @@ def _predictions(
 
 def _merged_answers(p: Prepared, mine: Chosen, together: Mapping[str, Predicted], marks: Mapping[str, str]) -> Answers:
     """What the merged model answers: by a task's own head where it has one, by its words elsewhere."""
+    # Not whichever is better on test data: the search chose by validation data, and the choice stands.
     predicted = {}
     probability = {}
     for task, kinds in together.items():

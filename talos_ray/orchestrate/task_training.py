@@ -237,9 +237,7 @@ class TaskTrainer:
                     "resumed_at": resumed_at,
                     "state_bytes": optimizer.bytes(),
                 }
-                dtype = getattr(torch, settings.delta_dtype)
-                values = optimizer.values.detach()
-                folder.save_delta(make_delta(task, values, before, bench.shared.base, mask.fingerprint, dtype, info))
+                self._store(job, optimizer.values.detach(), before, info)
                 # The last write has to be over first, or it would put a checkpoint back.
                 saving.finish()
                 folder.drop_checkpoints(task)
@@ -249,3 +247,10 @@ class TaskTrainer:
             batches.close()
             optimizer.close()
             bench.reset()
+
+    def _store(self, job: Job, values: torch.Tensor, before: torch.Tensor, info: dict[str, object]) -> None:
+        """Put a job's delta on storage: what `values` differ by from what was there `before`, both [k]."""
+        dtype = getattr(torch, job.settings.delta_dtype)
+        mask = self.masks[job.arm].fingerprint
+        delta = make_delta(job.task.name, values, before, self.bench.shared.base, mask, dtype, info)
+        RunFolder(job.folder).save_delta(delta)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorClass
+from ray.actor import ActorClass, ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -84,6 +84,25 @@ class Queue:
 QUEUES = cast("ActorClass[Queue]", Queue)  # type checkers look past a class's decorator
 
 
+class _Messages:
+    """How far a team is, for the queue. No step waits for it: only the message before the one that is sent must have
+    come. That raises where the queue is gone, and then nobody wants the rest."""
+
+    def __init__(self, queue: ActorHandle[Any]) -> None:
+        self.queue = queue
+        self.last: ObjectRef[Any] | None = None
+
+    def about(self, job: Job) -> Callable[[int, float], None]:
+        """What tells of a job: called with its updates that are done, and the loss."""
+
+        def tell(step: int, loss: float) -> None:
+            if self.last is not None:
+                ray.get(self.last)
+            self.last = self.queue.progress.remote(job.name, step, loss, os.getpid())
+
+        return tell
+
+
 def train_loop(config: dict[str, Any]) -> None:
     """What every worker of a team runs, from the first job to an empty queue.
 
@@ -106,16 +125,7 @@ def train_loop(config: dict[str, Any]) -> None:
         ray.get(queue.begin.remote(team, get_current_placement_group()))
     make_trainer = pkgutil.resolve_name(config["trainer"])
     trainer: Trainer = make_trainer(*ray.get(queue.objects.remote()))
-    last: ObjectRef[None] | None = None
-
-    def tell(step: int, loss: float) -> None:
-        nonlocal last
-        # The message before this one, so that no step waits for the queue; it raises where that is gone, and nobody
-        # wants the rest.
-        if last is not None:
-            ray.get(last)
-        last = queue.progress.remote(job.name, step, loss, os.getpid())
-
+    messages = _Messages(queue)
     while True:
         # Only one worker asks, and the others learn of it by torch's own channel: so all have the same job.
         box = [ray.get(queue.next.remote(team)) if rank == 0 else None]
@@ -124,7 +134,7 @@ def train_loop(config: dict[str, Any]) -> None:
         if job is None:
             return
         try:
-            seconds, loss = trainer.train(job, rank, world, tell)
+            seconds, loss = trainer.train(job, rank, world, messages.about(job))
             error = None
         except (FloatingPointError, ValueError) as fault:  # of the settings: a restart would meet it again
             seconds = 0.0

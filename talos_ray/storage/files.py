@@ -149,7 +149,7 @@ def _patiently(path: str, seconds: float, action: Callable[[], Result]) -> Resul
         OSError: as `action`, at last or for good.
     """
     started = time.monotonic()
-    pause = 0.25
+    pause = 0.25  # seconds; a storage that many workers ask again at once would refuse the more
     while True:
         try:
             return action()
@@ -347,6 +347,7 @@ class Store:
         folder, base = target.rsplit("/", 1)
         if self.local or self.fs.type_name == "hdfs":
             self.fs.create_dir(folder, recursive=True)
+        # Somebody may have put a link there since the run began, and nothing of a run is written outside of it.
         if self.local and os.path.realpath(folder) != folder:
             raise CorruptError(
                 f"{folder} is a link to {os.path.realpath(folder)!r}; wanted a folder of the run; nothing was written"
@@ -362,6 +363,7 @@ class Store:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
+                # The bytes are on the disk before the name is, and then the name: a power cut leaves no empty file.
                 os.replace(work, target)
                 _flush_folder(folder)
             else:
@@ -395,6 +397,7 @@ class Store:
                 except OSError as error:
                     if error.errno not in NO_LINKS:
                         raise
+                    # A file system without links: the lock of `alone` is what keeps others from coming between.
                     if os.path.lexists(self.path(name)):
                         return False
                     os.rename(self.path(staged), self.path(name))
@@ -452,9 +455,8 @@ class Store:
         """While this lasts, nobody else who asks for it writes: they wait. A process that dies holds nobody up.
 
         On this machine the kernel holds a lock on the folder, and lets go of it when the process ends. Object stores
-        have no
-        locks: there a process leaves a ticket, and goes on if it then sees no other; if it does, it takes its ticket
-        back and tries again a little later. As listings are of what was written before, no two can see only
+        have no locks: there a process leaves a ticket, and goes on if it then sees no other; if it does, it takes its
+        ticket back and tries again a little later. As listings are of what was written before, no two can see only
         themselves. A ticket of a process that is gone is thrown away.
 
         Raises:
@@ -472,6 +474,7 @@ class Store:
             folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise StorageError(f"{self.root} cannot be opened: {error}; mend access") from error
+        # Not waiting in the kernel, where no time could be set and no interrupt would end it with a message.
         try:
             while True:
                 try:
@@ -489,6 +492,7 @@ class Store:
 
     @contextmanager
     def _queued(self, until: float) -> Iterator[None]:
+        # The ticket before the look: with the look first two processes could each see nobody, and both go on.
         mine = f"{new_mark()}.json"
         pause = 0.02
         while True:

@@ -100,6 +100,7 @@ def append(
         ConflictError: other writers came first, again and again. Nothing was changed.
         StorageError: storage refuses; says whether the operation took effect.
     """
+    # Once, outside the loop: files that are there already may be large, and are the same at every try.
     held = {name: store.sha256(name) for name in holds}
     mark = new_mark()
     started = time.monotonic()
@@ -262,7 +263,7 @@ def _staged(store: Store, event: Event) -> dict[str, bytes]:
         if name == EVENT:
             continue
         data = store.read(f"{folder}/{name}")
-        if _sha256(data) == name:
+        if _sha256(data) == name:  # its own name says what it has to hold
             contents[name] = data
     return contents
 
@@ -396,10 +397,11 @@ def _links(
     """Each event of `names` from number `first` on, or what is wrong with it; and its hash. `previous`: hash of the
     one before; `known`: content of some, which is not read again."""
     for number, name in enumerate(names[first:], first):
-        found = f"history/{name}"
+        file = f"history/{name}"
+        # Of one that cannot be read nobody knows the hash, so the next one is not held against it.
         try:
-            data = (known or {}).get(number) or store.read(found)
-            event = store.parse_json(found, data)
+            data = (known or {}).get(number) or store.read(file)
+            event = store.parse_json(file, data)
         except CorruptError as error:
             yield error, ""
             previous = ""
@@ -407,20 +409,19 @@ def _links(
         digest = digest_of(event)
         named = NAME.fullmatch(name)
         assert named is not None  # `_listing` gives no other names
+        # From what has a cause that can be named to what only shows that something is not as it was written.
         if int(named["number"]) < number and number > 0:
             problem = (
-                f"{found} is a second event of that number: writers of an early release met, or it was added; "
+                f"{file} is a second event of that number: writers of an early release met, or it was added; "
                 f"take away the one that the next event does not name as `previous`, after you have kept a copy"
             )
         elif int(named["number"]) != number or named["digest"] not in (None, digest) or data != as_json(event):
-            problem = (
-                f"{found} is not event {number} as it was written; the history was changed; restore it from a copy"
-            )
+            problem = f"{file} is not event {number} as it was written; the history was changed; restore it from a copy"
         elif wrong := _misfit(event, number):
-            problem = f"{found} is no event: its {wrong}; the history was changed; restore it from a copy"
+            problem = f"{file} is no event: its {wrong}; the history was changed; restore it from a copy"
         elif previous and event["previous"] != previous:
             problem = (
-                f"{found} follows event {event['previous'][:12]}, but the one before it, "
+                f"{file} follows event {event['previous'][:12]}, but the one before it, "
                 f"history/{names[number - 1] if number else ''}, is {previous[:12]}; "
                 f"one of them was changed, or an event removed or added; restore both from a copy"
             )
@@ -468,6 +469,7 @@ def _misfit(event: Mapping[str, Any], number: int) -> str | None:
     files = event.get("files")
     if not isinstance(files, dict):
         return f"files is {type(files).__name__}, wanted names and hashes"
+    # Names are opened, written and deleted by what an event says: one that leads out of the folder is refused here.
     for name, digest in files.items():
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\0" in name or str(PurePosixPath(name)) != name:

@@ -360,6 +360,7 @@ class RunFolder:
         if self.store.exists(name):
             old = self.store.read(name)
             _, info = self.store.read_tensors(name)
+            # Copied first, byte for byte: events hold the file's hash, and a run that is killed here has both.
             if info["fingerprint"] != delta.fingerprint:
                 self.store.write(f"deltas/archive/{delta.task}-{info['fingerprint'][:16]}.safetensors", old)
         info = {
@@ -425,7 +426,7 @@ class RunFolder:
     def save_merged(self, mask: Mask, rows: Mapping[str, Delta]) -> tuple[str, int]:
         """Store what a merge method made of the deltas, where it cannot be made again to the bit. Returns the file's
         name, and its bytes."""
-        tensors = {f"mask/{n}": bits for n, bits in mask.packed().items()}
+        tensors = {f"mask/{tensor}": bits for tensor, bits in mask.packed().items()}
         tensors |= {f"rows/{task}": delta.values for task, delta in rows.items()}
         name = f"merged/{fingerprint(tensors)}.safetensors"
         if not self.store.exists(name):  # as in `save_learned`
@@ -494,20 +495,24 @@ class RunFolder:
         own: dict[str, torch.Tensor] = {}
         if version is not None:
             _, own = self.load_learned(version)
-        return {t: ("linear", own[t]) if t in own else (kinds[t], head) for t, head in frozen.items()}
+        heads = {}
+        for task, head in frozen.items():
+            heads[task] = ("linear", own[task]) if task in own else (kinds[task], head)
+        return heads
 
     # -------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, task: str, key: str, step: int, state: Mapping[str, torch.Tensor]) -> None:
         """Two alternate, so that a broken write always leaves the one before."""
         self.store.write_tensors(f"checkpoints/{task}/step-{step:08d}.safetensors", state, {"key": key, "step": step})
-        if not self._marked:
+        if not self._marked:  # nothing is deleted where nobody can be sure that a run made it
             return
         for name in self._checkpoints(task)[:-2]:
             self.store.delete(f"checkpoints/{task}/{name}")
 
     def load_checkpoint(self, task: str, key: str) -> tuple[int, dict[str, torch.Tensor]] | None:
         """(step, state) of the newest whole checkpoint made under the same settings (`key`)."""
+        # The newest may have been cut off while it was written, and the one before is whole.
         for name in reversed(self._checkpoints(task)):
             try:
                 state, info = self.store.read_tensors(f"checkpoints/{task}/{name}")
@@ -542,10 +547,10 @@ class RunFolder:
         if not self.store.exists(name):
             return None
         try:
-            logits, info = self.store.read_tensors(name)
+            tensors, info = self.store.read_tensors(name)
         except CorruptError:
             return None
-        return info, logits
+        return info, tensors
 
     def stored_trial(self, key: str) -> tuple[JsonObject, dict[str, torch.Tensor]]:
         """A candidate that has to be there, because something was built on it.

@@ -197,16 +197,16 @@ class GateCheck(Stored):
     together: Many = 1
 
     def __str__(self) -> str:
-        found = f"{self.what} is {self.value:.3f} ({self.low:.3f} to {self.high:.3f}), wanted {self.wanted:.3f}"
+        measured = f"{self.what} is {self.value:.3f} ({self.low:.3f} to {self.high:.3f}), wanted {self.wanted:.3f}"
         if self.result != OPEN:
-            return found
+            return measured
         if not self.more:
             missing = "more test inputs may not help"
         elif self.most:
             missing = f"about {self.more:,} to {self.most:,} more test inputs needed"
         else:
             missing = f"{self.more:,} more test inputs needed, or many times as many"
-        return f"{found}: not enough data to tell, {missing}"
+        return f"{measured}: not enough data to tell, {missing}"
 
 
 class GateResult(Stored):
@@ -404,6 +404,7 @@ class Version(ArmResult):
             CorruptError: a field of it is not what it should be; names file and field.
         """
         version = fits(cls, path, found)
+        # A file that was copied over another one is whole, and still not the version that it is called.
         if version.number != number:
             raise CorruptError(f"{path}: field 'version' is {version.number}; wanted {number}; restore it from a copy")
         return version
@@ -479,4 +480,4 @@ class Version(ArmResult):
         """A task's coefficient in words; those of its groups of layers, where it has several; nothing, where it has
         none."""
         own = coefficients_of(self.coefficients, task)
-        return ", ".join(f"{group} {a:.2f}".strip() for group, a in own.items())
+        return ", ".join(f"{group} {coefficient:.2f}".strip() for group, coefficient in own.items())
