@@ -60,6 +60,7 @@ def source(name: str) -> Source:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
 
+    # The library's own rule takes a name without an owner, too, as the Hub's oldest models have it.
     repo, at, revision = name.removeprefix(PREFIX).partition("@")
     try:
         validate_repo_id(repo)
@@ -116,6 +117,7 @@ def open_repository(repo: str, *, public: bool) -> bool:
     what = f"push to {repo!r}"
     if get_token() is None:
         raise TalosError(f"{what} needs a token of the Hub, and none is set; wanted one that may write; {LOGIN}")
+    # Asked after it is made: one that was there already may be public, whatever was wanted here.
     with _explained(what):
         _api().create_repo(repo, private=not public, exist_ok=True)
         private = bool(_api().repo_info(repo).private)
@@ -172,6 +174,7 @@ def _explained(what: str, revision: str | None = None) -> Iterator[None]:
     """Turns the library's errors into one line: what was wanted, what the Hub says, and what mends it."""
     from huggingface_hub import errors
 
+    # From the special to the general: a repository that is not there is an HTTP error, too.
     try:
         yield
     except errors.GatedRepoError:

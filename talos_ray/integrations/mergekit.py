@@ -154,13 +154,14 @@ def _density(models: list[Any], config: Mapping[str, Any]) -> tuple[float | None
     numbers = [float(density) for density in given if isinstance(density, int | float) and 0 < density <= 1]
     if not given:
         return None, ""
-    if len(numbers) < len(given):
+    if len(numbers) < len(given):  # a list, by layer
         return None, "  # mergekit's densities go by layer; here one holds for all: CHANGE density, if need be"
     return sum(numbers) / len(numbers), "  # the mean of mergekit's" if len(set(numbers)) > 1 else ""
 
 
 def _model(name: str, file: Path) -> str:
     """A model as `model:` and `checkpoint:` name one; whole, where it lies here."""
+    # Beside the configuration, as mergekit finds it: the spec may be written somewhere else.
     here = file.parent / Path(name).expanduser()
     return f"hf:{here.resolve() if here.is_dir() else name}"
 
@@ -182,6 +183,7 @@ def _unique(models: list[Any], file: Path) -> list[tuple[str, Any]]:
 
 def _task(name: str, model: Any, base: str, file: Path) -> list[str]:
     whole, plus, adapter = _named(model, file).partition("+")  # mergekit's MODEL+ADAPTER
+    # An edit is a change from the run's base; one of another model would be added to weights that it does not know.
     if plus and whole != base:
         raise SpecError(
             f"mergekit file {str(file)!r}: model {whole + plus + adapter!r} is an adapter on another model than the "

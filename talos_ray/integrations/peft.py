@@ -187,6 +187,7 @@ def entries(before: torch.Tensor, after: torch.Tensor) -> Entries:
     for side in (float("inf"), float("-inf")):
         near = values.nextafter(torch.tensor(side))
         values = torch.where(~exact(values) & exact(near), near, values)
+    # The old value and its negative make 0, to which any float32 adds exactly.
     twice = (~exact(values)).nonzero().flatten()
     values[twice] = -old[twice].float()
     return Entries(torch.cat([index, index[twice]]), torch.cat([values, new[twice].float()]))
@@ -243,6 +244,7 @@ def save_shira(
             saved = adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"]
             saved.weight.data.copy_(after[f"{name}.weight"])
         adapted.save_pretrained(str(to), save_embedding_layers=False)
+        # From the files and in another copy of the base: what is on the disk is what somebody will load.
         again = peft.PeftModel.from_pretrained(copy(), str(to)).merge_and_unload().state_dict()
     if wrong := changed(after, again):
         raise TalosError(
@@ -314,6 +316,7 @@ class ShiraLayer(Protocol):
 
 def _fill(layer: ShiraLayer, needed: Entries) -> None:
     """Put entries into a SHiRA layer, and -0.0 into the places that are left: adding it changes no number's bits."""
+    # peft has as many places as its r says, and knows no empty one: each needs a position.
     values = layer.shira_weight["default"]
     free = values.numel() - len(needed.index)
     index = torch.cat([needed.index, needed.index[:1].expand(free)])

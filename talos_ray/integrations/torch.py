@@ -73,6 +73,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # There is one parameter, so one group: whatever a scheduler has set is in it.
         self.sparse.step(self.param_groups[0]["lr"])
         return loss
 
@@ -88,7 +89,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to a `state_dict()`, bitwise, and write its values into the module."""
         self.sparse.adam.load_state_dict({part: state_dict[part] for part in ("state", "param_groups")})
-        self._share()
+        self._share()  # anew, because AdamW has made itself new ones
         self.sparse.values.copy_(state_dict["values"])
         self._gradient.zero_()
         self.sparse.push()
@@ -103,6 +104,7 @@ def _device_check(values: torch.Tensor) -> Callable[[nn.Module, object], None]:
     """A hook that refuses a forward on another device than the values'. A function, so that a copy of the module copies
     no optimizer."""
 
+    # At each forward, because `module.to` leaves the optimizer's values where they were and raises nothing.
     def check(module: nn.Module, inputs: object) -> None:
         where = next(module.parameters()).device
         if where != values.device:

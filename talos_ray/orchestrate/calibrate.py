@@ -67,6 +67,7 @@ def check(shared: Shared, task: str, examples: Examples) -> Checked:
     bench.reset()
     gradients = SquaredGradients(bench.family.module, shared.layout)
     sampling = _sampling(bench, task)
+    # A few inputs do: what a hook fits is a question of the layers, and the cost is told for one sample.
     batch = sampling.batch(_inputs(bench, examples[:3]), torch.Generator())
     return gradients.check(sampling.forward, batch, sampling.score)
 
@@ -93,6 +94,7 @@ def score_shard(
     bench = workbench(shared)
     settings = shared.spec.calibration
     started = time.perf_counter()
+    # The process may have had an edit in its model, or the damping of another shard.
     bench.reset()
     if kept is not None:
         _damp(bench, kept, shared.layout.closed(selection.layers))
@@ -200,6 +202,7 @@ def choose(
         sums: of every task's scores.
         pieces: these scores, task after task, each an array, or in a list its reference: then one is looked at at once.
     """
+    # Added up piece by piece: the scores of all tasks together may be many times what one process has room for.
     mean = np.zeros(shared.layout.total, dtype=np.float32)
     pieces_per_task = len(pieces) // len(sums)
     end = 0
@@ -436,6 +439,7 @@ class _Calibration:
         """Add a wave's shards to the totals of their tasks; of the first round, also to what other masks will use."""
         if shards.number == 1 and self.first is not None:
             self.first |= {key: shards.scores[key] for key in wave}
+        # In the wave's order, whoever was ready first: float32 sums depend on it.
         for key in wave:
             task, _ = key
             # Taken out of the scores, so that the object store may let a shard go once it is added.
@@ -478,6 +482,7 @@ class _RoundOfShards:
         rounds = calibration.shared.spec.calibration.rounds
         in_all = calibration.shards_in_all
         while not self.finished.issuperset(wave):
+            # No more at once than there are workers, so that few have begun in vain where a round ends early.
             while len(self.running) < calibration.workers and (key := next(self.todo, None)) is not None:
                 self._start(key)
             ready, _ = ray.wait(list(self.running), num_returns=1)

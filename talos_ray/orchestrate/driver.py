@@ -73,6 +73,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
             return folder
         from talos_ray.orchestrate.session import on_ray
 
+        # From here on something is written and started: all that could be refused has been.
         started_at = time.monotonic()
         with on_ray(prepared, folder, verbose, progress) as session:
             _begin(prepared, folder)
@@ -221,7 +222,7 @@ def _train_jobs(session: Session, arms: list[ArmPlan], jobs: list[Job], kept: in
     progress = session.progress
     cluster = session.spec.cluster
     progress.begin("train", STARTING)
-    teams = session.slots_of("train", cluster.workers_per_task, cluster.teams)
+    teams = session.slots_of("train", cluster.workers_per_task, cluster.teams)  # how many tasks are at work at once
     _train_until_done(session, arms, jobs, teams)
     again = progress.restarts
     several = cluster.workers_per_task > 1
@@ -308,6 +309,7 @@ def _import(p: Prepared, arm: ArmPlan, task: Task) -> tuple[str, str]:
         "seconds": round(time.perf_counter() - started, 3),
         "state_bytes": 0,
     }
+    # Rounded as a trained one would be, so that nothing downstream can tell them apart.
     dtype = getattr(torch, arm.settings[task.name].delta_dtype)
     try:
         delta = make_delta(task.name, after, before, p.base, arm.mask.fingerprint, dtype, info)

@@ -57,6 +57,7 @@ class _Open:
 
     def deltas(self, tasks: Sequence[str]) -> dict[str, Delta]:
         """Those that head is made of, or the newest."""
+        # A later training may have replaced one, which then lies in the archive.
         deltas = {}
         missing = []
         for task in tasks:
@@ -319,6 +320,7 @@ def _attempt(attempt: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 def _beyond(run: _Open, way: Way, task: str, models: Mapping[str, Blend], again: Train) -> dict[str, Any]:
     """What each of some models still knows of a task. A low accuracy alone may hide features that are all there."""
+    # Of base, before and now alike, or nobody could tell what was forgotten from what was never known.
     looks = inspect.options(**options(run.prepared.spec.cluster))
     references = [looks.remote(run.session.shared_ref, way.ref, model, task, again) for model in models.values()]
     return dict(zip(models, ray.get(references), strict=True))
@@ -328,6 +330,7 @@ def _unreachable(told: dict[str, Any], holds: bool) -> str:
     """Why a task cannot be forgotten, and all that was tried. `holds`: whether the others were kept at all."""
     task = told["task"]
     curve = told["curve"]
+    # With the number that could be had, so that whoever reads it can decide and need not search again.
     if not holds:
         nearest_one = max(curve, key=lambda attempt: attempt["kept"])
         reached = (

@@ -228,6 +228,7 @@ def _weights_to_change(spec: Spec, layout: Layout) -> int:
     Raises:
         TalosError: none, or more than the open layers have.
     """
+    # Told before calibration, which may take an hour, and not by the selection at its end.
     keep = spec.mask.keep
     layers = spec.mask.layers
     assert not isinstance(keep, str) and not isinstance(layers, str)  # short runs have replaced every `auto`
@@ -260,6 +261,7 @@ def _check_images(data: TaskData) -> None:
 
 def _check_finite(model: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises SpecError where a weight of the base is NaN or infinite: whatever is made of it would be, too."""
+    # A checkpoint of a training that diverged loads as any other.
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             raise SpecError(
@@ -338,6 +340,7 @@ def _out_of_force(folder: RunFolder, tasks: Sequence[str]) -> set[str]:
 
 def _check_stored(folder: RunFolder, p: Prepared) -> None:
     """Mask and deltas already in the folder must belong to this base. Raises MismatchError, naming both."""
+    # Somebody may have copied files of another run here: found later, they would have been mixed with this one's.
     mask = folder.load_mask(p.base)
     for task in p.targets:
         if (info := folder.delta_info(task)) is not None:
@@ -468,6 +471,7 @@ def delta_key(p: Prepared, task: Task, mask: str, settings: Train) -> str:
 
 def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]) -> str:
     """Address of a version. `deltas`, `dense`: fingerprints by task, of the sparse arm and of the dense one."""
+    # Test data, too: they decide no coefficient, but every score that the version tells.
     splits = {}
     for name, data in p.data.items():
         splits[name] = [data.train.fingerprint(), data.validation.fingerprint(), data.test.fingerprint()]

@@ -157,6 +157,7 @@ class Pool:
                 self._ask()
                 on_status(self.board.state, len(self.losses))
         finally:
+            # Also after an interrupt: an actor that nobody ends holds its GPU as long as the driver lives.
             for worker in list(self.workers):
                 self._dismiss(worker)
 
@@ -283,6 +284,7 @@ class Pool:
     def _failures(self, job: Job) -> int:
         """How often a job lost its worker for a reason of its own: not counted where a node was taken away, or may
         have been."""
+        # Asked now and not when a worker was lost: Ray learns that a node is gone after it has lost its workers.
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         now = time.monotonic()
         failures = 0

@@ -68,7 +68,7 @@ class Trial(tune.Trainable):
         problems: Mapping[str, MergeProblem] | None = None,
         refs: Mapping[str, Refs] | None = None,
     ) -> None:
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # a process of its own, where the driver's level is not
         # Tune's signature wants defaults, but `with_parameters` always gives both.
         self.problems = problems or {}
         self.refs = refs or {}
@@ -76,6 +76,7 @@ class Trial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another point for the same process, which keeps its model and its data."""
+        # Points may be of another way to merge, whose vectors are fetched then; the base is the same for all.
         shared_ref, arm_ref = self.refs[new_config["merge"]]
         self.bars: list[float] = new_config.get("bars") or []
         point = Point(**new_config["point"])
@@ -165,6 +166,7 @@ class Generations(Searcher):
             self.optuna[point.merge].on_trial_complete(name, self.over.get(name) or {})
         self.names = []
         self.bars = dict(self.best)
+        # A whole generation before any of it runs, so that no proposal depends on what has ended by chance.
         for way, left in self.more.items():
             count = min(left, self.size)
             self.more[way] -= count

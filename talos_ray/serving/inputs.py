@@ -45,6 +45,7 @@ def _picture(place: int, words: Any) -> Image.Image:
     """An image file in base64, read as the files of a data set are."""
     import datasets
 
+    # As `bytes` and never as `path`: a request must not read this machine's files.
     if not isinstance(words, str):
         raise SpecError(f"input {place} is {type(words).__name__}; wanted an image file in base64")
     try:

@@ -255,17 +255,19 @@ class Server:
 
     def _answer_all(self, name: str) -> None:
         """Switch once, and answer everybody who waits for the same. Nobody is left without an answer or an error."""
+        # Whoever comes from now on begins a new group, and has the model after this one.
         with self._queue:
             group = self._waiting.pop(name)
         first = group[0].target
         try:
             began = time.perf_counter()
             model = first.version.model if first.edit is None else None
+            # Noted only where there was a switch: requests that find what they want would hide how long one takes.
             if self.switch.to(name, first.load, model):
                 self.metrics.switches.labels(self.metrics.replica).observe(time.perf_counter() - began)
             for part in self._parts(group):
                 _answer(part)
-        except BaseException as error:
+        except BaseException as error:  # an interrupt, too: the others wait in threads that it does not reach
             for waiting in group:
                 if not waiting.answer.done():
                     waiting.answer.set_exception(error)

@@ -35,6 +35,7 @@ class Place:
     @classmethod
     def of(cls, module: nn.Module, mask: Mask) -> Place:
         """In a module that holds the base."""
+        # Parameters themselves and not their names: where a mask lies is looked up once, and every switch writes there.
         parameters = dict(module.named_parameters())
         device = parameters[mask.layout.names[0]].device
         parts = [(parameters[block.name], block) for block in blocks(mask, device)]
@@ -124,6 +125,7 @@ class Switch:
                 raise MismatchError(
                     f"{name} composes to {composed[:12]}, but was recorded as {model[:12]}; mask or deltas were changed"
                 )
+        # As the module has them, rounded to its dtype: to put them back is to copy, and makes the same bits.
         self._kept[name] = (self._inside, self._inside.values())
         # The one that is in use stays, however large it is; of the others those go that were not asked for the longest.
         while sum(values.nbytes for _, values in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:

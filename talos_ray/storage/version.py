@@ -242,6 +242,7 @@ class GateResult(Stored):
     def why(self) -> str:
         """The same in a line: what is asked and not found, the worst first; of hundreds of tasks the rest is
         counted."""
+        # One line of a terminal or a commit: the report has room for all of them.
         unmet = self.unmet
         shown = unmet if len(unmet) <= MOST_TOLD else unmet[: MOST_TOLD - 1]
         sentences = [str(check) for check in shown]
