@@ -270,6 +270,7 @@ def _staged(store: Store, event: Event) -> dict[str, bytes]:
 
 def _is_settled(store: Store) -> bool:
     """Whether nothing was left behind: no look at more than a list, and two small files."""
+    # Folders that no operation names so are for `verify`, and must not make every command wait for a lock.
     if any(re.fullmatch(MARK, mark) for mark in store.folders(PENDING)):
         return False
     try:
@@ -282,6 +283,7 @@ def _is_settled(store: Store) -> bool:
 def _is_done(store: Store, events: list[Event], digests: list[str]) -> bool:
     """Whether the newest event's files have their names. head.json tells; one that no operation wrote is for `verify`
     to name."""
+    # Files first, then head.json, then the folder goes: whichever of them is behind says where the writer was cut off.
     newest = events[-1]
     if "id" in newest and store.exists(f"{PENDING}/{newest['id']}"):
         return False

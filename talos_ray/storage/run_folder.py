@@ -245,6 +245,7 @@ class RunFolder:
         keys = dict(keys or {})
         again = self.store.exists("run.json")
         if again:
+            # Heads as they were: another machine would make other last bits of them.
             info["set_aside"] = self._set_aside(spec)
             before, known = self._read_heads()
             for settings in info["set_aside"]:
@@ -269,6 +270,7 @@ class RunFolder:
 
     def _set_aside(self, spec: JsonObject) -> list[JsonObject]:
         """Settings of tasks that the run has had, and that a spec does not name."""
+        # The newest settings of a name come last, and are the ones that stay.
         before = self.store.read_json("run.json")
         had = [*before.get("set_aside", ()), *_tasks_in(before["spec"])]
         named = {task["name"] for task in _tasks_in(spec)}
@@ -374,6 +376,7 @@ class RunFolder:
 
     def load_delta(self, task: str, fingerprint: str | None = None) -> Delta | None:
         """The task's delta, or the one with this fingerprint from the archive; None if there is none."""
+        # The archive is asked only for a certain one: the newest of a task is never there.
         names = [f"deltas/{task}.safetensors"]
         if fingerprint is not None:
             names.append(f"deltas/archive/{task}-{fingerprint[:16]}.safetensors")
@@ -443,6 +446,7 @@ class RunFolder:
     def save_learned(self, blend: Blend, heads: Mapping[str, torch.Tensor], mask: Mask) -> Learned:
         """Store the coefficients of a version's segments and the heads that its tasks have of their own, in a file
         named by its content. Returns what the version says of it."""
+        # Named by what is in it: versions that share coefficients share the file, and none can be changed unseen.
         coefficients = blend.by_segment
         groups = blend.groups if blend.granularity == "group" else None
         tensors = {f"head/{task}": head.float().contiguous() for task, head in heads.items()}
@@ -574,8 +578,8 @@ class RunFolder:
     def versions(self) -> list[int]:
         """Their numbers, as recorded. Whatever else lies in `versions/` is for `verify` to name."""
         recorded = history.recorded(self.store)
-        there = [name for name in self.store.list("versions") if f"versions/{name}" in recorded]
-        named = [re.fullmatch(r"(\d{4,})\.json", name) for name in there]
+        files = [name for name in self.store.list("versions") if f"versions/{name}" in recorded]
+        named = [re.fullmatch(r"(\d{4,})\.json", name) for name in files]
         return sorted(int(match[1]) for match in named if match is not None)
 
     def load_version(self, number: int) -> Version:
@@ -591,6 +595,7 @@ class RunFolder:
     def misfits(self) -> list[str]:
         """Files that are as they were recorded, and yet do not hold what their format says: a score above 1, a delta
         that is NaN, a field that is missing. Whoever can make all hashes anew can write such ones."""
+        # All of them, and not the first: whoever repairs a run wants to know how much of it is left.
         problems: list[str] = []
 
         def tried(check: Callable[[], object]) -> None:
@@ -640,6 +645,7 @@ class RunFolder:
 
         def build(before: history.Event) -> tuple[dict[str, bytes], dict[str, object]]:
             self._check_head(at, before)
+            # Counted in the history and not in the folder: a number is given once, even if its file is lost.
             number = before.get("versions", 0)
             content, files = render(number)
             version = Version.of(content)
@@ -658,8 +664,7 @@ class RunFolder:
         asked: list[Any] | None = None, **details: Any,
     ) -> None:  # fmt: skip
         """Put a version in force that is already here. `files`: those that show what is in force; `at`: as in
-        `add_version`;
-        `asked`: as in `history.append`.
+        `add_version`; `asked`: as in `history.append`.
 
         Raises:
             TalosError: no such version. ConflictError: as in `add_version`.
@@ -798,7 +803,7 @@ def load_mask(store: Store, name: str, base: str) -> Mask:
 def _search_today(search: JsonObject) -> JsonObject:
     """The search of a spec as settings are called now: before coefficients were learned, a surrogate or Optuna
     proposed them."""
-    if "probe" not in search:
+    if "probe" not in search:  # every spec of those releases has it, and no later one
         return dict(search)
     gone = ("probe", "probe_inputs", "parts", "generation", "trials", "method")
     kept = {key: value for key, value in search.items() if key not in gone}
