@@ -73,7 +73,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
             return folder
         from talos_ray.orchestrate.session import on_ray
 
-        # From here on something is written and started: all that could be refused has been.
+        # From here on Ray is started and something written: whatever can be refused without it has been.
         started_at = time.monotonic()
         with on_ray(prepared, folder, verbose, progress) as session:
             _begin(prepared, folder)
