@@ -60,10 +60,10 @@ def source(name: str) -> Source:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
 
-    # The library's own rule takes a name without an owner, too, as the Hub's oldest models have it.
     repo, at, revision = name.removeprefix(PREFIX).partition("@")
     try:
         validate_repo_id(repo)
+        # The library's own rule takes a name without an owner, too, as the Hub's oldest models have it.
         wrong = repo.count("/") != 1 or (at and not re.fullmatch(r"[\w./-]+", revision))
     except HFValidationError:
         wrong = True
