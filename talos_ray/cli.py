@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch and Ray load slowly, and `--help` needs neither: a co
     from talos_ray.api import Run
     from talos_ray.config import Spec
     from talos_ray.estimate import Estimate
+    from talos_ray.orchestrate.timed import Timed
     from talos_ray.storage.version import Version
     from talos_ray.trust.predict import Predictions
 
@@ -214,10 +215,21 @@ def plan(
         Optional[float],
         typer.Option(help="TFLOP/s that a worker reaches; half of a product's on this machine, if not given."),
     ] = None,
+    timed: Annotated[
+        bool,
+        typer.Option("--timed", help="Load weights and data, time pieces of the work here, and say what stages take."),
+    ] = False,
+    workers: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1, help="Workers at once, with --timed; as many as this machine has places for, if not given."
+        ),
+    ] = None,
     as_json: Json = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Say what a spec will need: memory a worker, object store, storage, hours. Loads no weights and starts nothing.
+    """Say what a spec will need: memory a worker, object store, storage, hours. Starts nothing, and loads no weights
+    unless it is to be timed.
 
     Example: talos plan examples/quick.yaml
     """
@@ -236,9 +248,18 @@ def plan(
     # A training reaches about half of what a matrix product alone does.
     rate = tflops * 1e12 if tflops else product_rate() / 2
     hours = {stage: work / rate / 3600 for stage, work in needs.work.items()}
+    found, why_not = _timed(asked, workers) if timed else (None, None)
     if as_json:
-        return _print({**asdict(needs), "hours of one worker": hours, "flops a second": rate})
+        told: dict[str, Any] = {**asdict(needs), "hours of one worker": hours, "flops a second": rate}
+        if timed:
+            told["timed"] = found.as_dict() if found is not None else None
+            told["not timed"] = why_not
+        return _print(told)
     _show_needs(asked, needs, hours)
+    if found is not None:
+        _show_timed(found)
+    if why_not is not None:
+        say(why_not)
     if asked.mask.strategy not in DATA_FREE:
         say(
             "scores: for one calibration worker, and once more for each other; Ray spills to disk what its object "
@@ -250,6 +271,31 @@ def plan(
         say("what is kept for the backward is counted in float32; bf16 on a GPU keeps a little more than half of it")
     if needs.unknown:
         say(f"work not counted, because nobody says how many examples there are: {', '.join(needs.unknown)}")
+
+
+def _timed(asked: Spec, workers: int | None) -> tuple[Timed | None, str | None]:
+    """What the stages of a spec take here, or a line that says why nobody can tell."""
+    from talos_ray.orchestrate.timed import timed_plan
+
+    try:
+        return timed_plan(asked, workers), None
+    except TalosError as error:
+        return None, f"not timed: {' '.join(str(error).split())}"
+
+
+def _show_timed(found: Timed) -> None:
+    """Print as a table what the stages take."""
+    from talos_ray.progress import duration
+
+    title = f"as timed here, {found.workers} worker(s) at once"
+    table = Table("stage", "takes", title=title, title_justify="left")
+    for stage, seconds in found.seconds.items():
+        _row(table, stage, duration(seconds))
+    table.add_section()
+    _row(table, "in all", duration(sum(found.seconds.values())))
+    _show(table)
+    for note in found.notes:
+        say(note)
 
 
 def _show_needs(asked: Spec, needs: Estimate, hours: Mapping[str, float]) -> None:

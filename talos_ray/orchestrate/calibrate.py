@@ -62,10 +62,14 @@ def libraries(model: str) -> None:
 
 @ray.remote(**WARM)
 def check(shared: Shared, task: str, examples: Examples) -> Checked:
+    """`checked_hooks` on this process's workbench."""
+    return checked_hooks(workbench(shared), task, examples)
+
+
+def checked_hooks(bench: Workbench, task: str, examples: Examples) -> Checked:
     """Which weights no hook fits and what a sample costs: found once, because all shards must go the same way."""
-    bench = workbench(shared)
     bench.reset()
-    gradients = SquaredGradients(bench.family.module, shared.layout)
+    gradients = SquaredGradients(bench.family.module, bench.shared.layout)
     sampling = _sampling(bench, task)
     # A few inputs do: what a hook fits is a question of the layers, and the cost is told for one sample.
     batch = sampling.batch(_inputs(bench, examples[:3]), torch.Generator())
@@ -89,9 +93,23 @@ def score_shard(
     seed: int,
     pieces: list[slice],
 ) -> Iterator[ScorePiece | float]:
+    """`shard_scores` on this process's workbench."""
+    yield from shard_scores(workbench(shared), task, examples, checked, selection, kept, seed, pieces)
+
+
+def shard_scores(
+    bench: Workbench,
+    task: str,
+    examples: Examples,
+    checked: Checked,
+    selection: Selection,
+    kept: Bits | None,
+    seed: int,
+    pieces: list[slice],
+) -> Iterator[ScorePiece | float]:
     """Sums of squared per-sample gradients of one shard under one round's damping, float32 [P] in pieces; at last, the
     seconds."""
-    bench = workbench(shared)
+    shared = bench.shared
     settings = shared.spec.calibration
     started = time.perf_counter()
     # The process may have had an edit in its model, or the damping of another shard.
