@@ -71,7 +71,7 @@ class Work:
 
     Args:
         check: the check of the spec. ray: Ray's start.
-        start: a worker's process with its libraries. build: the model in it.
+        start: processes of all workers at once, with their libraries. start_alone: of one. build: the model in it.
         hooks: the first task of a calibration, which finds the weights that no hook fits.
         select: a mask from scores.
         merge_step: an update of the coefficients. compose: a candidate put into the model.
@@ -81,6 +81,7 @@ class Work:
     check: float
     ray: float
     start: float
+    start_alone: float
     build: float
     hooks: float = 0.0
     select: float = 0.0
@@ -88,10 +89,9 @@ class Work:
     compose: float = 0.0
     composed: float = 0.0
 
-    @property
-    def begin(self) -> float:
-        """A worker before its first piece of work."""
-        return self.start + self.build
+    def begin(self, workers: int) -> float:
+        """So many workers that begin at once, before their first piece of work."""
+        return (self.start if workers > 1 else self.start_alone) + self.build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _calibrate(spec: Spec, targets: Sequence[TaskWork], work: Work, workers: int
     a_round = in_turn(shards, workers) + waves * work.select
     # At the end every task's own mask is compared with that of all.
     alone = in_turn([work.select] * len(targets), workers)
-    return work.begin + work.hooks + spec.calibration.rounds * a_round + alone
+    return work.begin(workers) + work.hooks + spec.calibration.rounds * a_round + alone
 
 
 def _train(spec: Spec, targets: Sequence[TaskWork], work: Work, workers: int) -> float:
@@ -177,7 +177,7 @@ def _train(spec: Spec, targets: Sequence[TaskWork], work: Work, workers: int) ->
             fresh = arm == "sparse"
             shown = task.steps[arm] * task.batch
             jobs.append(task.load + task.trained(arm) + (task.first_use("train", shown) if fresh else 0.0))
-    return work.begin + longest_first(jobs, workers)
+    return work.begin(min(workers, len(jobs))) + longest_first(jobs, workers)
 
 
 def runs_of_the_search(spec: Spec, held: bool) -> int:
@@ -209,8 +209,7 @@ def _search(spec: Spec, tasks: Sequence[TaskWork], work: Work, workers: int) -> 
         # its way.
         a_run += spec.search.steps * work.merge_step + (3 * judged if runs > len(arms(spec)) else 0.0)
     # A trial is an actor, which takes a process of its own and loads what it will need.
-    begin = work.begin + sum(task.load for task in tasks)
-    searched = begin + in_turn([a_run] * runs, at_once)
+    searched = work.begin(at_once) + sum(task.load for task in tasks) + in_turn([a_run] * runs, at_once)
     disturbed = []
     if len(targets) > 1:
         others = len(targets) - 1 if len(targets) <= PAIRS else 0
@@ -219,7 +218,10 @@ def _search(spec: Spec, tasks: Sequence[TaskWork], work: Work, workers: int) -> 
             inputs = min(DISTURBED, task.validation)
             disturbed.append(models * (work.compose + inputs * task.forward))
     disturbed *= len(arms(spec))
-    return work.begin + in_turn(looks, workers) + searched + in_turn(disturbed, workers)
+    # The processes that have calibrated are still there for the looks; those of GPUs had to make room for training.
+    warm = calibrates(spec) and not spec.cluster.gpus_per_worker
+    begin = 0.0 if warm else work.begin(workers)
+    return begin + in_turn(looks, workers) + searched + in_turn(disturbed, workers)
 
 
 def _look(task: TaskWork, work: Work, own: bool = False, fresh: bool = True) -> float:

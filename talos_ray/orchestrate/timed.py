@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -43,7 +43,7 @@ from talos_ray.orchestrate.forecast import (
 )
 from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, Record, pool_of
 from talos_ray.orchestrate.plan import Prepared, prepare, with_commits
-from talos_ray.orchestrate.selection import Selection, calibration_split
+from talos_ray.orchestrate.selection import Selection, calibration_split, selection_of
 from talos_ray.orchestrate.task_training import begin, tune
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze, workbench
 from talos_ray.progress import Progress
@@ -57,7 +57,7 @@ MERGE_STEPS = 8  # of the learned merge: half of them without a checkpoint in be
 FEW = 32  # inputs that are decoded and preprocessed to time it
 FORWARD = 256  # inputs of one forward, as `Workbench.answered` has them
 BUSY = 0.3  # load, a CPU, from which on a machine counts as busy
-RAY_START = 3.0  # what Ray's start takes, in times of a process that imports it: its own processes import as much
+RAY_START = 8.0  # what Ray's start takes, in times of a process that imports it: its own processes import as much
 START = """
 import sys
 import ray
@@ -129,6 +129,8 @@ def timed_plan(spec: Spec, workers: int | None = None) -> Timed:
         notes.append("what the workers of a team send each other at every step is not counted")
     if calibrates(spec) and spec.calibration.stable is not None:
         notes.append("rounds of the calibration are taken to end in the middle between the earliest wave and the last")
+    if spec.search.method == "learned" and spec.control:
+        notes.append("the first pressure is taken to hold the control tasks; each further one adds half of a run")
     return Timed(
         seconds=seconds_by_stage(spec, tasks, work, counts),
         workers=places,
@@ -157,6 +159,17 @@ def _busy(others: int) -> Iterator[None]:
             process.kill()
         for process in processes:
             process.wait()
+
+
+def _seconds_to_start(model: str, processes: int) -> float:
+    """Until so many processes, begun at once, have loaded what a worker needs for a model."""
+    started = time.perf_counter()
+    command = [sys.executable, "-c", START, model]
+    quiet = subprocess.DEVNULL
+    running = [subprocess.Popen(command, stdout=quiet, stderr=quiet) for _ in range(processes)]
+    for process in running:
+        process.wait()
+    return time.perf_counter() - started
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -198,14 +211,10 @@ class _Timer:
     def begin(self) -> None:
         """A worker's process and its workbench, which is this process's own from here on."""
         p = self.p
-        started = time.perf_counter()
-        command = [sys.executable, "-c", START, self.spec.model]
-        processes = [
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(self.places)
-        ]
-        for process in processes:
-            process.wait()
-        self.start = self._noted("start of the workers", time.perf_counter() - started)
+        self.start_alone = self._noted("start of a worker", _seconds_to_start(self.spec.model, 1))
+        self.start = self.start_alone
+        if self.places > 1:
+            self.start = self._noted("start of all workers", _seconds_to_start(self.spec.model, self.places))
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import ray"], check=True)
         self.ray = self._noted("start of Ray", RAY_START * (time.perf_counter() - started))
@@ -238,21 +247,18 @@ class _Timer:
         return mask_from_flags(self.p.layout, flags)
 
     def _selection(self) -> Selection:
-        from talos_ray.orchestrate.selection import selection_of
-
         return selection_of(self.spec.mask)
 
     def measured(self, check: float) -> tuple[list[TaskWork], Work]:
         """Every task's work, and what all have in common."""
         spec = self.spec
-        others = self.places - 1
         timed: dict[str, TaskWork] = {}
         merging = min(self.places, runs_of_the_search(spec, bool(spec.control))) - 1
-        with _busy(others):
-            for task in self._timed_tasks():
-                timed[task.name] = self._task(task)
-            hooks = select_ = 0.0
-            if calibrates(spec):
+        for task in self._timed_tasks():
+            timed[task.name] = self._task(task)
+        hooks = select_ = 0.0
+        if calibrates(spec):
+            with _busy(self.places - 1):  # with those that load what they will need, or score already
                 hooks = self._noted("check of the hooks", self._hooks())
                 select_ = self._noted("selection of a mask", self._select())
         with _busy(merging), tempfile.TemporaryDirectory(prefix="talos_ray-") as scratch:
@@ -264,6 +270,7 @@ class _Timer:
             check=self._noted("check", check),
             ray=self.ray,
             start=self.start,
+            start_alone=self.start_alone,
             build=self.build,
             hooks=hooks,
             select=select_,
@@ -289,7 +296,7 @@ class _Timer:
         def mean(of: Callable[[TaskWork], float]) -> float:
             return statistics.mean(of(one) for one in like)
 
-        shards = ()
+        shards: tuple[float, ...] = ()
         if task not in self.spec.control and calibrates(self.spec):
             # Of inputs alike, a shard costs what its inputs do.
             per_input = mean(lambda one: sum(one.shards) / max(1, min(one.train, self._samples)))
@@ -299,10 +306,15 @@ class _Timer:
             load=mean(lambda one: one.load),
             prepare=mean(lambda one: one.prepare),
             shards=shards,
-            step={arm: mean(lambda one, arm=arm: one.step[arm]) for arm in like[0].step},
+            step={arm: statistics.mean(one.step[arm] for one in like) for arm in like[0].step},
             forward=mean(lambda one: one.forward),
             fit=mean(lambda one: one.fit),
         )
+
+    @property
+    def _jobs(self) -> int:
+        """Trainings, of all arms."""
+        return len(self.masks) * sum(task.checkpoint is None for task in self.spec.tasks)
 
     @property
     def _samples(self) -> int:
@@ -355,13 +367,14 @@ class _Timer:
         unprepared = self._unprepared(task)  # before what is timed prepares some
         train = bench.examples(name, "train")
         few = list(range(min(FEW, len(train))))
-        prepare = _median_seconds(lambda: train.fresh(few), bench.device) / len(few)
-        started = time.perf_counter()
-        _again(task, self.spec.seed)
-        load = time.perf_counter() - started
         test = bench.examples(name, "test")
         rows = torch.arange(min(FORWARD, len(test)))
-        forward = _median_seconds(lambda: bench.answered(test, name, rows), bench.device) / max(1, len(rows))
+        with _busy(self.places - 1):
+            prepare = _median_seconds(lambda: train.fresh(few), bench.device) / len(few)
+            started = time.perf_counter()
+            load_task(task, self.spec.seed + 1)  # by another seed, because this process keeps what it has loaded
+            load = time.perf_counter() - started
+            forward = _median_seconds(lambda: bench.answered(test, name, rows), bench.device) / max(1, len(rows))
         self._noted(f"{name}: its data", load)
         self._noted(f"{name}: an input prepared", prepare)
         self._noted(f"{name}: a forward, an input", forward)
@@ -370,10 +383,12 @@ class _Timer:
         fit = 0.0
         if task in self.spec.tasks:
             if calibrates(self.spec):
-                shards = self._shards(task)
+                with _busy(self.places - 1):
+                    shards = self._shards(task)
             if task.checkpoint is None:
-                for arm, mask in self.masks.items():
-                    step[arm] = self._noted(f"{name}: a {arm} step", self._step(task, mask))
+                with _busy(min(self.places, self._jobs) - 1):
+                    for arm, mask in self.masks.items():
+                        step[arm] = self._noted(f"{name}: a {arm} step", self._step(task, mask))
             if self.p.own_heads and self.spec.search.heads != "words":
                 fit = self._noted(f"{name}: a head", self._fit(task))
         return self._work_of(
@@ -489,7 +504,7 @@ class _Timer:
             taught = torch.zeros(len(pool), classes).log_softmax(-1).half()
             right = torch.ones(len(pool.judged), dtype=torch.uint8)
             folder.save_trial(f"look-{name}", {}, {"taught": taught, "right": right})
-            kind = "hold" if name in self.p.controls else "learn"
+            kind: Literal["learn", "hold"] = "hold" if name in self.p.controls else "learn"
             goals.append(Goal(task=name, kind=kind, before=1.0, look=f"look-{name}"))
         point = Point(
             arm="sparse",
@@ -538,8 +553,3 @@ class _Timer:
 def _gaps(times: Sequence[float]) -> list[float]:
     """Seconds between one time and the next."""
     return [after - before for before, after in itertools.pairwise(times)]
-
-
-def _again(task: Task, seed: int) -> None:
-    """A task's data as a process loads them that has not seen them: by another seed, and so under another key."""
-    load_task(task, seed + 1)
