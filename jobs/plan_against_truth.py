@@ -94,13 +94,12 @@ def compared(name: str, folder: Path) -> None:
     run = RunFolder(str(folder / "run"))
     assert run.head is not None or run.versions()
     took = dict(run.load_version(run.versions()[-1]).stages.seconds)
-    took["in all"] = sum(took.values())
-    predicted = {**timed["seconds"], "in all": sum(timed["seconds"].values())}
+    took["in all"] = sum(took[stage] for stage in timed["seconds"])
+    predicted = {**timed["seconds"], "in all": timed["in all"]}
     table = Table("stage", "predicted", "took", "ratio", title=f"{name}: seconds", title_justify="left")
-    for stage, seconds in predicted.items():
-        if stage in took:
-            ratio = seconds / took[stage] if took[stage] else float("nan")
-            table.add_row(stage, f"{seconds:.1f}", f"{took[stage]:.1f}", f"{ratio:.2f}")
+    for stage, seconds in took.items():
+        if stage in predicted:
+            table.add_row(stage, f"{predicted[stage]:.1f}", f"{seconds:.1f}", f"{predicted[stage] / seconds:.2f}")
     console = Console()
     console.print(table)
     for line in timed["notes"]:

@@ -242,13 +242,14 @@ def plan(
     asked = load_spec(spec)
     logging.disable(logging.WARNING)  # of libraries: the plan itself says what it could not look up
     try:
+        # Before anything else has loaded the libraries that the check of a run waits for.
+        found, why_not = _timed(asked, workers) if timed else (None, None)
         needs = estimate(asked)
     finally:
         logging.disable(logging.NOTSET)
     # A training reaches about half of what a matrix product alone does.
     rate = tflops * 1e12 if tflops else product_rate() / 2
     hours = {stage: work / rate / 3600 for stage, work in needs.work.items()}
-    found, why_not = _timed(asked, workers) if timed else (None, None)
     if as_json:
         told: dict[str, Any] = {**asdict(needs), "hours of one worker": hours, "flops a second": rate}
         if timed:
