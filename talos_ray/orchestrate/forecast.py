@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from talos_ray.config import Spec
 from talos_ray.core.mask import DATA_FREE
@@ -74,7 +74,7 @@ class Work:
         start: processes of all workers at once, with their libraries. start_alone: of one. build: the model in it.
         hooks: the first task of a calibration, which finds the weights that no hook fits.
         select: a mask from scores.
-        merge_step: an update of the coefficients. compose: a candidate put into the model.
+        merge_step: arm -> an update of its coefficients. compose: a candidate put into the model.
         composed: the driver's own look at the model that was chosen.
     """
 
@@ -85,7 +85,7 @@ class Work:
     build: float
     hooks: float = 0.0
     select: float = 0.0
-    merge_step: float = 0.0
+    merge_step: Mapping[str, float] = field(default_factory=dict)
     compose: float = 0.0
     composed: float = 0.0
 
@@ -180,16 +180,16 @@ def _train(spec: Spec, targets: Sequence[TaskWork], work: Work, workers: int) ->
     return work.begin(min(workers, len(jobs))) + longest_first(jobs, workers)
 
 
-def runs_of_the_search(spec: Spec, held: bool) -> int:
-    """Learning runs, or points of the grid, of all arms and ways to merge."""
+def runs_by_arm(spec: Spec, held: bool) -> dict[str, int]:
+    """Learning runs, or points of the grid, that every arm has. `held`: whether there are control tasks."""
     search = spec.search
     if search.method == "grid":
         each = search.shared_points
     else:
         pressures = len(search.several("pressure")) if held else 1
         each = len(search.several("granularity")) * len(search.several("lr")) * pressures + search.trials
-    ways = len(search.merge.tried) + len(arms(spec)) - 1  # the dense arm is added up as it is
-    return each * ways
+    # The dense arm is added up as it is, whatever ways to merge the other one is tried with.
+    return {arm: each * (len(search.merge.tried) if arm == "sparse" else 1) for arm in arms(spec)}
 
 
 def _search(spec: Spec, tasks: Sequence[TaskWork], work: Work, workers: int) -> float:
@@ -199,17 +199,20 @@ def _search(spec: Spec, tasks: Sequence[TaskWork], work: Work, workers: int) -> 
     looks = [_look(task, work) for task in controls]
     for arm in arms(spec):
         looks += [_look(task, work, own=True, fresh=arm == "sparse") for task in targets]
-    runs = runs_of_the_search(spec, bool(controls))
-    at_once = min(workers, runs)
     judged = sum(task.judged * task.forward for task in tasks)
     heads = sum(task.learned * task.forward + task.fit for task in targets if task.fit)
-    a_run = judged + heads
-    if spec.search.method == "learned":
-        # The first attempt is taken to hold. Where there are other runs to compare it with, a run is also judged on
-        # its way.
-        a_run += spec.search.steps * work.merge_step + (3 * judged if runs > len(arms(spec)) else 0.0)
+    counts = runs_by_arm(spec, bool(controls))
+    runs = []
+    for arm, count in counts.items():
+        a_run = judged + heads
+        if spec.search.method == "learned":
+            a_run += spec.search.steps * work.merge_step[arm]  # the first attempt is taken to hold
+            if max(counts.values()) > 1:  # judged on its way, to be stopped where another one is out of reach
+                a_run += 3 * judged
+        runs += [a_run] * count
+    at_once = min(workers, len(runs))
     # A trial is an actor, which takes a process of its own and loads what it will need.
-    searched = work.begin(at_once) + sum(task.load for task in tasks) + in_turn([a_run] * runs, at_once)
+    searched = work.begin(at_once) + sum(task.load for task in tasks) + in_turn(runs, at_once)
     disturbed = []
     if len(targets) > 1:
         others = len(targets) - 1 if len(targets) <= PAIRS else 0

@@ -8,6 +8,7 @@ share a core's caches and memory are not twice as fast as one.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import statistics
@@ -38,7 +39,7 @@ from talos_ray.orchestrate.forecast import (
     Workers,
     arms,
     calibrates,
-    runs_of_the_search,
+    runs_by_arm,
     seconds_by_stage,
 )
 from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, Record, pool_of
@@ -47,7 +48,6 @@ from talos_ray.orchestrate.selection import Selection, calibration_split, select
 from talos_ray.orchestrate.task_training import begin, tune
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze, workbench
 from talos_ray.progress import Progress
-from talos_ray.storage.files import be_patient
 from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.tasks import encoded, load_task
 
@@ -115,7 +115,7 @@ def timed_plan(spec: Spec, workers: int | None = None) -> Timed:
     here = cluster.room(spec.cluster, [({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, {})])
     places = workers or max(1, here)
     started = time.perf_counter()
-    with Progress(Console(file=open(os.devnull, "w"))) as quiet:
+    with Progress(Console(file=io.StringIO())) as quiet:  # what the check tells is of a run, and not of its plan
         prepared = prepare(spec, quiet)
     check = time.perf_counter() - started
     timer = _Timer(prepared, places)
@@ -125,6 +125,8 @@ def timed_plan(spec: Spec, workers: int | None = None) -> Timed:
         train=max(1, min(places // spec.cluster.workers_per_task, spec.cluster.teams or places)),
         search=min(places, spec.cluster.search_workers or places),
     )
+    if RunFolder(spec.output).store.exists("run.json"):
+        notes.append(f"what {spec.output} holds already is not taken off")
     if spec.cluster.workers_per_task > 1:
         notes.append("what the workers of a team send each other at every step is not counted")
     if calibrates(spec) and spec.calibration.stable is not None:
@@ -205,11 +207,10 @@ class _Timer:
         self.spec = prepared.spec
         self.places = places
         self.pieces: dict[str, float] = {}
-        be_patient(0)
-        self.begin()
+        self._start_a_worker()
 
-    def begin(self) -> None:
-        """A worker's process and its workbench, which is this process's own from here on."""
+    def _start_a_worker(self) -> None:
+        """A worker's process, and its workbench, which is this process's own from here on."""
         p = self.p
         self.start_alone = self._noted("start of a worker", _seconds_to_start(self.spec.model, 1))
         self.start = self.start_alone
@@ -253,7 +254,7 @@ class _Timer:
         """Every task's work, and what all have in common."""
         spec = self.spec
         timed: dict[str, TaskWork] = {}
-        merging = min(self.places, runs_of_the_search(spec, bool(spec.control))) - 1
+        merging = min(self.places, sum(runs_by_arm(spec, bool(spec.control)).values())) - 1
         for task in self._timed_tasks():
             timed[task.name] = self._task(task)
         hooks = select_ = 0.0
@@ -262,10 +263,13 @@ class _Timer:
                 hooks = self._noted("check of the hooks", self._hooks())
                 select_ = self._noted("selection of a mask", self._select())
         with _busy(merging), tempfile.TemporaryDirectory(prefix="talos_ray-") as scratch:
-            arm = Arm.of("sparse", self.masks["sparse"].bits, self._deltas())
-            step = self._noted("step of the merge", self._merge_step(arm, scratch))
+            step = {}
+            compose = 0.0
             ones = Blend(dict.fromkeys(self.p.targets, 1.0))
-            compose = self._noted("candidate into the model", self._compose(arm, ones))
+            for name, mask in self.masks.items():
+                arm = Arm.of(name, mask.bits, self._deltas(mask))
+                step[name] = self._noted(f"a {name} step of the merge", self._merge_step(arm, scratch))
+                compose = self._noted("a candidate into the model", self._compose(arm, ones))
         work = Work(
             check=self._noted("check", check),
             ray=self.ray,
@@ -480,9 +484,8 @@ class _Timer:
         seconds = _median_seconds(lambda: bench.fitted(name, shown, judged), bench.device)
         return seconds * max(1.0, len(pool.train) / max(1, len(shown.labels)))
 
-    def _deltas(self) -> dict[str, Delta]:
+    def _deltas(self, mask: Mask) -> dict[str, Delta]:
         """Small changes by chance, as large as the tasks' own will be."""
-        mask = self.masks["sparse"]
         generator = torch.Generator().manual_seed(self.spec.seed)
         dtype = getattr(torch, self.spec.train.delta_dtype)
         deltas = {}
@@ -507,8 +510,8 @@ class _Timer:
             kind: Literal["learn", "hold"] = "hold" if name in self.p.controls else "learn"
             goals.append(Goal(task=name, kind=kind, before=1.0, look=f"look-{name}"))
         point = Point(
-            arm="sparse",
-            merge="sparse",
+            arm=arm.name,
+            merge=arm.name,
             granularity=search.several("granularity")[-1],
             lr=search.several("lr")[0],
             pressure=1.0,

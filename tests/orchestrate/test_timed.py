@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from talos_ray.cli import app
 from talos_ray.orchestrate import forecast
-from talos_ray.orchestrate.forecast import TaskWork, Work, Workers, in_turn, longest_first, waves_expected
+from talos_ray.orchestrate.forecast import TaskWork, Work, Workers, in_turn, longest_first, runs_by_arm, waves_expected
 from talos_ray.spec import make_spec
 
-WORK = Work(check=1, ray=2, start=10, start_alone=8, build=5, hooks=3, select=1, merge_step=0.5, compose=0.25, composed=7)
+WORK = Work(check=1, ray=2, start=10, start_alone=8, build=5, hooks=3, select=1, merge_step={"sparse": 0.5, "dense": 1.5}, compose=0.25, composed=7)
 
 
 def task(name, *, steps=100, step=0.1, **changes):
@@ -83,14 +83,16 @@ def test_the_dense_baseline_trains_searches_and_is_tested_too():
     found = seconds(spec(baseline={"enabled": True}), dense, workers=1)
     assert found["train"] == plain["train"] + 2 * 22
     assert found["test"] == pytest.approx(plain["test"] + 2 * 0.6 + 2 * 0.85)
-    assert forecast.runs_of_the_search(spec(baseline={"enabled": True}), held=True) == 2
+    assert found["search"] == pytest.approx(plain["search"] + 2 * 2.65 + 4.8 + 10 * 1.5 + 2 * 3 * 0.65)
 
 
 def test_runs_of_a_search_are_counted():
-    assert forecast.runs_of_the_search(spec(), held=True) == 1
     several = spec(search={"lr": [0.1, 0.2], "pressure": [1.0, 2.0, 3.0], "trials": 4})
-    assert forecast.runs_of_the_search(several, held=True) == 10 and forecast.runs_of_the_search(several, held=False) == 6
-    assert forecast.runs_of_the_search(spec(search={"method": "grid", "shared_points": 5}), held=True) == 5
+    grid = spec(search={"method": "grid", "shared_points": 5}, baseline={"enabled": True})
+    assert runs_by_arm(spec(), held=True) == {"sparse": 1} and runs_by_arm(grid, held=True) == {"sparse": 5, "dense": 5}
+    assert runs_by_arm(several, held=True) == {"sparse": 10} and runs_by_arm(several, held=False) == {"sparse": 6}
+    either = spec(search={"merge": {"method": "auto"}}, baseline={"enabled": True})
+    assert runs_by_arm(either, held=True) == {"sparse": 2, "dense": 1}
 
 
 def test_inputs_are_prepared_once():
