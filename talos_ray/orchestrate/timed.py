@@ -118,7 +118,7 @@ def timed_plan(spec: Spec, workers: int | None = None) -> Timed:
     with Progress(Console(file=io.StringIO())) as quiet:  # what the check tells is of a run, and not of its plan
         prepared = prepare(spec, quiet)
     check = time.perf_counter() - started
-    timer = _Timer(prepared, places)
+    timer = _Timer(prepared, places, min(places, max(1, here)))
     tasks, work = timer.measured(check)
     counts = Workers(
         calibrate=min(places, spec.cluster.calibration_workers or places),
@@ -202,10 +202,11 @@ class _StepTimer(LearningRun):
 class _Timer:
     """Times the pieces of one prepared spec."""
 
-    def __init__(self, prepared: Prepared, places: int) -> None:
+    def __init__(self, prepared: Prepared, places: int, here: int) -> None:
         self.p = prepared
         self.spec = prepared.spec
         self.places = places
+        self.here = here  # of the places, those of this machine: others are taken to be on machines like it
         self.pieces: dict[str, float] = {}
         self._start_a_worker()
 
@@ -214,8 +215,8 @@ class _Timer:
         p = self.p
         self.start_alone = self._noted("start of a worker", _seconds_to_start(self.spec.model, 1))
         self.start = self.start_alone
-        if self.places > 1:
-            self.start = self._noted("start of all workers", _seconds_to_start(self.spec.model, self.places))
+        if self.here > 1:
+            self.start = self._noted("start of a machine's workers", _seconds_to_start(self.spec.model, self.here))
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import ray"], check=True)
         self.ray = self._noted("start of Ray", RAY_START * (time.perf_counter() - started))
@@ -227,6 +228,14 @@ class _Timer:
         if self.spec.baseline.enabled:
             masks["dense"] = mask_from_flags(p.layout, torch.ones(p.layout.total, dtype=torch.bool))
         self.masks = masks
+
+    @contextmanager
+    def _others_busy(self, pieces: int) -> Iterator[None]:
+        """What the other workers of this machine do to the one that is timed, where so many pieces are done at
+        once."""
+        others = min(self.here, pieces) - 1
+        with _busy(others * max(1, int(self.spec.cluster.cpus_per_worker))):
+            yield
 
     def _noted(self, what: str, seconds: float) -> float:
         self.pieces[what] = round(seconds, 5)
@@ -254,15 +263,15 @@ class _Timer:
         """Every task's work, and what all have in common."""
         spec = self.spec
         timed: dict[str, TaskWork] = {}
-        merging = min(self.places, sum(runs_by_arm(spec, bool(spec.control)).values())) - 1
+        runs = sum(runs_by_arm(spec, bool(spec.control)).values())
         for task in self._timed_tasks():
             timed[task.name] = self._task(task)
         hooks = select_ = 0.0
         if calibrates(spec):
-            with _busy(self.places - 1):  # with those that load what they will need, or score already
+            with self._others_busy(self.places):  # with those that load what they will need, or score already
                 hooks = self._noted("check of the hooks", self._hooks())
                 select_ = self._noted("selection of a mask", self._select())
-        with _busy(merging), tempfile.TemporaryDirectory(prefix="talos_ray-") as scratch:
+        with self._others_busy(runs), tempfile.TemporaryDirectory(prefix="talos_ray-") as scratch:
             step = {}
             compose = 0.0
             ones = Blend(dict.fromkeys(self.p.targets, 1.0))
@@ -286,7 +295,8 @@ class _Timer:
 
     def _timed_tasks(self) -> list[Task]:
         """The targets with the most, the fewest and a middling number of training inputs, and one control task."""
-        tasks = sorted(self.spec.tasks, key=lambda task: len(self.p.data[task.name].train))
+        trained = [task for task in self.spec.tasks if task.checkpoint is None]
+        tasks = sorted(trained or self.spec.tasks, key=lambda task: len(self.p.data[task.name].train))
         places = {0, len(tasks) - 1, len(tasks) // 2}
         return [tasks[place] for place in sorted(places)][:MOST_TASKS] + list(self.spec.control[:1])
 
@@ -373,7 +383,7 @@ class _Timer:
         few = list(range(min(FEW, len(train))))
         test = bench.examples(name, "test")
         rows = torch.arange(min(FORWARD, len(test)))
-        with _busy(self.places - 1):
+        with self._others_busy(self.places):
             prepare = _median_seconds(lambda: train.fresh(few), bench.device) / len(few)
             started = time.perf_counter()
             load_task(task, self.spec.seed + 1)  # by another seed, because this process keeps what it has loaded
@@ -387,10 +397,10 @@ class _Timer:
         fit = 0.0
         if task in self.spec.tasks:
             if calibrates(self.spec):
-                with _busy(self.places - 1):
+                with self._others_busy(self.places):
                     shards = self._shards(task)
             if task.checkpoint is None:
-                with _busy(min(self.places, self._jobs) - 1):
+                with self._others_busy(self._jobs):
                     for arm, mask in self.masks.items():
                         step[arm] = self._noted(f"{name}: a {arm} step", self._step(task, mask))
             if self.p.own_heads and self.spec.search.heads != "words":
