@@ -85,14 +85,16 @@ def compared(name: str, folder: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    timed = json.loads(planned.stdout)["timed"]
+    (folder / "plan.json").write_text(planned.stdout)  # with the seconds of every piece
+    plan = json.loads(planned.stdout)
+    if (timed := plan["timed"]) is None:
+        raise SystemExit(plan["not timed"])
     subprocess.run(
         [sys.executable, "-c", f"import talos_ray; talos_ray.edit({str(spec)!r})"],
         check=True,
         stdout=(folder / "log").open("w"),
     )
     run = RunFolder(str(folder / "run"))
-    assert run.head is not None or run.versions()
     took = dict(run.load_version(run.versions()[-1]).stages.seconds)
     took["in all"] = sum(took[stage] for stage in timed["seconds"])
     predicted = {**timed["seconds"], "in all": timed["in all"]}

@@ -288,12 +288,16 @@ def _show_timed(found: Timed) -> None:
     """Print as a table what the stages take."""
     from talos_ray.progress import duration
 
+    def words(seconds: float) -> str:
+        """Minutes only where a minute more or less says little."""
+        return f"{seconds:.0f} s" if seconds < 600 else duration(seconds)
+
     title = f"as timed here, {found.workers} worker(s) at once"
     table = Table("stage", "takes", title=title, title_justify="left")
     for stage, seconds in found.seconds.items():
-        _row(table, stage, duration(seconds))
+        _row(table, stage, words(seconds))
     table.add_section()
-    _row(table, "in all", duration(sum(found.seconds.values())))
+    _row(table, "in all", words(sum(found.seconds.values())))
     _show(table)
     for note in found.notes:
         say(note)
