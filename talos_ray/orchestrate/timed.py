@@ -52,7 +52,9 @@ from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.tasks import encoded, load_task
 
 MOST_TASKS = 3  # that are timed; the others are taken to be like them
-TIMES = 3  # that a piece is timed
+TIMES = 3  # that a piece is timed at least; a short one as often as fits into `SECONDS`, but no more than `MOST_TIMES`
+SECONDS = 1.5
+MOST_TIMES = 50
 MERGE_STEPS = 8  # of the learned merge: half of them without a checkpoint in between
 FEW = 32  # inputs that are decoded and preprocessed to time it
 FORWARD = 256  # inputs of one forward, as `Workbench.answered` has them
@@ -176,8 +178,8 @@ def _seconds_to_start(model: str, processes: int) -> float:
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds that work takes, after a round that is not counted."""
-    times = []
-    for _ in range(TIMES + 1):
+    times: list[float] = []
+    while len(times) <= TIMES or (len(times) <= MOST_TIMES and sum(times) < SECONDS):
         started = time.perf_counter()
         work()
         if device.type == "cuda":  # a launch returns before the result is there
@@ -450,8 +452,15 @@ class _Timer:
 
     def _step(self, task: Task, mask: Mask) -> float:
         """An update of a task's training, by one worker of its team."""
+        seconds = statistics.median(self._steps(task, mask, TIMES))
+        if (times := min(MOST_TIMES, int(SECONDS / seconds))) > TIMES:
+            seconds = statistics.median(self._steps(task, mask, times))
+        return seconds
+
+    def _steps(self, task: Task, mask: Mask, times: int) -> list[float]:
+        """Seconds of so many updates, after one that is not counted."""
         bench = self.bench
-        settings = self._training(task).model_copy(update={"steps": TIMES + 2, "epochs": None, "warmup_steps": 1})
+        settings = self._training(task).model_copy(update={"steps": times + 1, "epochs": None, "warmup_steps": 1})
         examples = bench.examples(task.name, "train")
         bench.reset()
         _, optimizer, plan = begin(bench, mask, task.name, settings)
@@ -482,7 +491,7 @@ class _Timer:
         finally:
             optimizer.close()
             bench.reset()
-        return statistics.median(_gaps(ended))
+        return _gaps(ended)
 
     def _fit(self, task: Task) -> float:
         """A head of a task's own on the inputs that are learned from."""
@@ -549,7 +558,7 @@ class _Timer:
         return statistics.median(gaps)
 
     def _compose(self, arm: Arm, blend: Blend) -> float:
-        alternate = iter([blend, blend.only(list(blend.values)[:1])] * (TIMES + 1))
+        alternate = itertools.cycle([blend, blend.only(list(blend.values)[:1])])
         seconds = _median_seconds(lambda: self.bench.compose(arm, next(alternate)), self.bench.device)
         self.bench.reset()
         return seconds
