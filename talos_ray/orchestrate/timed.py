@@ -59,7 +59,8 @@ MERGE_STEPS = 8  # of the learned merge: half of them without a checkpoint in be
 FEW = 32  # inputs that are decoded and preprocessed to time it
 FORWARD = 256  # inputs of one forward, as `Workbench.answered` has them
 BUSY = 0.3  # load, a CPU, from which on a machine counts as busy
-RAY_START = 8.0  # what Ray's start takes, in times of a process that imports it: its own processes import as much
+RAY_PROCESSES = 4  # of Ray's own that begin with it, and import it
+RAY_START = 2.0  # what Ray's start takes, in times of so many imports at once: some wait for others
 START = """
 import sys
 import ray
@@ -165,10 +166,10 @@ def _busy(others: int) -> Iterator[None]:
             process.wait()
 
 
-def _seconds_to_start(model: str, processes: int) -> float:
-    """Until so many processes, begun at once, have loaded what a worker needs for a model."""
+def _seconds_at_once(processes: int, script: str, *arguments: str) -> float:
+    """Until so many processes, begun at once, have run a script."""
     started = time.perf_counter()
-    command = [sys.executable, "-c", START, model]
+    command = [sys.executable, "-c", script, *arguments]
     quiet = subprocess.DEVNULL
     running = [subprocess.Popen(command, stdout=quiet, stderr=quiet) for _ in range(processes)]
     for process in running:
@@ -215,13 +216,13 @@ class _Timer:
     def _start_a_worker(self) -> None:
         """A worker's process, and its workbench, which is this process's own from here on."""
         p = self.p
-        self.start_alone = self._noted("start of a worker", _seconds_to_start(self.spec.model, 1))
+        self.start_alone = self._noted("start of a worker", _seconds_at_once(1, START, self.spec.model))
         self.start = self.start_alone
         if self.here > 1:
-            self.start = self._noted("start of a machine's workers", _seconds_to_start(self.spec.model, self.here))
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import ray"], check=True)
-        self.ray = self._noted("start of Ray", RAY_START * (time.perf_counter() - started))
+            self.start = self._noted(
+                "start of a machine's workers", _seconds_at_once(self.here, START, self.spec.model)
+            )
+        self.ray = self._noted("start of Ray", RAY_START * _seconds_at_once(RAY_PROCESSES, "import ray"))
         shared = Shared(self.spec, p.base, freeze(p.tensors), p.layout, p.heads)
         started = time.perf_counter()
         self.bench: Workbench = workbench(shared)
