@@ -292,7 +292,7 @@ def _show_timed(found: Timed) -> None:
         """Minutes only where a minute more or less says little."""
         return f"{seconds:.0f} s" if seconds < 600 else duration(seconds)
 
-    title = f"as timed here, {found.workers} worker(s) at once"
+    title = f"timed, {found.workers} worker(s)"
     table = Table("stage", "takes", title=title, title_justify="left")
     for stage, seconds in found.seconds.items():
         _row(table, stage, words(seconds))
