@@ -768,8 +768,12 @@ class Spec(_Settings):
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
     output: str = Field(description="run folder, local or any pyarrow.fs URI")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
-    tracker: Literal["mlflow", "wandb"] | None = Field(
-        None, description="also send metrics there, from the driver; its server and keys come from its own environment"
+    tracker: Literal["mlflow", "tensorboard", "wandb"] | None = Field(
+        None,
+        description=(
+            "also send metrics there, from the driver; its server and keys come from its own environment, the folder "
+            "for TensorBoard from TENSORBOARD_LOGDIR (./tensorboard, if that is not set)"
+        ),
     )
     mask: Mask = Mask()
     auto: Auto = Auto()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +29,8 @@ def check_tracker(name: str | None) -> None:
 
 
 class Tracker:
-    """Metrics to MLflow or Weights & Biases, which find their server and keys in their own environment variables.
+    """Metrics to MLflow, TensorBoard or Weights & Biases, which find where to send them in their own environment
+    variables.
 
     A tracker that fails is told once to `say` and left alone: it never costs a run.
     """
@@ -63,6 +66,23 @@ class Tracker:
         mlflow.log_params(dict(params))
         self._log = lambda metrics, step: mlflow.log_metrics(metrics, step=step)
         self._close = mlflow.end_run
+
+    def _open_tensorboard(self, run: str, params: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Not into the run, which keeps only its own files.
+        folder = os.environ.get("TENSORBOARD_LOGDIR", "tensorboard")
+        name = re.sub(r"[^\w.-]+", "-", run).strip("-")  # a URI is no folder's name
+        writer = SummaryWriter(os.path.join(folder, name))
+        writer.add_text("settings", "".join(f"    {key}: {value}\n" for key, value in params.items()))
+
+        def log(metrics: Mapping[str, float], step: int | None) -> None:
+            for metric, value in metrics.items():
+                writer.add_scalar(metric, value, step)
+            writer.flush()  # somebody watches
+
+        self._log = log
+        self._close = writer.close
 
     def _open_wandb(self, run: str, params: Mapping[str, Any]) -> None:
         import wandb

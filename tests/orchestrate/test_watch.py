@@ -60,6 +60,20 @@ def test_wandb_gets_the_metrics(tmp_path, monkeypatch):
     assert said == [] and not missing
 
 
+def test_tensorboard_gets_the_metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGDIR", str(tmp_path))
+    said = []
+    told(Tracker("tensorboard", "runs/x", {"seed": 7}, said.append))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "runs-x")).Reload()
+    found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert said == [] and found == {
+        "sparse/a/loss": [(3, 0.5)], "search/sparse/objective": [(1, 0.625)],
+        "test/a/base": [(0, 0.25)], "test/a/merged": [(0, 0.75)], "test/merged": [(0, 0.75)],
+    }  # fmt: skip
+
+
 def test_a_tracker_that_fails_is_left_alone(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere:/x")
     said = []
