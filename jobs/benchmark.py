@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import logging
+import random
 import re
 import statistics
 import subprocess
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,7 +41,10 @@ from talos_ray.core.learned import LearnedCoefficients
 from talos_ray.core.mask import Mask, smallest
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.replay import AS_IT_IS, Replay
-from talos_ray.core.segments import segments_of
+from talos_ray.core.segments import Blend, segments_of
+from talos_ray.models import Family
+from talos_ray.serving.switch import Switch
+from talos_ray.trust.recompose import Edit
 
 
 def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = "") -> Iterator[Row]:
@@ -142,6 +148,38 @@ def compose(repeats: int, subject: Subject, kinds: tuple[str, ...], word: str = 
 
 
 @torch.no_grad()
+def switches(repeats: int, subject: Subject) -> Iterator[Row]:
+    """A served model's change from one edit to another, p50 of many at random, beside loading the other one's whole state."""
+    module = subject.module
+    layout = eligible_layout(module)
+    mask = mask_of("rows", layout)
+    with torch.no_grad():
+        base = {n: p.detach().clone() for n, p in module.named_parameters()}
+    edits = {}
+    for task in range(TASKS):
+        values = (1e-3 * torch.randn(mask.k)).bfloat16()
+        rows = {"t": Delta("t", values, "b", mask.fingerprint)}
+        edits[task] = Edit(mask=mask, rows=rows, blend=Blend({"t": 1.0}))
+    switch = Switch(cast("Family", SimpleNamespace(module=module)), "b")
+    states = {}
+    for task, edit in edits.items():  # both hold every edit from here on
+        switch.to(task, lambda edit=edit: edit)
+        states[task] = {n: p.detach().clone() for n, p in module.named_parameters()}
+    draw = random.Random(0)
+    order = [draw.randrange(TASKS)]
+    for _ in range(32 * repeats):
+        order.append(draw.choice([task for task in edits if task != order[-1]]))
+    ours, turns = iter(order), iter(order)
+    a, b = side_by_side(
+        len(order) - 1,
+        lambda: switch.to(next(ours), lambda: edits[0]),
+        lambda: module.load_state_dict(states[next(turns)], strict=False),
+    )
+    with torch.no_grad():
+        module.load_state_dict(base, strict=False)
+    yield row("serve_switch_vs_load_state", a, b, "ms", "load_state_dict of a whole edited model in memory", ">= 4")
+
+
 def difference(composer: Composer, module: nn.Module, flat: list[torch.Tensor], mask: Mask) -> float:
     weights = [0.1 + 0.05 * t for t in range(TASKS)]
     composer.compose({str(t): a for t, a in enumerate(weights)})
@@ -437,6 +475,7 @@ def main() -> None:
     everything = tuple(kind for kind, _, _ in STEPS)
     parts = {
         "compose": lambda: compose(repeats, tower(), ("rows", "clustered", "scattered")),
+        "switches": lambda: switches(repeats, tower()),
         "steps": lambda: steps(repeats, tower, small, everything),
         "learning": lambda: learning(repeats, large),
         "peaks": peaks,

@@ -171,28 +171,28 @@ def disturbed(
     answered differently, compared with its own edit alone, where one other edit joins (by the other's name), and where
     all others do."""
     bench = workbench(shared)
-    return [_disturbed(bench, arm, task, blend, pairs) for task in tasks]
 
-
-def _disturbed(
-    bench: Workbench, arm: Arm, one: DisturbedTask, blend: Blend, pairs: bool
-) -> tuple[dict[str, float], float]:
-    examples = bench.examples(one.task, "validation")
-    rows = sampled_rows(len(examples), DISTURBED)
-
-    def answers(tasks: Sequence[str]) -> torch.Tensor:
-        bench.compose(arm, blend.only(tasks))
+    def answers(one: DisturbedTask, present: Sequence[str]) -> torch.Tensor:
+        """What `one` is answered with the edits of some tasks, int64 [n]."""
+        bench.compose(arm, blend.only(present))
+        examples = bench.examples(one.task, "validation")
+        rows = sampled_rows(len(examples), DISTURBED)
         seen = bench.answered(examples, one.task, rows, features=one.head is not None)
         return seen.under(one.head).argmax(-1)
 
-    alone = answers([one.task])
-
-    def changed_by(others: Sequence[str]) -> float:
-        return float((answers([one.task, *others]) != alone).float().mean())
-
-    others = [task for task in blend.values if task != one.task]
-    by_pair = {other: changed_by([other]) for other in others} if pairs else {}  # of n tasks, n models for each
-    return by_pair, changed_by(others)
+    everything = list(blend.values)
+    # First of all, while one model serves every task: of many edits it takes longer to compose than to ask.
+    together = [answers(one, everything) for one in tasks]
+    errors = []
+    for one, answered_together in zip(tasks, together, strict=True):
+        alone = answers(one, [one.task])
+        others = [task for task in everything if task != one.task]
+        by_pair = {}
+        if pairs:  # of n tasks, n models for each
+            for other in others:
+                by_pair[other] = float((answers(one, [one.task, other]) != alone).float().mean())
+        errors.append((by_pair, float((answered_together != alone).float().mean())))
+    return errors
 
 
 @ray.remote(**WARM)
