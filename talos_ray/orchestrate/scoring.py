@@ -30,7 +30,7 @@ from talos_ray.core.subspaces import SUBSPACES
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.learning import pool_of
-from talos_ray.orchestrate.worker import Arm, Predicted, Shared, Workbench, workbench
+from talos_ray.orchestrate.worker import Arm, Predicted, Shared, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import ArmResult, Cost, Impact, Summary, TaskScores, TensorChange, Version
 
