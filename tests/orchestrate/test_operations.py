@@ -148,7 +148,7 @@ def test_an_adapter_comes_in_and_goes_out(mine, tmp_path, monkeypatch, capsys):
     for how, match in (
         ({"peft": True}, "45 other tensors changed: visual.*wanted none"),
         ({"peft": True, "task": "side"}, "holds no edit of task 'side' .did you mean 'sides'"),
-        ({"peft": True, "delta_only": True}, "wanted one of them; leave out peft or delta_only"),
+        ({"peft": True, "delta_only": True}, "several forms at once; wanted one of delta_only, peft and mergekit"),
         ({"task": "sides"}, "export of task 'sides' alone is as an adapter; wanted peft=True"),
     ):
         with pytest.raises(TalosError, match=match):
