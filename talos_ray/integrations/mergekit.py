@@ -109,7 +109,7 @@ def weights_of(version: Version, blend: Blend, model: str) -> dict[str, float]:
             f"{asked}: its merge method is {version.how.method!r}; wanted 'linear' (mergekit's others cut tensor by "
             f"tensor, not the whole edit); {instead}"
         )
-    return {task: float(torch.as_tensor(coefficient)) for task, coefficient in blend.values.items()}
+    return {task: float(torch.as_tensor(blend.values[task])) for task in sorted(blend.values)}
 
 
 def config_of(weights: Mapping[str, float], dtype: str, heading: str) -> str:
