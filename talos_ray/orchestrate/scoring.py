@@ -30,7 +30,7 @@ from talos_ray.core.subspaces import SUBSPACES
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate.cluster import WARM, options
 from talos_ray.orchestrate.learning import pool_of
-from talos_ray.orchestrate.worker import Arm, Predicted, Shared, workbench
+from talos_ray.orchestrate.worker import Arm, Predicted, Shared, Workbench, workbench
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import ArmResult, Cost, Impact, Summary, TaskScores, TensorChange, Version
 
@@ -80,21 +80,29 @@ def look(shared: Shared, arm: Arm | None, requests: Sequence[LookRequest], uri: 
     folder = RunFolder(uri)
     # A look that is on storage is not taken again: a run that was killed has most of them.
     infos = []
+    at_base = False
     for request in requests:
         stored = folder.load_trial(request.key)
-        infos.append(_looked(shared, folder, arm, request) if stored is None else stored[0])
+        if stored is not None:
+            infos.append(stored[0])
+            continue
+        bench = workbench(shared)
+        if arm is not None:
+            bench.compose(arm, request.blend)
+        elif not at_base:  # once for all requests: it copies every weight
+            bench.reset()
+            at_base = True
+        infos.append(_looked(shared, folder, bench, arm, request))
     return infos
 
 
-def _looked(shared: Shared, folder: RunFolder, arm: Arm | None, request: LookRequest) -> dict[str, Any]:
-    bench = workbench(shared)
+def _looked(
+    shared: Shared, folder: RunFolder, bench: Workbench, arm: Arm | None, request: LookRequest
+) -> dict[str, Any]:
+    """A look at the model that the bench holds."""
     started = time.perf_counter()
     task = request.task
     head = request.head
-    if arm is None:
-        bench.reset()
-    else:
-        bench.compose(arm, request.blend)
     train = bench.examples(task, "train")
     validation = bench.examples(task, "validation")
     pool = pool_of(shared.spec, task, len(train), len(validation))  # the bench's own may be of another search
