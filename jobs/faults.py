@@ -40,6 +40,16 @@ SPEC = {
 }
 
 
+def at_work(*functions: str) -> list[tuple[str, psutil.Process]]:
+    """Which processes below this one run some Ray functions: (function, process)."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may be gone by now
+            line = " ".join(process.cmdline())
+            found += [(function, process) for function in functions if line.startswith(f"ray::{function}")]
+    return found
+
+
 class Scene:
     """A run on raylets that something happens to.
 
@@ -73,19 +83,11 @@ class Scene:
             time.sleep(0.05)
         return True
 
-    def at_work(self, function: str) -> list[psutil.Process]:
-        """Processes that run a Ray function."""
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it may be gone by now
-                if " ".join(process.cmdline()).startswith(f"ray::{function}"):
-                    found.append(process)
-        return found
-
     def send(self, function: str, number: int = signal.SIGKILL) -> None:
         """A signal to the first process that runs a Ray function, as soon as there is one."""
-        if self.until(lambda: bool(self.at_work(function))):
-            self.at_work(function)[0].send_signal(number)
+        if self.until(lambda: bool(at_work(function))):
+            (_, process), *_ = at_work(function)
+            process.send_signal(number)
             self.struck.append(time.time())
 
     def take(self, node) -> None:
@@ -126,7 +128,7 @@ def controller(scene: Scene) -> None:
 
 def scoring_node(scene: Scene) -> None:
     def at_it() -> list:
-        parents = {process.ppid() for process in scene.at_work("score_shard")}
+        parents = {process.ppid() for _, process in at_work("score_shard")}
         return [n for n in scene.nodes if n.all_processes["raylet"][0].process.pid in parents]
 
     if scene.until(lambda: bool(at_it())):

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from processes import at_work
 
 import talos_ray
 from jobs import faults
+from jobs.faults import at_work
 
 
 def bits(run) -> dict[str, object]:

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
-from processes import at_work
 from ray.tune.search import Searcher
 
 import talos_ray
+from jobs.faults import at_work
 from talos_ray import TalosError
 from talos_ray.config import Search
 from talos_ray.core.paired import margin
