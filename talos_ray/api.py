@@ -27,7 +27,7 @@ from talos_ray.integrations import hub
 from talos_ray.models import Family, base_tensors, load_model, runs_code
 from talos_ray.models import allow_code as allow_models
 from talos_ray.notebook import Diff, Plots, run_page, show_versions
-from talos_ray.spec import load_spec, make_spec
+from talos_ray.spec import make_spec, spec_from
 from talos_ray.storage import history
 from talos_ray.storage.run_folder import RunFolder, tasks_of
 from talos_ray.storage.version import Version
@@ -49,7 +49,7 @@ def edit(
     model: str = "demo",
     control: Sequence[Task | str | dict[str, Any]] = (),
     output: str = "runs/run",
-    spec: Spec | str | Path | None = None,
+    spec: Spec | Mapping[str, Any] | str | Path | None = None,
     verbose: bool = False,
     allow_code: str | Sequence[str] = (),
     **settings: Any,
@@ -63,7 +63,7 @@ def edit(
             causal LM), or `"python:MODULE:FUNCTION"`.
         control: tasks that must hold.
         output: the run's folder, local or a URI.
-        spec: a `Spec` or the path of a YAML spec, instead of all that a spec says.
+        spec: a `Spec`, its keys and values, or the path of a YAML spec, instead of all that a spec says.
         verbose: show Ray's own messages too.
         allow_code: modules whose `python:` models may run.
         settings: further sections of the spec, like `train={"lr": 1e-3}` or `mask={"keep": 0.05}`.
@@ -91,13 +91,12 @@ def edit(
         )
     if spec is None:
         spec = make_spec({"tasks": tasks or (), "model": model, "control": control, "output": output, **settings})
-    elif not isinstance(spec, Spec):
-        spec = load_spec(spec)
-    run_edit(spec, verbose=verbose)
-    return Run(spec.output)
+    resolved = spec_from(spec)
+    run_edit(resolved, verbose=verbose)
+    return Run(resolved.output)
 
 
-def check(spec: Spec | str | Path, *, allow_code: str | Sequence[str] = ()) -> None:
+def check(spec: Spec | Mapping[str, Any] | str | Path, *, allow_code: str | Sequence[str] = ()) -> None:
     """All that `edit` checks of a spec, its data, its model and its resources before it starts anything, and nothing
     else.
 
@@ -110,7 +109,7 @@ def check(spec: Spec | str | Path, *, allow_code: str | Sequence[str] = ()) -> N
     from talos_ray.orchestrate.driver import check
 
     allow_models(allow_code)
-    check(spec if isinstance(spec, Spec) else load_spec(spec))
+    check(spec_from(spec))
 
 
 def open_run(path: str, *, allow_code: str | Sequence[str] = ()) -> Run:

@@ -542,8 +542,8 @@ class Task(_Settings):
     data: str = Field(
         description=(
             "a CSV, TSV, Parquet, JSON or JSON Lines file, a folder of images (a folder a class) or of a data set (as "
-            "on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, demo:NAME, or lm_eval:TASK of "
-            "the lm-evaluation-harness"
+            "on the Hub, or as save_to_disk writes it), a name of the Hugging Face Hub, demo:NAME, lm_eval:TASK of "
+            "the lm-evaluation-harness, or clip_benchmark:SET of LAION's CLIP benchmark"
         )
     )
     config: str | None = Field(None, description="configuration of a Hugging Face dataset")

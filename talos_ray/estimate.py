@@ -25,6 +25,7 @@ from talos_ray.core.mask import DATA_FREE
 from talos_ray.core.recompute import blocks_of, wrapped
 from talos_ray.data.harness import is_harness
 from talos_ray.data.readers import is_here
+from talos_ray.data.zero_shot import is_zero_shot_set
 from talos_ray.errors import SpecError
 from talos_ray.models import Family, layout_of, shape_of
 from talos_ray.models.family import AnswerFamily
@@ -217,7 +218,7 @@ def _examples(tasks: Sequence[Task], seed: int) -> dict[str, int]:
                 counts[task.name] = len(load_task(task, seed).train)
             except SpecError:  # `check` tells; a plan needs no sound data
                 continue
-        elif reached:
+        elif reached and not is_zero_shot_set(task.data):
             try:
                 splits = datasets.load_dataset_builder(task.data, task.config).info.splits
                 counts[task.name] = splits[task.train_split].num_examples

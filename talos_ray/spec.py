@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from talos_ray.config import HUGGING_FACE, Spec, Task, shortly, validated
-from talos_ray.data import harness
+from talos_ray.data import harness, zero_shot
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
 from talos_ray.shown import plain
@@ -73,9 +74,13 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
     data = values.get("data")
     if recipe is None and isinstance(data, str) and harness.is_harness(data) and not values.get("choices"):
         recipe = data  # which alone knows how many answers its rows have
+    if recipe is None and isinstance(data, str) and zero_shot.is_zero_shot_set(data) and not values.get("classes"):
+        recipe = data  # which knows its classes' names and prompts
     if recipe is not None:
         if isinstance(recipe, str) and harness.is_harness(recipe):
             known = harness.recipe(recipe)
+        elif isinstance(recipe, str) and zero_shot.is_zero_shot_set(recipe):
+            known = zero_shot.recipe(recipe)
         elif isinstance(recipe, str) and recipe in RECIPES:
             known = RECIPES[recipe]
         else:
@@ -173,8 +178,14 @@ def schema() -> dict[str, Any]:
     whole = Spec.model_json_schema()
     task = whole["$defs"]["Task"]
     recipe = {
-        "anyOf": [{"enum": sorted(RECIPES)}, {"type": "string", "pattern": f"^{harness.SCHEME}."}],
-        "description": "a task to start from: of the embedded demo, or lm_eval:TASK of the lm-evaluation-harness",
+        "anyOf": [
+            {"enum": sorted(RECIPES)},
+            {"type": "string", "pattern": f"^({harness.SCHEME}|{zero_shot.SCHEME})."},
+        ],
+        "description": (
+            "a task to start from: of the embedded demo, lm_eval:TASK of the lm-evaluation-harness, or "
+            "clip_benchmark:SET of LAION's CLIP benchmark"
+        ),
     }
     prompt = {"type": "string", "description": "one template"}
     task["properties"] |= {
@@ -214,6 +225,23 @@ def load_spec(path: str | Path, **overrides: Any) -> Spec:
         SpecError: no such file, not YAML, or not a valid spec.
     """
     return make_spec({**_read_spec(Path(path)), **overrides})
+
+
+def spec_from(given: Spec | Mapping[str, Any] | str | Path) -> Spec:
+    """A `Spec` as it is; what a mapping, or the YAML file of a path, says.
+
+    Raises:
+        SpecError: as `load_spec`, or nothing that could be a spec.
+    """
+    if isinstance(given, Spec):
+        return given
+    if isinstance(given, Mapping):
+        return make_spec(dict(given))
+    if isinstance(given, str | Path):
+        return load_spec(given)
+    raise SpecError(
+        f"spec is {shortly(given)}; wanted a Spec, the path of a YAML file, or keys and values; give one of them"
+    )
 
 
 def _read_spec(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:

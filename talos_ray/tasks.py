@@ -128,8 +128,19 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
 
 
 def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
-    """Names of the splits that stand for train, validation and test; those that are to be cut are left out."""
+    """Names of the splits that stand for train, validation and test; those that are to be cut are left out.
+
+    Raises:
+        SpecError: a split is not there, or asked for twice.
+    """
     asked = {"train": task.train_split, "validation": task.validation_split, "test": task.test_split}
+    named = [name for name in asked.values() if name is not None]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        kinds = " and ".join(f"{kind}_split" for kind, name in asked.items() if name == twice[0])
+        raise SpecError(
+            f"task {task.name!r}: split {twice[0]!r} is {kinds}; wanted splits that share no row; leave out all but "
+            "train_split, from which the others are then cut"
+        )
     names = {}
     for kind, given in asked.items():
         if given is not None and given not in splits:
@@ -137,7 +148,9 @@ def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
                 f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set "
                 f"{kind}_split to one of them"
             )
-        if name := given or (kind if kind in splits else None):
+        # A split that is called `test` and was asked for as something else is no test split any more.
+        found = kind if kind in splits and kind not in named else None
+        if name := given or found:
             names[kind] = name
     return names
 

@@ -241,4 +241,5 @@ ROUTES = (
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", Handler.batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.put),
     ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.resolve),
+    ("GET", r"/(?P<repo>datasets/[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.resolve),
 )

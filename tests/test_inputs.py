@@ -13,7 +13,7 @@ from images import write_images
 from talos_ray import SpecError, inputs
 from talos_ray.config import Task
 from talos_ray.inputs import Examples, Node
-from talos_ray.tasks import load_task
+from talos_ray.tasks import load_rows, load_task
 
 
 class Reader:
@@ -85,7 +85,7 @@ from pathlib import Path
 from test_inputs import Reader
 from talos_ray.config import Task
 from talos_ray.inputs import Examples, Node
-from talos_ray.tasks import load_task
+from talos_ray.tasks import load_rows, load_task
 read = Reader()
 examples = Examples(load_task(Task(**{task!r}), 0).train, read, node=Node(Path({str(node.folder)!r}), {node.most}, "reader"))
 examples.batch(torch.arange(len(examples)))
@@ -134,7 +134,6 @@ def test_where_nothing_may_be_written_a_process_keeps_its_own(split, wanted, tmp
 def test_an_input_that_cannot_be_decoded_is_named(tmp_path):
     path = Path(write_images(tmp_path, 40))
     (tmp_path / "7.png").write_bytes(b"\x89PNG, and nothing that belongs there\x60\x82")
-    kinds = {"validation_split": "train", "test_split": "train"}
-    split = load_task(Task(name="t", data=str(path), input="file", label="side", **kinds), 0).train
+    split = load_rows(Task(name="t", data="x", input="file", label="side").model_dump(), str(path), ("left", "right"))
     with pytest.raises(SpecError, match=r"input '.*7\.png' \(row 7\): it cannot be decoded"):
         Examples(split, Reader()).batch(torch.arange(10))

@@ -17,7 +17,6 @@ from talos_ray import SpecError, Task, tasks
 from talos_ray.data import readers
 from talos_ray.inputs import Examples
 from talos_ray.orchestrate.plan import MOST_UNEVEN, _tell_of_data
-from talos_ray.spec import make_spec
 from talos_ray.tasks import encoded, load_rows, load_task, told_of, troubled_images
 
 
@@ -182,13 +181,12 @@ def test_images_that_were_cut_off_are_named(tmp_path):
     assert [troubled_images(getattr(whole, s)) for s in ("train", "validation", "test")] == [[], [], []]
     for name, change in (("3.png", lambda b: b[:-40]), ("4.png", lambda b: b""), ("5.png", lambda b: b + b"trailing")):
         (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
-    spec = make_spec({"model": "demo", "tasks": [{"name": "t", "data": str(path), "input": "file", "label": "side", "validation_split": "train", "test_split": "train"}], "output": str(tmp_path / "run")})  # fmt: skip
-    troubled = troubled_images(load_task(spec.tasks[0], 0).train)
-    assert [row for row, _ in troubled] == [3, 4] and all(
-        "cannot be decoded" in why for _, why in troubled
-    )  # bytes after the end harm nobody
-    with pytest.raises(SpecError, match=r"task 't': 2 image\(s\) of train cannot be read, the first is '.*3\.png'"):
-        talos_ray.check(spec)
+    task = {"name": "t", "data": str(path), "input": "file", "label": "side"}
+    troubled = troubled_images(load_rows(Task(**task).model_dump(), str(path), ("left", "right")))
+    assert [row for row, _ in troubled] == [3, 4]  # bytes after the end harm nobody
+    assert all("cannot be decoded" in why for _, why in troubled)
+    with pytest.raises(SpecError, match=r"task 't': \d image\(s\) of \w+ cannot be read, the first is '.*[34]\.png'"):
+        talos_ray.check({"model": "demo", "tasks": [task], "output": str(tmp_path / "run")})
 
 
 def test_rare_classes_are_told(tmp_path):
@@ -245,3 +243,14 @@ def test_a_hub_name_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     refused("no Hugging Face dataset that can be reached", data="somebody/some-set-that-is-not-here")
+
+
+def test_no_row_is_trained_on_and_tested_on(tmp_path):
+    rows = "\n".join(f"the word number {i},{'ab'[i % 2]}" for i in range(100))
+    (tmp_path / "test.csv").write_text(f"text,label\n{rows}\n")
+    task = Task(name="t", data=str(tmp_path), kind="text", input="text", prompts=("{}",), train_split="test")
+    data = load_task(task, 0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (70, 10, 20)
+    assert data.notes == ()
+    with pytest.raises(SpecError, match="split 'test' is train_split and test_split; wanted splits that share no row"):
+        load_task(task.model_copy(update={"test_split": "test"}), 0)

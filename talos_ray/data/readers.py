@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talos_ray.config import CHOICE, Task
-from talos_ray.data import harness
+from talos_ray.data import harness, zero_shot
 from talos_ray.data.folders import (
     IMAGES,
     METADATA,
@@ -47,6 +47,7 @@ from talos_ray.errors import SpecError, nearest
 SAVED = ("dataset_info.json", "dataset_dict.json")  # of what save_to_disk wrote
 FILE_NAME = "file_name"  # column of a metadata table, as datasets' imagefolder has it
 IMAGE = "image"  # column of the images that it lists
+KEY_OF_WEBDATASET = "__key__"  # column that every WebDataset has
 CARD_SAYS = ("header", "names", "column_names", "skiprows", "quotechar", "quoting", "field", "encoding", "na_values")
 VIEWS = {"string_view": "large_string", "binary_view": "large_binary"}  # as some writers of Parquet name the same
 NOTHING = "nothing"  # what a column without any value holds
@@ -129,10 +130,13 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
         notes = []
         if local:
             splits, notes = _local(task, path)
+        elif zero_shot.is_zero_shot_set(task.data):
+            splits, notes = zero_shot.load(task.data)
         elif task.stream is not None:
             splits = datasets.load_dataset(task.data, task.config, streaming=True)
         else:
             splits = datasets.load_dataset(task.data, task.config)
+        splits = _with_usual_names(splits)
         return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
     except SpecError as error:
         place = f"task {task.name!r}: "
@@ -167,6 +171,22 @@ def _check_named(task: Task, path: Path) -> None:
             f"task {task.name!r}: data {task.data!r} is a {suffix or 'nameless'} file; wanted one of "
             f"{', '.join(KINDS)} or an image folder"
         )
+
+
+def _with_usual_names(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """A WebDataset's columns are named by its files' endings; its images and classes are called as everywhere else."""
+    import datasets
+
+    named = {}
+    for split, rows in splits.items():
+        features = rows.features or {}
+        if KEY_OF_WEBDATASET in features:
+            images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+            usual = {"cls": "label", **({images[0]: IMAGE} if len(images) == 1 else {})}
+            new = {old: name for old, name in usual.items() if old in features and name not in features}
+            rows = rows.rename_columns(new)
+        named[split] = rows
+    return named
 
 
 def _as_stored(splits: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from talos_ray.config import Task
 from talos_ray.data.harness import is_harness
 from talos_ray.data.readers import is_here
+from talos_ray.data.zero_shot import is_zero_shot_set, repository_of
 from talos_ray.models import Family, hub_name
 from talos_ray.models.family import AnswerFamily
 from talos_ray.models.heads import LINEAR_WORDS
@@ -137,6 +138,8 @@ def _result(name: str, task: Mapping[str, Any], score: Score) -> EvalResult:
 def _data_on_hub(task: Mapping[str, Any]) -> str | None:
     """What the Hub calls a task's data, if they are its."""
     name: str = task["data"]
+    if is_zero_shot_set(name):
+        return repository_of(name)
     return None if is_harness(name) or is_here(fits(Task, "run.json", task)) else name
 
 

@@ -14,6 +14,7 @@ SHOWN = {  # how a row begins -> tests
     "folder of images with `metadata.csv`": ["test_a_folder_with_a_list_of_its_images"],
     "folder of tables": ["test_tables_of_a_folder_are_splits_by_name"],
     "`lm_eval:TASK` of the lm-evaluation-harness (multiple choice)": ["test_a_task_is_its_texts_choices_and_right_answers", "test_rows_of_other_choices_are_left_out_and_counted", "test_what_cannot_be_ranked_is_refused"],
+    "`clip_benchmark:SET` of LAION's CLIP benchmark": ["test_a_set_is_its_images_classes_and_prompts", "test_what_is_no_set_of_classification_is_refused"],
     "what `save_to_disk` wrote, `demo:NAME`, a name of the Hub": ["test_what_save_to_disk_wrote"],
     "8 bits, palettes, CMYK, grey": ["test_depths_are_scaled_by_the_written_rule"],
     "16 bits": ["test_depths_are_scaled_by_the_written_rule"],
