@@ -256,18 +256,45 @@ class Train(_Settings):
             "alone: the loss of a language model, on completions"
         ),
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description=(
+            "weight of an example in the loss: the same for all, or the inverse of its class's share of the training "
+            "data, so that rare classes count as much as frequent ones"
+        ),
+    )
+    validate_every: Count | None = Field(
+        None,
+        description=(
+            "updates between two looks at a task's loss on its validation data, of which the weights with the least "
+            "are kept; the weights after the last update, if not given"
+        ),
+    )
+    patience: Count | None = Field(
+        None,
+        description="looks without a lesser validation loss after which a task's training stops; never, if not given",
+    )
     precision: Literal["float32", "bf16"] = Field("bf16", description="forward precision on a GPU; CPUs use float32")
     checkpoint_every: Count = Field(100, description="updates between two checkpoints")
     delta_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype in which deltas are stored")
 
-    later: ClassVar[frozenset[str]] = frozenset({"label_noise", "loss"})
+    later: ClassVar[frozenset[str]] = frozenset({"label_noise", "loss", "class_weights", "validate_every", "patience"})
 
     @model_validator(mode="after")
     def _labels_of_choices(self) -> Train:
-        if self.loss == "completion" and (self.label_noise or self.label_smoothing):
+        if self.loss == "completion" and (self.label_noise or self.label_smoothing or self.class_weights != "none"):
             raise ValueError(
-                "train.loss is 'completion' with label_noise or label_smoothing; wanted 'choice', because both are "
-                "about classes"
+                "train.loss is 'completion' with label_noise, label_smoothing or class_weights; wanted 'choice', "
+                "because these are about classes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_of_looks(self) -> Train:
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError(
+                f"train.patience is {self.patience} without train.validate_every; wanted the updates between two looks "
+                "at the validation data; add it"
             )
         return self
 
@@ -863,6 +890,11 @@ ELSEWHERE = {
     "warmup_ratio": "train.warmup_steps",
     "lr_scheduler_warmup_steps": "train.warmup_steps",
     "save_steps": "train.checkpoint_every",
+    "eval_steps": "train.validate_every",
+    "early_stopping": "train.patience",
+    "early_stopping_patience": "train.patience",
+    "load_best_model_at_end": "train.validate_every",
+    "class_weight": "train.class_weights",
     "output_dir": "output",
     "base_model": "model",
     "model_name_or_path": "model",

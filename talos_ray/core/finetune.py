@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from talos_ray.core.fisher import Batch
 from talos_ray.core.optimizer import SparseAdamW
@@ -37,6 +38,9 @@ class Plan:
     label_noise: float = 0.0
     classes: int = 0  # wanted where there is label noise
     completion: bool = False  # logits are log-probabilities [n, 1] of what is to be learnt, and not to be compared
+    class_weights: tuple[float, ...] | None = (
+        None  # of an example of each class in the loss; all the same, if not given
+    )
 
     def __post_init__(self) -> None:
         if self.label_noise and not self.classes:
@@ -81,7 +85,10 @@ class Plan:
         """Sum over the samples with these labels [n], as they are trained on, and logits [n, C]."""
         if self.completion:
             return -logits.sum()
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return torch.nn.functional.cross_entropy(
+            logits, labels, weight=weights, reduction="sum", label_smoothing=self.label_smoothing
+        )
 
     @functools.cached_property
     def _noise(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,6 +105,71 @@ class Plan:
         return parts
 
 
+def balanced(labels: torch.Tensor, classes: int) -> tuple[float, ...]:
+    """Weights of the classes of labels [n] by which each has the same share of the loss: n / (classes · count), after
+    King and Zeng (2001), as scikit-learn's `balanced`. Of a class that does not occur, 0."""
+    counts = labels.bincount(minlength=classes)
+    occurring = int((counts > 0).sum())
+    return tuple(len(labels) / (occurring * count) if count else 0.0 for count in counts.tolist())
+
+
+class Looks:
+    """Looks at validation while a task is trained, and the weights that did best there.
+
+    Args:
+        loss: the mean validation loss of the module as it stands.
+        every: updates between two looks; there is one after the last update, too.
+        patience: looks without a lesser loss after which the training is over; None: never.
+    """
+
+    def __init__(self, loss: Callable[[], float], every: int, patience: int | None = None) -> None:
+        self.loss = loss
+        self.every = every
+        self.patience = patience
+        self.seen: list[tuple[int, float]] = []  # updates done, validation loss
+        self.best: torch.Tensor | None = None  # values float32 [k]
+
+    @property
+    def best_at(self) -> int:
+        """Updates after which the loss was least, the first of several."""
+        return min(self.seen, key=lambda look: look[1])[0]
+
+    @property
+    def over(self) -> bool:
+        """Whether the training has gone on for long enough without getting better."""
+        since = [step for step, _ in self.seen if step > self.best_at]
+        return self.patience is not None and len(since) >= self.patience
+
+    def take(self, optimizer: SparseAdamW, step: int, rank: int) -> None:
+        """Look at what the optimizer has in its module after `step` updates. Of a team the first worker looks, and all
+        others are told what it saw: on other hardware they might see another number, and stop elsewhere."""
+        loss = torch.tensor(self.loss() if rank == 0 else 0.0, dtype=torch.float64, device=optimizer.values.device)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast(loss, src=0)
+        self.seen.append((step, float(loss)))
+        if self.best_at == step:
+            self.best = optimizer.values.detach().clone()
+
+    @torch.no_grad()
+    def settle(self, optimizer: SparseAdamW) -> None:
+        """Put the best weights into the optimizer and its module."""
+        if self.best is not None:
+            optimizer.values.copy_(self.best)
+            optimizer.push()
+
+    def state(self) -> State:
+        """What a checkpoint has to hold of it."""
+        if self.best is None:
+            return {}
+        return {"best": self.best, "looks": torch.tensor(self.seen, dtype=torch.float64)}
+
+    def load(self, state: State) -> None:
+        """Go on from a `state()`."""
+        if "best" in state:
+            self.best = state["best"].clone()
+            self.seen = [(int(step), loss) for step, loss in state["looks"].tolist()]
+
+
 def finetune(
     optimizer: SparseAdamW,
     plan: Plan,
@@ -109,6 +181,7 @@ def finetune(
     world: int = 1,
     autocast: torch.dtype | None = None,
     micro_batch_size: int | None = None,
+    looks: Looks | None = None,
     on_step: Callable[[int, torch.Tensor], None] = lambda step, loss: None,
 ) -> list[float]:
     """Train until `plan.steps` and leave the tuned weights in the optimizer's module.
@@ -116,10 +189,11 @@ def finetune(
     Args:
         logits: batch -> [n, C], with a gradient path to the masked weights.
         batch: indices -> (batch, labels int64 [n]); asked for `plan.parts_at` of every step, in order.
-        start: (step, optimizer state) of a checkpoint to go on from.
+        start: (step, state) of a checkpoint to go on from: the optimizer's state, and that of `looks`.
         rank, world: this worker's place in a team; each takes every world-th sample of a batch.
         autocast: dtype of the forward pass, or None for the model's own.
         micro_batch_size: samples in one backward; the gradients of a batch add up. All at once, if not given.
+        looks: at validation: the weights with the least loss there are left in the module, and it may end the training.
         on_step: called after each update with the number of updates done and the batch's loss, a number on the model's
             device: a GPU that is asked for every one of them cannot work ahead.
 
@@ -133,6 +207,8 @@ def finetune(
     if start is not None:
         first_step, state = start
         optimizer.load(state)
+        if looks is not None:
+            looks.load(state)
     waiting: list[torch.Tensor] = []  # losses that nobody has looked at yet
     losses: list[float] = []
     team_batch = min(plan.batch_size, plan.samples)
@@ -148,6 +224,8 @@ def finetune(
 
     run = Replay(work, [optimizer.grad])
     for step in range(first_step, plan.steps):
+        if looks is not None and looks.over:  # before the step, so that what goes on from a checkpoint stops there, too
+            break
         torch.manual_seed(derive_seed(plan.seed, plan.task, "step", step, rank))  # dropout, if the model has any
         parts = plan.parts_at(step, rank, world, micro_batch_size)
         samples = sum(map(len, parts))
@@ -161,7 +239,13 @@ def finetune(
         if mean.device.type == "cpu" or len(waiting) >= LOOK_STEPS or step == plan.steps - 1:
             losses += _read(waiting, plan, step)
             waiting.clear()
+        if looks is not None and ((step + 1) % looks.every == 0 or step + 1 == plan.steps):
+            looks.take(optimizer, step + 1, rank)
         on_step(step + 1, mean)
+    if waiting:
+        losses += _read(waiting, plan, first_step + len(losses) + len(waiting) - 1)
+    if looks is not None:
+        looks.settle(optimizer)
     return losses
 
 

@@ -14,7 +14,7 @@ from ray import ObjectRef
 from talos_ray.config import Train
 from talos_ray.core.blocks import gather
 from talos_ray.core.delta import make_delta
-from talos_ray.core.finetune import Plan, State, finetune
+from talos_ray.core.finetune import Looks, Plan, State, balanced, finetune
 from talos_ray.core.fisher import Batch
 from talos_ray.core.mask import Mask
 from talos_ray.core.optimizer import SparseAdamW
@@ -31,6 +31,7 @@ class TeamOptions(TypedDict, total=False):
     """What `core.finetune` is told of the worker's place in a team, and of where it goes on."""
 
     start: tuple[int, State] | None
+    looks: Looks | None
     rank: int
     world: int
     on_step: Callable[[int, torch.Tensor], None]
@@ -43,13 +44,13 @@ LINES = 10  # in the worker's log, a task
 def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tensor, SparseAdamW, Plan]:
     """A task's training from the model as it stands: the masked weights before it, the optimizer, and the plan."""
     module = bench.family.module
-    samples = len(bench.examples(task, "train"))
+    examples = bench.examples(task, "train")
     optimizer = SparseAdamW(module, mask, s.lr, s.weight_decay, clip_norm=s.clip_norm)
     seed = bench.shared.spec.seed
     classes = len(load_task(bench.shared.task(task), seed).classes)
     plan = Plan(
         task=task,
-        samples=samples,
+        samples=len(examples),
         steps=s.steps,
         batch_size=s.batch_size,
         lr=s.lr,
@@ -59,9 +60,22 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
         label_noise=s.label_noise,
         classes=classes,
         completion=s.loss == "completion",
+        class_weights=balanced(examples.split.labels, classes) if s.class_weights == "balanced" else None,
     )
     # What the weights are now, in the module's own dtype: the delta is what they differ from it by at the end.
     return gather(module, mask), optimizer, plan
+
+
+def looks_at(bench: Workbench, task: str, s: Train) -> Looks | None:
+    """Looks at a task's validation data while the model of the workbench is trained, if the settings ask for them."""
+    if s.validate_every is None:
+        return None
+
+    def loss() -> float:
+        seen = bench.answered(bench.examples(task, "validation"), task)
+        return float(torch.nn.functional.cross_entropy(seen.logits, seen.labels))
+
+    return Looks(loss, s.validate_every, s.patience)
 
 
 def tune(
@@ -125,19 +139,22 @@ class _Saving:
     """Writes checkpoints of one job beside its steps, because a storage may be slow: at most one write at a time, and
     what one of them meets is raised by the next."""
 
-    def __init__(self, folder: RunFolder, job: Job, optimizer: SparseAdamW) -> None:
+    def __init__(self, folder: RunFolder, job: Job, optimizer: SparseAdamW, looks: Looks | None) -> None:
         self.folder = folder
         self.job = job
         self.optimizer = optimizer
+        self.looks = looks
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.written: Future[None] | None = None
 
     def checkpoint(self, step: int) -> None:
-        """Begin to write what the optimizer holds after so many updates."""
+        """Begin to write what the optimizer holds after so many updates, and what was best so far."""
         self.finish()
         task = self.job.task.name
         # `state` copies: by the time that it is written, further steps have changed the optimizer's own tensors.
         state = self.optimizer.state()
+        if self.looks is not None:
+            state |= self.looks.state()
         self.written = self.writer.submit(self.folder.save_checkpoint, task, self.job.key, step, state)
 
     def finish(self) -> None:
@@ -201,7 +218,8 @@ class TaskTrainer:
         before, optimizer, plan = begin(bench, mask, task, settings)
         start = folder.load_checkpoint(task, job.key)
         resumed_at = start[0] if start else 0
-        saving = _Saving(folder, job, optimizer)
+        looks = looks_at(bench, task, settings)
+        saving = _Saving(folder, job, optimizer, looks)
         reports = _Reports(job, saving, tell)
 
         def on_step(step: int, loss: torch.Tensor) -> None:
@@ -222,6 +240,7 @@ class TaskTrainer:
                 optimizer,
                 lambda index: next(batches),
                 start=start,
+                looks=looks,
                 rank=rank,
                 world=world,
                 on_step=on_step,
@@ -237,6 +256,9 @@ class TaskTrainer:
                     "resumed_at": resumed_at,
                     "state_bytes": optimizer.bytes(),
                 }
+                if looks is not None:
+                    info |= {"validation": looks.seen, "kept_at": looks.best_at}
+                    print(f"{job.name}: kept is step {looks.best_at} of {looks.seen[-1][0]}, by validation", flush=True)
                 self._store(job, optimizer.values.detach(), before, info)
                 # The last write has to be over first, or it would put a checkpoint back.
                 saving.finish()

@@ -327,13 +327,15 @@ def _entangled(version: Version, w: Words) -> Section:
 
 def _training_plot(folder: RunFolder, version: Version, w: Words) -> str | None:
     curves = {}
+    looks = {}
     shown = plots.tasks_shown(version)
     for task, mark in version.deltas.items():
         if task not in shown:
             continue
         about = folder.delta_info(task, mark) or {}
         curves[task] = about.get("curve") or []
-    return plots.training_curves(curves, w.plain) if any(curves.values()) else None
+        looks[task] = about.get("validation") or []
+    return plots.training_curves(curves, w.plain, looks=looks) if any(curves.values()) else None
 
 
 def _mask(folder: RunFolder, info: Mapping[str, Any], w: Words) -> Section:

@@ -168,8 +168,14 @@ def stability(points: Sequence[Mapping[str, float]], w: Say) -> str:
     return _svg(figure, w("stability_plot"))
 
 
-def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Say, description: str | None = None) -> str:
-    """Loss by step of every task: task -> [step, loss]."""
+def training_curves(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    w: Say,
+    description: str | None = None,
+    looks: Mapping[str, Sequence[Sequence[float]]] | None = None,
+) -> str:
+    """Loss by step of every task: task -> [step, loss]; dashed those of `looks`, on validation data, of which the
+    least is marked."""
     figure, axes = _axes(3.2, w("step"), w("loss"))
     for (task, curve), color in _colored(curves.items()):
         # One without a curve, because it was brought in, takes its colour all the same: others keep theirs.
@@ -177,6 +183,12 @@ def training_curves(curves: Mapping[str, Sequence[Sequence[float]]], w: Say, des
             steps = [point[0] for point in curve]
             losses = [point[1] for point in curve]
             axes.plot(steps, losses, label=task, color=color, linewidth=1.2)
+        if looks and looks.get(task):
+            steps = [point[0] for point in looks[task]]
+            losses = [point[1] for point in looks[task]]
+            best = losses.index(min(losses))
+            axes.plot(steps, losses, "--", color=color, linewidth=1.2)
+            axes.plot(steps[best], losses[best], "o", color=color, markersize=4)
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _svg(figure, description or w("training_plot"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from talos_ray.core.finetune import Plan, finetune
+from talos_ray.core.finetune import Looks, Plan, balanced, finetune
 from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags
 from talos_ray.core.optimizer import SparseAdamW
@@ -190,3 +190,50 @@ def test_schedule_warms_up_and_falls_to_zero():
 def test_seeds_do_not_depend_on_the_process():
     assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1) < 1 << 63
     assert derive_seed(0, "a", 1) != derive_seed(0, "b", 1)
+
+
+def looked(module, looks_every=4, patience=None, **options):
+    """Trained with looks at samples that are not trained on, of which the loss falls and then rises."""
+    held = torch.randn(40, 10, generator=torch.Generator().manual_seed(7))
+    wrong = held[:, 4:8].argmax(-1)  # what the training leads away from
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(nn.functional.cross_entropy(module(held), wrong))
+
+    looks = Looks(loss, looks_every, patience)
+    values, losses, saved = train(module, looks=looks, **options)
+    return values, losses, saved, looks, loss
+
+
+def test_the_weights_that_did_best_on_validation_are_kept():
+    module = model()
+    values, losses, saved, looks, loss = looked(module)
+    assert [step for step, _ in looks.seen] == [*range(4, 41, 4)] and len(losses) == 40
+    assert looks.best_at < 40 and min(found for _, found in looks.seen) == loss()  # they are in the module
+    assert torch.equal(values, saved[looks.best_at]["values"])
+    straight, _, _ = train(model())
+    assert torch.equal(straight, saved[40]["values"])  # to look changes no step
+
+
+def test_training_stops_when_validation_gets_no_better_and_goes_on_from_a_checkpoint_alike():
+    values, losses, saved, looks, _ = looked(model(), patience=2)
+    stopped = len(losses)
+    assert stopped == looks.best_at + 8 < 40
+    for at in (looks.best_at, stopped - 3, stopped):  # the last as if it had been killed before its delta was stored
+        module = model()
+        _, _, _, before, _ = looked(module, patience=2, stop=at)
+        state = saved[at] | before.state()
+        again, more, _, seen, _ = looked(model(), patience=2, start=(at, state))
+        assert torch.equal(again, values) and len(more) == stopped - at and seen.seen == looks.seen
+
+
+def test_balanced_weights_make_rare_classes_count_as_much():
+    labels = torch.tensor([0] * 6 + [1] * 2 + [3] * 1)
+    weights = balanced(labels, 4)
+    assert weights == pytest.approx((9 / 18, 9 / 6, 0.0, 9 / 3))
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    each = nn.functional.cross_entropy(logits, labels, reduction="none")
+    by_class = [each[labels == c].mean() for c in (0, 1, 3)]
+    weighted = dataclasses.replace(plan(), class_weights=weights).loss(labels, logits)
+    torch.testing.assert_close(weighted / 9, torch.stack(by_class).mean())

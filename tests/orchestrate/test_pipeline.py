@@ -317,7 +317,8 @@ def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
         s = session(
             {**copy.deepcopy(values), "output": str(tmp_path / f"x{world}"), "cluster": {"workers_per_task": world}}
         )
-        jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-5)
+        looks = {"validate_every": 2, "patience": 2, "class_weights": "balanced"}
+        jobs = jobs_of(s, tmp_path / str(world), run.mask, steps=5, delta_dtype="float32", lr=1e-5, **looks)
         train(
             shared_ref=s.shared_ref,
             arms={"sparse": Arm("sparse", run.mask.bits)},
@@ -326,7 +327,10 @@ def test_two_workers_of_a_team_make_the_same_delta_as_one(finished, tmp_path):
             teams=1,
             scratch=str(tmp_path / "scratch"),
         )
-        found.append(RunFolder(str(tmp_path / str(world))).load_delta("pointers").values)
+        delta = RunFolder(str(tmp_path / str(world))).load_delta("pointers")
+        found.append(delta.values)
+        looked = dict(delta.info["validation"])
+        assert list(looked) == [2, 4, 5] and looked[delta.info["kept_at"]] == min(looked.values())
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
     assert float(torch.cosine_similarity(*found, dim=0)) > 0.999  # and the tolerance is not what makes them equal
 
