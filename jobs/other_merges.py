@@ -21,10 +21,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from jobs.joint import by_own_head
 from talos_ray.config import Spec
 from talos_ray.core.delta import Delta
 from talos_ray.core.segments import Blend
+from talos_ray.orchestrate.joint import by_own_head
 from talos_ray.orchestrate.learning import pool_of
 from talos_ray.orchestrate.plan import DENSE, arms_of, prepare
 from talos_ray.orchestrate.worker import Arm, Shared, Workbench, freeze

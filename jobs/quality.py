@@ -25,8 +25,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
-from jobs.joint import joint
 from jobs.other_merges import peers
+from talos_ray.orchestrate.joint import train_jointly
 from talos_ray.spec import PRESETS
 from talos_ray.storage.version import Choice
 
@@ -102,11 +102,11 @@ def main() -> None:
             found = talos_ray.edit(spec=spec.model_copy(update={"search": unlabelled, "baseline": alone})).versions[3]
             add("merged, sparse, no labels in the merge", found.summary.merged)
         if args.joint:
-            found = joint(spec.output)
-            add("joint training of the same mask", found["own"])
-            add("joint training, words' heads", found["words"])
-            if ours.controls:
-                add("control kept, joint training", found["kept"])
+            found = train_jointly(spec.output)
+            add("joint training of the same mask", statistics.mean(found.own.values()))
+            add("joint training, words' heads", statistics.mean(found.words.values()))
+            if found.kept is not None:
+                add("control kept, joint training", found.kept)
         for method, found in (peers(spec.output, args.peers) if args.peers else {}).items():
             add(f"{method}, dense", found["own"])
             add(f"{method}, dense, words' heads", found["words"])

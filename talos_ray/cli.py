@@ -329,6 +329,41 @@ def _show_needs(asked: Spec, needs: Estimate, hours: Mapping[str, float]) -> Non
     _show(table)
 
 
+@app.command(rich_help_panel=MAKE)
+def reproduce(
+    suite: Annotated[str, typer.Argument(help="'demo', or a YAML spec; see examples/.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs and tables.")] = Path("reproduced"),
+    model: Annotated[Optional[str], typer.Option(help="Instead of the spec's model.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of everything, each with its own draws.")] = 3,
+    as_json: Json = False,
+    allow_code: AllowCode = None,
+) -> None:
+    """Measure the published protocol on a suite of tasks: addition and negation, for TaLoS, dense task arithmetic,
+    TIES, joint training and the learned merge. Tables as Markdown, CSV and LaTeX; goes on where it was stopped.
+
+    Example: talos reproduce demo --seeds 1
+    """
+    from talos_ray.reproduce.protocol import reproduce as measured
+    from talos_ray.reproduce.tables import sources, tables, write
+    from talos_ray.spec import load_spec
+
+    _allow(allow_code)
+    asked = load_spec(DEMO_SPEC if suite == "demo" else suite, **({"model": model} if model else {}))
+    with _aside(as_json):
+        found = measured(asked, output, seeds, say)
+        made = tables(asked, found)
+        files = write(made, sources(asked), output)
+    if as_json:
+        _print({name: table.to_dict("records") for name, table in made.items()})
+        return
+    for name, rows in made.items():
+        table = Table(*rows.columns, title=f"{name}: mean over tasks, test data", title_justify="left")
+        for row in rows.fillna("").values.tolist():
+            _row(table, *row)
+        _show(table)
+    say(*sources(asked), *map(str, files))
+
+
 @app.command(rich_help_panel=DECIDE)
 def status(
     run: Folder,

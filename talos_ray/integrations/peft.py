@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -237,8 +237,8 @@ def save_shira(
     with _quiet():
         adapted = peft.PeftModel(module, config)
         for name, needed in sparse.items():
-            layer = adapted.get_submodule(f"{INSIDE}{name}")
-            assert isinstance(layer, ShiraLayer)  # the configuration names this layer
+            # The configuration names this layer. From Python 3.12 on no `isinstance` sees what a module only registers.
+            layer = cast(ShiraLayer, adapted.get_submodule(f"{INSIDE}{name}"))
             _fill(layer, needed)
         for name in whole:
             saved = adapted.get_submodule(f"{INSIDE}{name}").modules_to_save["default"]
@@ -305,7 +305,6 @@ def _rank(layers: Mapping[str, tuple[nn.Linear, int]]) -> tuple[int, list[str]]:
     return best, left_out(best)
 
 
-@runtime_checkable
 class ShiraLayer(Protocol):
     """What peft puts around a linear layer."""
 

@@ -484,11 +484,16 @@ class MergeSearch:
                 count += 1
                 best[way] = max(report["objective"], best.get(way, report["objective"]))
                 self.session.watch.candidate(way, count, report["objective"], best[way])
-            steps_by_way = [f"{name} step {step}" for name, step in steps.items()]
             best_by_way = [f"best {name} {objective:.4f}" for name, objective in best.items()]
+            if search.method == "grid":
+                total = sum(map(len, points.values()))
+                done = [f"{count} of {total} candidates"]
+                share = count / max(1, total)
+            else:
+                done = [f"{name} step {step}" for name, step in steps.items()]
+                share = sum(steps.values()) / search.steps / max(1, len(problems))
             # Nobody knows how many attempts and points each way will need, so it stops short of the whole.
-            share = sum(steps.values()) / search.steps / max(1, len(problems))
-            self.session.progress.update(self.stage, min(0.99, share), ", ".join(steps_by_way + best_by_way))
+            self.session.progress.update(self.stage, min(0.99, share), ", ".join(done + best_by_way))
 
         started = time.monotonic()
         records = run_trials(self.session, self.p.spec, problems, refs, points, on_report)

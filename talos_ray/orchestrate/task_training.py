@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TypedDict, Unpack
 
 import ray
@@ -169,10 +170,11 @@ class _Saving:
 class _Reports:
     """What the worker of rank 0 does after a step: the loss curve, lines in its log, checkpoints, progress messages."""
 
-    def __init__(self, job: Job, saving: _Saving, tell: Callable[[int, float], None]) -> None:
+    def __init__(self, job: Job, saving: _Saving, tell: Callable[[int, float], None], resumed_at: int) -> None:
         self.job = job
         self.saving = saving
         self.tell = tell
+        self.resumed_at = resumed_at
         self.curve: list[list[float]] = []
         self.last = 0.0  # when it was last told
 
@@ -190,6 +192,23 @@ class _Reports:
         if saved or time.monotonic() - self.last > REPORT_SECONDS:
             self.last = time.monotonic()
             self.tell(step, float(loss))
+
+    def info(self, seconds: float) -> dict[str, object]:
+        """What is kept beside the delta, once the training is over."""
+        job = self.job
+        info = {
+            **job.info,
+            "key": job.key,
+            "settings": job.settings.model_dump(),
+            "seconds": round(seconds, 3),
+            "curve": self.curve,
+            "resumed_at": self.resumed_at,
+        }
+        looks = self.saving.looks
+        if looks is not None:
+            info |= {"validation": looks.seen, "kept_at": looks.best_at}
+            print(f"{job.name}: kept is step {looks.best_at} of {looks.seen[-1][0]}, by validation", flush=True)
+        return info
 
 
 class TaskTrainer:
@@ -209,30 +228,25 @@ class TaskTrainer:
         """
         started = time.perf_counter()
         bench = self.bench
-        mask = self.masks[job.arm]
-        folder = RunFolder(job.folder)
         settings = job.settings
         task = job.task.name
-        examples = bench.examples(task, "train")
-        bench.reset()
-        before, optimizer, plan = begin(bench, mask, task, settings)
+        folder = RunFolder(job.folder)
         start = folder.load_checkpoint(task, job.key)
-        resumed_at = start[0] if start else 0
+        bench.reset()
+        before, optimizer, plan = begin(bench, self.masks[job.arm], task, settings)
         looks = looks_at(bench, task, settings)
         saving = _Saving(folder, job, optimizer, looks)
-        reports = _Reports(job, saving, tell)
+        reports = _Reports(job, saving, tell, resumed_at=start[0] if start else 0)
+        batches = self._batches(plan, settings, reports.resumed_at, rank, world)
 
         def on_step(step: int, loss: torch.Tensor) -> None:
             if rank == 0:  # after a step all workers of a team hold the same
                 reports.on_step(step, loss)
 
-        # Which rows each step takes is known beforehand, so inputs are prepared while the steps before are computed.
-        parts: list[torch.Tensor] = []
-        for step in range(resumed_at, settings.steps):
-            parts.extend(plan.parts_at(step, rank, world, settings.micro_batch_size))
-        batches = examples.each(parts, bench.loaders)
-        assert isinstance(batches, Generator)  # closed at the end, so that its processes go
-        try:
+        # Undone whatever happens, the last first: the next job finds the base, and no process or hook of this one.
+        with ExitStack() as undone:
+            for undo in (bench.reset, optimizer.close, batches.close, saving.close):
+                undone.callback(undo)
             losses = tune(
                 bench,
                 plan,
@@ -247,28 +261,22 @@ class TaskTrainer:
             )
             seconds = time.perf_counter() - started
             if rank == 0:
-                info = {
-                    **job.info,
-                    "key": job.key,
-                    "settings": settings.model_dump(),
-                    "seconds": round(seconds, 3),
-                    "curve": reports.curve,
-                    "resumed_at": resumed_at,
-                    "state_bytes": optimizer.bytes(),
-                }
-                if looks is not None:
-                    info |= {"validation": looks.seen, "kept_at": looks.best_at}
-                    print(f"{job.name}: kept is step {looks.best_at} of {looks.seen[-1][0]}, by validation", flush=True)
+                info = {**reports.info(seconds), "state_bytes": optimizer.bytes()}
                 self._store(job, optimizer.values.detach(), before, info)
                 # The last write has to be over first, or it would put a checkpoint back.
                 saving.finish()
                 folder.drop_checkpoints(task)
             return seconds, losses[-1] if losses else float("nan")
-        finally:
-            saving.close()
-            batches.close()
-            optimizer.close()
-            bench.reset()
+
+    def _batches(
+        self, plan: Plan, settings: Train, first_step: int, rank: int, world: int
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
+        """This worker's inputs and labels of every backward from a step on. Which rows each step takes is known
+        beforehand, so inputs are prepared while the steps before are computed."""
+        parts: list[torch.Tensor] = []
+        for step in range(first_step, plan.steps):
+            parts.extend(plan.parts_at(step, rank, world, settings.micro_batch_size))
+        yield from self.bench.examples(plan.task, "train").each(parts, self.bench.loaders)
 
     def _store(self, job: Job, values: torch.Tensor, before: torch.Tensor, info: dict[str, object]) -> None:
         """Put a job's delta on storage: what `values` differ by from what was there `before`, both [k]."""

@@ -24,6 +24,7 @@ FLOORS = (
     ("trust",),
     ("orchestrate",),
     ("api",),
+    ("reproduce",),
     ("serving",),
     ("cli",),
 )

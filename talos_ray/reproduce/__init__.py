@@ -1,0 +1,1 @@
+"""The published protocol on a suite of tasks, and its tables."""
