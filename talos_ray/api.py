@@ -462,10 +462,15 @@ class Run:
     def _version(self, number: int | None) -> Version:
         return self.folder.load_version(self.head if number is None else number)
 
+    def _base(self) -> Family:
+        """The model before any edit, as the run reads texts with it."""
+        spec = self.info["spec"]
+        return load_model(spec["model"], spec.get("tokens"))
+
     def _composed(self, version: Version) -> tuple[Family, dict[str, torch.Tensor]]:
         """The model at a version, and the base's tensors."""
         versions.check_sources(self.folder, version)
-        family = load_model(self.info["spec"]["model"])
+        family = self._base()
         tensors = {n: t.clone() for n, t in base_tensors(family).items()}
         base = fingerprint(tensors)
         if base != self.info["base"]:
@@ -886,7 +891,7 @@ class Run:
         arrived = list(watch.arrived(self.folder, tasks, Path(folder)))
         if not arrived:  # most nights; no model is loaded for that
             return []
-        models = {"base": load_model(self.info["spec"]["model"]), "now": self._composed(version)[0]}
+        models = {"base": self._base(), "now": self._composed(version)[0]}
         heads = {"base": self.folder.heads_of(None), "now": self.folder.heads_of(version)}
         events = []
         for task, path, mark in arrived:

@@ -240,7 +240,10 @@ class Train(_Settings):
     )
     lr: Annotated[float, Field(gt=0)] = Field(1e-5, description="peak learning rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay, on masked weights")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="updates of linear warm-up; cosine to 0 after it")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="updates of linear warm-up")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up: to 0 along a cosine, or at its peak to the end"
+    )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest norm of the masked gradient")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the target spread over all classes"
@@ -278,7 +281,9 @@ class Train(_Settings):
     checkpoint_every: Count = Field(100, description="updates between two checkpoints")
     delta_dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="dtype in which deltas are stored")
 
-    later: ClassVar[frozenset[str]] = frozenset({"label_noise", "loss", "class_weights", "validate_every", "patience"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"label_noise", "loss", "schedule", "class_weights", "validate_every", "patience"}
+    )
 
     @model_validator(mode="after")
     def _labels_of_choices(self) -> Train:
@@ -583,6 +588,9 @@ class Task(_Settings):
     )
     train_split: str = "train"
     validation_split: str | None = Field(None, description="'validation', if there is one; otherwise cut from train")
+    validation_from: Literal["train", "test"] | None = Field(
+        None, description="split that validation data are cut from, even where the data have a validation split"
+    )
     test_split: str | None = Field(None, description="'test', if there is one; otherwise cut from train")
     kind: Literal["image", "text"] = Field(
         "image", description="what the inputs are; what the model reads, if not given"
@@ -615,6 +623,12 @@ class Task(_Settings):
             "this list"
         ),
     )
+    class_count: Count | None = Field(
+        None, description="how many classes the data must have; another number is refused"
+    )
+    underscores: Literal["keep", "spaces"] = Field(
+        "keep", description="underscores of class names in a prompt: as they are, or spaces"
+    )
     prompts: tuple[str, ...] = Field(
         ("a photo of a {}.",),
         json_schema_extra={"minItems": 1},
@@ -631,6 +645,13 @@ class Task(_Settings):
         description=(
             "what scores the classes: their words, without training (zero-shot), or a linear layer on the base's "
             "features, fitted to training data before anything is edited. Frozen either way"
+        ),
+    )
+    ranking: Literal["mean", "sum"] = Field(
+        "mean",
+        description=(
+            "what ranks the answers of a model that writes text: the mean of their tokens' log-probabilities, so that "
+            "a long answer is not worse for being long, or the sum; other models have none to rank"
         ),
     )
     missing: Literal["refuse", "drop"] = Field(
@@ -661,16 +682,17 @@ class Task(_Settings):
         ),
     )
     stratified: bool = Field(False, description="splits that are cut from train keep the classes' shares")
-    split_by: Literal["position", "content"] = Field(
+    split_by: Literal["position", "content", "random_split"] = Field(
         "position",
         description=(
-            "what splits are cut by, with the seed: the rows' places, or what they hold, so that their order in the "
-            "file does not matter"
+            "what splits are cut by, with the seed: the rows' places; what they hold, so that their order in the file "
+            "does not matter; or their places as torch's random_split draws them"
         ),
     )
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of train that becomes validation data, where there are none"
+        0.1, description="share of train (of validation_from) that becomes validation data, where there are none"
     )
+    validation_most: Count | None = Field(None, description="rows that become validation data, at most")
     test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of train that becomes test data, where there are none"
     )
@@ -683,6 +705,11 @@ class Task(_Settings):
             "'hub:OWNER/NAME@REVISION'; what they changed on the mask is the task's delta"
         ),
     )
+
+    @property
+    def scoring(self) -> str:
+        """What scores the classes: `scoring`."""
+        return scoring(self.head, self.ranking)
 
     @property
     def templated(self) -> bool:
@@ -749,6 +776,15 @@ class Task(_Settings):
         return texts
 
     @model_validator(mode="after")
+    def _one_source(self) -> Task:
+        if self.validation_split is not None and self.validation_from is not None:
+            raise ValueError(
+                f"validation_split is {self.validation_split!r} and validation_from {self.validation_from!r}; wanted "
+                "one, because validation data are a split of their own or are cut; leave the other out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shares(self) -> Task:
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
@@ -762,6 +798,11 @@ class Task(_Settings):
     def _known_settings(cls, train: dict[str, Any]) -> dict[str, Any]:
         validated(Train, train, "train")
         return train
+
+
+def scoring(head: str, ranking: str) -> str:
+    """What scores a task's classes, as `models.heads.scorer` calls it: 'words', 'sums' of answers, or 'linear'."""
+    return "sums" if head == "words" and ranking == "sum" else head
 
 
 def _no_secret(place: str, what: str) -> None:
@@ -795,6 +836,9 @@ class Spec(_Settings):
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
     output: str = Field(description="run folder, local or any pyarrow.fs URI")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    tokens: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="tokens of a text that are read, at most; as many as the model can, if not given"
+    )
     tracker: Literal["mlflow", "tensorboard", "wandb"] | None = Field(
         None,
         description=(

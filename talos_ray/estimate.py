@@ -75,7 +75,7 @@ def estimate(spec: Spec) -> Estimate:
     Raises:
         SpecError: the model's configuration cannot be read.
     """
-    family = shape_of(spec.model)
+    family = shape_of(spec.model, spec.tokens)
     layout = layout_of(family)
     weights = list(family.module.parameters())
     base = sum(weight.nbytes for weight in weights)
@@ -319,7 +319,7 @@ def _scored(family: Family, task: Task, inputs: torch.Tensor, completion: bool) 
         assert isinstance(family, AnswerFamily)  # a spec is refused that wants it of another
         labels = torch.zeros(len(inputs), dtype=torch.int64, device="meta")
         return family.completed({"inputs": inputs, "labels": labels}, head)
-    return scorer(family, task.head, head)(inputs)
+    return scorer(family, task.scoring, head)(inputs)
 
 
 def _head(family: Family, task: Task, inputs: torch.Tensor) -> torch.Tensor:

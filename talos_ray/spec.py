@@ -20,9 +20,13 @@ TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs whe
 
 # Protocols by name; what a spec says itself wins over them.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {  # Iurada et al., 2025: one coefficient for all tasks on a 21-point grid, plain task arithmetic
+    # Iurada et al., 2025, and their code (iurada/talos-task-arithmetic): one coefficient for all tasks on a 21-point
+    # grid, plain task arithmetic. The sensitivity is that of the sampled class's logit (vision/pruners.py), and a T5's
+    # logits are sums of log-probabilities (nlp/pruners.py, nlp/eval/eval.py). All normalisation weights may change and
+    # no embedding, as here (`core.layout`); but every task has a mask of its own there, which nothing here can merge.
+    "paper": {
         "mask": {"keep": 0.1, "strategy": "least_sensitive", "granularity": "element"},
-        "calibration": {"rounds": 4, "score": "log_prob", "stable": None},
+        "calibration": {"rounds": 4, "score": "logit", "stable": None},
         "search": {
             "method": "grid",
             "shared_points": 21,
@@ -34,6 +38,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto", "layers": "auto"}},
 }
+OF_TASKS: dict[str, dict[str, Any]] = {"paper": {"ranking": "sum"}}  # what all tasks have under a preset
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
@@ -45,16 +50,22 @@ def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
     merged = {}
     for key, group in PRESETS[name].items():
         own = values.get(key)
+        # Whole answers have no logit: who asks for these gets the score that they have, and not a refusal.
+        if key == "calibration" and isinstance(own, dict) and own.get("labels") == "tokens":
+            group = {**group, "score": "log_prob"}
         # What is no group of settings stays as it is, for the check of all settings to name.
         merged[key] = {**group, **(own or {})} if own is None or isinstance(own, dict) else own
     return {**values, **merged}
 
 
-def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
+def resolve_task(
+    item: str | dict[str, Any] | Task, text: bool = False, preset: Mapping[str, Any] | None = None
+) -> Task:
     """A `Task`, the name of a recipe, or a mapping (which may name a `recipe` to start from).
 
     Args:
         text: the model reads text.
+        preset: settings that a preset has for every task.
 
     Raises:
         SpecError: no such recipe, or a setting is wrong.
@@ -89,7 +100,7 @@ def resolve_task(item: str | dict[str, Any] | Task, text: bool = False) -> Task:
                 f"{', '.join(RECIPES)}"
             )
         values = {**known, **values}
-    defaults = TEXT if text else {}
+    defaults = {**(TEXT if text else {}), **(preset or {})}
     name = plain(str(values.get("name", "?"))[:100])
     task: Task = validated(Task, {**defaults, **values}, f"task {name}")
     if not Path(task.data).is_absolute() and is_there(task.data):
@@ -104,7 +115,9 @@ def make_spec(values: dict[str, Any]) -> Spec:
     Raises:
         SpecError: one line for each problem found.
     """
+    preset = values.get("preset")
     values = _with_preset(dict(values))
+    of_tasks = OF_TASKS.get(preset or "", {})
     model = values.get("model", "")
     model = model if isinstance(model, str) else ""
     if model:
@@ -116,7 +129,7 @@ def make_spec(values: dict[str, Any]) -> Spec:
         items = () if items is None else items if isinstance(items, list | tuple) else (items,)
         for item in items:
             with problems:
-                resolved.append(resolve_task(item, reads_text(model)))
+                resolved.append(resolve_task(item, reads_text(model), of_tasks))
     if values.get("tasks") in (None, [], ()):
         problems.lines.append(
             "spec key 'tasks' is empty; wanted at least one target task; add one, for example 'demo:street_numbers'"
@@ -201,6 +214,10 @@ def schema() -> dict[str, Any]:
         "control": {"anyOf": [control, one, {"type": "null"}]},
         "preset": {"enum": sorted(PRESETS), "description": "a protocol by name; what the spec itself says wins"},
         "extends": {"type": "string", "description": "another spec, whose keys hold where this one has none"},
+        "more_tasks": {
+            "anyOf": [tasks, one],
+            "description": "target tasks that come after those of the spec that this one extends",
+        },
     }
     whole["properties"] |= keys
     whole["anyOf"] = [{"required": whole.pop("required")}, {"required": ["extends"]}]
@@ -219,7 +236,8 @@ def load_task_file(path: str | Path) -> dict[str, Any]:
 
 def load_spec(path: str | Path, **overrides: Any) -> Spec:
     """Read a YAML spec; `overrides` replace top-level keys. Relative data paths are relative to the spec's folder. A
-    spec may start from another, `extends: other.yaml`, and replace its top-level keys.
+    spec may start from another, `extends: other.yaml`, and replace its top-level keys; `more_tasks` are added to its
+    tasks.
 
     Raises:
         SpecError: no such file, not YAML, or not a valid spec.
@@ -254,14 +272,17 @@ def _read_spec(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise SpecError(f"spec file {str(path)!r} extends itself; wanted a chain that ends; correct `extends`")
     values = read_yaml(path, "spec")
     # Before the files are put together: each one's paths are relative to its own folder.
-    for group in ("tasks", "control"):
+    for group in ("tasks", "more_tasks", "control"):
         if group in values:
             values[group] = [_with_files_beside(task, path.parent) for task in _listed(values[group])]
     if (other := values.pop("extends", None)) is None:
         return values
     if not isinstance(other, str):
         raise SpecError(f"spec key 'extends' is {shortly(other)}; wanted the path of another spec; correct it")
-    return {**_read_spec(path.parent / other, (*within, path.resolve())), **values}
+    whole = {**_read_spec(path.parent / other, (*within, path.resolve())), **values}
+    if more := whole.pop("more_tasks", None):
+        whole["tasks"] = [*_listed(whole.get("tasks")), *more]
+    return whole
 
 
 def _listed(items: Any) -> Any:

@@ -66,7 +66,9 @@ class TaskData:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        return self.task.phrases or self.classes
+        if self.task.phrases is not None or self.task.underscores == "keep":
+            return self.task.phrases or self.classes
+        return tuple(name.replace("_", " ") for name in self.classes)
 
 
 # ------------------------------------------------------------------------------------------- loading
@@ -108,6 +110,11 @@ def _load_task(settings: str, seed: int, state: str) -> TaskData:
         _check_filled(task, splits[name], name)
         columns[name] = said(task, splits[name], name)
     classes = class_names(task, splits[names["train"]].features[task.label], columns.values())
+    if len(classes) != (task.class_count or len(classes)):
+        raise SpecError(
+            f"task {task.name!r}: {task.data} has {len(classes)} classes; wanted {task.class_count} (class_count); "
+            "check the data and column `label`, or correct class_count"
+        )
     by_name = {}
     for name, raw in columns.items():
         by_name[name], more = _split(task, splits[name], name, raw, classes)
@@ -148,8 +155,10 @@ def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
                 f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set "
                 f"{kind}_split to one of them"
             )
-        # A split that is called `test` and was asked for as something else is no test split any more.
-        found = kind if kind in splits and kind not in named else None
+        # A split that is called `test` and was asked for as something else is no test split any more; and validation may
+        # be asked to be cut, although there is such a split.
+        taken = kind in named or (kind == "validation" and task.validation_from is not None)
+        found = kind if kind in splits and not taken else None
         if name := given or found:
             names[kind] = name
     return names

@@ -37,10 +37,9 @@ class Plan:
     label_smoothing: float = 0.0
     label_noise: float = 0.0
     classes: int = 0  # wanted where there is label noise
+    schedule: str = "cosine"  # or constant
     completion: bool = False  # logits are log-probabilities [n, 1] of what is to be learnt, and not to be compared
-    class_weights: tuple[float, ...] | None = (
-        None  # of an example of each class in the loss; all the same, if not given
-    )
+    class_weights: tuple[float, ...] | None = None  # of an example of each class; all the same, if not given
 
     def __post_init__(self) -> None:
         if self.label_noise and not self.classes:
@@ -50,9 +49,11 @@ class Plan:
             )
 
     def lr_at(self, step: int) -> float:
-        """Linear warm-up, then cosine to 0. `step` counts from 0."""
+        """Linear warm-up, then cosine to 0 or the peak to the end. `step` counts from 0."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.lr * 0.5 * (1 + math.cos(math.pi * share))
 

@@ -130,32 +130,42 @@ def content_of(value: object) -> bytes:
 
 
 def cut_missing(task: Task, parts: dict[str, Split], seed: int) -> dict[str, Split]:
-    """Train, validation and test; what is missing is cut from train, by seed.
+    """Train, validation and test; what is missing is cut from train, by seed; validation from test, if the task says
+    so.
 
     Raises:
         SpecError: too few examples.
     """
-    train = parts["train"]
-    order = _order(task, train, seed)
+    whole = {"train": parts["train"]}
+    orders = {"train": _order(task, parts["train"], seed)}
     # By content, the parts stay in the drawn order: the file's own may differ from one copy of it to another.
     by_content = task.split_by == "content"
-    for kind, share in (("test", task.test_share), ("validation", task.validation_share)):
+    cut = (("test", "train", task.test_share), ("validation", task.validation_from or "train", task.validation_share))
+    for kind, source, share in cut:
         if kind in parts:
             continue
-        n = round(share * len(train))
+        if source not in whole:
+            whole[source] = parts[source]
+            orders[source] = _order(task, parts[source], seed)
+        rows = whole[source]
+        order = orders[source]
+        n = int(share * len(rows)) if task.split_by == "random_split" else round(share * len(rows))
+        if kind == "validation":
+            n = min(n, task.validation_most or n)
         if n == 0 or n >= len(order):
             raise SpecError(
-                f"task {task.name!r}: {len(train)} examples are too few to cut a {kind} split; wanted at least "
+                f"task {task.name!r}: {len(rows)} examples are too few to cut a {kind} split; wanted at least "
                 "10, or a split of its own; add data"
             )
-        taken = _stratified(order, train.labels, n) if task.stratified else order[:n]
-        parts[kind] = train.select(taken if by_content else sorted(taken))
+        taken = _stratified(order, rows.labels, n) if task.stratified else order[:n]
+        parts[kind] = rows.select(taken if by_content else sorted(taken))
         gone = set(taken)
-        order = [i for i in order if i not in gone]
-    if by_content:
-        parts["train"] = train.select(order)
-    elif len(order) < len(train):
-        parts["train"] = train.select(sorted(order))
+        orders[source] = [i for i in order if i not in gone]
+    for source, order in orders.items():
+        if by_content:
+            parts[source] = whole[source].select(order)
+        elif len(order) < len(whole[source]):
+            parts[source] = whole[source].select(sorted(order))
     return parts
 
 
@@ -166,6 +176,10 @@ def _order(task: Task, train: Split, seed: int) -> list[int]:
         mark = f"{seed} {task.name} ".encode()
         keys = [hashlib.sha256(mark + content).digest() for content in train.contents()]
         return sorted(range(len(train)), key=lambda i: (keys[i], int(train.labels[i])))
+    if task.split_by == "random_split":
+        # What torch.utils.data.random_split gives the last of its parts comes first here, because it is cut first.
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(train), generator=generator).flip(0).tolist()
     generator = torch.Generator().manual_seed(derive_seed(seed, task.name, "split"))
     return torch.randperm(len(train), generator=generator).tolist()
 

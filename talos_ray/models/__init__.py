@@ -78,17 +78,26 @@ def hub_name(name: str) -> str | None:
     return place if known else None
 
 
-def load_model(name: str) -> Family:
-    """The model with its pretrained weights.
+def load_model(name: str, tokens: int | None = None) -> Family:
+    """The model with its pretrained weights; `tokens`: of a text, that it reads at most.
 
     Raises:
-        SpecError: not known, or its checkpoint cannot be read.
+        SpecError: not known, its checkpoint cannot be read, or `tokens` is given and it reads no texts.
     """
     check_model(name)
-    return _home(name).load(name)
+    return _reading(_home(name).load(name), name, tokens)
 
 
-def shape_of(name: str) -> Family:
+def _reading(family: Family, name: str, tokens: int | None) -> Family:
+    if tokens is not None:
+        length = getattr(family, "length", None)
+        if length is None:
+            raise SpecError(f"tokens is {tokens}, and model {name!r} reads no texts; leave it out")
+        vars(family)["length"] = min(length, tokens)
+    return family
+
+
+def shape_of(name: str, tokens: int | None = None) -> Family:
     """The model on torch's meta device: shapes without data, of any size at no cost.
 
     Raises:
@@ -96,7 +105,7 @@ def shape_of(name: str) -> Family:
     """
     check_model(name)
     with torch.device("meta"):
-        return _home(name).load(name, pretrained=False)
+        return _reading(_home(name).load(name, pretrained=False), name, tokens)
 
 
 def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
@@ -120,10 +129,12 @@ def checkpoint_tensors(name: str) -> dict[str, torch.Tensor]:
     return tensors_at(path, f"checkpoint {name!r}") if here else base_tensors(load_model(name))
 
 
-def build_model(name: str, tensors: Mapping[str, torch.Tensor], private: Sequence[str]) -> Family:
+def build_model(
+    name: str, tensors: Mapping[str, torch.Tensor], private: Sequence[str], tokens: int | None = None
+) -> Family:
     """The same model without reading a checkpoint: weights are *aliased* to `tensors`, except that those
     named in `private`, which will be written to, are copied. So all processes of a node can share one base."""
-    family = _home(name).load(name, pretrained=False)
+    family = _reading(_home(name).load(name, pretrained=False), name, tokens)
     written = set(private)
     # Tied weights under all their names: `tensors` may know them by any.
     places: dict[str, torch.Tensor] = dict(family.module.named_parameters(remove_duplicate=False))

@@ -56,5 +56,9 @@ class AnswerFamily(Protocol):
     def likelihood(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probability [n, 1] of the answers that `sampled` gives."""
 
+    def sums(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """Inputs [n, ...] -> log-probabilities of whole answers [n, classes], whose mean over an answer's tokens is
+        `logits`."""
+
     def completed(self, batch: dict[str, torch.Tensor], head: torch.Tensor) -> torch.Tensor:
         """Logits [n, 1] of one class each: `inputs` and their `labels` [n]."""

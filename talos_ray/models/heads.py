@@ -97,9 +97,11 @@ def _unknown(family: Family, data: TaskData) -> list[int]:
 
 
 def scorer(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """inputs [n, ...] -> logits [n, classes] under a task's head of a kind ('words' or 'linear')."""
+    """inputs [n, ...] -> logits [n, classes] under a task's head of a kind (`config.scoring`)."""
     if kind == "linear":
         return lambda inputs: scored(family.features(inputs).float(), head)
+    if kind == "sums" and isinstance(family, AnswerFamily):
+        return lambda inputs: family.sums(inputs, head)
     return lambda inputs: family.logits(inputs, head)
 
 
@@ -109,7 +111,8 @@ def answering(family: Family, kind: str, head: torch.Tensor) -> Callable[[torch.
     linear = as_linear(family, kind, head)
     if linear is not None:
         return scorer(family, "linear", linear)
-    return lambda inputs: family.logits(inputs, head).float()
+    logits = scorer(family, kind, head)
+    return lambda inputs: logits(inputs).float()
 
 
 def as_linear(family: Family, kind: str, head: torch.Tensor) -> torch.Tensor | None:

@@ -75,6 +75,11 @@ class Ranked:
         sums, counts = self._likelihood(text, said)
         return sums / counts
 
+    def sums(self, inputs: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """Log-probability of every answer, which the published TaLoS code ranks by (nlp/eval/eval.py: no length
+        normalisation)."""
+        return self._likelihood(*self._parted(inputs, head))[0]
+
     def completed(self, batch: dict[str, torch.Tensor], head: torch.Tensor) -> torch.Tensor:
         """`logits` [n, 1] of one class each: `inputs` and their `labels` [n]."""
         text, said = self._parted(batch["inputs"], head)

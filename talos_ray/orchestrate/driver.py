@@ -37,6 +37,8 @@ from talos_ray.storage.run_folder import RunFolder, mask_at
 from talos_ray.storage.version import Stages, Version
 from talos_ray.trust import versions
 
+MOST_COUNTED = 40  # tasks whose number of classes `check` tells
+
 if TYPE_CHECKING:
     from talos_ray.orchestrate.jobs import Job, JobState
     from talos_ray.orchestrate.pool import Loss
@@ -103,7 +105,11 @@ def check(spec: Spec) -> None:
             from talos_ray.orchestrate.automatic import checkable
 
             spec = checkable(spec)
-        prepare(with_commits(spec), progress)
+        prepared = prepare(with_commits(spec), progress)
+        # A count tells at a look whether these are the data that were meant.
+        counts = [f"{name} {len(data.classes)}" for name, data in prepared.data.items()]
+        rest = f" and {len(counts) - MOST_COUNTED} tasks more" if len(counts) > MOST_COUNTED else ""
+        progress.say(f"classes: {', '.join(counts[:MOST_COUNTED])}{rest}")
 
 
 def _made(p: Prepared, folder: RunFolder, mask: Mask) -> int | None:

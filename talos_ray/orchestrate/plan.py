@@ -54,6 +54,11 @@ class Prepared:
     checkpoints: dict[str, str]  # fingerprints of those that stand for training, by task
     own_heads: bool = True  # whether the model has features that a task's own linear head could read
 
+    def head_mark(self, task: str) -> str:
+        """Fingerprint of what a task's classes are scored with: its head, and how."""
+        head = torch.from_numpy(self.heads[task])
+        return fingerprint({_head_name("head", self.data[task].task): head})
+
     @property
     def targets(self) -> list[str]:
         return [t.name for t in self.spec.tasks]
@@ -61,6 +66,11 @@ class Prepared:
     @property
     def controls(self) -> list[str]:
         return [t.name for t in self.spec.control]
+
+
+def _head_name(name: str, task: Task) -> str:
+    """What a head is called where it addresses a result: the same tokens are scored otherwise by sums."""
+    return f"{name}: sums" if task.scoring == "sums" else name
 
 
 def _tell_of_data(data: Mapping[str, TaskData], progress: Progress) -> None:
@@ -108,7 +118,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     # What comes now needs the data of every task, so whatever is wrong up to here is told first, all of it at once.
     problems.tell()
     _tell_of_data(data, progress)
-    family = load_model(spec.model)
+    family = load_model(spec.model, spec.tokens)
     with problems:
         _check_answers(spec, family)
     problems.tell()
@@ -153,8 +163,11 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
 
 def _identity(spec: Spec, base: str, calibrated: list[str], mask_key: str) -> dict[str, object]:
     """What a run's folder belongs to for good: another spec may add tasks to it, but not change any of this."""
+    # Left out where none is set: or results of releases that did not know it would be another run's.
+    tokens = {} if spec.tokens is None else {"tokens": spec.tokens}
     return {
         "model": spec.model,
+        **tokens,
         "base": base,
         "tasks": calibrated,
         "seed": spec.seed,
@@ -218,7 +231,7 @@ def _mask_key(
         return known
     # Labels are sampled from the model, so those of the data decide nothing and may be corrected later.
     inputs = {task: calibration_split(spec, data[task]).fingerprint(labels=False) for task in calibrated}
-    heads_used = fingerprint({task: torch.from_numpy(heads[task]) for task in calibrated})
+    heads_used = fingerprint({_head_name(task, data[task].task): torch.from_numpy(heads[task]) for task in calibrated})
     return key_of([base, inputs, heads_used, spec.calibration.keyed(), spec.mask.keyed(), spec.seed])
 
 
@@ -449,7 +462,7 @@ def with_commits(spec: Spec) -> Spec:
 
 def delta_key(p: Prepared, task: Task, mask: str, settings: Train) -> str:
     """Address of one task's delta: mask, data, head, training settings, and how the samples are shared out."""
-    head = fingerprint({"head": torch.from_numpy(p.heads[task.name])})
+    head = p.head_mark(task.name)
     # Sums over several workers round otherwise than those of one, so how many there are decides the delta's last bits.
     world = p.spec.cluster.workers_per_task
     if task.name in p.checkpoints:  # no setting of the training matters
@@ -474,7 +487,11 @@ def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]
     # Test data, too: they decide no coefficient, but every score that the version tells.
     splits = {}
     for name, data in p.data.items():
-        splits[name] = [data.train.fingerprint(), data.validation.fingerprint(), data.test.fingerprint()]
+        splits[_head_name(name, data.task)] = [
+            data.train.fingerprint(),
+            data.validation.fingerprint(),
+            data.test.fingerprint(),
+        ]
     return key_of(
         [
             p.base,

@@ -393,7 +393,7 @@ class Looks:
         """Address of a look: all that decides it."""
         p = self.p
         data = [p.data[task].train.fingerprint(), p.data[task].validation.fingerprint()]
-        frozen = fingerprint({"head": torch.from_numpy(p.heads[task])})
+        frozen = p.head_mark(task)
         other = None if head is None else fingerprint({"head": head})
         # A control task may lend validation inputs, so the same data are cut otherwise where it is a target.
         lends = task in p.controls

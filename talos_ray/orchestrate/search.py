@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from talos_ray.config import Search, Spec
 from talos_ray.core.delta import Delta
-from talos_ray.core.layout import fingerprint, key_of
+from talos_ray.core.layout import key_of
 from talos_ray.core.segments import Blend
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
@@ -453,8 +453,7 @@ class MergeSearch:
         marks = {}
         for goal in goals:
             data = p.data[goal.task]
-            head = fingerprint({"head": torch.from_numpy(p.heads[goal.task])})
-            marks[goal.task] = [data.train.fingerprint(), data.validation.fingerprint(), head]
+            marks[goal.task] = [data.train.fingerprint(), data.validation.fingerprint(), p.head_mark(goal.task)]
         settings: dict[str, Any] = {
             "deltas": {task: delta.fingerprint for task, delta in way.rows.items()},
             "base": p.base,

@@ -60,6 +60,7 @@ def begin(bench: Workbench, mask: Mask, task: str, s: Train) -> tuple[torch.Tens
         label_smoothing=s.label_smoothing,
         label_noise=s.label_noise,
         classes=classes,
+        schedule=s.schedule,
         completion=s.loss == "completion",
         class_weights=balanced(examples.split.labels, classes) if s.class_weights == "balanced" else None,
     )

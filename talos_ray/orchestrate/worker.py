@@ -188,10 +188,11 @@ class Workbench:
         self.device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
         by_device = GPU_LOADERS if self.device.type == "cuda" else 0
         self.loaders = by_device if settings.loaders_per_worker is None else settings.loaders_per_worker
+        reader = shared.spec.model
+        if shared.spec.tokens is not None:
+            reader = f"{reader}, {shared.spec.tokens} tokens"
         # A home folder may be shared by many nodes.
-        self.node = Node(
-            cache_folder() / "inputs" / socket.gethostname(), round(settings.input_cache_gb * 1e9), shared.spec.model
-        )
+        self.node = Node(cache_folder() / "inputs" / socket.gethostname(), round(settings.input_cache_gb * 1e9), reader)
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
             os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
@@ -202,7 +203,7 @@ class Workbench:
             self.tensors = thaw(shared.tensors)
         # On a GPU the module is a copy anyway.
         private = shared.layout.names if self.device.type == "cpu" else ()
-        self.family: Family = build_model(shared.spec.model, self.tensors, private)
+        self.family: Family = build_model(shared.spec.model, self.tensors, private, shared.spec.tokens)
         self.family.module.to(self.device)
         self.composers: dict[ComposerKey, Composer] = {}
         self.composed: ComposerKey | None = None  # key of the composer whose edit may be in the model
@@ -222,7 +223,7 @@ class Workbench:
 
     def logits(self, task: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """inputs -> logits [n, classes] under the task's head."""
-        return scorer(self.family, self.shared.task(task).head, self.head(task))
+        return scorer(self.family, self.shared.task(task).scoring, self.head(task))
 
     def reset(self) -> None:
         """Every eligible weight back to the base, bitwise."""
@@ -359,7 +360,9 @@ def workbench(shared: Shared) -> Workbench:
     """This process's workbench for a run; built at the first call, kept for the next Ray task, whatever mask it is
     about."""
     # Only what a workbench is made of: a run's search and gate may change while its model stays warm.
-    uses = shared.spec.model_dump_json(include={"model", "tasks", "control", "seed", "cluster", "calibration"})
+    uses = shared.spec.model_dump_json(
+        include={"model", "tokens", "tasks", "control", "seed", "cluster", "calibration"}
+    )
     key = f"{shared.base}-{uses}-{shared.data}"
     be_patient(60 * shared.spec.cluster.storage_minutes)
     if key not in _benches:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from talos_ray.config import scoring
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask, mask_from_packed
@@ -151,7 +152,9 @@ class RunFolder:
         if not self.is_ours or identity is None:
             return
         stored = self.info()["identity"]
-        for key, wanted in identity.items():
+        # What is left out at its default may stand on either side alone.
+        for key in {**identity, **stored}:
+            wanted = identity.get(key)
             if stored.get(key) != wanted:
                 raise SpecError(
                     f"output {self.store.uri!r} holds another run: its {key} is {_short(stored.get(key))}, this spec's "
@@ -495,7 +498,9 @@ class RunFolder:
         """What each task of the run is scored with at a version: task -> (kind of head, head). None: the heads that
         the run began with."""
         frozen, _ = self.load_heads()
-        kinds = {name: task.get("head", "words") for name, task in tasks_of(self.info()).items()}
+        kinds = {}
+        for name, settings in tasks_of(self.info()).items():
+            kinds[name] = scoring(settings.get("head", "words"), settings.get("ranking", "mean"))
         own: dict[str, torch.Tensor] = {}
         if version is not None:
             _, own = self.load_learned(version)

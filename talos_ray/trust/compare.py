@@ -46,7 +46,7 @@ def _comparable(a: Answers, b: Answers) -> list[str]:
 
 @torch.no_grad()
 def ask(family: Family, name: str, split: Split, head: tuple[str, torch.Tensor], batch_size: int = 256) -> Answers:
-    """What a model answers on a split of a task. `head`: its kind ('words' or 'linear'), and itself."""
+    """What a model answers on a split of a task. `head`: its kind (`config.scoring`), and itself."""
     logits = answering(family, *head)
     examples = Examples(split, family.preprocess)
     predicted = []

@@ -163,7 +163,7 @@ class Pipeline:
         version: its number.
         settings: of the task.
         classes: names, in label order.
-        head: what the version's scores were measured with: its kind ('words' or 'linear'), and itself.
+        head: what the version's scores were measured with: its kind (`config.scoring`), and itself.
         notes: what somebody should know of this version and this task.
     """
 
