@@ -149,6 +149,7 @@ def _task(task: Task, folder: Path) -> Task:
         "data": str((folder / task.name).resolve()),
         "config": None,
         "classes": None,
+        "validation_from": None,  # a few rows are too few to cut any more from
         "class_count": None,  # where the spec names no classes, these rows have others than its data
         "train": train,
         "checkpoint": None,

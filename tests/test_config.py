@@ -125,6 +125,32 @@ def test_the_paper_is_a_preset_and_own_words_win():
         make_spec({**values, "preset": "papers"})
 
 
+def test_the_paper_takes_logits_and_sums_but_of_whole_answers():
+    values = {"model": "demo", "tasks": ["demo:counts", {"recipe": "demo:pointers", "ranking": "mean"}], "output": "x"}
+    paper = make_spec({**values, "control": ["demo:lighting"], "preset": "paper"})
+    assert paper.calibration.score == "logit" and paper.control[0].ranking == "sum"
+    assert [task.ranking for task in paper.tasks] == ["sum", "mean"] and make_spec(values).tasks[0].ranking == "mean"
+    for own in ({"score": "log_prob"}, {"labels": "tokens"}):
+        assert make_spec({**values, "preset": "paper", "calibration": own}).calibration.score == "log_prob"
+    with pytest.raises(SpecError, match=r"calibration.score is 'logit' with calibration.labels 'tokens'"):
+        make_spec({**values, "preset": "paper", "calibration": {"labels": "tokens", "score": "logit"}})
+
+
+def test_a_later_setting_at_its_default_addresses_what_it_did_before():
+    assert "schedule" not in Train().keyed() and Train(schedule="constant").keyed()["schedule"] == "constant"
+
+
+def test_a_spec_adds_tasks_to_those_of_the_one_that_it_extends(tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\n")
+    (tmp_path / "a.yaml").write_text("model: demo\noutput: x\ntasks: demo:counts\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nmore_tasks: [demo:pointers, {name: d, data: d.csv}]\n")
+    (tmp_path / "c.yaml").write_text("extends: b.yaml\nmore_tasks: demo:lighting\n")
+    found = load_spec(tmp_path / "c.yaml").tasks
+    assert [task.name for task in found] == ["counts", "pointers", "d", "lighting"] and found[2].data == str(tmp_path / "d.csv")
+    with pytest.raises(SpecError, match=r"spec key 'more_tasks' does not exist"):
+        make_spec({"model": "demo", "output": "x", "tasks": "demo:counts", "more_tasks": "demo:lighting"})
+
+
 def test_keys_of_other_libraries_are_answered_with_the_name_here():
     spec = {"model": "demo", "tasks": ["demo:counts"], "output": "x"}
     for place, key, wanted in (

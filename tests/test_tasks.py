@@ -15,6 +15,7 @@ from PIL import Image
 import talos_ray
 from talos_ray import SpecError, Task, tasks
 from talos_ray.data import readers
+from talos_ray.data.split import _order as order_of
 from talos_ray.inputs import Examples
 from talos_ray.orchestrate.plan import MOST_UNEVEN, _tell_of_data
 from talos_ray.tasks import encoded, load_rows, load_task, told_of, troubled_images
@@ -237,6 +238,53 @@ def test_a_part_of_a_stream_is_read_once(tmp_path, monkeypatch):
 
 def test_too_few_to_cut(tmp_path):
     refused("too few to cut", data=write_images(tmp_path, 2), input="file", label="side")
+
+
+def in_two_files(folder: Path, n_test: int, **task) -> tuple[Task, list[str]]:
+    """A task with 100 texts to train on and some to test with, and the latter."""
+    folder.mkdir()
+    for name, n in (("train", 100), ("test", n_test)):
+        rows = [f"{name} {i},{'ab'[i % 2]}_c" for i in range(n)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    settings = {"name": "t", "kind": "text", "input": "text", "data": str(folder), **task}
+    return Task(**settings), [f"test {i}" for i in range(n_test)]
+
+
+def texts_of(split) -> list[str]:
+    return list(split.rows["text"])
+
+
+def test_random_split_is_that_of_torch(tmp_path):
+    """The published rows: of 60,000 the first to train on is 36,044 (datasets/registry.py of the papers asserts it)."""
+    task, _ = in_two_files(tmp_path / "a", 10, split_by="random_split", validation_most=7)
+    data = load_task(task, 3)
+    generator = torch.Generator().manual_seed(3)
+    train, validation = torch.utils.data.random_split(range(100), [93, 7], generator=generator)
+    assert texts_of(data.train) == [f"train {i}" for i in sorted(train)]
+    assert texts_of(data.validation) == [f"train {i}" for i in sorted(validation)] and len(data.test) == 10
+    assert order_of(task, range(60_000), 0)[-1] == 36_044
+
+
+@pytest.mark.parametrize(("n_test", "n_validation"), [(100, 32), (40, 20)])
+def test_validation_data_come_from_test_or_train_although_there_are_some(tmp_path, n_test, n_validation):
+    how = {"validation_from": "test", "validation_share": 0.5, "validation_most": 32}
+    task, given = in_two_files(tmp_path / "a", n_test, **how)
+    (tmp_path / "a/validation.csv").write_text("text,label\nno,a_c\nno more,b_c\n")
+    data = load_task(task, 0)
+    assert len(data.train) == 100 and len(data.validation) == n_validation
+    assert sorted(texts_of(data.validation) + texts_of(data.test)) == sorted(given)
+    from_train = load_task(task.model_copy(update={"validation_from": "train", "test_split": "validation"}), 0)
+    assert texts_of(from_train.test) == ["no", "no more"] and len(from_train.train) == 68
+    with pytest.raises(SpecError, match=r"validation_split is 'x' and validation_from 'train'; wanted one"):
+        make_spec({"model": "demo", "output": "x", "tasks": [{"name": "a", "data": "b", "validation_split": "x", "validation_from": "train"}]})
+
+
+def test_classes_are_counted_and_their_underscores_may_be_spaces(tmp_path):
+    task, _ = in_two_files(tmp_path / "a", 10, class_count=2, underscores="spaces")
+    data = load_task(task, 0)
+    assert data.classes == ("a_c", "b_c") and data.phrases == ("a c", "b c")
+    with pytest.raises(SpecError, match=r"task 't': .* has 2 classes; wanted 3 \(class_count\); check the data"):
+        load_task(task.model_copy(update={"class_count": 3}), 0)
 
 
 def test_a_hub_name_that_cannot_be_reached(monkeypatch):

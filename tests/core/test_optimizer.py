@@ -148,6 +148,25 @@ def test_micro_batches_of_any_size_add_up_to_the_same_training():
         assert found == pytest.approx(losses, rel=1e-3)
 
 
+def test_a_batch_of_1024_in_sixteen_parts_is_one_of_1024():
+    """As T5 is trained in the paper: 16 times 64 samples an update, at a constant rate without warm-up."""
+    inputs = torch.randn(2048, 10, generator=torch.Generator().manual_seed(7))
+    labels = inputs[:, :4].argmax(-1)
+    constant = Plan("task", 2048, 6, 1024, 1e-3, 0, seed=3, schedule="constant")
+    assert [constant.lr_at(step) for step in range(6)] == [1e-3] * 6
+    assert dataclasses.replace(constant, schedule="cosine").lr_at(5) < 1e-4
+    values = []
+    losses = []
+    for size in (None, 64):
+        module = model()
+        optimizer = SparseAdamW(module, masked(module), lr=1e-3)
+        found = finetune(optimizer, constant, module, lambda i: (inputs[i], labels[i]), micro_batch_size=size)
+        values.append(optimizer.values.detach().clone())
+        losses.append(found)
+    torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_a_resumed_training_ends_on_the_same_bits():
     straight, _, _ = train(model())
     _, _, saved = train(model(), stop=17)

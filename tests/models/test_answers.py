@@ -2,14 +2,19 @@
 
 import pytest
 import torch
-from texts import save_model
+from recorded import recorded_run
+from texts import save_model, write_texts
 
 import talos_ray
 from talos_ray import SpecError
 from talos_ray.config import CHOICE
 from talos_ray.core.fisher import SquaredGradients
+from talos_ray.core.layout import fingerprint
 from talos_ray.corruptions import corrupted
 from talos_ray.models import layout_of, load_model
+from talos_ray.models.heads import answering, scorer
+from talos_ray.orchestrate.plan import prepare
+from talos_ray.progress import Progress
 from talos_ray.spec import make_spec
 from talos_ray.tasks import load_task
 
@@ -53,6 +58,44 @@ def test_the_right_answer_alone_scores_as_among_the_others(model):
         inputs = model.preprocess(texts)
         found = model.completed({"inputs": inputs, "labels": labels}, head)
         assert torch.allclose(found, model.logits(inputs, head).gather(1, labels[:, None]), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_ranking_by_sums_is_the_librarys_log_probability(model):
+    """One answer is four tokens longer than the other: by the mean that does not count, by the sum it does."""
+    head = model.head(PHRASES, ["{}"])
+    said = [row[row >= 0].tolist() for row in head]
+    wanted = torch.tensor([[alone(model, text, answer) for answer in said] for text in TEXTS])
+    for texts in (TEXTS, [CHOICE.join([t, *PHRASES]) for t in TEXTS]):
+        inputs = model.preprocess(texts)
+        for found in (scorer(model, "sums", head)(inputs), answering(model, "sums", head)(inputs)):
+            assert torch.allclose(found, wanted, atol=1e-3)
+        assert torch.allclose(model.logits(inputs, head), wanted / torch.tensor(list(map(len, said))), atol=1e-3)
+
+
+def test_a_task_ranks_as_it_says_wherever_it_is_answered(tmp_path):
+    """And what is addressed by its head is another result."""
+    text = {"kind": "text", "input": "text", "prompts": ["{}"]}
+    name = save_model(tmp_path / "model", "t5")
+    one = {**write_texts(tmp_path / "data", "animals", 20), **text}
+    two = {**write_texts(tmp_path / "data", "places", 20), **text, "ranking": "sum"}
+    run = recorded_run(tmp_path / "run", name, [one, two])
+    assert {task: kind for task, (kind, _) in run.folder.heads_of(None).items()} == {"animals": "words", "places": "sums"}
+    spec = make_spec({"model": name, "tasks": [one, {**two, "phrases": one["phrases"]}], "output": str(tmp_path / "x")})
+    prepared = prepare(spec, Progress())
+    assert (prepared.heads["animals"] == prepared.heads["places"]).all()
+    assert prepared.head_mark("animals") == fingerprint({"head": torch.from_numpy(prepared.heads["animals"])})
+    assert prepared.head_mark("places") != prepared.head_mark("animals") and "tokens" not in prepared.identity
+
+
+def test_a_text_is_cut_to_the_tokens_that_are_asked_for(tmp_path):
+    name = save_model(tmp_path / "model", "t5")
+    assert load_model(name, 4).preprocess(TEXTS).shape == (3, 4) and load_model(name).preprocess(TEXTS).shape == (3, 32)
+    one = {**write_texts(tmp_path / "data", "animals", 20), "kind": "text", "input": "text", "prompts": ["{}"]}
+    spec = make_spec({"model": name, "tokens": 4, "tasks": [one], "output": str(tmp_path / "x")})
+    assert prepare(spec, Progress()).identity["tokens"] == 4
+    with pytest.raises(SpecError, match=r"tokens is 8, and model 'demo' reads no texts; leave it out"):
+        load_model("demo", 8)
 
 
 @torch.no_grad()
