@@ -83,7 +83,7 @@ def test_every_spec_is_one(page):
         if isinstance(values, dict) and {"model", "tasks"} <= values.keys():
             make_spec({"output": "runs/x", **values})
         elif isinstance(values, dict) and "kind" not in values:  # a part of one; Kubernetes' have a kind
-            assert values.keys() <= {*Spec.model_fields, "preset", "extends", *talos_ray.Task.model_fields}, values
+            assert values.keys() <= {*Spec.model_fields, "preset", "extends", "more_tasks", *talos_ray.Task.model_fields}, values
 
 
 def test_asking_goes_as_its_page_says(tmp_path):
