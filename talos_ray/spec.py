@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto", "layers": "auto"}},
 }
-OF_TASKS: dict[str, dict[str, Any]] = {"paper": {"ranking": "sum"}}  # what all tasks have under a preset
+OF_TASKS: dict[str, dict[str, Any]] = {"paper": {"ranking": "sum"}}  # what tasks of text have under a preset
 
 
 def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def resolve_task(
 
     Args:
         text: the model reads text.
-        preset: settings that a preset has for every task.
+        preset: settings that a preset has for every task of a model that reads text.
 
     Raises:
         SpecError: no such recipe, or a setting is wrong.
@@ -100,7 +100,7 @@ def resolve_task(
                 f"{', '.join(RECIPES)}"
             )
         values = {**known, **values}
-    defaults = {**(TEXT if text else {}), **(preset or {})}
+    defaults = {**TEXT, **(preset or {})} if text else {}
     name = plain(str(values.get("name", "?"))[:100])
     task: Task = validated(Task, {**defaults, **values}, f"task {name}")
     if not Path(task.data).is_absolute() and is_there(task.data):

@@ -126,8 +126,10 @@ def test_the_paper_is_a_preset_and_own_words_win():
 
 
 def test_the_paper_takes_logits_and_sums_but_of_whole_answers():
-    values = {"model": "demo", "tasks": ["demo:counts", {"recipe": "demo:pointers", "ranking": "mean"}], "output": "x"}
-    paper = make_spec({**values, "control": ["demo:lighting"], "preset": "paper"})
+    task = {"name": "a", "data": "a.csv"}
+    values = {"model": "hf:t5-small", "tasks": [task, {**task, "name": "b", "ranking": "mean"}], "output": "x"}
+    paper = make_spec({**values, "control": [{**task, "name": "c"}], "preset": "paper"})
+    assert make_spec({"model": "demo", "tasks": [task], "output": "x", "preset": "paper"}).tasks[0].ranking == "mean"
     assert paper.calibration.score == "logit" and paper.control[0].ranking == "sum"
     assert [task.ranking for task in paper.tasks] == ["sum", "mean"] and make_spec(values).tasks[0].ranking == "mean"
     for own in ({"score": "log_prob"}, {"labels": "tokens"}):

@@ -60,7 +60,9 @@ def card(
     licence = licence or _licence_beside(spec["model"])
     judged = version.gate
     held = versions.is_held(folder, version)
-    linear = [task for task, (kind, _) in folder.heads_of(version).items() if kind == "linear"]
+    of_kind: dict[str, list[str]] = {"linear": [], "sums": [], "words": []}
+    for task, (kind, _) in sorted(folder.heads_of(version).items()):  # the order of tensors in a file is any
+        of_kind[kind].append(task)
     return template("talos_ray.trust", "card.md.jinja").render(
         metadata=_metadata(spec["model"], version, tasks, edited, form, licence).to_yaml(),
         version=version,
@@ -70,7 +72,9 @@ def card(
         licence=licence,
         files=FILES[form],
         head_words=edited.head_words,
-        linear=sorted(linear),  # the order of tensors in a file is any
+        linear=of_kind["linear"],
+        sums=of_kind["sums"],
+        tokens=spec.get("tokens"),
         linear_words=LINEAR_WORDS,
         beside=beside,
         coefficients={task: alpha for task, alpha in version.coefficients.items() if alpha},

@@ -81,6 +81,8 @@ def test_a_task_ranks_as_it_says_wherever_it_is_answered(tmp_path):
     two = {**write_texts(tmp_path / "data", "places", 20), **text, "ranking": "sum"}
     run = recorded_run(tmp_path / "run", name, [one, two])
     assert {task: kind for task, (kind, _) in run.folder.heads_of(None).items()} == {"animals": "words", "places": "sums"}
+    run.export(tmp_path / "out")
+    assert "; logits of places are sums and no means.\n" in (tmp_path / "out/README.md").read_text()
     spec = make_spec({"model": name, "tasks": [one, {**two, "phrases": one["phrases"]}], "output": str(tmp_path / "x")})
     prepared = prepare(spec, Progress())
     assert (prepared.heads["animals"] == prepared.heads["places"]).all()
