@@ -155,8 +155,8 @@ def _splits_of(task: Task, splits: Mapping[str, Any]) -> dict[str, str]:
                 f"task {task.name!r}: {task.data} has no split {given!r}; it has: {', '.join(splits)}; set "
                 f"{kind}_split to one of them"
             )
-        # A split that is called `test` and was asked for as something else is no test split any more; and validation may
-        # be asked to be cut, although there is such a split.
+        # A split that is called `test` and was asked for as something else is no test split any more; and validation
+        # may be asked to be cut, although there is such a split.
         taken = kind in named or (kind == "validation" and task.validation_from is not None)
         found = kind if kind in splits and not taken else None
         if name := given or found:

@@ -18,6 +18,7 @@ from talos_ray.data import readers
 from talos_ray.data.split import _order as order_of
 from talos_ray.inputs import Examples
 from talos_ray.orchestrate.plan import MOST_UNEVEN, _tell_of_data
+from talos_ray.spec import make_spec
 from talos_ray.tasks import encoded, load_rows, load_task, told_of, troubled_images
 
 

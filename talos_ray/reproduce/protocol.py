@@ -135,6 +135,8 @@ def as_published(spec: Spec, output: Path, merge: str = "linear", dense: bool = 
     values = spec.model_dump()
     for section, settings in paper.items():
         values[section] = {**values[section], **settings}
+    if spec.calibration.labels == "tokens":
+        values["calibration"]["score"] = "log_prob"  # whole answers have no logit
     values["search"] |= {"merge": {**paper["search"]["merge"], "method": merge}, "control_keep": 0.0}
     if dense:
         values["mask"] = {"strategy": "all"}
