@@ -22,8 +22,9 @@ TEXT = {"kind": "text", "input": "text", "prompts": ("{}",)}  # what differs whe
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Iurada et al., 2025, and their code (iurada/talos-task-arithmetic): one coefficient for all tasks on a 21-point
     # grid, plain task arithmetic. The sensitivity is that of the sampled class's logit (vision/pruners.py), and a T5's
-    # logits are sums of log-probabilities (nlp/pruners.py, nlp/eval/eval.py). All normalisation weights may change and
-    # no embedding, as here (`core.layout`); but every task has a mask of its own there, which nothing here can merge.
+    # logits are sums of log-probabilities (nlp/pruners.py, nlp/eval/eval.py). Normalisation weights may change and no
+    # embedding, as here (`core.layout`), of a T5 those outside the blocks, too; but every task has a mask of its own
+    # there, while deltas are added up on one here.
     "paper": {
         "mask": {"keep": 0.1, "strategy": "least_sensitive", "granularity": "element"},
         "calibration": {"rounds": 4, "score": "logit", "stable": None},
