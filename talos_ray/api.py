@@ -29,10 +29,11 @@ from talos_ray.models import allow_code as allow_models
 from talos_ray.notebook import Diff, Plots, run_page, show_versions
 from talos_ray.spec import make_spec, spec_from
 from talos_ray.storage import history
+from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, tasks_of
 from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
-from talos_ray.trust import compare, predict, published, signatures, versions, watch
+from talos_ray.trust import compare, dossier, predict, published, signatures, versions, watch
 from talos_ray.trust.card import Form
 from talos_ray.trust.export import export, save_adapter, save_heads
 from talos_ray.trust.predict import Pipeline, Predictions
@@ -41,6 +42,7 @@ from talos_ray.trust.recompose import Composed, deltas_of, edit_of, exchanged
 
 if TYPE_CHECKING:
     from talos_ray.integrations.torch import MaskedAdamW
+    from talos_ray.orchestrate.counted import Operations
 
 
 def edit(
@@ -621,6 +623,52 @@ class Run:
         page = versions.report(self.folder, self.head if version is None else version, language)
         user_files.write(to, page, overwrite=overwrite)
         return Path(to)
+
+    def dossier(
+        self,
+        version: int,
+        to: str | Path,
+        *,
+        language: str = "en",
+        base_compute: float | None = None,
+        licences: Mapping[str, str] | None = None,
+        base_licence: str | None = None,
+    ) -> dict[str, Any]:
+        """Write the dossier on a version into a new folder, for whoever has to document that a model was modified:
+        what was changed, by whom, on which data, with how many floating-point operations, with what result, and what
+        was not tested. `dossier.html` is to read and to print, `dossier.json` has the same facts, which are returned.
+        Operations are counted now, on this machine's CPU; where model or data are not here any more, it says so.
+
+        Args:
+            language: of the page: "en" or "ja".
+            base_compute: floating-point operations of the base's training, where somebody states them.
+            licences: task -> licence of its data; otherwise what a card beside the data says.
+            base_licence: licence of the base; otherwise what the card beside its files says.
+
+        Raises:
+            SpecError: another language, the licence of no task, or a folder that holds something. TalosError: no such
+                version.
+        """
+        from talos_ray.orchestrate.counted import counted
+        from talos_ray.report.dossier import dossier_page
+        from talos_ray.report.page import words_of  # plots load slowly
+
+        words_of(language)
+        found = self._version(version)
+        stated = dossier.Stated(base_compute=base_compute, licences=licences or {}, base_licence=base_licence)
+        dossier.check_stated(self.folder, stated)
+        user_files.check_new_folder(to)
+        try:
+            compute: Operations | str = counted(self.folder, version)
+        except (TalosError, FloatingPointError) as error:
+            compute = str(error)  # all else is known all the same, and the dossier says what is missing
+        facts = dossier.facts_on(self.folder, found, stated, compute)
+        page = dossier_page(facts, found, self.folder.approval(version), language)
+        folder = Path(to).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        user_files.write(folder / "dossier.html", page)
+        user_files.write(folder / "dossier.json", as_json(facts))
+        return facts
 
     def export(
         self,

@@ -840,6 +840,56 @@ def sign(
     say(f"{run}: events 0 to {event['number'] - 1} are signed by {event['key']}")
 
 
+@app.command(rich_help_panel=PROVE)
+def dossier(
+    run: Folder,
+    version: Annotated[int, typer.Argument(help="A version.")],
+    language: Annotated[str, typer.Option(help="en or ja.")] = "en",
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")] = Path("dossier"),
+    base_compute: Annotated[
+        Optional[float],
+        typer.Option(metavar="FLOP", help="Floating-point operations of the base's training, like 1e21, if stated."),
+    ] = None,
+    licence: Annotated[
+        Optional[list[str]], typer.Option(metavar="TASK=LICENCE", help="Licence of a task's data; may be repeated.")
+    ] = None,
+    base_licence: Annotated[Optional[str], typer.Option(metavar="LICENCE", help="Licence of the base.")] = None,
+    as_json: Json = False,
+    allow_code: AllowCode = None,
+) -> None:
+    """Document a modification: what, by whom, on which data, the compute counted, results and limits. To print, and as
+    JSON.
+
+    Example: talos dossier runs/demo 1 --language ja --base-compute 1e21 -o dossier
+    """
+    from talos_ray.api import open_run
+
+    licences = dict(_licence_of(given) for given in licence or ())
+    facts = open_run(run).dossier(
+        version,
+        out,
+        language=language,
+        base_compute=base_compute,
+        licences=licences,
+        base_licence=base_licence,
+    )
+    if as_json:
+        return _print(facts)
+    compute = facts["compute"]
+    say(f"{out}: dossier.html, dossier.json")
+    say(f"{compute['in_all']:.3g} FLOP" if compute["in_all"] is not None else f"not counted: {compute['why_not']}")
+
+
+def _licence_of(given: str) -> tuple[str, str]:
+    """TASK=LICENCE as the two."""
+    from talos_ray.errors import SpecError
+
+    task, equals, name = given.partition("=")
+    if not (task and equals and name):
+        raise SpecError(f"--licence is {given!r}; wanted TASK=LICENCE, like land_use=cc-by-4.0; name both")
+    return task, name
+
+
 @app.command(rich_help_panel=TAKE)
 def export(
     run: Folder,

@@ -193,9 +193,6 @@ class Workbench:
             reader = f"{reader}, {shared.spec.tokens} tokens"
         # A home folder may be shared by many nodes.
         self.node = Node(cache_folder() / "inputs" / socket.gethostname(), round(settings.input_cache_gb * 1e9), reader)
-        if self.device.type == "cpu":
-            torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-            os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
         if isinstance(shared.tensors, tuple):
             uri, name = shared.tensors
             self.tensors = RunFolder(uri).load_base(name, cache_folder() / "base")
@@ -368,5 +365,10 @@ def workbench(shared: Shared) -> Workbench:
     if key not in _benches:
         _benches.clear()  # one model fits into the memory, two may not
         import_lean(shared.spec.model)
+        settings = shared.spec.cluster
+        # Of worker processes only: who makes a workbench for something else keeps its own place on the CPU.
+        if not settings.gpus_per_worker:
+            torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+            os.nice(max(0, 5 - os.nice(0)))  # a saturated CPU must not starve Ray's own processes
         _benches[key] = Workbench(shared)
     return _benches[key]

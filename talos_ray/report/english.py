@@ -299,4 +299,137 @@ TEXTS = {
     "value": "value",
     "model": "model",
     "made": "made",
+    # the dossier
+    "dossier_title": "Modification dossier: {run}, version {number}",
+    "dossier_how": (
+        "What was changed in a model, by whom, on which data, at what cost and with what result. Made {made} from the "
+        "run's record; <code>dossier.json</code> beside this page holds the same figures."
+    ),
+    "in_force": "This version is in force.",
+    "not_in_force": "This version is not in force.",
+    "not_stated": "not stated",
+    "not_known": "not known",
+    "not_counted": "not counted",
+    "changed_head": "What was changed",
+    "model_licence": "licence of the base",
+    "parameters": "parameters of the model",
+    "mask_share": "{k:,} of {total:,} eligible weights ({share:.2%})",
+    "how_chosen": "how they were chosen",
+    "weights_changed": "weights that differ from the base",
+    "changed_of": "{changed:,}, in {tensors:,} tensors; every other weight is the base, bit by bit",
+    "stored_bytes": "bytes of the stored edits",
+    "merge_method": "merge method",
+    "edits": "edits and their coefficients",
+    "people": "By whom",
+    "people_how": (
+        "Every operation that led to this version, and what was done with it since, as the history has it. Names are "
+        "those that the machines gave; a key stands where somebody has signed."
+    ),
+    "event": "event",
+    "operation": "operation",
+    "by_whom": "account",
+    "remark": "name, reason, key",
+    "approval": "Approval",
+    "approved_by": (
+        "Approved by {by} on {time} UTC (account {user}@{host}), although its gate did not let it through: {reason}"
+    ),
+    "signed_by": "The record was signed afterwards with: {keys}",
+    "not_signed": "The approval is not signed.",
+    "held_unapproved": "The gate keeps this version aside, and nobody has approved it.",
+    "no_approval": "None was needed: its gate lets this version through, or asks for nothing.",
+    "data_how": (
+        "Edits were trained on training data, chosen by validation data and judged on test data; control tasks were "
+        "held, and not learnt. A licence is what whoever made this dossier stated, or what a card beside the data says."
+    ),
+    "source": "source",
+    "licence": "licence",
+    "n_train": "training",
+    "n_validation": "validation",
+    "n_test": "test",
+    "state_of_data": "data now",
+    "data_as_recorded": "as recorded",
+    "data_changed": "changed since",
+    "data_unreachable": "out of reach",
+    "compute": "Compute of the modification",
+    "compute_how": (
+        "Floating-point operations of all that the run did up to this version, earlier versions included. One update "
+        "of every task, one calibration batch and one forward were done anew, and their matrix products, attention and "
+        "convolutions counted, a multiplication and an addition as two; the record says how often each was done. "
+        "Element by element work, and what was given up early or repeated after a failure, is not in it. Tasks that "
+        "kept their coefficients in a merge are counted as if they had been learnt again, and scoring, which trains "
+        "nothing, is "
+        "counted too: both make the sum larger."
+    ),
+    "operations": "operations",
+    "stage_choice": "choice of the mask by short runs, at most",
+    "stage_calibration": "calibration of the mask",
+    "stage_training": "training of the edits",
+    "stage_merge": "search for the merge",
+    "stage_scoring": "scoring on test data",
+    "stages_in_all": "modification in all",
+    "dense_beside": "dense fine-tuning, trained beside for comparison: no part of the modification",
+    "updates": "updates",
+    "inputs_each": "inputs each",
+    "per_update": "operations an update",
+    "third_head": "The one-third rule",
+    "third_rule": (
+        "The guidelines name an indicative criterion: whoever modifies a general-purpose AI model is taken for the "
+        "provider of the modified model if the modification was trained with more than a third of the compute that the "
+        "original model was trained with."
+    ),
+    "base_compute": "training compute of the base, as stated",
+    "third_of_base": "a third of it",
+    "share_of_base": "the modification is",
+    "over_third": "more than a third",
+    "under_third": "not more than a third",
+    "third_unknown": (
+        "Nobody stated the base's training compute. Where whoever modifies a model can neither know nor estimate it, "
+        "the guidelines put a third of a threshold in its place:"
+    ),
+    "stand_in": "if the original model is",
+    "third": "a third of the threshold",
+    "stand_in_general_purpose": "another general-purpose AI model (10^23)",
+    "stand_in_systemic_risk": "a general-purpose AI model with systemic risk (10^25)",
+    "no_law": (
+        "These are figures. Whether the base is a general-purpose AI model, whether anything follows from the rule, "
+        "and for whom, is for lawyers to say."
+    ),
+    "dossier_scores_how": (
+        "Accuracy on test data with 95 % intervals: what the base scores, what this version scores, and what each edit "
+        "scores alone."
+    ),
+    "limits": "Limits",
+    "limit_beyond": (
+        "Scores hold for these test sets. What else the base can do beyond the control tasks was not measured, and its "
+        "biases remain."
+    ),
+    "limit_no_control": "No control task was named: nothing shows what the edit did to everything else.",
+    "limit_held": "The gate keeps this version aside, and nobody has approved it.",
+    "limit_unmet": "Of {all} conditions of the gate {n} are not met, or cannot be told to be met.",
+    "limit_not_learnt": "Not learnt, no better than in the base: {tasks}.",
+    "limit_probe": "Not shown to be better than the untouched base under a linear head of the task's own: {tasks}.",
+    "limit_forgotten": (
+        "Forgotten on purpose: {tasks}. Answers were made worse; that is no proof that nothing can be recovered."
+    ),
+    "limit_looks": "Judged on test data that earlier versions were judged on too, so it may look too good: {tasks}.",
+    "limit_no_robustness": "How the version does on spoilt inputs was not tested.",
+    "limit_unreachable": "Data that cannot be read here any more, so that they were not counted: {tasks}.",
+    "limit_changed": "Data that are not what the version saw, so that they were not counted: {tasks}.",
+    "limit_no_licence": "The licence of the data is not stated: {tasks}.",
+    "limit_note": "Data of {task}: {note}",
+    "limit_imported": (
+        "The edit of {task} was trained elsewhere: what that took is not known and not counted. {lost:.1%} of its "
+        "change lay off the mask and was left behind."
+    ),
+    "limit_not_counted": "Operations were not counted: {why}",
+    "hashes": "Hashes",
+    "hashes_how": (
+        "SHA-256. That of the record covers its {events:,} events and every file that they name: <code>talos verify "
+        "RUN --expect HASH</code> shows later that it is still part of the history."
+    ),
+    "record": "record, newest event",
+    "delta_of": "edit of {task}",
+    "data_of_train": "training data of {task}",
+    "data_of_validation": "validation data of {task}",
+    "data_of_test": "test data of {task}",
 }

@@ -69,7 +69,7 @@ def _notes(version: Version, not_learnt: Sequence[str], w: Words) -> Iterator[st
     """What the sentence says beside the gate. What went wrong comes first: a mean hides it."""
     means = version.summary
     if not_learnt:
-        yield w.plain("not_learnt", tasks=_some([_from_to("from_to", version, task, w) for task in not_learnt], w))
+        yield w.plain("not_learnt", tasks=some([_from_to("from_to", version, task, w) for task in not_learnt], w))
     if means.merged is not None and means.zero_shot is not None:
         change = means.merged - means.zero_shot
         yield w.plain("gain", before=means.zero_shot, after=means.merged, change=change)
@@ -81,10 +81,10 @@ def _notes(version: Version, not_learnt: Sequence[str], w: Words) -> Iterator[st
     for task in version.forgotten:
         yield _from_to("forgotten", version, task, w)
     if enough := probe_would_do(version):
-        yield w.plain("probe_enough", tasks=_some(enough, w))
+        yield w.plain("probe_enough", tasks=some(enough, w))
 
 
-def _some(names: Sequence[str], w: Words) -> str:
+def some(names: Sequence[str], w: Words) -> str:
     """The first of many, and how many more there are: a sentence has to be read."""
     words = list(names[:MOST_NAMED])
     if len(names) > MOST_NAMED:

@@ -56,8 +56,8 @@ def card(
     info = folder.info()
     spec = info["spec"]
     tasks = {t["name"]: t for t in (*info.get("set_aside", ()), *spec["tasks"], *spec["control"])}
-    model = _shown(spec["model"])
-    licence = licence or _licence_beside(spec["model"])
+    model = model_shown(spec["model"])
+    licence = licence or licence_beside(spec["model"])
     judged = version.gate
     held = versions.is_held(folder, version)
     of_kind: dict[str, list[str]] = {"linear": [], "sums": [], "words": []}
@@ -78,7 +78,7 @@ def card(
         linear_words=LINEAR_WORDS,
         beside=beside,
         coefficients={task: alpha for task, alpha in version.coefficients.items() if alpha},
-        data={task: _data_shown(tasks[task]) for task in version.scores},
+        data={task: data_shown(tasks[task]) for task in version.scores},
         gate="none" if judged is None else "; ".join([judged.result, *judged.told]),
         held=held,
         approval=None if held else folder.approval(versions.number_of(version)),
@@ -99,7 +99,7 @@ def _metadata(
 
     named = (_data_on_hub(tasks[t]) for t in version.scores)
     data = {name for name in named if name is not None}
-    shown = _shown(model)
+    shown = model_shown(model)
     own_library = {"open_clip": "open_clip", "demo": "open_clip", "hf": "transformers", "hf-bf16": "transformers"}
     return ModelCardData(
         base_model=hub_name(model),
@@ -147,28 +147,33 @@ def _data_on_hub(task: Mapping[str, Any]) -> str | None:
     return None if is_harness(name) or is_here(fits(Task, "run.json", task)) else name
 
 
-def _data_shown(task: Mapping[str, Any]) -> str:
+def data_shown(task: Mapping[str, Any]) -> str:
     """A task's data without the folders of this machine."""
     data: str = task["data"]
     return Path(data).name if Path(data).is_absolute() or data.startswith(("~", ".")) else data
 
 
-def _shown(model: str) -> str:
+def model_shown(model: str) -> str:
     """A model's name without the folders of this machine."""
     found = PLACE.fullmatch(model)
     return f"{found['kind']}{Path(found['place']).name}" if found else model
 
 
-def _licence_beside(model: str) -> str | None:
+def licence_beside(model: str) -> str | None:
     """What the card beside a base's own files says of its licence; the demo's model is part of talos_ray."""
-    from huggingface_hub.repocard import metadata_load
-
     if model == "demo":
         return "mit"
     found = PLACE.fullmatch(model)
-    own = Path(found["place"]).expanduser() / "README.md" if found else None
+    return licence_in(Path(found["place"]).expanduser()) if found else None
+
+
+def licence_in(folder: Path) -> str | None:
+    """What the card (README.md) of a folder says of the licence of what lies there."""
+    from huggingface_hub.repocard import metadata_load
+
+    own = folder / "README.md"
     try:
-        told = metadata_load(own) if own and own.is_file() else None
+        told = metadata_load(own) if own.is_file() else None
     except (OSError, ValueError, YAMLError):  # somebody else's card, that is none
         return None
     licence = (told or {}).get("license")
