@@ -42,7 +42,6 @@ from talos_ray.trust.recompose import Composed, deltas_of, edit_of, exchanged
 
 if TYPE_CHECKING:
     from talos_ray.integrations.torch import MaskedAdamW
-    from talos_ray.orchestrate.counted import Operations
 
 
 def edit(
@@ -659,7 +658,7 @@ class Run:
         dossier.check_stated(self.folder, stated)
         user_files.check_new_folder(to)
         try:
-            compute: Operations | str = counted(self.folder, version)
+            compute: dossier.Operations | str = counted(self.folder, version)
         except (TalosError, FloatingPointError) as error:
             compute = str(error)  # all else is known all the same, and the dossier says what is missing
         facts = dossier.facts_on(self.folder, found, stated, compute)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,52 +30,10 @@ from talos_ray.orchestrate.worker import Shared, Workbench, freeze
 from talos_ray.storage.run_folder import RunFolder, tasks_of
 from talos_ray.storage.version import Candidate, Choice, Version
 from talos_ray.tasks import TaskData, encoded, load_task
+from talos_ray.trust.dossier import Operations, Trained
 
 STEPS = 4  # updates that are counted where inputs are as long as their batch's longest: every batch is another
 FORWARD = 64  # inputs of the forward that is counted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What training one delta took: `steps` updates with `batch` inputs each, of `step` operations."""
-
-    steps: int
-    batch: int
-    step: float
-
-    @property
-    def operations(self) -> float:
-        return self.steps * self.step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operations:
-    """Floating-point operations of all that a run did up to a version, by stage.
-
-    Args:
-        trained: task -> its trainings, of all deltas that these versions are made of.
-        choice: of the short runs that chose the mask, at most. dense: of the dense fine-tuning that stands beside.
-        imported: tasks whose deltas came from somebody else's training, of which nothing is known.
-        parameters: of the whole model.
-    """
-
-    parameters: int
-    calibration: float
-    trained: Mapping[str, list[Trained]]
-    merge: float
-    scoring: float
-    choice: float = 0.0
-    dense: float = 0.0
-    imported: tuple[str, ...] = ()
-
-    @property
-    def training(self) -> float:
-        return sum(one.operations for trainings in self.trained.values() for one in trainings)
-
-    @property
-    def in_all(self) -> float:
-        """Of the edit: dense fine-tuning is no part of it."""
-        return self.calibration + self.training + self.merge + self.scoring + self.choice
 
 
 @contextmanager

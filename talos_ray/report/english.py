@@ -337,6 +337,7 @@ TEXTS = {
     "not_signed": "The approval is not signed.",
     "held_unapproved": "The gate keeps this version aside, and nobody has approved it.",
     "no_approval": "None was needed: its gate lets this version through, or asks for nothing.",
+    "data_head": "Data",
     "data_how": (
         "Edits were trained on training data, chosen by validation data and judged on test data; control tasks were "
         "held, and not learnt. A licence is what whoever made this dossier stated, or what a card beside the data says."

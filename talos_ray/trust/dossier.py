@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from talos_ray.config import Task
 from talos_ray.core.paired import Answers
@@ -25,9 +25,6 @@ from talos_ray.storage.version import PASS, Version
 from talos_ray.tasks import TaskData, load_task
 from talos_ray.trust import signatures, versions
 from talos_ray.trust.card import data_shown, licence_beside, licence_in, model_shown
-
-if TYPE_CHECKING:
-    from talos_ray.orchestrate.counted import Operations
 
 FORMAT = 1  # of dossier.json
 # operations that change no version
@@ -42,6 +39,49 @@ GUIDELINES = {
 # A third of these stands in for a third of the base's training compute where that can be neither known nor estimated.
 STAND_INS = {"general_purpose": 1e23, "systemic_risk": 1e25}
 Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training one delta took: `steps` updates with `batch` inputs each, of `step` operations."""
+
+    steps: int
+    batch: int
+    step: float
+
+    @property
+    def operations(self) -> float:
+        return self.steps * self.step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Floating-point operations of all that a run did up to a version, by stage.
+
+    Args:
+        trained: task -> its trainings, of all deltas that these versions are made of.
+        choice: of the short runs that chose the mask, at most. dense: of the dense fine-tuning that stands beside.
+        imported: tasks whose deltas came from somebody else's training, of which nothing is known.
+        parameters: of the whole model.
+    """
+
+    parameters: int
+    calibration: float
+    trained: Mapping[str, list[Trained]]
+    merge: float
+    scoring: float
+    choice: float = 0.0
+    dense: float = 0.0
+    imported: tuple[str, ...] = ()
+
+    @property
+    def training(self) -> float:
+        return sum(one.operations for trainings in self.trained.values() for one in trainings)
+
+    @property
+    def in_all(self) -> float:
+        """Of the edit: dense fine-tuning is no part of it."""
+        return self.calibration + self.training + self.merge + self.scoring + self.choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +261,8 @@ def _data(
     if same:
         facts["inputs"] = {part: len(split) for part, split in splits.items()}
         facts["fingerprints"] = marks
-        facts["notes"] = list(found.notes)
+        # As everywhere in it, no folder of this machine is told.
+        facts["notes"] = [note.replace(settings.data, facts["source"]) for note in found.notes]
     return facts
 
 
@@ -284,7 +325,7 @@ def _compute(counted: Operations | str, base: float | None) -> Facts:
 def _results(version: Version) -> Facts:
     """Scores side by side, as in the report, and what the gate said."""
     tasks = {}
-    for task in (*version.targets, *version.others, *version.controls):
+    for task in version.scores:
         measured = {model: score.as_dict() for model, score in version.scores[task].measured().items()}
         tasks[task] = {"kind": version.kind_of(task), "look": version.looks.get(task, 1), **measured}
     return {

@@ -9,6 +9,8 @@ import pytest
 from talos_ray import SpecError, report
 from talos_ray.report import english, japanese
 from talos_ray.report.page import words_of
+from talos_ray.trust import dossier
+from talos_ray.trust.dossier import STAND_INS
 
 
 def places(text: str) -> list[tuple[str, str]]:
@@ -26,6 +28,7 @@ def test_both_languages_have_every_text_with_the_same_figures():
 def test_no_text_is_without_use():
     home = Path(report.__file__).parent
     source = "".join(p.read_text() for p in (*home.glob("p*.py"), *home.glob("templates/*.jinja")))
+    facts = Path(dossier.__file__).read_text()
     composed = {
         "next_hold",
         "next_open",
@@ -39,6 +42,11 @@ def test_no_text_is_without_use():
         "other",
         *(f"by_{granularity}" for granularity in ("task", "group", "tensor", "row")),
         *(f"teacher_{teacher}" for teacher in ("edits", "labels", "both")),
+        *(f"limit_{limit}" for limit in ("unreachable", "changed", *re.findall(r'"limit": "(\w+)"', facts))),
+        *(f"stage_{stage}" for stage in ("choice", "calibration", "training", "merge", "scoring")),
+        *(f"stand_in_{name}" for name in STAND_INS),
+        *(f"data_{state}" for state in ("as_recorded", "changed", "unreachable")),
+        *(f"data_of_{part}" for part in ("train", "validation", "test")),
     }
     assert [k for k in english.TEXTS if not re.search(f"['\"]{k}['\"]", source) and k not in composed] == []
 
