@@ -659,8 +659,10 @@ class Run:
         user_files.check_new_folder(to)
         try:
             compute: dossier.Operations | str = counted(self.folder, version)
-        except (TalosError, FloatingPointError) as error:
-            compute = str(error)  # all else is known all the same, and the dossier says what is missing
+        except (TalosError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+            # Model and data may be out of reach, or more than this machine has room for. All else is known all the
+            # same, and the dossier says what is missing.
+            compute = str(error) or type(error).__name__
         facts = dossier.facts_on(self.folder, found, stated, compute)
         page = dossier_page(facts, found, self.folder.approval(version), language)
         folder = Path(to).expanduser()

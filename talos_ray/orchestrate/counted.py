@@ -85,7 +85,8 @@ class _Counter:
         """All that these versions took, the oldest first."""
         trained, imported = self._trained(versions)
         merges = {version.number: self._merge(version) for version in versions}
-        calibration = self._calibration(self.mask.info if self.mask else {})
+        # The base is no edit, whatever was calibrated for those that came after it.
+        calibration = self._calibration(self.mask.info) if self.mask and (trained or imported) else 0.0
         choice = 0.0
         for version in versions[1:2]:  # what was chosen by trying was chosen before the first edit
             if version.choice is not None:

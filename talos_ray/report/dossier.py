@@ -47,7 +47,7 @@ def power(value: float) -> Markup:
     if digits == "10.000":  # rounded up
         exponent += 1
         digits = "1.000"
-    return Markup(f"{digits} &times; 10<sup>{exponent}</sup>")
+    return Markup(f"{digits}&nbsp;&times;&nbsp;10<sup>{exponent}</sup>")
 
 
 def _limit(limit: Mapping[str, Any], w: Words) -> Markup:

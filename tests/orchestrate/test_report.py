@@ -1,34 +1,14 @@
 """The report in a real browser: no complaint, nothing cut off on a phone, and the version's own numbers."""
 
 import re
-import shutil
 
 import pytest
 
 import talos_ray
 from talos_ray.report.page import decision, words_of
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = {"desktop": 1280, "phone": 390}
 FOLD = 640  # pixels that a small phone shows of a page before it is scrolled
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.skip("no chromium with chromedriver on this machine: the report is not opened in a browser")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for switch in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture(scope="module")

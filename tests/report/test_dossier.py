@@ -9,20 +9,22 @@ import pytest
 import torch
 from recorded import made
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from typer.testing import CliRunner
 
 from talos_ray import SpecError, TalosError, gate
 from talos_ray.api import verify
+from talos_ray.cli import app
 from talos_ray.config import Gate
 from talos_ray.core.fisher import SquaredGradients
 from talos_ray.core.metrics import accuracy
-from talos_ray.orchestrate.counted import _Counter
+from talos_ray.orchestrate.counted import _attempts, _Counter
 from talos_ray.orchestrate.learning import Goal, LearningRun, MergePlan, MergeProblem, Point
 from talos_ray.orchestrate.selection import calibration_split
 from talos_ray.orchestrate.task_training import begin, tune
 from talos_ray.orchestrate.worker import Arm
 from talos_ray.report.dossier import dossier_page, power
 from talos_ray.storage.run_folder import answers_file
-from talos_ray.storage.version import Version
+from talos_ray.storage.version import Candidate, Version
 from talos_ray.tasks import load_task
 from talos_ray.trust import dossier
 from talos_ray.trust.dossier import Operations, Stated, Trained
@@ -69,15 +71,15 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory):
-    """Language -> page, and the JSON."""
+    """Language -> page, by Python and by the command; and the JSON."""
     folder = tmp_path_factory.mktemp("written")
-    stated = {"base_compute": 1e14, "licences": {"sides": "cc0-1.0"}}
-    pages = {}
-    for language in ("en", "ja"):
-        facts = run.dossier(2, folder / language, language=language, **stated)
-        pages[language] = (folder / language / "dossier.html").read_text()
-    assert json.loads((folder / "ja/dossier.json").read_text()) == json.loads(json.dumps(facts))
-    return pages, facts
+    facts = run.dossier(2, folder / "en", base_compute=1e14, licences={"sides": "cc0-1.0"})
+    words = ["dossier", run.path, "2", "--language", "ja", "-o", str(folder / "ja")]
+    done = CliRunner().invoke(app, [*words, "--base-compute", "1e14", "--licence", "sides=cc0-1.0"])
+    assert done.exit_code == 0 and f"{facts['compute']['in_all']:.3g} FLOP" in done.output, done.output
+    stored = {language: json.loads((folder / language / "dossier.json").read_text()) for language in ("en", "ja")}
+    assert stored["en"] == json.loads(json.dumps(facts)) and stored["ja"] == {**stored["en"], "made": stored["ja"]["made"]}
+    return {language: (folder / language / "dossier.html").read_text() for language in stored}, facts
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,8 @@ def test_what_is_not_there_is_named(run, tmp_path):
         run.dossier(2, tmp_path / "new", licences={"sidse": "mit"})
     with pytest.raises(SpecError, match="base compute is -1; wanted the floating-point operations"):
         run.dossier(2, tmp_path / "new", base_compute=-1)
+    done = CliRunner().invoke(app, ["dossier", run.path, "2", "--licence", "sides"])
+    assert "--licence is 'sides'; wanted TASK=LICENCE" in str(done.exception)
     with pytest.raises(SpecError, match="language 'jp' is not known"):
         run.dossier(2, tmp_path / "new", language="jp")
     assert not (tmp_path / "new").exists()
@@ -176,10 +180,11 @@ def test_a_third_of_what_is_stated_decides(run, base, over):
     compute = facts["compute"]
     assert compute["in_all"] == 5e12 and compute["over"] is over
     assert compute["stand_ins"]["general_purpose"] == {"third": 1e23 / 3, "over": False}
-    page = dossier_page(facts, version, None, "en").decode()
+    approved = run.folder.approval(2)
+    page = dossier_page(facts, version, approved, "en").decode()
     assert ("<td>more than a third</td>" in page) is (over is True)
     assert ("Nobody stated the base" in page) is (base is None)
-    japanese = dossier_page(facts, version, None, "ja").decode()
+    japanese = dossier_page(facts, version, approved, "ja").decode()
     assert ("<td>3 分の 1 を超える</td>" in japanese) is (over is True)
 
 
@@ -263,3 +268,33 @@ def test_operations_of_a_merge_update_are_those_of_the_real_one(run, counter, tm
     bench.reset()
     told = counter._update(["sides", "again"], ["held"])
     assert told == pytest.approx(counted.get_total_flops(), rel=0.05)
+
+
+def test_the_base_took_nothing(run, counter):
+    assert counter.up_to([run.folder.load_version(0)]).in_all == 0
+
+
+@pytest.mark.parametrize(
+    ("pressure", "found", "holds", "attempts"),
+    [(None, 18.0, True, 1), (None, 54.0, True, 2), (None, 162.0, True, 3), (None, 18.0, False, 3), (7.0, 7.0, False, 1)],
+)
+def test_a_candidate_was_learned_until_the_controls_held(pressure, found, holds, attempts):
+    point = {"pressure": pressure}
+    assert _attempts(Candidate(objective=0, coefficients={}, point=point, pressure=found, holds=holds)) == attempts
+
+
+@pytest.mark.slow  # a browser
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_nothing_is_cut_on_a_page_of_paper(browser, written, tmp_path, language):
+    page = tmp_path / "dossier.html"
+    page.write_text(written[0][language])
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    width = 680  # of A4 within its margins, in pixels
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    assert browser.get_log("browser") == []
+    right = "return Math.max(...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"
+    assert browser.execute_script(right) <= width + 1
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
