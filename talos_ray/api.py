@@ -35,6 +35,7 @@ from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
 from talos_ray.trust import compare, dossier, predict, published, signatures, versions, watch
 from talos_ray.trust.card import Form
+from talos_ray.trust.dossier import Operations
 from talos_ray.trust.export import export, save_adapter, save_heads
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.published import Pulled, Pushed
@@ -648,7 +649,6 @@ class Run:
             SpecError: another language, the licence of no task, or a folder that holds something. TalosError: no such
                 version.
         """
-        from talos_ray.orchestrate.counted import counted
         from talos_ray.report.dossier import dossier_page
         from talos_ray.report.page import words_of  # plots load slowly
 
@@ -657,19 +657,24 @@ class Run:
         stated = dossier.Stated(base_compute=base_compute, licences=licences or {}, base_licence=base_licence)
         dossier.check_stated(self.folder, stated)
         user_files.check_new_folder(to)
-        try:
-            compute: dossier.Operations | str = counted(self.folder, version)
-        except (TalosError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
-            # Model and data may be out of reach, or more than this machine has room for. All else is known all the
-            # same, and the dossier says what is missing.
-            compute = str(error) or type(error).__name__
-        facts = dossier.facts_on(self.folder, found, stated, compute)
+        facts = dossier.facts_on(self.folder, found, stated, self._counted(version))
         page = dossier_page(facts, found, self.folder.approval(version), language)
         folder = Path(to).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         user_files.write(folder / "dossier.html", page)
         user_files.write(folder / "dossier.json", as_json(facts))
         return facts
+
+    def _counted(self, version: int) -> Operations | str:
+        """Operations up to a version, or why they cannot be counted here."""
+        from talos_ray.orchestrate.counted import counted
+
+        # Model and data may be out of reach, or more than this machine has room for. All else is known all the same,
+        # and the dossier says what is missing.
+        try:
+            return counted(self.folder, version)
+        except (TalosError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+            return str(error) or type(error).__name__
 
     def export(
         self,

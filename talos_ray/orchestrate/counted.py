@@ -209,6 +209,11 @@ class _Counter:
         for task in version.scores:
             models = 3 if task in version.targets else 2
             operations += models * len(self._data(task).test) * self.forward(task)
+        # Of a forgotten task models were trained again a little, only to see how fast it comes back.
+        if (negation := version.negation) is not None:
+            assert self.mask is not None
+            step = self.step(negation.task, self._settings(negation.task, None), self.mask)
+            operations += len(negation.beyond) * negation.retrained_steps * step
         return operations
 
     def _choice(self, choice: Choice, calibration: float, merge: float) -> float:

@@ -130,6 +130,7 @@ def facts_on(folder: RunFolder, version: Version, stated: Stated, compute: Opera
     info = folder.info()
     answers = versions.answers_of(folder, number)
     data = {task: _data(folder, info, task, version, answers, stated) for task in version.scores}
+    told = _without_places(folder, info, compute) if isinstance(compute, str) else compute
     facts: Facts = {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,13 +142,25 @@ def facts_on(folder: RunFolder, version: Version, stated: Stated, compute: Opera
         "change": _change(folder, info, version),
         "people": _people(folder, number),
         "data": data,
-        "compute": _compute(compute, stated.base_compute),
+        "compute": _compute(told, stated.base_compute),
         "results": _results(version),
         "approval": _approval(folder, number),
         "hashes": _hashes(folder, version),
         "software": {**info["software"], "dossier by": f"talos-ray {software()['talos-ray']}"},
     }
     return {**facts, "limits": list(_limits(folder, version, facts))}
+
+
+def _without_places(folder: RunFolder, info: Mapping[str, Any], text: str) -> str:
+    """What somebody else's message says, without the folders of this machine."""
+    shown = {folder.store.uri: folder.store.uri.rstrip("/").rsplit("/", 1)[-1]}
+    shown[info["spec"]["model"]] = model_shown(info["spec"]["model"])
+    for task in tasks_of(dict(info)).values():
+        shown[task["data"]] = data_shown(task)
+    # The longest first: one folder may lie in another.
+    for place in sorted(shown, key=len, reverse=True):
+        text = text.replace(place, shown[place])
+    return text
 
 
 # ---------------------------------------------------------------------------------- what was changed, and by whom
@@ -261,8 +274,7 @@ def _data(
     if same:
         facts["inputs"] = {part: len(split) for part, split in splits.items()}
         facts["fingerprints"] = marks
-        # As everywhere in it, no folder of this machine is told.
-        facts["notes"] = [note.replace(settings.data, facts["source"]) for note in found.notes]
+        facts["notes"] = [_without_places(folder, info, note) for note in found.notes]
     return facts
 
 
@@ -345,7 +357,8 @@ def _limits(folder: RunFolder, version: Version, facts: Facts) -> Iterator[Facts
         yield {"limit": "held"}
     if unmet := [check.what for check in version.checks if check.result != PASS]:
         yield {"limit": "unmet", "n": len(unmet), "all": len(version.checks)}
-    if not_learnt := [task for task in version.targets if scores[task].merged.value <= scores[task].base.value]:
+    not_learnt = [task for task in version.targets if scores[task].merged.value <= scores[task].base.value]
+    if not_learnt and version.kind != "base":
         yield {"limit": "not_learnt", "tasks": not_learnt}
     if enough := probe_would_do(version):
         yield {"limit": "probe", "tasks": enough}

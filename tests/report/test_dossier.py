@@ -30,7 +30,9 @@ from talos_ray.trust import dossier
 from talos_ray.trust.dossier import Operations, Stated, Trained
 
 ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *more, **named: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *more, **named: sdpa_flop_count(
+        q, k, v
+    ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda grad, q, k, v, *more, **named: sdpa_backward_flop_count(grad, q, k, v)
     ),
@@ -78,7 +80,10 @@ def written(run, tmp_path_factory):
     done = CliRunner().invoke(app, [*words, "--base-compute", "1e14", "--licence", "sides=cc0-1.0"])
     assert done.exit_code == 0 and f"{facts['compute']['in_all']:.3g} FLOP" in done.output, done.output
     stored = {language: json.loads((folder / language / "dossier.json").read_text()) for language in ("en", "ja")}
-    assert stored["en"] == json.loads(json.dumps(facts)) and stored["ja"] == {**stored["en"], "made": stored["ja"]["made"]}
+    assert stored["en"] == json.loads(json.dumps(facts)) and stored["ja"] == {
+        **stored["en"],
+        "made": stored["ja"]["made"],
+    }
     return {language: (folder / language / "dossier.html").read_text() for language in stored}, facts
 
 
@@ -93,7 +98,9 @@ def test_page_and_json_hold_the_same_figures(written):
     compute = facts["compute"]
     wanted = [facts["change"]["mask"]["weights"], facts["change"]["mask"]["eligible"], facts["model"]["parameters"]]
     shown = [f"{value:,}" for value in wanted]
-    shown += [str(power(value)) for value in (*compute["stages"].values(), compute["in_all"], compute["third"]) if value]
+    shown += [
+        str(power(value)) for value in (*compute["stages"].values(), compute["in_all"], compute["third"]) if value
+    ]
     for of_task in facts["results"]["tasks"].values():
         for score in (of_task["base"], of_task["merged"]):
             shown.append(f"{score['value']:.3f} <small>{score['low']:.3f}-{score['high']:.3f}</small>")
@@ -116,11 +123,18 @@ def test_the_page_says_what_its_reader_asks(written):
     assert "The approval is not signed." in text and "This version is in force." in text
     assert "for lawyers to say" in text and "18 July 2025" in text and "法律の専門家" in japanese
     assert facts["approval"]["by"] == "J. Doe" and facts["in_force"] and not facts["held"]
-    assert [event["operation"] for event in facts["people"]] == ["start", "calibrate", "version", "version", "version", "approve"]
+    assert [event["operation"] for event in facts["people"]] == [
+        "start",
+        "calibrate",
+        "version",
+        "version",
+        "version",
+        "approve",
+    ]
     assert {found["state"] for found in facts["data"].values()} == {"as recorded"}
     assert facts["data"]["sides"]["inputs"] == {"train": 28, "validation": 4, "test": 8}
     for page in (english, japanese):
-        assert not re.search("<script|<img|<link rel=stylesheet|src=|href=\"?http", page) and "size:A4" in page
+        assert not re.search('<script|<img|<link rel=stylesheet|src=|href="?http', page) and "size:A4" in page
 
 
 def test_the_record_of_the_json_is_the_one_that_verify_knows(run, written):
@@ -188,13 +202,17 @@ def test_a_third_of_what_is_stated_decides(run, base, over):
     assert ("<td>3 分の 1 を超える</td>" in japanese) is (over is True)
 
 
-def test_what_cannot_be_counted_is_said(run):
+def test_what_cannot_be_counted_is_said_without_folders_of_this_machine(run):
     version = run.folder.load_version(2)
-    facts = dossier.facts_on(run.folder, version, Stated(base_compute=1e13), "the model <has> moved")
+    facts = dossier.facts_on(run.folder, version, Stated(base_compute=1e13), f"{run.path}: the model <has> moved")
+    assert facts["compute"]["why_not"] == "run: the model <has> moved" and "/" not in str(facts["data"])
     compute = facts["compute"]
     assert compute["in_all"] is None and compute["over"] is None and compute["share"] is None
-    assert "Operations were not counted: the model &lt;has&gt; moved" in dossier_page(facts, version, None, "en").decode()
-    assert {"limit": "not_counted", "why": "the model <has> moved"} in facts["limits"]
+    assert (
+        "Operations were not counted: run: the model &lt;has&gt; moved"
+        in dossier_page(facts, version, None, "en").decode()
+    )
+    assert {"limit": "not_counted", "why": "run: the model <has> moved"} in facts["limits"]
 
 
 # ---------------------------------------------------------------------------------- counted another way
@@ -276,7 +294,13 @@ def test_the_base_took_nothing(run, counter):
 
 @pytest.mark.parametrize(
     ("pressure", "found", "holds", "attempts"),
-    [(None, 18.0, True, 1), (None, 54.0, True, 2), (None, 162.0, True, 3), (None, 18.0, False, 3), (7.0, 7.0, False, 1)],
+    [
+        (None, 18.0, True, 1),
+        (None, 54.0, True, 2),
+        (None, 162.0, True, 3),
+        (None, 18.0, False, 3),
+        (7.0, 7.0, False, 1),
+    ],
 )
 def test_a_candidate_was_learned_until_the_controls_held(pressure, found, holds, attempts):
     point = {"pressure": pressure}
