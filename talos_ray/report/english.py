@@ -374,9 +374,9 @@ TEXTS = {
     "per_update": "operations an update",
     "third_head": "The one-third rule",
     "third_rule": (
-        "The guidelines name an indicative criterion: whoever modifies a general-purpose AI model is taken for the "
-        "provider of the modified model if the modification was trained with more than a third of the compute that the "
-        "original model was trained with."
+        "The European Commission's guidelines name an indicative criterion: whoever modifies a general-purpose AI "
+        "model is taken for the provider of the modified model if the modification was trained with more than a third "
+        "of the compute that the original model was trained with."
     ),
     "base_compute": "training compute of the base, as stated",
     "third_of_base": "a third of it",

@@ -37,7 +37,7 @@ GUIDELINES = {
     "guidelines-scope-obligations-providers-general-purpose-ai-models-under-ai-act",
 }
 # A third of these stands in for a third of the base's training compute where that can be neither known nor estimated.
-STAND_INS = {"general_purpose": 1e23, "systemic_risk": 1e25}
+STAND_INS = {"systemic_risk": 1e25, "general_purpose": 1e23}
 Facts = dict[str, Any]
 
 
@@ -129,7 +129,7 @@ def facts_on(folder: RunFolder, version: Version, stated: Stated, compute: Opera
     number = versions.number_of(version)
     info = folder.info()
     answers = versions.answers_of(folder, number)
-    data = {task: _data(folder, info, task, version, answers, stated) for task in version.scores}
+    data = {task: _data(folder, info, task, version, answers, stated) for task in _tasks_in_order(version)}
     told = _without_places(folder, info, compute) if isinstance(compute, str) else compute
     facts: Facts = {
         "format": FORMAT,
@@ -149,6 +149,12 @@ def facts_on(folder: RunFolder, version: Version, stated: Stated, compute: Opera
         "software": {**info["software"], "dossier by": f"talos-ray {software()['talos-ray']}"},
     }
     return {**facts, "limits": list(_limits(folder, version, facts))}
+
+
+def _tasks_in_order(version: Version) -> list[str]:
+    """Tasks that have scores, as the report has them: what was to be learnt first, and what had to hold last."""
+    first = dict.fromkeys((*version.targets, *version.others, *version.controls, *version.scores))
+    return [task for task in first if task in version.scores]
 
 
 def _without_places(folder: RunFolder, info: Mapping[str, Any], text: str) -> str:
@@ -337,7 +343,7 @@ def _compute(counted: Operations | str, base: float | None) -> Facts:
 def _results(version: Version) -> Facts:
     """Scores side by side, as in the report, and what the gate said."""
     tasks = {}
-    for task in version.scores:
+    for task in _tasks_in_order(version):
         measured = {model: score.as_dict() for model, score in version.scores[task].measured().items()}
         tasks[task] = {"kind": version.kind_of(task), "look": version.looks.get(task, 1), **measured}
     return {
