@@ -118,7 +118,9 @@ class _Counter:
             settings = self._settings(task, about.get("settings"))
             assert self.mask is not None  # a delta lies on one
             batch = min(settings.batch_size, len(self.bench.examples(task, "train")))
-            one = Trained(steps=settings.steps, batch=batch, step=self.step(task, settings, self.mask))
+            # Where validation was looked at, the last look was after the last update, which may have come early.
+            looks = about.get("validation") or [[settings.steps]]
+            one = Trained(steps=int(looks[-1][0]), batch=batch, step=self.step(task, settings, self.mask))
             trained.setdefault(task, []).append(one)
         return trained, tuple(sorted(imported))
 

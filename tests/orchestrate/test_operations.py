@@ -312,6 +312,7 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
         run.forget("pointers", keep=1.5)
 
 
+@pytest.mark.slow
 def test_forgetting_leaves_the_coefficients_and_heads_of_every_other_task(mine):
     run, _ = mine
     before, heads = run.folder.load_learned(run.version)

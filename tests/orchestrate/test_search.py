@@ -300,6 +300,7 @@ def test_without_a_control_task_or_with_one_target_alone(finished, tmp_path):
     assert set(alone.coefficients) == {"sides"} and alone.verify(deep=True) == []
 
 
+@pytest.mark.slow
 def test_the_grid_of_the_paper_is_still_there_and_nothing_is_evaluated_twice(finished, tmp_path):
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run"), "baseline": {"enabled": False}}

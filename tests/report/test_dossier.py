@@ -243,6 +243,7 @@ def test_a_forward_is_two_operations_a_weight_and_token(counter):
     assert counter.forward("sides") == pytest.approx(analytic, rel=0.01)
 
 
+@pytest.mark.slow
 def test_operations_of_calibration_are_those_of_all_its_shards(counter):
     bench = counter.bench
     data = load_task(bench.shared.task("sides"), 0)
