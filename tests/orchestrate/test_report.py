@@ -7,7 +7,10 @@ import pytest
 import talos_ray
 from talos_ray.report.page import decision, words_of
 
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = {"desktop": 1280, "wall": 1920, "phone": 390}
+# What is wider than the box that it stands in, so that a part of it is only seen when it is scrolled.
+CUT = """return [...document.querySelectorAll('*')].filter(e => e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1
+         && getComputedStyle(e).overflowX != 'visible').map(e => e.className)"""
 FOLD = 640  # pixels that a small phone shows of a page before it is scrolled
 
 
@@ -40,6 +43,7 @@ def test_the_page_opens_offline_and_shows_the_versions_numbers(browser, pages, l
     assert browser.get_log("browser") == []
     assert ask("return performance.getEntriesByType('resource').length") == 0
     assert ask("return document.documentElement.scrollWidth") <= WIDTHS[width]
+    assert width == "phone" or ask(CUT) == []
     assert ask("return document.documentElement.lang") == language
     line = "document.querySelector('.decision')"
     assert ask(f"return {line}.innerText") == decision(version, None, words_of(language))[1]
