@@ -357,7 +357,9 @@ def reproduce(
         _print({name: table.to_dict("records") for name, table in made.items()})
         return
     for name, rows in made.items():
-        table = Table(*rows.columns, title=f"{name}: mean over tasks, test data", title_justify="left")
+        table = Table(title=f"{name}, test data", title_justify="left")
+        for column in rows.columns:
+            table.add_column(column, no_wrap=column == "method")
         for row in rows.fillna("").values.tolist():
             _row(table, *row)
         _show(table)

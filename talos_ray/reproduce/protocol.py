@@ -191,9 +191,13 @@ def _learned(spec: Spec, at: Path) -> list[Result]:
         kept = spec.model_dump(exclude={"mask", "calibration", "search"})
         default = Spec.model_validate({**kept, "output": str(at / "learned")})
     version = api.edit(spec=default).newest
-    results = [_result(version, "single, rows", "single"), _result(version, "learned merge", "merged")]
-    if all(version.scores[task].merged_words for task in version.targets):
-        results.insert(1, _result(version, "learned merge, words' heads", "merged_words"))
+    # Where the frozen heads were the better choice, they are what the version answers by.
+    words = "merged_words" if all(version.scores[task].merged_words for task in version.targets) else "merged"
+    results = [
+        _result(version, "single, rows", "single"),
+        _result(version, "learned merge, words' heads", words),
+        _result(version, "learned merge", "merged"),
+    ]
     if all(version.scores[task].probe for task in version.targets):
         results.insert(0, _result(version, "linear probe", "probe"))
     return results

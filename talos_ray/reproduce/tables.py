@@ -21,7 +21,8 @@ NONE = ""  # a cell where nothing was measured
 
 
 def tables(spec: Spec, found: Mapping[int, Sequence[Result]]) -> dict[str, pd.DataFrame]:
-    """A table for addition, its accuracies by task, and one for negation where it was measured: a row a method.
+    """A table for addition, its accuracies by task, what the edits cost, and one for negation where it was measured: a
+    row a method.
 
     Args:
         found: seed -> results.
@@ -36,6 +37,7 @@ def tables(spec: Spec, found: Mapping[int, Sequence[Result]]) -> dict[str, pd.Da
     made = {
         "addition": pd.DataFrame(_addition(method, results, others) for method, results in addition.items()),
         "tasks": pd.DataFrame(_by_task(addition, others)),
+        "costs": pd.DataFrame(_costs(method, results) for method, results in addition.items() if results[0].seconds),
     }
     if negation:
         made["negation"] = pd.DataFrame(_negation(method, results) for method, results in negation.items())
@@ -85,7 +87,6 @@ def _addition(method: str, results: Sequence[Result], others: Mapping[str, Mappi
     first = results[0]
     normalized = [normalized_accuracy(result.accuracy, result.single) for result in results if result.single]
     kept = [result.kept for result in results if result.kept is not None]
-    seconds = [result.seconds for result in results if result.seconds is not None]
     elsewhere = others.get(method)
     return {
         "method": method,
@@ -96,7 +97,16 @@ def _addition(method: str, results: Sequence[Result], others: Mapping[str, Mappi
         "normalized": _share(statistics.mean(normalized) if normalized else None),
         "control kept": _share(min(kept, default=None)),
         "published": _share(statistics.mean(elsewhere.values()) if elsewhere else None),
-        "training, s": f"{statistics.mean(seconds):.0f}" if seconds else NONE,
+    }
+
+
+def _costs(method: str, results: Sequence[Result]) -> dict[str, str]:
+    """Of the single edits that a method is made of, over all tasks."""
+    seconds = [result.seconds for result in results if result.seconds is not None]
+    first = results[0]
+    return {
+        "method": method,
+        "training, s": f"{statistics.mean(seconds):.0f}",
         "deltas, MB": f"{first.bytes / 1e6:.1f}" if first.bytes else NONE,
         "optimizer, MB": f"{first.state / 1e6:.1f}" if first.state else NONE,
     }
