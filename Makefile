@@ -2,8 +2,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-# Python compiles what is imported, when it is: all of it beforehand costs a minute more.
-INSTALL = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+UV = $(VENV)/bin/python -m uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt
 
 .PHONY: run quick test test-all test-newest-ray lint docs clean
 
@@ -33,16 +33,22 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check talos_ray
 	$(VENV)/bin/mypy
 
+# uv unpacks several packages at a time, where pip takes one after another; pip goes on where only its own settings know the index.
+define install
+	$(UV) --editable $(1) || $(PIP) --editable $(1)
+endef
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) uv
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 6 GB with torch, a few minutes, once."
-	$(INSTALL) --editable .
+	$(call install,.)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(INSTALL) --editable '.[dev]'
+	$(call install,'.[dev]')
 	@touch $@
 
 # The documentation as a site, in site/.
