@@ -85,7 +85,7 @@ def peers(uri: str, environment: Path) -> dict[str, dict[str, float]]:
             together = Arm.of(
                 "peer", arm.mask.bits, {"peer": Delta("peer", vector, prepared.base, arm.mask.fingerprint)}
             )
-            found[method] = {**_scored(bench, prepared, together), "seconds": seconds}
+            found[method] = {**scored(bench, prepared, together), "seconds": seconds}
     return found
 
 
@@ -110,7 +110,7 @@ def _merged(environment: Path, place: Path, tuned: list[Path], method: str | Non
     return {name: tensor for part in parts for name, tensor in part.items()}
 
 
-def _scored(bench: Workbench, prepared, arm: Arm) -> dict[str, float]:
+def scored(bench: Workbench, prepared, arm: Arm) -> dict[str, float]:
     """Choose the scale of the one task vector of an arm, and score what comes out."""
     spec, targets, controls = prepared.spec, prepared.targets, prepared.controls
 
