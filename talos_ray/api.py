@@ -839,6 +839,12 @@ class Run:
         Raises:
             SpecError: the task, before any work; or head holds it already.
         """
+        edit(spec=self._with(task, relearn), verbose=verbose)
+        self.info = self.folder.info()
+        return self
+
+    def _with(self, task: Task | str | dict[str, Any], relearn: str | None = None) -> Spec:
+        """The run's spec with one more task, the last. Raises SpecError as `add`."""
         spec = self.info["spec"]
         known = self._tasks
         in_force = self._in_force()
@@ -850,14 +856,16 @@ class Run:
                 "tasks of the run again, `talos remove` takes one out"
             )
         search = {**spec["search"], "relearn": relearn or spec["search"].get("relearn", "new")}
-        edit(
-            spec=make_spec({**spec, "output": self.path, "tasks": [*in_force, added], "search": search}),
-            verbose=verbose,
-        )
-        self.info = self.folder.info()
-        return self
+        return make_spec({**spec, "output": self.path, "tasks": [*in_force, added], "search": search})
 
-    def import_(self, task: Task | str | dict[str, Any], checkpoint: str, *, verbose: bool = False) -> Run:
+    def import_(
+        self,
+        task: Task | str | dict[str, Any],
+        checkpoint: str,
+        *,
+        widen: str | Path | None = None,
+        verbose: bool = False,
+    ) -> Run:
         """Add a task whose weights were fine-tuned elsewhere: what the checkpoint changed on the run's mask becomes
         its delta, and how much of that goes into the merged model is learned, as by `add`. How much of the change lies
         off the mask, and is lost, is told and kept.
@@ -865,12 +873,21 @@ class Run:
         Args:
             checkpoint: as `Task.checkpoint`: a file or folder of weights, an adapter's folder, a model, or
                 `hub:OWNER/NAME@REVISION`; the history keeps the commit that the revision is now.
+            widen: a new folder. This run stays as it is, and another is made there, and returned, whose mask also
+                holds every weight that the checkpoint changed: the deltas of this run, to the bit, and the task's.
 
         Raises:
-            SpecError: the task or the checkpoint, before any work.
+            SpecError: the task, the checkpoint or the folder, before any work; or no weight off the mask is changed.
         """
         given = make_spec({**self.info["spec"], "tasks": [task]}).tasks[0]
-        return self.add(given.model_copy(update={"checkpoint": checkpoint}), verbose=verbose)
+        imported = given.model_copy(update={"checkpoint": checkpoint})
+        if widen is None:
+            return self.add(imported, verbose=verbose)
+        from talos_ray.orchestrate.widen import widen as widen_into
+
+        folder = Path(widen).expanduser()
+        widen_into(self._with(imported), folder, verbose=verbose)
+        return Run(str(folder))
 
     def merge(self, tasks: Sequence[str], *, reason: str | None = None, verbose: bool = False) -> Run:
         """A version of some of the tasks, with coefficients of its own; trains nothing.

@@ -520,6 +520,10 @@ def import_(
             "fine-tuned on the task; or hub:OWNER/NAME@REVISION."
         ),
     ],
+    widen: Annotated[
+        Optional[str],
+        typer.Option(metavar="FOLDER", help="Lose nothing: a new run there, whose mask also holds all they changed."),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
     allow_code: AllowCode = None,
@@ -532,7 +536,7 @@ def import_(
     from talos_ray.api import open_run
 
     with _aside(as_json):
-        found = open_run(run).import_(_task(task), checkpoint, verbose=verbose)
+        found = open_run(run).import_(_task(task), checkpoint, widen=widen, verbose=verbose)
     show(found, as_json)
 
 

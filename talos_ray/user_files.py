@@ -69,7 +69,7 @@ def check_new_folder(path: str | Path) -> None:
     if run:
         raise SpecError(f"output {told} lies in the run {str(run)!r}, which keeps only its own; choose another")
     if full:
-        raise SpecError(f"export folder {told} is not empty; wanted a new or empty folder; choose another")
+        raise SpecError(f"output {told} is not empty; wanted a new or empty folder; choose another")
 
 
 def _read_from(place: Path, inputs: Sequence[str | Path]) -> str | None:

@@ -56,7 +56,7 @@ def test_folders_of_an_export_and_of_a_run(tmp_path, monkeypatch):
     user_files.check_new_folder("empty")
     user_files.check_new_folder("empty/new/er")
     for name, told in (
-        ("full", "export folder 'full' is not empty"),
+        ("full", "output 'full' is not empty"),
         ("full/mine.txt", "mine.txt' is no folder"),
         ("full/mine.txt/x", "mine.txt' is no folder"),
         ("s3://b/x", "is a URI; wanted a local folder"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from talos_ray.core.blocks import blocks
-from talos_ray.core.layout import fingerprint
+from talos_ray.core.layout import Layout, fingerprint
 from talos_ray.core.mask import Mask
 from talos_ray.errors import MismatchError
 
@@ -72,6 +72,32 @@ def imported(
     on_mask = float((after.double() - before.double()).square().sum())
     # Rounding may put the mask's own share above 1.
     return after, before, max(0.0, 1.0 - on_mask / everywhere)
+
+
+def changed(tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], layout: Layout) -> torch.Tensor:
+    """bool [P]: the eligible weights that a checkpoint has otherwise than its base.
+
+    Args:
+        tuned, base: weights by name, as `imported` takes them.
+    """
+    flags = torch.empty(layout.total, dtype=torch.bool)
+    for name, part in layout.split(flags).items():
+        part.copy_((tuned[name].float() != base[name].float()).flatten())  # in float32, as `imported` subtracts them
+    return flags
+
+
+def carried(delta: Delta, mask: Mask, wider: Mask) -> Delta:
+    """The same edit on a mask that holds all weights of its own and more: under any coefficient above 0, what is
+    composed of it is the same to the bit.
+
+    Raises:
+        MismatchError: the delta belongs to another mask.
+    """
+    delta.check(delta.base, mask.fingerprint)
+    # Not 0.0, which would make 0.0 of a base's -0.0: adding -0.0 changes no number's bits.
+    values = torch.full((wider.k,), -0.0, dtype=delta.values.dtype)
+    values[mask.flags[wider.flags]] = delta.values
+    return Delta(delta.task, values, delta.base, wider.fingerprint, delta.info)
 
 
 def make_delta(

@@ -18,6 +18,7 @@ from talos_ray.core.layout import Layout, fingerprint
 
 CHUNK = 1 << 20  # scores looked at together
 
+WIDENED = ", widened"  # behind the strategy of a mask to which weights were added later
 DATA_FREE = ("random", "magnitude", "all")  # strategies that need no sensitivity, and so no calibration
 Granularity = Literal["element", "row"]
 Strategy = Literal["least_sensitive", "least_sensitive_per_tensor", "random", "magnitude", "most_sensitive", "all"]
@@ -64,6 +65,12 @@ class Mask:
         """SHA-256 over the names, shapes and bits of the mask."""
         return fingerprint(self.packed())
 
+    @property
+    def narrower(self) -> list[str]:
+        """Fingerprints of the masks that it was widened from, the first one first."""
+        found = self.info.get("narrower")
+        return list(map(str, found)) if isinstance(found, list) else []
+
     def packed(self) -> dict[str, torch.Tensor]:
         """One uint8 tensor of packed bits a parameter: the stored form."""
         split = self.layout.split(self.flags)
@@ -85,6 +92,13 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 def mask_from_flags(layout: Layout, flags: torch.Tensor, info: Mapping[str, object] | None = None) -> Mask:
     """Build a mask from bool [P]."""
     return Mask(layout, np.packbits(flags.cpu().numpy()), info or {})
+
+
+def widened(mask: Mask, flags: torch.Tensor) -> Mask:
+    """A mask with further weights, bool [P]."""
+    strategy = str(mask.info.get("strategy")).removesuffix(WIDENED)
+    narrower = [*mask.narrower, mask.fingerprint]
+    return mask_from_flags(mask.layout, mask.flags | flags, {"strategy": f"{strategy}{WIDENED}", "narrower": narrower})
 
 
 def mask_from_packed(

@@ -167,6 +167,23 @@ class Blend:
         weights.index_add_(0, segments.owner, segments.lengths.double())
         return {task: float(values.double() @ weights / weights.sum()) for task, values in self.by_segment.items()}
 
+    def widened(self, mask: Mask, wider: Mask) -> Blend:
+        """The same coefficients on a mask that holds all weights of this one and more. Segments of new weights alone
+        have the mean of their task, so that tables show what they showed."""
+        before = self.segments(mask)
+        after = self.segments(wider)
+        if before is None or after is None:
+            return self
+        # Of every weight of the narrow mask, the segment that it is in now.
+        owner = after.expand(torch.arange(after.count))[mask.flags[wider.flags]]
+        means = self.means(mask)
+        values: dict[str, float | torch.Tensor] = {}
+        for task, of_segment in self.by_segment.items():
+            wide = torch.full((after.count,), means[task])
+            wide[owner] = before.expand(of_segment)
+            values[task] = wide
+        return replace(self, values=values)
+
     def refined(self, mask: Mask, segments: Segments, tasks: Sequence[str]) -> torch.Tensor:
         """The same coefficients for finer segments, float32 [T, G]; a task that is not named here has 0, and one may
         have one coefficient where others have many."""

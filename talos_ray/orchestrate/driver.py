@@ -42,11 +42,17 @@ MOST_COUNTED = 40  # tasks whose number of classes `check` tells
 if TYPE_CHECKING:
     from talos_ray.orchestrate.jobs import Job, JobState
     from talos_ray.orchestrate.pool import Loss
+    from talos_ray.orchestrate.search import Approved
     from talos_ray.orchestrate.session import Session
 
 
-def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = None) -> RunFolder:
+def run_edit(
+    spec: Spec, *, verbose: bool = False, progress: Progress | None = None, approved: Approved | None = None
+) -> RunFolder:
     """Do whatever of the spec is not done yet. Returns the run's folder.
+
+    Args:
+        approved: what tasks keep that another run has in force, where this one has no version yet.
 
     Raises:
         TalosError: bad input (before any work), or a stage that could not be finished; what was finished is kept.
@@ -82,7 +88,7 @@ def run_edit(spec: Spec, *, verbose: bool = False, progress: Progress | None = N
             session.share()
             mask = mask or _calibrate(session, known)
             arms = arms_of(prepared, mask)
-            _finish(session, arms, _train(session, arms), started_at)
+            _finish(session, arms, _train(session, arms), started_at, approved)
         return folder
 
 
@@ -336,15 +342,24 @@ def _delta_file(arm: str, task: str) -> str:
     return f"{'' if arm == SPARSE else 'baseline/'}deltas/{task}.safetensors"
 
 
-def _finish(session: Session, arms: list[ArmPlan], deltas: dict[str, dict[str, Delta]], started_at: float) -> None:
+def _finish(
+    session: Session,
+    arms: list[ArmPlan],
+    deltas: dict[str, dict[str, Delta]],
+    started_at: float,
+    approved: Approved | None,
+) -> None:
     """Search the coefficients, score what they make, and publish it."""
     from talos_ray.orchestrate.scoring import score_version
     from talos_ray.orchestrate.search import MergeSearch, approved_in
 
     progress = session.progress
     session.slots_of("search", 1, session.spec.cluster.search_workers)
+    marks = {}
+    for arm, of_arm in deltas.items():
+        marks[arm] = {task: delta.fingerprint for task, delta in of_arm.items()}
     # An addition leaves what is in force as it is: somebody has looked at it, and only the new tasks are open.
-    approved = approved_in(session.folder, session.p, arms[0], deltas[SPARSE])
+    approved = approved_in(session.folder, session.p, marks[SPARSE]) or approved
     if approved is not None:
         progress.say(
             f"search: {', '.join(sorted(approved.deltas))} keep their coefficients and heads (search.relearn: all "
@@ -353,9 +368,6 @@ def _finish(session: Session, arms: list[ArmPlan], deltas: dict[str, dict[str, D
     search = MergeSearch(session, session.p, approved=approved)
     chosen = search.choose(arms, deltas)
     version, base, now = score_version(session, session.p, arms, deltas, chosen)
-    marks = {}
-    for arm, of_arm in deltas.items():
-        marks[arm] = {task: delta.fingerprint for task, delta in of_arm.items()}
     stages = Stages(
         seconds=progress.seconds(),
         slots=session.slots,

@@ -6,7 +6,7 @@ Every stage's result is addressed by what decides it. What must be refused is re
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,16 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     layout = layout_of(family)
     _tell_of_forgotten(folder, spec, progress)
     calibrated = _calibrated_on(folder, spec)
-    given = None if spec.mask.path is None else mask_at(spec.mask.path, base)
+    given = None
+    if spec.mask.path is not None:
+        # A run has its own once it was calibrated: the file may be gone, or the run elsewhere.
+        given = folder.load_mask(base) or mask_at(spec.mask.path, base)
     mask_key = given.fingerprint if given is not None else _mask_key(folder, spec, base, data, heads, calibrated)
     checkpoints = _checkpoints(folder, spec, layout, tensors, progress, problems)
     problems.tell()
     if not spec.control:
         progress.say("no control task: nothing will show what the edit costs elsewhere; name one under control")
-    identity = _identity(spec, base, calibrated, mask_key)
+    identity = identity_of(spec, base, calibrated, mask_key)
     folder.check_new(base, identity)
     prepared = Prepared(
         spec=spec,
@@ -161,7 +164,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     return prepared
 
 
-def _identity(spec: Spec, base: str, calibrated: list[str], mask_key: str) -> dict[str, object]:
+def identity_of(spec: Spec, base: str, calibrated: list[str], mask_key: str) -> dict[str, object]:
     """What a run's folder belongs to for good: another spec may add tasks to it, but not change any of this."""
     # Left out where none is set: or results of releases that did not know it would be another run's.
     tokens = {} if spec.tokens is None else {"tokens": spec.tokens}
@@ -515,6 +518,8 @@ class ArmPlan:
     mask: Mask
     keys: dict[str, str]
     settings: dict[str, Train]
+    # Of the same trainings on the masks that this one was widened from: their deltas were carried over.
+    earlier: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def done(self) -> dict[str, str]:
         """Fingerprints of the deltas on storage that these settings would make again, by task; none is read."""
@@ -537,7 +542,8 @@ class ArmPlan:
                 yield delta
 
     def _fits(self, task: str, info: Mapping[str, Any]) -> bool:
-        return info.get("key") == self.keys[task] and info.get("mask") == self.mask.fingerprint
+        keys = {self.keys[task], *self.earlier.get(task, ())}
+        return info.get("key") in keys and info.get("mask") == self.mask.fingerprint
 
 
 def arms_of(p: Prepared, mask: Mask) -> list[ArmPlan]:
@@ -558,11 +564,13 @@ def _arm(p: Prepared, name: str, uri: str, mask: Mask, update: Mapping[str, Any]
     """An arm whose training differs from the spec's by `update`."""
     settings = {}
     keys = {}
+    earlier = {}
     for task in p.spec.tasks:
         of_task = p.spec.train_for(task, len(p.data[task.name].train)).model_copy(update=update)
         settings[task.name] = of_task
         keys[task.name] = delta_key(p, task, mask.fingerprint, of_task)
-    return ArmPlan(name, RunFolder(uri), mask, keys, settings)
+        earlier[task.name] = [delta_key(p, task, narrower, of_task) for narrower in mask.narrower]
+    return ArmPlan(name, RunFolder(uri), mask, keys, settings, earlier)
 
 
 def shortened(train: Train, share: float, lr: float = 1.0) -> Train:

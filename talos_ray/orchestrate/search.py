@@ -31,6 +31,7 @@ from talos_ray.core.segments import Blend
 from talos_ray.errors import TalosError
 from talos_ray.orchestrate import cluster
 from talos_ray.orchestrate.learning import Goal, LearningRun, MergeProblem, Point, Record, rank
+from talos_ray.orchestrate.plan import SPARSE
 from talos_ray.orchestrate.scoring import PAIRS as MOST_PAIRS
 from talos_ray.orchestrate.scoring import (
     Chosen,
@@ -331,8 +332,12 @@ class Approved:
     model: str
 
 
-def approved_in(folder: RunFolder, prepared: Prepared, arm: ArmPlan, deltas: Mapping[str, Delta]) -> Approved | None:
-    """What the version in force has learned, if the spec adds tasks to it and says that they alone are learned."""
+def approved_in(folder: RunFolder, prepared: Prepared, deltas: Mapping[str, str]) -> Approved | None:
+    """What the version in force has learned, if the spec adds tasks to it and says that they alone are learned.
+
+    Args:
+        deltas: fingerprints of those that are there now, by task.
+    """
     search = prepared.spec.search
     if search.method != "learned" or search.relearn == "all" or not folder.head:
         return None
@@ -340,7 +345,7 @@ def approved_in(folder: RunFolder, prepared: Prepared, arm: ArmPlan, deltas: Map
     before = head.deltas
     added = set(prepared.targets) - set(before)
     # Coefficients mean something for the deltas only that they were learned for, to the bit.
-    same_deltas = all(task in deltas and deltas[task].fingerprint == mark for task, mark in before.items())
+    same_deltas = all(deltas.get(task) == mark for task, mark in before.items())
     unchanged = set(before) == set(head.targets) and same_deltas
     blend, heads = folder.load_learned(head)
     # And only where the new ones are made the same way: one model has one granularity and one merge method. Methods
@@ -348,7 +353,7 @@ def approved_in(folder: RunFolder, prepared: Prepared, arm: ArmPlan, deltas: Map
     alike = search.several("granularity") == (blend.granularity,) and search.merge.tried == (head.how,)
     if not (added and before and unchanged and alike and head.how.method == "linear"):
         return None
-    return Approved(arm=arm.name, blend=blend, heads=heads, deltas=before, model=head.model)
+    return Approved(arm=SPARSE, blend=blend, heads=heads, deltas=before, model=head.model)
 
 
 class MergeSearch:
