@@ -358,6 +358,9 @@ def _finish(
     marks = {}
     for arm, of_arm in deltas.items():
         marks[arm] = {task: delta.fingerprint for task, delta in of_arm.items()}
+    # As within a run, coefficients mean something for the deltas only that they were learned for.
+    if approved is not None and not approved.deltas.items() <= marks[SPARSE].items():
+        approved = None
     # An addition leaves what is in force as it is: somebody has looked at it, and only the new tasks are open.
     approved = approved_in(session.folder, session.p, marks[SPARSE]) or approved
     if approved is not None:

@@ -114,11 +114,12 @@ def _build(folder: RunFolder, p: Prepared, mask: Mask, wider: Mask, spec: Spec, 
     """Make the new run's folder with mask, heads and deltas: all of it, or none."""
     to = Path(spec.output)
     # Tasks that were taken out of head come along, so that somebody may add them again; the run sets them aside.
-    imported_task = spec.tasks[-1].name
-    aside = [task for task in folder.info().get("set_aside", ()) if task["name"] != imported_task]
+    info = folder.info()
+    named = {task.name for task in (*spec.tasks, *spec.control)}
+    aside = [task for task in (*info.get("set_aside", ()), *info["spec"]["tasks"]) if task["name"] not in named]
     asked = spec.model_dump(mode="json")
     asked["tasks"] = [*asked["tasks"], *aside]
-    names = [task["name"] for task in asked["tasks"] if task["name"] != imported_task]
+    names = [task["name"] for task in asked["tasks"] if task["name"] != spec.tasks[-1].name]
     heads, known = folder.store.read_tensors(HEADS)
     to.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder that it becomes, so that the last step is a rename and no copy.
@@ -130,8 +131,16 @@ def _build(folder: RunFolder, p: Prepared, mask: Mask, wider: Mask, spec: Spec, 
         marks = _carry(folder, names, mask, wider, new)
         files = ["mask.safetensors", *(f"deltas/{task}.safetensors" for task in marks)]
         _, record = folder.last_event()
-        about = {"base": p.base, "mask": wider.fingerprint, "k": wider.k, "deltas": marks}
-        new.record(OPERATION, files, source=source, record=record, **about)
+        new.record(
+            OPERATION,
+            files,
+            source=source,
+            record=record,
+            base=p.base,
+            mask=wider.fingerprint,
+            k=wider.k,
+            deltas=marks,
+        )
         os.replace(f"{scratch}/run", to)
 
 
@@ -151,16 +160,14 @@ def _carry(folder: RunFolder, tasks: Sequence[str], mask: Mask, wider: Mask, new
 
 def _approved(folder: RunFolder, p: Prepared, mask: Mask, wider: Mask, new: RunFolder) -> Approved | None:
     """What the tasks in force of the run have, and keep in the new one, as when a task is added to it."""
-    before = {}
-    after = {}
-    for task in p.targets:
-        old = folder.delta_info(task)
-        if old is not None:
-            before[task] = old["fingerprint"]
-        carried_over = new.delta_info(task)
-        if carried_over is not None:
-            after[task] = carried_over["fingerprint"]
-    found = approved_in(folder, p, before)
+    found = approved_in(folder, p, _fingerprints(folder, p.targets))
     if found is None:
         return None
-    return replace(found, blend=found.blend.widened(mask, wider), deltas={task: after[task] for task in found.deltas})
+    deltas = _fingerprints(new, list(found.deltas))
+    return replace(found, blend=found.blend.widened(mask, wider), deltas=deltas)
+
+
+def _fingerprints(folder: RunFolder, tasks: Sequence[str]) -> dict[str, str]:
+    """Of the deltas that a run has of these tasks."""
+    told = {task: folder.delta_info(task) for task in tasks}
+    return {task: about["fingerprint"] for task, about in told.items() if about is not None}

@@ -16,6 +16,8 @@ from talos_ray.cli import app
 from talos_ray.core.compose import Composer
 from talos_ray.models import base_tensors, load_model
 from talos_ray.orchestrate import widen as widening
+from talos_ray.orchestrate.plan import arms_of, prepare
+from talos_ray.progress import Progress
 from talos_ray.spec import make_spec, resolve_task
 
 DOTS = resolve_task("demo:counts").model_copy(update={"name": "dots", "train": {"delta_dtype": "float32"}})
@@ -88,13 +90,15 @@ def test_an_adapter_comes_in_whole_and_the_run_stays_as_it_is(run, tmp_path, cap
     assert event["mask"] == wide.mask.fingerprint and event["record"] == run.folder.last_event()[1]
     assert wide.verify(deep=True) == [] and set(wide.coefficients) == {"pointers", "scanned_digits", "dots"}
     assert "train" not in [e["operation"] for e in wide.history()]
-    # Wherever it is moved to, it goes on: what was out of force can be added, of the delta that came along.
+    # Wherever it is moved to, it goes on; what was out of force can be added of the delta that came along.
     capsys.readouterr()
     shutil.move("wide", "moved")
     moved = talos_ray.open_run("moved")
     talos_ray.edit(spec=make_spec({**moved.info["spec"], "output": "moved"}))
     assert "Nothing to do" in capsys.readouterr().out
-    assert "sides" in moved.add("sides").coefficients and "train" not in [e["operation"] for e in moved.history()]
+    with Progress() as progress:
+        prepared = prepare(moved._with("sides"), progress)
+    assert set(arms_of(prepared, moved.mask)[0].done()) == {"pointers", "scanned_digits", "sides", "dots"}
 
 
 def test_it_is_refused_before_anything_where_it_cannot_be(run, tmp_path):
