@@ -522,14 +522,14 @@ def import_(
     ],
     widen: Annotated[
         Optional[str],
-        typer.Option(metavar="FOLDER", help="Lose nothing: a new run there, whose mask also holds all they changed."),
+        typer.Option(metavar="FOLDER", help="A new run there, whose mask also holds all they changed."),
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
     allow_code: AllowCode = None,
 ) -> None:
     """Add a task from weights that were fine-tuned elsewhere: what they changed on the run's mask. Says how much of it
-    is lost.
+    is lost; with --widen all that they changed comes in, in a new run beside this one (but for embeddings and heads).
 
     Example: talos import runs/demo invoices.yaml tuned.safetensors
     """
