@@ -16,7 +16,7 @@ from talos_ray.config import Spec
 from talos_ray.core.delta import carried, changed, imported
 from talos_ray.core.mask import Mask, widened
 from talos_ray.data.readers import is_here
-from talos_ray.errors import SpecError
+from talos_ray.errors import SpecError, TalosError
 from talos_ray.orchestrate.driver import run_edit
 from talos_ray.orchestrate.plan import Prepared, identity_of, prepare, weights_of, with_commits
 from talos_ray.orchestrate.search import Approved, approved_in
@@ -45,9 +45,7 @@ def widen(spec: Spec, to: Path, *, verbose: bool = False) -> None:
 
     spec = with_commits(spec)
     folder = RunFolder(spec.output)
-    folder.check("mask.safetensors", HEADS)
-    mask = folder.load_mask(folder.info()["base"])
-    assert mask is not None  # or the check had failed
+    mask = _mask_of(folder)
     task = spec.tasks[-1]
     source = {"run": folder.store.uri, "version": folder.head, "mask": mask.fingerprint, "task": task.name}
     new = RunFolder(str(to))
@@ -68,6 +66,22 @@ def widen(spec: Spec, to: Path, *, verbose: bool = False) -> None:
                 "empty folder; choose another"
             )
     run_edit(asked, verbose=verbose, progress=progress, approved=_approved(folder, prepared, mask, wider, new))
+
+
+def _mask_of(folder: RunFolder) -> Mask:
+    """A finished run's mask, as it was recorded.
+
+    Raises:
+        TalosError: the run has no version. CorruptError: its mask or heads were changed.
+    """
+    if folder.head is None:
+        raise TalosError(
+            f"run {folder.store.uri!r} has no version yet; wanted a finished run; run its own command again first"
+        )
+    folder.check("mask.safetensors", HEADS)
+    mask = folder.load_mask(folder.info()["base"])
+    assert mask is not None  # or the check had failed
+    return mask
 
 
 def _begun(new: RunFolder, source: JsonObject) -> JsonObject | None:

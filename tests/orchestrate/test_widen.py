@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import talos_ray
-from talos_ray import SpecError
+from talos_ray import SpecError, TalosError
 from talos_ray.api import verify
 from talos_ray.cli import app
 from talos_ray.core.compose import Composer
@@ -144,6 +144,8 @@ def test_cut_off_it_leaves_nothing_or_goes_on(run, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run.import_(DOTS, "tuned.safetensors", widen="new")
     assert verify("new") == []
+    with pytest.raises(TalosError, match="new' has no version yet; wanted a finished run"):
+        talos_ray.open_run("new").import_("demo:counts", "tuned.safetensors", widen="other")
     begun = contents("new/deltas")
     asked = {}
     monkeypatch.setattr(widening, "run_edit", lambda spec, **how: asked.update(spec=spec, **how))
@@ -155,3 +157,24 @@ def test_cut_off_it_leaves_nothing_or_goes_on(run, tmp_path, monkeypatch):
         run.import_(DOTS, "tuned.safetensors", widen="new")
     with pytest.raises(SpecError, match="lies in the run"):  # of another task
         run.import_("demo:counts", "tuned.safetensors", widen="new")
+
+
+@pytest.mark.slow
+def test_a_whole_checkpoint_by_the_command_and_what_is_done_with_the_run_then(run):
+    tuned = {name: tensor.clone() for name, tensor in base_tensors(load_model("demo")).items()}
+    torch.manual_seed(1)
+    for name in run.mask.layout.names:
+        shape = tuned[name].shape
+        tuned[name] += 0.001 * torch.randn(shape) * (torch.rand(shape) < 0.2)
+    save_file(tuned, "tuned.safetensors")
+    Path("dots.yaml").write_text("recipe: demo:counts\nname: dots\ntrain: {delta_dtype: float32}\n")
+    asked = ["import", "run", "dots.yaml", "tuned.safetensors", "--widen", "runs/wide"]
+    assert CliRunner().invoke(app, [*asked, "--json"]).exit_code in (0, 3)
+    wide = talos_ray.open_run("runs/wide")
+    if wide.head == 0:
+        wide.approve(1, by="a test", reason="its gate is not what is looked at")
+    dots = alone(wide, "dots")
+    assert all(torch.allclose(dots[name], tuned[name], rtol=1e-6, atol=1e-7) for name in tuned)
+    wide.remove("pointers")
+    assert wide.verify(deep=True) == [] and set(wide.coefficients) == {"scanned_digits", "sides", "dots"}
+    assert "Nothing to do" in CliRunner().invoke(app, asked).stdout  # given again
