@@ -59,6 +59,7 @@ def lora(folder: str) -> dict[str, torch.Tensor]:
     return adapted.merge_and_unload().state_dict()
 
 
+@pytest.mark.slow
 def test_an_adapter_comes_in_whole_and_the_run_stays_as_it_is(run, tmp_path, capsys):
     tuned, base = lora("lora"), base_tensors(load_model("demo"))
     run.remove("sides")  # comes along, out of force
