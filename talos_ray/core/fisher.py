@@ -407,7 +407,13 @@ def _conv2d(m: nn.Conv2d, x: torch.Tensor, g: torch.Tensor) -> Iterator[Part]:
         gradients = g[s].split(together)
         return torch.cat([gradients_of(*pair) for pair in zip(inputs, gradients, strict=True)])
 
-    yield m.weight, weight, None
+    # A subclass that pads its input itself has other patches: nothing is told of it, and the check sends it to the
+    # loop.
+    reach = [dilation * (kernel - 1) for dilation, kernel in zip(m.dilation, m.kernel_size, strict=True)]
+    around = (0, 0) if padding == 0 else m.padding
+    made = tuple((x.shape[2 + i] + 2 * int(around[i]) - reach[i] - 1) // m.stride[i] + 1 for i in range(2))
+    if made == tuple(g.shape[2:]):
+        yield m.weight, weight, None
     yield m.bias, lambda s: g[s].flatten(2).sum(2), None
 
 

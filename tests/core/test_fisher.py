@@ -85,6 +85,18 @@ class ChannelsFirst(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class PadsItself(nn.Conv2d):
+    """Padding is done before the convolution, on two sides only, as TensorFlow's "same" does: EfficientNet-Lite, timm."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def padding_itself():
+    # Of a picture of 2 by 2 pixels there are no patches of 3 by 3 without the padding.
+    return nn.Sequential(PadsItself(3, 6, 3, stride=2), nn.ReLU(), PadsItself(6, 8, 3, stride=2), nn.Flatten(), nn.Linear(8, 5))
+
+
 class Resampled(nn.Module):
     """Attention whose keys are wider than its queries, as CoCa pools: there is no packed projection."""
 
@@ -129,6 +141,7 @@ def cases():
     yield "pooled", Pooled(), torch.randn(6, 3, 16, 16), lambda m: m
     yield "resampled", Resampled(), torch.randn(6, 5, 6), lambda m: m
     yield "vision", vision(), torch.randn(6, 3, 16, 16), lambda m: m
+    yield "padding_itself", padding_itself(), torch.randn(6, 3, 4, 4), lambda m: m
     head = F.normalize(torch.randn(5, 16), dim=-1) * 5
     yield "clip", clip(), torch.randn(6, 3, 16, 16), lambda m: lambda x: m.encode_image(x, normalize=True) @ head.T
     yield "bert", bert(), {"input_ids": IDS}, lambda m: lambda b: m(**b).logits
@@ -182,6 +195,7 @@ def test_hooks_serve_the_kinds_that_matter_and_the_rest_is_named(together, monke
         ("batch_first", set()),
         ("pooled", set()),
         ("vision", set()),
+        ("padding_itself", {"0.weight", "2.weight"}),
         ("resampled", {f"attention.{n}" for n, _ in Resampled().attention.named_parameters()}),
         ("bert", set()),
         ("t5", set()),
