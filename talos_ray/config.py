@@ -828,7 +828,8 @@ class Spec(_Settings):
         description=(
             "'demo', 'open_clip:ARCHITECTURE/PRETRAINED' (a tag, or a local checkpoint; or "
             "'open_clip:local-dir:FOLDER', 'open_clip:hf-hub:OWNER/NAME'), 'hf:NAME' (a text encoder, T5-like model "
-            "or causal LM of the Hub, or a folder), 'hf-bf16:NAME' (the same with weights in bfloat16, for GPUs), or "
+            "or causal LM of the Hub, at a revision by 'hf:NAME@REVISION', or a folder), 'hf-bf16:NAME' (the same with "
+            "weights in bfloat16, for GPUs), or "
             "'python:MODULE:FUNCTION' (any module: talos_ray/models/python.py)"
         )
     )

@@ -74,8 +74,9 @@ def hub_name(name: str) -> str | None:
     if kind == "open_clip":
         found: str | None = import_module(f"talos_ray.models.{_HOME[kind]}").hub_name(place)
         return found
-    known = kind in HUGGING_FACE and HUB_NAME.match(place) and not Path(place).exists()
-    return place if known else None
+    repository = place.partition("@")[0]
+    known = kind in HUGGING_FACE and HUB_NAME.match(repository) and not Path(place).exists()
+    return repository if known else None
 
 
 def load_model(name: str, tokens: int | None = None) -> Family:

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any, overload
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -29,6 +30,7 @@ LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
 PAD = -1  # stands for "no token" in inputs and heads: not every tokenizer has a token for it
 LENGTH = "sentence_bert_config.json"  # where sentence-transformers says how many tokens are read
+UNREAD = ("*.bin", "*.pt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot", "*.tflite")  # weights in other forms
 TWO_TOWERS = ("clip", "siglip")  # model types that read images and, for their heads, texts
 
 
@@ -43,21 +45,22 @@ def check(name: str) -> None:
             )
         check_folder(path, f"model 'hf:{name}'")
     # What looks like a path was meant as one, and is not asked for at the Hub.
-    elif name.startswith((".", "~")) or not HUB_NAME.match(name):
+    elif name.startswith((".", "~")) or not HUB_NAME.match(name.partition("@")[0]):
         raise SpecError(
-            f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, or OWNER/NAME; check it"
+            f"model 'hf:{name}': {name!r} is no folder and no name of the Hub; wanted a path, OWNER/NAME, or "
+            "OWNER/NAME@REVISION; check it"
         )
 
 
 def load(name: str, pretrained: bool = True) -> Family:
     """Build `hf:NAME` by the family that reads it, or `hf-bf16:NAME`, the same with weights in bfloat16; with
-    `pretrained=False` the weights are left random.
+    `pretrained=False` the weights are left random. `NAME@REVISION` is a branch, tag or commit of the Hub.
 
     Raises:
         SpecError: it cannot be reached or read, or no family reads it.
     """
     kind, _, given = name.partition(":")
-    where = str(Path(given).expanduser())
+    where = _at_revision(name, given)
     dtype = torch.bfloat16 if kind == "hf-bf16" else torch.float32
     disable_progress_bar()
     try:
@@ -99,6 +102,26 @@ def load(name: str, pretrained: bool = True) -> Family:
     made: Family = family.make(module, tokenizer, where, _length(where, config, module, tokenizer))
     _check_complete(name, config, made, missing)
     return made
+
+
+def _at_revision(name: str, given: str) -> str:
+    """What transformers loads a model by: a folder, a name of the Hub, or the folder of a revision's files.
+
+    Raises:
+        SpecError: no such revision, or the Hub cannot be reached.
+    """
+    repository, _, revision = given.partition("@")
+    folder = Path(given).expanduser()
+    if not revision or folder.exists():
+        return str(folder)
+    # Downloaded as a whole, so that configuration, tokenizer and weights are all of one commit.
+    try:
+        return snapshot_download(repository, revision=revision, ignore_patterns=list(UNREAD))
+    except Exception as error:  # the Hub's library raises many kinds
+        raise SpecError(
+            f"model {name!r} cannot be had from the Hub: {_first(error)}; wanted OWNER/NAME@REVISION with a branch, "
+            "tag or commit; check both, and the network"
+        ) from None
 
 
 def _length(where: str, config: PretrainedConfig, module: Model, tokenizer: Tokenizer) -> int:

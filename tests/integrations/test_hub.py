@@ -284,6 +284,24 @@ def test_the_card_is_what_the_hub_reads(run, tmp_path):
     assert ModelCard((tmp_path / "delta/README.md").read_text()).data.library_name == "talos_ray"
 
 
+def test_a_base_is_taken_at_a_revision(server, tmp_path, monkeypatch):
+    repository = server.repositories["me/bert"] = Repository(private=False)
+    commits = []
+    for shift in (0.0, 0.5):
+        family = load_model(save_model(tmp_path / f"model-{shift}", "bert"))
+        with torch.no_grad():
+            next(family.module.parameters()).add_(shift)
+        folder = tmp_path / f"pushed-{shift}"
+        family.save(folder)
+        commits.append((repository.commit(files_of(folder)), fingerprint(base_tensors(load_model(f"hf:{folder}")))))
+    assert commits[0][1] != commits[1][1]
+    for commit, mark in commits:
+        assert fingerprint(base_tensors(load_model(f"hf:me/bert@{commit}"))) == mark
+    assert fingerprint(base_tensors(load_model("hf:me/bert@main"))) == commits[1][1]
+    assert hub_name(f"hf:me/bert@{commits[0][0]}") == "me/bert"
+    refused(SpecError, "hf:me/bert@none' cannot be had from the Hub: .*wanted OWNER/NAME@REVISION", lambda: load_model("hf:me/bert@none"))
+
+
 def test_a_licence_is_asked_of_the_hub(server):
     server.repositories["they/theirs"] = Repository(private=False, card={"license": "mit"})
     server.repositories["they/theirs"].commit({"README.md": b"---\nlicense: mit\n---\n"})
