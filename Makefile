@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-UV = $(VENV)/bin/python -m uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt
+UV = $(VENV)/bin/python -m uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --constraint constraints.txt
 
 .PHONY: run quick test test-all test-newest-ray lint docs clean
 
@@ -33,7 +33,8 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check talos_ray
 	$(VENV)/bin/mypy
 
-# uv unpacks several packages at a time, where pip takes one after another; pip goes on where only its own settings know the index.
+# uv unpacks and compiles several packages at a time, where pip takes one after another; pip goes on where only its own
+# settings know the index. Compiled here, because where PYTHONDONTWRITEBYTECODE is set every process would do it anew.
 define install
 	$(UV) --editable $(1) || $(PIP) --editable $(1)
 endef

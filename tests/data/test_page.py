@@ -30,6 +30,10 @@ SHOWN = {  # how a row begins -> tests
     "`duplicates`": ["test_inputs_in_two_splits"],
     "`stratified`": ["test_shares_strata_and_content"],
     "`split_by`": ["test_shares_strata_and_content"],
+    "`class_count`": ["test_classes_are_counted_and_their_underscores_may_be_spaces"],
+    "`underscores`": ["test_classes_are_counted_and_their_underscores_may_be_spaces"],
+    "`validation_from`": ["test_validation_data_come_from_test_or_train_although_there_are_some"],
+    "`validation_most`": ["test_validation_data_come_from_test_or_train_although_there_are_some"],
     "`validation_share`, `test_share`": ["test_shares_strata_and_content"],
 }  # fmt: skip
 

@@ -163,7 +163,7 @@ def test_every_section_is_there_and_hostile_names_are_letters(folder, language):
 
 def test_figures_are_those_of_the_version(folder, monkeypatch):
     for name in ("scores", "negation", "trade_off", "impact", "drift", "candidates", "coefficients", "training_curves", "heatmap", "mask_by_tensor", "stability"):  # fmt: skip
-        monkeypatch.setattr(plots, name, lambda *given: "<svg></svg>")
+        monkeypatch.setattr(plots, name, lambda *given, **named: "<svg></svg>")
     rows = re.findall("<tr>(.*?)</tr>", everything_shown(folder, "en"), re.DOTALL)
     cells = [[re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)] for row in rows]
     half = "0.500 0.450-0.550"
