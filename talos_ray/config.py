@@ -819,6 +819,20 @@ def filled(prompt: str, phrase: str) -> str:
 
 HUGGING_FACE = ("hf", "hf-bf16")  # kinds of models that transformers reads
 HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+# Files of the Hub that hold weights in other forms than safetensors, pickles among them: none is downloaded.
+OTHER_WEIGHTS = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pkl",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.gguf",
+    "*.tflite",
+    "*.ot",
+)
 
 
 class Spec(_Settings):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from talos_ray.config import OTHER_WEIGHTS
 from talos_ray.errors import SpecError, TalosError
 from talos_ray.secrets import BLOT, blotted
 
@@ -23,10 +24,7 @@ PREFIX = "hub:"  # stands before OWNER/NAME where a checkpoint is named
 COMMIT = re.compile("[0-9a-f]{40}")
 LOGIN = "`hf auth login`, or set HF_TOKEN"
 # Never downloaded: pickles, which may hold code, and weights of libraries that are not read here.
-NOT_READ = (
-    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.tflite", "*.ot"),
-    ".gitattributes",  # the Hub's own
-)
+NOT_READ = (*OTHER_WEIGHTS, ".gitattributes")  # the latter is the Hub's own
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from talos_ray.config import HUB_NAME
+from talos_ray.config import HUB_NAME, OTHER_WEIGHTS
 from talos_ray.errors import SpecError
 from talos_ray.models.family import Family
 from talos_ray.models.weights import Json, check_folder, is_adapter, read_json
@@ -30,7 +30,6 @@ LONGEST = 512  # tokens, where neither the model nor its tokenizer says less
 COLUMNS = 8  # whose multiples a GPU takes at once; and so its batches have few lengths
 PAD = -1  # stands for "no token" in inputs and heads: not every tokenizer has a token for it
 LENGTH = "sentence_bert_config.json"  # where sentence-transformers says how many tokens are read
-UNREAD = ("*.bin", "*.pt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot", "*.tflite")  # weights in other forms
 TWO_TOWERS = ("clip", "siglip")  # model types that read images and, for their heads, texts
 
 
@@ -116,7 +115,7 @@ def _at_revision(name: str, given: str) -> str:
         return str(folder)
     # Downloaded as a whole, so that configuration, tokenizer and weights are all of one commit.
     try:
-        return snapshot_download(repository, revision=revision, ignore_patterns=list(UNREAD))
+        return snapshot_download(repository, revision=revision, ignore_patterns=list(OTHER_WEIGHTS))
     except Exception as error:  # the Hub's library raises many kinds
         raise SpecError(
             f"model {name!r} cannot be had from the Hub: {_first(error)}; wanted OWNER/NAME@REVISION with a branch, "
