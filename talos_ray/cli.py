@@ -1257,6 +1257,8 @@ def _show_scores(run: Run) -> None:
         table.add_section()
         _row(table, "mean of targets", "", *means)
     _show(table)
+    for task, metric in version.metrics.items():
+        say(f"score of {task}: {metric.replace('_', ' ')}, the mean over its classes")
     _show_costs(version)
     say(f"report: {run.folder.store.path('report/index.html')}")
 

@@ -654,6 +654,13 @@ class Task(_Settings):
             "a long answer is not worse for being long, or the sum; other models have none to rank"
         ),
     )
+    metric: Literal["accuracy", "balanced_accuracy"] = Field(
+        "accuracy",
+        description=(
+            "what the task's score is, in the search, the gate and the report: the share of inputs that are answered "
+            "right, or the mean of that share over the classes, so that a rare class counts as much as a frequent one"
+        ),
+    )
     missing: Literal["refuse", "drop"] = Field(
         "refuse",
         description=(

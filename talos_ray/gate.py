@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,14 @@ from talos_ray.storage.version import FAIL, OPEN, PASS, GateCheck, GateResult
 LEVEL = 0.025  # of each side of a 95 % interval
 
 
+class Pair(NamedTuple):
+    """Which of a task's test inputs the base and the version get right, bool [n] each, and what each counts in."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+    strata: torch.Tensor | None
+
+
 def judge(
     gate: Gate,
     targets: Sequence[str],
@@ -28,13 +37,16 @@ def judge(
     base: Mapping[str, torch.Tensor],
     now: Mapping[str, torch.Tensor],
     disentanglement: Mapping[str, float] | None = None,
+    strata: Mapping[str, torch.Tensor | None] | None = None,
 ) -> GateResult:
     """Judge a version.
 
     Args:
         base, now: task -> which test inputs the base and the version get right, bool [n].
+        strata: task -> what each of these inputs counts in, `core.metrics.strata_of`; all alike, if not given.
         disentanglement: task -> share of its predictions that the other edits change.
     """
+    counted_in = strata or {}
     # In the order in which a report tells them: what must not be lost first.
     checks = []
     for kind, wanted, what, tasks in (
@@ -42,11 +54,10 @@ def judge(
         ("target_keep", gate.target_keep, "share of its base score kept by target", targets),
     ):
         if wanted is not None:
-            checks += _kept(kind, what, wanted, {task: (base[task], now[task]) for task in tasks})
+            pairs = {task: Pair(base[task], now[task], counted_in.get(task)) for task in tasks}
+            checks += _kept(kind, what, wanted, pairs)
     if gate.target_gain is not None and targets:
-        before = [base[task] for task in targets]
-        after = [now[task] for task in targets]
-        checks.append(_mean_gain(gate.target_gain, before, after))
+        checks.append(_mean_gain(gate.target_gain, [Pair(base[t], now[t], counted_in.get(t)) for t in targets]))
     if gate.disentanglement is not None and disentanglement:
         checks.append(_disentangled(gate.disentanglement, disentanglement))
     results = [check.result for check in checks]
@@ -55,9 +66,11 @@ def judge(
     return GateResult(result=result, checks=checks, settings=gate.model_dump())
 
 
-def _mean_gain(wanted: float, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> GateCheck:
-    """That the targets' mean accuracy has grown by `wanted`. `before`, `after`: which inputs of each are right."""
-    gain, error = margin(before, after, 1.0)
+def _mean_gain(wanted: float, targets: Sequence[Pair]) -> GateCheck:
+    """That the targets' mean score has grown by `wanted`."""
+    before = [pair.before for pair in targets]
+    after = [pair.after for pair in targets]
+    gain, error = margin(before, after, 1.0, [pair.strata for pair in targets])
     low = gain - Z95 * error
     high = gain + Z95 * error
     result = PASS if low >= wanted else FAIL if high < wanted else OPEN
@@ -98,18 +111,18 @@ def _disentangled(wanted: float, by_task: Mapping[str, float]) -> GateCheck:
     )
 
 
-def _kept(
-    kind: str, what: str, wanted: float, answers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-) -> list[GateCheck]:
-    """That each task keeps `wanted` of its accuracy. `answers`: task -> which inputs were right before, and after."""
-    above = {task: kept_above(before, after, wanted) for task, (before, after) in answers.items()}
+def _kept(kind: str, what: str, wanted: float, answers: Mapping[str, Pair]) -> list[GateCheck]:
+    """That each task keeps `wanted` of its score."""
+    above = {}
+    for task, (before, after, strata) in answers.items():
+        above[task] = kept_above(before, after, wanted, strata)
     # The normal distribution's lower tail: how likely a score as low is by chance, if the task does keep its share.
     fallen = holm([0.5 * math.erfc(-score / math.sqrt(2)) for score in above.values()], LEVEL)
     checks = []
     for (task, score), fell in zip(above.items(), fallen, strict=True):
-        before, after = answers[task]
+        before, after, strata = answers[task]
         result = PASS if score >= Z95 else FAIL if fell else OPEN
-        value, low, high = kept(before, after)
+        value, low, high = kept(before, after, strata)
         checks.append(
             GateCheck(
                 kind=kind,
@@ -122,7 +135,7 @@ def _kept(
                 n=len(before),
                 result=result,
                 together=len(answers),
-                **_missing(result, *margin([before], [after], wanted), len(before)),
+                **_missing(result, *margin([before], [after], wanted, [strata]), len(before)),
             )
         )
     return checks

@@ -118,3 +118,15 @@ def test_what_keeps_just_what_is_asked_hardly_ever_passes():
     assert len(shares) == 35 and max(shares.values()) <= simulation.MOST_PASSED
     lower = simulation.Cell(480, 0.9, 0.03, kept=1.0).passed(2000, dice)
     assert lower > 0.8  # and what is good passes
+
+
+def test_a_rare_class_that_a_control_task_lost_fails_where_classes_count_alike():
+    strata = {"c": (torch.arange(1000) < 40).long()}
+    base = {"c": torch.ones(1000, dtype=torch.bool)}
+    now = {"c": strata["c"] == 0}
+    wanted = Gate(control_keep=0.9)
+    assert gate.judge(wanted, [], ["c"], base, now).result == gate.PASS
+    (check,) = gate.judge(wanted, [], ["c"], base, now, strata=strata).checks
+    assert check.result == gate.FAIL and check.value == 0.5
+    gained = gate.judge(Gate(target_gain=0.1), ["c"], [], now, base, strata=strata).checks[-1]
+    assert gained.kind == "target_gain" and gained.value == 0.5

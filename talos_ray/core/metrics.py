@@ -15,7 +15,8 @@ BINS = 15  # of the expected calibration error, of equal width
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of one model on one task: share of `n` inputs predicted right, with a 95 % interval."""
+    """Accuracy of one model on one task, on `n` inputs, with a 95 % interval: the share that is predicted right, or the
+    mean of that share over the classes (balanced accuracy)."""
 
     value: float
     n: int
@@ -24,6 +25,61 @@ class Score:
 
     def as_dict(self) -> dict[str, float | int]:
         return asdict(self)
+
+
+def strata_of(labels: torch.Tensor, metric: str) -> torch.Tensor | None:
+    """The class that each input counts in, int [n], where classes count alike; None where inputs do.
+
+    Balanced accuracy, the mean recall of the classes, is a mean over strata: so whatever compares two models input by
+    input serves it as well, class by class.
+
+    Args:
+        labels: int [n]. metric: 'accuracy' or 'balanced_accuracy'.
+    """
+    return None if metric == "accuracy" else labels
+
+
+def by_stratum(values: torch.Tensor, strata: torch.Tensor | None) -> list[torch.Tensor]:
+    """Values of inputs, [n], apart by the class that they count in, in the order of the classes; all as one, if inputs
+    count alike."""
+    if strata is None:
+        return [values]
+    order = strata.argsort(stable=True)
+    inputs = strata.unique(return_counts=True)[1].tolist()
+    return list(values[order].split(inputs))
+
+
+def share_right(right: torch.Tensor, strata: torch.Tensor | None = None) -> float:
+    """Accuracy, or balanced accuracy. `right`: bool [n]; `strata`: `strata_of`."""
+    if strata is None:
+        return float(right.float().mean())
+    shares = [int(part.sum()) / len(part) for part in by_stratum(right, strata)]
+    return sum(shares) / len(shares)
+
+
+def score(right: torch.Tensor, strata: torch.Tensor | None = None) -> Score:
+    """The same with its interval: Wilson's, or that of a mean over classes.
+
+    Raises:
+        ValueError: there are no inputs.
+    """
+    if strata is None or not len(right):
+        return accuracy(int(right.sum()), len(right))
+    value = share_right(right, strata)
+    middle = 0.0
+    variance = 0.0
+    parts = by_stratum(right, strata)
+    for part in parts:
+        # One more right and one more wrong in each class: few inputs that are all right are no certainty (Agresti &
+        # Coull, 1998).
+        n = len(part) + 2
+        p = (int(part.sum()) + 1) / n
+        middle += p / len(parts)
+        variance += p * (1 - p) / n / len(parts) ** 2
+    half = Z95 * math.sqrt(variance)
+    # Its middle is drawn towards one half, but the interval holds the value that it is about.
+    low = min(value, max(0.0, middle - half))
+    return Score(value, len(right), low, max(value, min(1.0, middle + half)))
 
 
 def accuracy(correct: int, n: int) -> Score:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from talos_ray.core.metrics import Z95
+from talos_ray.core.metrics import Z95, Score, by_stratum, score, share_right, strata_of
 
 RESAMPLED = 2000  # draws of the bootstrap
 EXACT = (
@@ -25,27 +25,31 @@ MOST_KEPT = 1000.0  # end of an interval that has none: a score of almost nothin
 class Answers:
     """What a model predicts on some inputs, and what is right: task -> class numbers int32 [n]; `data`: task ->
     fingerprint of the inputs, in their order; `probability`: task -> that of each answer, float32 [n] (none from
-    earlier releases)."""
+    earlier releases); `metrics`: task -> what its score is, where that is not accuracy."""
 
     predicted: Mapping[str, torch.Tensor]
     labels: Mapping[str, torch.Tensor]
     data: Mapping[str, str]
     probability: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     def right(self, task: str) -> torch.Tensor:
         """bool [n]."""
         return self.predicted[task] == self.labels[task]
 
-    def counts(self, task: str) -> tuple[int, int]:
-        """(right predictions, inputs)."""
-        return int(self.right(task).sum()), len(self.labels[task])
+    def strata(self, task: str) -> torch.Tensor | None:
+        """What each input counts in, in the task's score: `strata_of`."""
+        return strata_of(self.labels[task], self.metrics.get(task, "accuracy"))
+
+    def score(self, task: str) -> Score:
+        return score(self.right(task), self.strata(task))
 
 
 @dataclass(frozen=True)
 class Change:
     """How right answers changed from one model to another, on n inputs: `won` became right, `lost` became wrong; `p`
     is the two-sided p-value of McNemar's test, that as many would change either way: exact, or in its normal form
-    where more than `EXACT` changed."""
+    where more than `EXACT` changed or inputs do not count alike. `before`, `after`: the scores."""
 
     n: int
     before: float
@@ -55,19 +59,38 @@ class Change:
     p: float
 
 
-def change(before: torch.Tensor, after: torch.Tensor) -> Change:
-    """From bool [n] (right or wrong) of the first and of the second model (McNemar, 1947)."""
+def change(before: torch.Tensor, after: torch.Tensor, strata: torch.Tensor | None = None) -> Change:
+    """From bool [n] (right or wrong) of the first and of the second model (McNemar, 1947).
+
+    Args:
+        strata: `strata_of`.
+    """
     n = len(before)
     won = int((after & ~before).sum())
     lost = int((before & ~after).sum())
+    p = _mcnemar(min(won, lost), won + lost) if strata is None else _stratified_signs(before, after, strata)
     return Change(
         n=n,
-        before=int(before.sum()) / n,
-        after=int(after.sum()) / n,
+        before=score(before, strata).value,
+        after=score(after, strata).value,
         won=won,
         lost=lost,
-        p=_mcnemar(min(won, lost), won + lost),
+        p=p,
     )
+
+
+def _stratified_signs(before: torch.Tensor, after: torch.Tensor, strata: torch.Tensor) -> float:
+    """Two-sided p that changed answers add up to as much either way, each being as likely to be for the better as for
+    the worse: McNemar's test where classes count alike, in its normal form."""
+    total = 0.0
+    variance = 0.0
+    for changed in by_stratum(after.double() - before.double(), strata):
+        # An answer of a small class counts more, by one over the class's inputs.
+        total += float(changed.sum()) / len(changed)
+        variance += float(changed.square().sum()) / len(changed) ** 2
+    if variance < TINY:  # nothing changed
+        return 1.0
+    return math.erfc(abs(total) / math.sqrt(2 * variance))
 
 
 def _mcnemar(fewer: int, changed: int) -> float:
@@ -111,23 +134,32 @@ def _over(both: Any, lost: Any, won: Any, n: Any, share: float) -> tuple[Any, An
     return over, n * share * (became_right + became_wrong)
 
 
-def kept(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
-    """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_z` does not reject. From bool
+def kept(before: torch.Tensor, after: torch.Tensor, strata: torch.Tensor | None = None) -> tuple[float, float, float]:
+    """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_above` does not reject. From bool
     [n]."""
-    counts = _counts(before, after)
-    both, lost, won, _ = counts
-    had = both + lost
-    has = both + won
+    had = share_right(before, strata)
+    has = share_right(after, strata)
     # Of nothing everything was kept; and if something came of it, more than can be said.
     value = MOST_KEPT if has else 1.0
+    if strata is None:
+        counts = _counts(before, after)
+        had, has = counts[0] + counts[1], counts[0] + counts[2]
+
+    def above(share: float) -> float:
+        return kept_above(before, after, share, strata)
+
     if had:
         value = min(has / had, MOST_KEPT)
-    return value, _share_at(counts, Z95), _share_at(counts, -Z95)
+    return value, _share_at(above, Z95), _share_at(above, -Z95)
 
 
-def kept_above(before: torch.Tensor, after: torch.Tensor, share: float) -> float:
-    """`kept_z` of two models' answers, bool [n] each."""
-    return float(kept_z(*_counts(before, after), share))
+def kept_above(before: torch.Tensor, after: torch.Tensor, share: float, strata: torch.Tensor | None = None) -> float:
+    """How many standard errors accuracy after lies above share x accuracy before, from bool [n] each: `kept_z`, or by
+    `margin` where classes count alike."""
+    if strata is None:
+        return float(kept_z(*_counts(before, after), share))
+    over, error = margin([before], [after], share, [strata])
+    return over / error if error > 0 else 0.0
 
 
 def _counts(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, int]:
@@ -136,15 +168,14 @@ def _counts(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, i
     return both, int(before.sum()) - both, int(after.sum()) - both, len(before)
 
 
-def _share_at(counts: tuple[int, int, int, int], z: float) -> float:
-    """The share that lies `z` standard errors below what was kept: `kept_z` falls as the share grows, so by halving."""
+def _share_at(above: Callable[[float], float], z: float) -> float:
+    """The share that lies `z` standard errors below what was kept: `above` falls as the share grows, so by halving."""
     low = 0.0
     high = MOST_KEPT
     for _ in range(60):
         # By ratios while the upper end is far: shares lie near 1, and it begins at a thousand.
         middle = (low + high) / 2 if high < 2 else math.sqrt(max(low, 1e-3) * high)
-        over, variance = _over(*counts, middle)
-        if variance > TINY and over / math.sqrt(variance) > z:
+        if above(middle) > z:
             low = middle
         else:
             high = middle
@@ -163,20 +194,33 @@ def holm(p: Sequence[float], level: float) -> list[bool]:
     return rejected
 
 
-def margin(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], share: float) -> tuple[float, float]:
+def margin(
+    before: Sequence[torch.Tensor],
+    after: Sequence[torch.Tensor],
+    share: float,
+    strata: Sequence[torch.Tensor | None] | None = None,
+) -> tuple[float, float]:
     """Mean over tasks of accuracy after - share x accuracy before, and its standard error, from bool [n] a task.
 
     An input of each kind of change is added to every task: without them few inputs without a change would look like
     certainty (the adjusted Wald interval of Bonett & Price, 2012, for paired proportions; here with a share).
+
+    Args:
+        strata: of each task's inputs, `strata_of`; the same is done in each of its classes then.
     """
     means = []
     variances = []
     added = torch.tensor([1.0, -share], dtype=torch.float64)
-    for task_before, task_after in zip(before, after, strict=True):
-        differences = task_after.double() - share * task_before.double()
-        adjusted = torch.cat([differences, added])
-        means.append(float(differences.mean()))
-        variances.append(float(adjusted.var(correction=0)) / len(adjusted))
+    for task_before, task_after, of_task in zip(before, after, strata or [None] * len(before), strict=True):
+        parts = by_stratum(task_after.double() - share * task_before.double(), of_task)
+        mean = 0.0
+        variance = 0.0
+        for differences in parts:
+            adjusted = torch.cat([differences, added])
+            mean += float(differences.mean()) / len(parts)
+            variance += float(adjusted.var(correction=0)) / len(adjusted) / len(parts) ** 2
+        means.append(mean)
+        variances.append(variance)
     return sum(means) / len(means), math.sqrt(sum(variances)) / len(means)
 
 
@@ -199,16 +243,25 @@ def wanted_inputs(value: float, error: float, n: int) -> tuple[int, int | None] 
     return least, max(n, most)
 
 
-def bootstrap(samples: Sequence[torch.Tensor], seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    samples: Sequence[torch.Tensor], seed: int = 0, strata: Sequence[torch.Tensor | None] | None = None
+) -> tuple[float, float]:
     """95 % interval of the mean over tasks of each task's mean, by the percentile bootstrap (Efron, 1979): inputs are
-    drawn anew within every task. `samples`: what each task's inputs score, [n] each, of few different values (0 and 1;
-    or -1, 0 and 1 for a paired difference), so that drawing how often each comes up is the same as drawing inputs."""
+    drawn anew within every task, or within every class of it where classes count alike.
+
+    Args:
+        samples: what each task's inputs score, [n] each, of few different values (0 and 1; or -1, 0 and 1 for a paired
+            difference), so that drawing how often each comes up is the same as drawing inputs.
+        strata: of each task's inputs, `strata_of`.
+    """
     generator = np.random.default_rng(seed)
     total = np.zeros(RESAMPLED)
-    for scores in samples:
-        n = len(scores)
-        values, counts = scores.double().unique(return_counts=True)
-        drawn = generator.multinomial(n, (counts / n).numpy(), size=RESAMPLED)  # [RESAMPLED, values]
-        total += drawn @ values.numpy() / n
+    for scores, of_task in zip(samples, strata or [None] * len(samples), strict=True):
+        parts = by_stratum(scores.double(), of_task)
+        for part in parts:
+            n = len(part)
+            values, counts = part.unique(return_counts=True)
+            drawn = generator.multinomial(n, (counts / n).numpy(), size=RESAMPLED)  # [RESAMPLED, values]
+            total += drawn @ values.numpy() / n / len(parts)
     low, high = np.quantile(total / len(samples), (0.025, 0.975))
     return float(low), float(high)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from talos_ray.core.metrics import share_right
+
 DECAY = 1e-3  # L2 on what is fitted, of features at unit variance
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3)  # that `fitted_head` chooses among
 
@@ -74,6 +76,7 @@ def fitted_head(
     start: torch.Tensor,
     held_out: torch.Tensor,
     held_out_labels: torch.Tensor,
+    balanced: bool = False,
 ) -> torch.Tensor:
     """The linear head [classes, d + 1] that is best on held-out inputs, of those drawn to `start` more or less hard.
 
@@ -82,22 +85,24 @@ def fitted_head(
         start: [classes, d + 1].
         held_out, held_out_labels: float32 [m, d] and int64 [m] that say how hard; of equally good ones the closest to
             `start`, which is one of them.
+        balanced: whether their classes count alike, and not they themselves.
     """
+    strata = held_out_labels if balanced else None
 
-    def right(head: torch.Tensor) -> int:
-        return int((scored(held_out, head).argmax(-1) == held_out_labels).sum())
+    def worth(head: torch.Tensor) -> float:
+        return share_right(scored(held_out, head).argmax(-1) == held_out_labels, strata)
 
     best = start
-    most = right(start)
+    most = worth(start)
     # From the hardest on, and only a better one is taken: so the closest to `start` wins.
     for decay in DECAYS:
-        if most == len(held_out_labels):  # none can be better
+        if most == 1.0:  # none can be better
             break
         head = linear_head(features, labels, len(start), start, decay)
-        count = right(head)
-        if count > most:
+        value = worth(head)
+        if value > most:
             best = head
-            most = count
+            most = value
     return best
 
 

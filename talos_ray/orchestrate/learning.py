@@ -20,7 +20,7 @@ from talos_ray.config import Merge, Search, Spec, Train
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.learned import LearnedCoefficients, LearnedHeads, MergePlan, agreement_loss, learn
 from talos_ray.core.mask import Mask
-from talos_ray.core.metrics import MergeObjective, worst_kept
+from talos_ray.core.metrics import MergeObjective, share_right, worst_kept
 from talos_ray.core.paired import margin
 from talos_ray.core.probe import scored
 from talos_ray.core.recompute import blocks_of, recomputing, wrapped
@@ -589,17 +589,19 @@ class LearningRun:
             features = fits or given is not None
             judged = self.bench.answered(validation, task, self.pools[task].judged, features=features)
             right = judged.right(given)
-            words[task] = float(right.float().mean())
+            strata = self.bench.strata(task, judged)
+            words[task] = share_right(right, strata)
             scores[task] = words[task]
             if fits:
                 head = self._fitted(task, judged)
-                right_own = judged.right(head)
+                own = share_right(judged.right(head), strata)
                 # A tie goes to the frozen head: one more head is one more thing to keep, and it shows no gain.
-                if search.heads == "own" or int(right_own.sum()) > int(right.sum()):
-                    scores[task] = float(right_own.float().mean())
+                if search.heads == "own" or own > words[task]:
+                    scores[task] = own
                     chosen[task] = head
             if goal.kind == "hold":
-                mean, error = margin([self.looks[task]["right"].bool()], [right], search.control_keep)
+                before = self.looks[task]["right"].bool()
+                mean, error = margin([before], [right], search.control_keep, [strata])
                 margins.append(mean - search.control_margin * error)
         kept, worst = worst_kept(scores, problem.objective.control)
         record = {

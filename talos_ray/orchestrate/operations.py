@@ -17,7 +17,7 @@ import torch
 from talos_ray.config import Merge, Search, Spec, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.merging import task_of
-from talos_ray.core.metrics import accuracy
+from talos_ray.core.metrics import strata_of
 from talos_ray.core.paired import Answers
 from talos_ray.core.segments import Blend
 from talos_ray.corruptions import CORRUPTIONS
@@ -229,7 +229,8 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
     keys = _look_at_head(run, search, (task, *learnt), way=way, blend=before, heads=heads)
     looks = search.looks.found()
     scores = {name: looks[key].accuracy for name, key in keys.items()}
-    chance, aim, limit, wanted = _forgotten_from(run.prepared.data[task].validation.labels, at_most)
+    data = run.prepared.data[task]
+    chance, aim, limit, wanted = _forgotten_from(data.validation.labels, data.task.metric, at_most)
     goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=wanted)]
     for name in (*learnt, *run.prepared.controls):
         goals.append(Goal(task=name, kind="hold", before=scores[name], look=keys[name]))
@@ -263,10 +264,12 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
     return run.publish((version, base, now), "forget", task=task, keep=keep, reason=reason)
 
 
-def _forgotten_from(labels: torch.Tensor, at_most: float | None) -> tuple[float, float, float, float]:
-    """Accuracies on validation data, by their labels int64 [n]: that of chance, the one that is near enough to it, the
+def _forgotten_from(labels: torch.Tensor, metric: str, at_most: float | None) -> tuple[float, float, float, float]:
+    """Scores on validation data, by their labels int64 [n]: that of chance, the one that is near enough to it, the
     one that is accepted, and the one that is learned towards."""
-    chance = float(labels.bincount().max()) / len(labels)
+    # What always answering one class scores, the most frequent one; where all classes count alike, any of them.
+    shares = labels.bincount() / len(labels)
+    chance = float(shares.max()) if strata_of(labels, metric) is None else 1 / int((shares > 0).sum())
     aim = min(1.0, chance + NEAR)
     limit = aim if at_most is None else at_most
     # A score at the limit may be luck where validation inputs are few: what is aimed at lies a standard error below.
@@ -386,9 +389,8 @@ def robustness(uri: str, *, verbose: bool = False) -> Robustness:
         for (name, corruption, model), kinds in zip(asked, tested.answered(), strict=True):
             _, own_heads = models[model]
             predicted = kinds[name]["own" if name in own_heads else "words"]
-            right, inputs = answers(p, {name: predicted}, {}).counts(name)
             of_task = result.setdefault(name, {})
-            of_task.setdefault(corruption, {})[model] = accuracy(right, inputs).as_dict()
+            of_task.setdefault(corruption, {})[model] = answers(p, {name: predicted}, {}).score(name).as_dict()
         assert head.number is not None  # it is on storage
         versions.add_robustness(run.folder, head.number, result)
         session.progress.end("robustness", f"{len(asked)} scores; see {run.folder.store.path('report/index.html')}")

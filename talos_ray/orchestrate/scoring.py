@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from ray import ObjectRef
 
-from talos_ray.config import Merge, Train
+from talos_ray.config import Merge, Task, Train
 from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import fingerprint, key_of
 from talos_ray.core.mask import Mask
 from talos_ray.core.merging import merged
-from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy
+from talos_ray.core.metrics import absolute_accuracy, accuracy, normalized_accuracy, score, share_right
 from talos_ray.core.paired import Answers, bootstrap, change
 from talos_ray.core.probe import linear_probe
 from talos_ray.core.seeds import sampled_rows
@@ -115,9 +115,15 @@ def _looked(
     right = judged.right(head)
     tensors = {"taught": taught.log_softmax(-1).half(), "right": right.to(torch.uint8)}
     info: dict[str, Any] = {"right": int(right.sum()), "inputs": len(right), "arm": "base" if arm is None else arm.name}
+    strata = bench.strata(task, judged)
+    if strata is not None:
+        info["score"] = share_right(right, strata)
     if request.own:
         tensors["head"] = bench.fitted(task, shown, judged)
-        info["right_own"] = int(judged.right(tensors["head"]).sum())
+        right_own = judged.right(tensors["head"])
+        info["right_own"] = int(right_own.sum())
+        if strata is not None:
+            info["score_own"] = share_right(right_own, strata)
     info["seconds"] = round(time.perf_counter() - started, 3)
     folder.save_trial(request.key, info, tensors)
     return info
@@ -223,7 +229,7 @@ def inspect(shared: Shared, arm: Arm, blend: Blend, task: str, again: Train) -> 
         "predicted": predicted.bincount(minlength=classes).tolist(),
         "labels": wanted.bincount(minlength=classes).tolist(),
         "probe": accuracy(*linear_probe(train, labels, test, wanted)).as_dict(),
-        "retrained": accuracy(int(right.sum()), len(right)).as_dict(),
+        "retrained": score(right).as_dict(),
     }
 
 
@@ -365,17 +371,21 @@ class Look:
 
     @property
     def accuracy(self) -> float:
-        """On the judged validation data, by the frozen head, or by the one that was given."""
+        """On the judged validation data, by the frozen head, or by the one that was given; the task's metric."""
         right: int = self.info["right"]
         inputs: int = self.info["inputs"]
-        return right / inputs
+        score: float = self.info.get("score", right / inputs)
+        return score
 
     @property
     def accuracy_own(self) -> float:
         """By the head that was fitted; by the frozen one, where none was."""
-        right: int = self.info.get("right_own", self.info["right"])
+        if "right_own" not in self.info:
+            return self.accuracy
+        right: int = self.info["right_own"]
         inputs: int = self.info["inputs"]
-        return right / inputs
+        score: float = self.info.get("score_own", right / inputs)
+        return score
 
 
 class Looks:
@@ -397,7 +407,9 @@ class Looks:
         other = None if head is None else fingerprint({"head": head})
         # A control task may lend validation inputs, so the same data are cut otherwise where it is a target.
         lends = task in p.controls
-        return key_of(["look", p.base, data, frozen, other, lends, p.spec.search.inputs, used, own])
+        # Looks of releases that knew accuracy alone are still found.
+        measured = [] if (metric := p.data[task].task.metric) == "accuracy" else [metric]
+        return key_of(["look", p.base, data, frozen, other, lends, p.spec.search.inputs, used, own, *measured])
 
     def ask(
         self,
@@ -650,6 +662,7 @@ def _version(
         targets=p.targets,
         others=list(others),
         controls=p.controls,
+        metrics=dict(now.metrics),
         impact=Impact(tensors=tensors, flipped=flipped),
         baseline=baseline,
         **{**result.as_dict(), **optional},
@@ -672,15 +685,23 @@ def _optional_fields(
     if p.targets:
         before = [base.right(task) for task in p.targets]
         after = [now.right(task) for task in p.targets]
+        strata = [now.strata(task) for task in p.targets]
         # Input by input: what both models get right, or both wrong, widens no interval of the gain.
         gains = [right.int() - right_before.int() for right_before, right in zip(before, after, strict=True)]
         samples = {"zero_shot": before, "merged": after, "gain": gains}
-        intervals = {name: bootstrap(by_task) for name, by_task in samples.items()}
+        intervals = {name: bootstrap(by_task, strata=strata) for name, by_task in samples.items()}
         fields["summary"] = result.summary.with_fields(intervals=intervals)
     if probe.predicted:
         probed = [task for task in p.targets if task in probe.predicted]
-        fields["probe"] = {task: asdict(change(probe.right(task), now.right(task))) for task in probed}
+        for task in probed:
+            compared = change(probe.right(task), now.right(task), now.strata(task))
+            fields.setdefault("probe", {})[task] = asdict(compared)
     return fields
+
+
+def metrics_of(tasks: Iterable[Task]) -> dict[str, str]:
+    """Task -> its metric, of those that are not scored by accuracy."""
+    return {task.name: task.metric for task in tasks if task.metric != "accuracy"}
 
 
 def _own_heads(session: Session, p: Prepared, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[str, Heads]]:
@@ -732,6 +753,7 @@ def answers(
         {task: p.data[task].test.labels for task in found},
         {task: marks[task] for task in found if task in marks},
         {task: torch.from_numpy(probability.copy()) for task, probability in (sure or {}).items()},
+        metrics_of(p.data[task].task for task in found),
     )
 
 
@@ -788,21 +810,21 @@ def _task_scores(
 ) -> TaskScores:
     """All scores of one task. `own`: whether it has a head of its own in the merged model."""
 
-    def score(predicted: NDArray[np.generic]) -> dict[str, Any]:
+    def scored(predicted: NDArray[np.generic]) -> dict[str, Any]:
         right = torch.from_numpy(predicted.copy()) == p.data[task].test.labels
-        return accuracy(int(right.sum()), len(right)).as_dict()
+        return score(right, base.strata(task)).as_dict()
 
     kind = "own" if own else "words"
-    scores = {"base": accuracy(*base.counts(task)).as_dict(), "merged": score(together[kind])}
+    scores = {"base": base.score(task).as_dict(), "merged": scored(together[kind])}
     if task in probe.predicted and task in p.targets:
-        scores["probe"] = accuracy(*probe.counts(task)).as_dict()
+        scores["probe"] = probe.score(task).as_dict()
     # By the frozen head, too, or nobody could tell what the edit did from what the head did.
     if own:
-        scores["merged_words"] = score(together["words"])
+        scores["merged_words"] = scored(together["words"])
     if single is not None:
-        scores["single"] = score(single[kind])
+        scores["single"] = scored(single[kind])
         if own:
-            scores["single_words"] = score(single["words"])
+            scores["single_words"] = scored(single["words"])
     return TaskScores(**scores)
 
 

@@ -459,6 +459,8 @@ class MergeSearch:
         for goal in goals:
             data = p.data[goal.task]
             marks[goal.task] = [data.train.fingerprint(), data.validation.fingerprint(), p.head_mark(goal.task)]
+            if data.task.metric != "accuracy":  # what earlier releases found is still what they would find
+                marks[goal.task].append(data.task.metric)
         settings: dict[str, Any] = {
             "deltas": {task: delta.fingerprint for task, delta in way.rows.items()},
             "base": p.base,

@@ -25,6 +25,7 @@ from talos_ray.core.compose import Composer
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout
 from talos_ray.core.mask import Mask
+from talos_ray.core.metrics import strata_of
 from talos_ray.core.probe import fitted_head, scored
 from talos_ray.core.seeds import sampled_rows
 from talos_ray.core.segments import Blend
@@ -308,7 +309,13 @@ class Workbench:
         if start is None:  # the frozen head is no linear layer, so there is nothing to be drawn to but zero
             start = torch.zeros(len(self.shared.heads[task]), train.features.shape[1] + 1)
         answers = train.labels if taught is None else taught.float().exp()
-        return fitted_head(train.features, answers, start.detach().float().cpu(), judged.features, judged.labels)
+        begun = start.detach().float().cpu()
+        balanced = self.strata(task, judged) is not None
+        return fitted_head(train.features, answers, begun, judged.features, judged.labels, balanced)
+
+    def strata(self, task: str, seen: Seen) -> torch.Tensor | None:
+        """What each of these inputs counts in, in the task's score: `strata_of`."""
+        return strata_of(seen.labels, self.shared.task(task).metric)
 
     @functools.cache  # noqa: B019
     def spoilt(self, task: str, corruption: str) -> Examples:

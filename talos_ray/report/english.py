@@ -46,6 +46,7 @@ TEXTS = {
         "linear head of the task's own. Where the merged model has such heads, <i>words</i> is the merged model under "
         "the frozen ones."
     ),
+    "balanced": "Score of {tasks}: balanced accuracy, the mean over the classes, so that a rare one counts as much.",
     "task": "task",
     "kind": "kind",
     "coefficient": "coefficient",

@@ -703,6 +703,7 @@ class RunFolder:
             data=tasks,
             # Earlier releases kept none.
             probability={task: tensors[f"{task}/probability"] for task in tasks if f"{task}/probability" in tensors},
+            metrics=info.get("metrics", {}),
         )
 
     @property
@@ -755,7 +756,9 @@ def answers_file(number: int, answers: Answers) -> tuple[str, bytes]:
     tensors = {f"{task}/predicted": classes.int() for task, classes in answers.predicted.items()}
     tensors |= {f"{task}/label": labels.int() for task, labels in answers.labels.items()}
     tensors |= {f"{task}/probability": values.float() for task, values in answers.probability.items()}
-    return answers_name(number), as_tensors(tensors, {"data": dict(answers.data)})
+    # Only where it says something: files of earlier releases, and of most runs, are the same to the byte.
+    metrics = {"metrics": dict(answers.metrics)} if answers.metrics else {}
+    return answers_name(number), as_tensors(tensors, {"data": dict(answers.data), **metrics})
 
 
 def _near_zero(coefficients: torch.Tensor) -> float:

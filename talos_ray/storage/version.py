@@ -364,6 +364,7 @@ class Version(ArmResult):
         deltas: task -> fingerprint of the delta that the version is made of.
         targets, others, controls: tasks that it learnt, that the run has beside, that had to hold.
         forgotten: tasks that it forgot, or that one before it did.
+        metrics: task -> what its scores are, where that is not accuracy.
         merge: settings of the method that made the rows.
         probe: target -> how the version answers, compared with the base under a head of its own.
         looks: task -> how often versions were judged on its test inputs, this one included.
@@ -384,6 +385,7 @@ class Version(ArmResult):
     others: list[Text] = []
     controls: list[Text] = []
     forgotten: list[Text] = []
+    metrics: dict[str, Text] = {}
     merge: dict[str, Any] = {"method": "linear"}
     learned: Learned | None = None
     probe: dict[str, Change] = {}

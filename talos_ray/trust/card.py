@@ -108,7 +108,7 @@ def _metadata(
         license=licence,
         datasets=sorted(data) or None,
         pipeline_tag=_pipeline_tag(edited, [t["kind"] for t in tasks.values()]),
-        metrics=["accuracy"],
+        metrics=sorted({_metric(task) for task in tasks.values()}),
         model_name=f"{shown.partition(':')[2] or shown}, version {version.number}",
         eval_results=[_result(t, tasks[t], s.merged) for t, s in version.scores.items()] or None,
     )
@@ -132,11 +132,17 @@ def _result(name: str, task: Mapping[str, Any], score: Score) -> EvalResult:
         dataset_name=name,
         dataset_config=task.get("config") if on_hub else None,
         dataset_split="test",
-        metric_type="accuracy",
+        metric_type=_metric(task),
         metric_value=round(score.value, 4),
-        metric_name=f"accuracy on {name}",
+        metric_name=f"{_metric(task).replace('_', ' ')} on {name}",
         metric_args={"low": round(score.low, 4), "high": round(score.high, 4), "n": score.n},
     )
+
+
+def _metric(task: Mapping[str, Any]) -> str:
+    """What a task's score is; runs of earlier releases knew accuracy alone."""
+    metric: str = task.get("metric", "accuracy")
+    return metric
 
 
 def _data_on_hub(task: Mapping[str, Any]) -> str | None:

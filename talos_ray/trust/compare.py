@@ -23,7 +23,7 @@ def diff(a: Version, b: Version, before: Answers, after: Answers) -> dict[str, A
     """How version `b` differs from version `a`, with what each answered."""
     changes = {}
     for task in _comparable(before, after):
-        changes[task] = asdict(change(before.right(task), after.right(task)))
+        changes[task] = asdict(change(before.right(task), after.right(task), after.strata(task)))
     # What a version does not hold has no share in it, which is a coefficient of 0.
     coefficients = {}
     for task in sorted({*a.coefficients, *b.coefficients}):
@@ -45,15 +45,28 @@ def _comparable(a: Answers, b: Answers) -> list[str]:
 
 
 @torch.no_grad()
-def ask(family: Family, name: str, split: Split, head: tuple[str, torch.Tensor], batch_size: int = 256) -> Answers:
-    """What a model answers on a split of a task. `head`: its kind (`config.scoring`), and itself."""
+def ask(
+    family: Family,
+    name: str,
+    split: Split,
+    head: tuple[str, torch.Tensor],
+    metrics: Mapping[str, str] | None = None,
+    batch_size: int = 256,
+) -> Answers:
+    """What a model answers on a split of a task. `head`: its kind (`config.scoring`), and itself; `metrics`: as those
+    of `Answers`."""
     logits = answering(family, *head)
     examples = Examples(split, family.preprocess)
     predicted = []
     for rows in torch.arange(len(split)).split(batch_size):
         inputs = examples.batch(rows)[0]
         predicted.append(logits(inputs).argmax(-1))
-    return Answers({name: torch.cat(predicted).int()}, {name: split.labels}, {name: split.fingerprint()})
+    return Answers(
+        predicted={name: torch.cat(predicted).int()},
+        labels={name: split.labels},
+        data={name: split.fingerprint()},
+        metrics=metrics or {},
+    )
 
 
 def changed_inputs(

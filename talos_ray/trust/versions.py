@@ -83,6 +83,7 @@ def _judged(settings: Gate, version: Version, base: Answers, now: Answers) -> Ga
         base={task: base.right(task) for task in (*targets, *controls)},
         now={task: now.right(task) for task in (*targets, *controls)},
         disentanglement=version.search.disentanglement.together,
+        strata={task: now.strata(task) for task in (*targets, *controls)},
     )
 
 

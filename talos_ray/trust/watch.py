@@ -11,7 +11,6 @@ import torch
 
 from talos_ray import gate
 from talos_ray.config import Gate
-from talos_ray.core.metrics import accuracy
 from talos_ray.core.paired import Answers
 from talos_ray.errors import SpecError
 from talos_ray.models import Family
@@ -70,8 +69,8 @@ def score(
     answers = {}
     scores = {}
     for model, family in models.items():
-        answers[model] = ask(family, name, rows, heads[model])
-        scores[model] = accuracy(*answers[model].counts(name)).as_dict()
+        answers[model] = ask(family, name, rows, heads[model], version.metrics)
+        scores[model] = answers[model].score(name).as_dict()
     judged = _judged(folder, version, name, answers)
     details: dict[str, Any] = {"notes": list(rows.notes)} if rows.notes else {}
     return folder.record(
@@ -99,6 +98,7 @@ def _judged(folder: RunFolder, version: Version, task: str, answers: Mapping[str
         controls=[task] if kind == "control" else [],
         base={task: answers["base"].right(task)},
         now={task: answers["now"].right(task)},
+        strata={task: answers["now"].strata(task)},
     )
 
 

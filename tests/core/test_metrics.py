@@ -13,7 +13,10 @@ from talos_ray.core.metrics import (
     class_scores,
     mostly_taken_for,
     normalized_accuracy,
+    score,
+    share_right,
     standard_error,
+    strata_of,
     worst_kept,
 )
 
@@ -95,3 +98,34 @@ def test_calibration_error_bin_by_bin():
     sure = torch.full((10,), 0.75)
     assert calibration_error(sure, torch.tensor([True] * 6 + [False] * 4)) == pytest.approx(0.15)
     assert calibration_error(torch.ones(5), torch.ones(5, dtype=torch.bool)) == 0
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(torch.tensor([0.8, 0.15, 0.05]), 400, replacement=True, generator=generator)
+    predicted = torch.where(torch.rand(400, generator=generator) < 0.6, labels, torch.zeros_like(labels))
+    right = predicted == labels
+    strata = strata_of(labels, "balanced_accuracy")
+    wanted = sklearn.metrics.balanced_accuracy_score(labels, predicted)
+    assert share_right(right, strata) == pytest.approx(wanted)
+    found = score(right, strata)
+    plain = score(right)
+    assert (found.value, found.n) == (pytest.approx(wanted), 400) and found.low < wanted < found.high
+    # Few inputs of the rare class decide a third of it, so it is less sure than accuracy of as many inputs.
+    assert found.high - found.low > 1.5 * (plain.high - plain.low)
+    assert strata_of(labels, "accuracy") is None and plain.value == pytest.approx(float(right.float().mean()))
+    with pytest.raises(ValueError, match="0 inputs"):
+        score(right[:0], strata[:0])
+
+
+def test_the_interval_of_balanced_accuracy_holds_the_truth_and_its_own_value():
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.cat([torch.zeros(180), torch.ones(60), torch.full((20,), 2.0)]).long()
+    recall = torch.tensor([0.9, 0.7, 0.5])  # of each class, in truth
+    covered = 0
+    for _ in range(1000):
+        found = score(torch.rand(len(labels), generator=generator) < recall[labels], labels)
+        covered += found.low <= float(recall.mean()) <= found.high
+    assert 930 <= covered <= 985
+    everything = score(torch.ones(len(labels), dtype=torch.bool), labels)
+    assert (everything.value, everything.high) == (1.0, 1.0) and 0.9 < everything.low < 1

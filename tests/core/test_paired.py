@@ -120,3 +120,45 @@ def test_holm_rejects_no_true_hypothesis_more_often_than_one_test_would():
     assert holm([0.02, 0.02], 0.025) == [False, False] and holm([], 0.025) == []
     dice = np.random.default_rng(0)
     assert np.mean([any(holm(list(dice.random(40)), 0.025)) for _ in range(2000)]) < 0.035
+
+
+def rare(generator, lost=0.0):
+    """Two models on 300 inputs, of which 30 are of a rare class; of what the first gets right, the second loses a share
+    there, and nothing elsewhere."""
+    strata = (torch.arange(300) < 30).long()
+    before = torch.rand(300, generator=generator) < 0.9
+    after = before & ((strata == 0) | (torch.rand(300, generator=generator) >= lost))
+    return before, after, strata
+
+
+def test_where_classes_count_alike_a_rare_one_that_is_lost_shows():
+    before, after, strata = rare(torch.Generator().manual_seed(0), lost=1.0)
+    assert kept(before, after)[0] == pytest.approx(0.9, abs=0.02)  # nine in ten inputs are as right as before
+    value, low, high = kept(before, after, strata)
+    assert low < value < high and value == pytest.approx(0.5, abs=0.02)
+    assert kept_above(before, after, 0.85, strata) < -Z95 < Z95 < kept_above(before, after, 0.85)
+    found = change(before, after, strata)
+    assert (found.won, found.n) == (0, 300) and found.before - found.after > 0.4 and found.p < 0.001
+    assert change(before, before, strata).p == 1.0
+
+
+def test_what_keeps_just_what_is_asked_of_balanced_accuracy_hardly_ever_passes():
+    # All that is lost is of the rare class: its thirty inputs alone decide how sure one can be.
+    generator = torch.Generator().manual_seed(5)
+    passed = fallen = 0
+    for _ in range(600):
+        before, after, strata = rare(generator, lost=0.2)
+        z = kept_above(before, after, 0.9, strata)  # in truth (1 + 0.8) / 2
+        passed += z >= Z95
+        fallen += z <= -Z95
+    assert passed <= 24 and fallen <= 24  # 1 in 40 would be 15
+
+
+def test_intervals_of_classes_that_count_alike_are_drawn_class_by_class():
+    before, after, strata = rare(torch.Generator().manual_seed(1), lost=0.3)
+    low, high = bootstrap([after], strata=[strata])
+    plain_low, plain_high = bootstrap([after])
+    assert low < change(before, after, strata).after < high and high - low > 1.3 * (plain_high - plain_low)
+    one = torch.zeros(300, dtype=torch.int64)
+    assert bootstrap([after], strata=[one]) == (plain_low, plain_high)
+    assert margin([before], [after], 0.9, [one]) == margin([before], [after], 0.9)

@@ -278,8 +278,8 @@ def test_images_of_a_folder_a_class_are_told_right_and_wrong(demo, tmp_path):
         (tmp_path / classes[place]).mkdir(exist_ok=True)
         image.save(tmp_path / classes[place] / f"{i}.png")
     found = demo.predict(tmp_path, "sides", input="image", label="label")
-    right, n = demo.folder.load_answers(1).counts("sides")
-    assert (found.accuracy.value, found.accuracy.n) == (right / n, n)
+    recorded = demo.folder.load_answers(1).score("sides")
+    assert (found.accuracy.value, found.accuracy.n) == (recorded.value, recorded.n)
     plain = demo.predict(tmp_path, "sides")
     assert plain.inputs == found.inputs and torch.equal(plain.best, found.best) and plain.accuracy is None
 
@@ -297,15 +297,16 @@ def test_labels_are_found_by_name_and_others_are_refused_or_counted_apart(bert, 
     for order in (1, -1):  # whatever class comes first
         write(list(zip(inputs, names, strict=True))[::order])
         found = bert.predict(new, "animals", **columns)
-        right, n = bert.folder.load_answers(1).counts("animals")
-        assert (found.accuracy.value, found.accuracy.n) == (right / n, n) and len(found) == n
+        recorded = bert.folder.load_answers(1).score("animals")
+        right, n = recorded.value, recorded.n
+        assert (found.accuracy.value, found.accuracy.n) == (right, n) and len(found) == n
     write([*zip(inputs, names, strict=True), ("the old saw", "perhaps"), ("by us", "")])
     with pytest.raises(SpecError, match="label 'perhaps', which is outside its 2 classes"):
         bert.predict(new, "animals", **columns)
     for t in bert.info["spec"]["tasks"]:
         monkeypatch.setitem(t, "unknown_classes", "drop")
     found = bert.predict(new, "animals", **columns)
-    assert len(found) == n + 2 and (found.accuracy.value, found.accuracy.n) == (right / n, n)
+    assert len(found) == n + 2 and (found.accuracy.value, found.accuracy.n) == (right, n)
     assert [r["given"] for r in found.rows()[-2:]] == [None, None] and found.rows()[-1]["right"] is None
     assert "1 of 10 rows are of other classes and not counted: 1 'perhaps'" in found.notes[0]
     assert "1 of 10 rows have no label" in found.notes[1]
@@ -455,7 +456,7 @@ def test_new_data_may_call_their_columns_otherwise(bert, tmp_path):
         cli.app, ["compare", bert.path, "0", "1", "--task", "animals", "--data", str(new), "--json", *columns]
     )
     change = json.loads(compared.output)["tasks"]["animals"]
-    right = [bert.folder.load_answers(n).counts("animals")[0] for n in (0, 1)]
+    right = [int(bert.folder.load_answers(n).right("animals").sum()) for n in (0, 1)]
     assert (change["before"], change["after"], change["n"]) == (right[0] / len(rows), right[1] / len(rows), len(rows))
     watched = CliRunner().invoke(cli.app, ["watch", bert.path, str(where), "--json", *columns])
     (event,) = json.loads(watched.output)
@@ -478,7 +479,8 @@ def test_what_stands_behind_a_score_is_shown_class_by_class(bert):
         recorded.probability["animals"], bert.predict(test_inputs(bert, "animals")[0], "animals").scores[:, 0]
     )
     found = bert.class_scores("animals")
-    right, n = recorded.counts("animals")
+    n = len(recorded.right("animals"))
+    right = int(recorded.right("animals").sum())
     assert found.confusion[0][0] + found.confusion[1][1] == right and sum(map(sum, found.confusion)) == n
     assert 0 < found.calibration_error < 1
     done = CliRunner().invoke(cli.app, ["status", bert.path, "--task", "animals", "--json"])

@@ -16,7 +16,6 @@ from talos_ray.api import verify
 from talos_ray.cli import app
 from talos_ray.config import Gate
 from talos_ray.core.fisher import SquaredGradients
-from talos_ray.core.metrics import accuracy
 from talos_ray.orchestrate.counted import _attempts, _Counter
 from talos_ray.orchestrate.learning import Goal, LearningRun, MergePlan, MergeProblem, Point
 from talos_ray.orchestrate.selection import calibration_split
@@ -53,7 +52,7 @@ def run(tmp_path_factory):
     version = run.folder.load_version(1)
     scores = {}
     for task in base.data:
-        scores[task] = {"base": accuracy(*base.counts(task)).as_dict(), "merged": accuracy(*now.counts(task)).as_dict()}
+        scores[task] = {"base": base.score(task).as_dict(), "merged": now.score(task).as_dict()}
     candidate = {"objective": 0.5, "coefficients": {}, "point": {"pressure": None}, "pressure": 54.0, "holds": True}
     version = Version.of(
         {

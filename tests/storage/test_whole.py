@@ -28,7 +28,7 @@ def test_a_run_of_the_first_release_opens_verifies_and_goes_on(tmp_path):
     for task in run.scores:  # it recorded no probabilities
         found = run.class_scores(task)
         right = sum(row[i] for i, row in enumerate(found.confusion))
-        assert right == run.folder.load_answers(1).counts(task)[0] and found.calibration_error is None
+        assert right == int(run.folder.load_answers(1).right(task).sum()) and found.calibration_error is None
     run.approve(2, by="J. Doe", reason="a try").rollback()
     assert run.head == 1 and run.verify() == []
     names = sorted(p.name for p in Path(run.path, "history").iterdir())
