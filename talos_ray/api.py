@@ -64,7 +64,7 @@ def edit(
         model: `"demo"`, `"open_clip:ARCHITECTURE/PRETRAINED"`, `"hf:NAME"` (a text encoder, a T5-like model or a
             causal LM), or `"python:MODULE:FUNCTION"`.
         control: tasks that must hold.
-        output: the run's folder, local or a URI.
+        output: the run's folder, local or a URI; "hub:OWNER/NAME" is runs/NAME here, and what comes in force there.
         spec: a `Spec`, its keys and values, or the path of a YAML spec, instead of all that a spec says.
         verbose: show Ray's own messages too.
         allow_code: modules whose `python:` models may run.
@@ -94,8 +94,13 @@ def edit(
     if spec is None:
         spec = make_spec({"tasks": tasks or (), "model": model, "control": control, "output": output, **settings})
     resolved = spec_from(spec)
+    if resolved.push is not None:
+        hub.open_repository(resolved.push, public=False)  # before the work: most of what can fail fails here
     run_edit(resolved, verbose=verbose)
-    return Run(resolved.output)
+    run = Run(resolved.output)
+    if resolved.push is not None and run.newest.number == run.head:  # what the gate keeps aside goes nowhere
+        run.push_once(resolved.push)
+    return run
 
 
 def check(spec: Spec | Mapping[str, Any] | str | Path, *, allow_code: str | Sequence[str] = ()) -> None:
@@ -595,8 +600,9 @@ class Run:
             name = settings["name"]
             splits = {name: rows}
             notes = rows.notes
-            before = compare.ask(self._composed(first)[0], name, rows, self.folder.heads_of(first)[name])
-            after = compare.ask(self._composed(second)[0], name, rows, self.folder.heads_of(second)[name])
+            metrics = second.metrics
+            before = compare.ask(self._composed(first)[0], name, rows, self.folder.heads_of(first)[name], metrics)
+            after = compare.ask(self._composed(second)[0], name, rows, self.folder.heads_of(second)[name], metrics)
         difference = compare.diff(first, second, before, after)
         if notes:
             difference["notes"] = list(notes)
@@ -746,6 +752,17 @@ class Run:
         private = hub.open_repository(place.repo, public=public)  # before the work: most of what can fail fails here
         edited, base = self._composed(chosen)
         return published.push(self.folder, chosen, edited, base, place.repo, whole=whole, private=private)
+
+    def push_once(self, repo: str) -> None:
+        """Send head to a repository of the Hub, unless this run's history says that it is there already.
+
+        Raises:
+            As `push`.
+        """
+        for event in self.history():
+            if event["operation"] == "push" and (event["repo"], event["version"]) == (repo, self.head):
+                return
+        self.push(repo)
 
     def _export_task(self, task: str, version: Version, to: Path) -> list[str]:
         """The edit of one task of a version, by itself and whole, as an adapter."""

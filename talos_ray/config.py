@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from string import Formatter
@@ -825,6 +825,8 @@ def filled(prompt: str, phrase: str) -> str:
 
 
 HUGGING_FACE = ("hf", "hf-bf16")  # kinds of models that transformers reads
+ON_HUB = "hub:"  # before OWNER/NAME, where something lies in a repository of the Hub
+REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
 HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 # Files of the Hub that hold weights in other forms than safetensors, pickles among them: none is downloaded.
 OTHER_WEIGHTS = (
@@ -856,7 +858,19 @@ class Spec(_Settings):
     )
     tasks: tuple[Task, ...] = Field(min_length=1, description="target tasks")
     control: tuple[Task, ...] = Field((), description="control tasks: they must hold")
-    output: str = Field(description="run folder, local or any pyarrow.fs URI")
+    output: str = Field(
+        description=(
+            "run folder, local or any pyarrow.fs URI; hub:OWNER/NAME is short for a folder runs/NAME and `push: "
+            "OWNER/NAME`"
+        )
+    )
+    push: str | None = Field(
+        None,
+        description=(
+            "private repository of the Hugging Face Hub, OWNER/NAME, to which a version that an edit puts in force is "
+            "sent, as by `talos push`"
+        ),
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     tokens: Annotated[int, Field(ge=4)] | None = Field(
         None, description="tokens of a text that are read, at most; as many as the model can, if not given"
@@ -885,6 +899,26 @@ class Spec(_Settings):
         except RuntimeError:
             raise ValueError(f"{shortly(model)}: there is no such user here; wanted a path; write it in full") from None
         return model
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_the_hub(cls, values: Any) -> Any:
+        """A run lies on a file system, where its history can be held against other writers; the Hub gets versions."""
+        output = values.get("output") if isinstance(values, Mapping) else None
+        if not isinstance(output, str) or not output.startswith(ON_HUB):
+            return values
+        repo = output.removeprefix(ON_HUB)
+        return {**values, "output": f"runs/{repo.rpartition('/')[2]}", "push": repo}
+
+    @field_validator("push")
+    @classmethod
+    def _a_repository(cls, push: str | None) -> str | None:
+        if push is not None and not REPOSITORY.match(push):
+            raise ValueError(
+                f"{shortly(push)} is no repository to push to; wanted OWNER/NAME without a revision, because a push "
+                "makes a new one; correct it"
+            )
+        return push
 
     @field_validator("output")
     @classmethod

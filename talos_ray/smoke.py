@@ -68,6 +68,7 @@ def shrunk(spec: Spec, folder: Path) -> Spec:
         "tasks": tuple(_small_task(task, spec, folder) for task in spec.tasks),
         "control": tuple(_small_task(task, spec, folder) for task in spec.control),
         "output": str(folder / "run"),
+        "push": None,
         "calibration": spec.calibration.model_copy(update=calibration),
         "train": _few(spec.train),
         "search": spec.search.model_copy(update=search),

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talos_ray.config import OTHER_WEIGHTS
+from talos_ray.config import ON_HUB, OTHER_WEIGHTS
 from talos_ray.errors import SpecError, TalosError
 from talos_ray.secrets import BLOT, blotted
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-PREFIX = "hub:"  # stands before OWNER/NAME where a checkpoint is named
 COMMIT = re.compile("[0-9a-f]{40}")
 LOGIN = "`hf auth login`, or set HF_TOKEN"
 # Never downloaded: pickles, which may hold code, and weights of libraries that are not read here.
@@ -46,7 +45,7 @@ class Source:
 
 def is_hub(checkpoint: str | None) -> bool:
     """Whether a checkpoint is named as one of the Hub."""
-    return checkpoint is not None and checkpoint.startswith(PREFIX)
+    return checkpoint is not None and checkpoint.startswith(ON_HUB)
 
 
 def source(name: str) -> Source:
@@ -58,7 +57,7 @@ def source(name: str) -> Source:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
 
-    repo, at, revision = name.removeprefix(PREFIX).partition("@")
+    repo, at, revision = name.removeprefix(ON_HUB).partition("@")
     try:
         validate_repo_id(repo)
         # The library's own rule takes a name without an owner, too, as the Hub's oldest models have it.

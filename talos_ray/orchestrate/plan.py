@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from talos_ray.config import Spec, Task, Train
+from talos_ray.config import ON_HUB, Spec, Task, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.layout import Layout, fingerprint, key_of
 from talos_ray.core.mask import Mask, mask_from_flags
@@ -458,7 +458,7 @@ def with_commits(spec: Spec) -> Spec:
     for task in spec.tasks:
         if task.checkpoint is not None and hub.is_hub(task.checkpoint):
             at = hub.pinned(hub.source(task.checkpoint))
-            task = task.model_copy(update={"checkpoint": f"{hub.PREFIX}{at}"})
+            task = task.model_copy(update={"checkpoint": f"{ON_HUB}{at}"})
         tasks.append(task)
     return spec.model_copy(update={"tasks": tuple(tasks)})
 
@@ -495,6 +495,8 @@ def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]
             data.validation.fingerprint(),
             data.test.fingerprint(),
         ]
+        if data.task.metric != "accuracy":  # the only one that earlier releases knew
+            splits[_head_name(name, data.task)].append(data.task.metric)
     return key_of(
         [
             p.base,

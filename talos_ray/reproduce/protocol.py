@@ -89,7 +89,8 @@ def reproduce(spec: Spec, folder: Path, seeds: int, say: Say = print) -> dict[in
     for seed in range(seeds):
         at = (folder / f"seed-{seed}").resolve()
         at.mkdir(exist_ok=True)
-        seeded = spec.model_copy(update={"seed": seed, "baseline": spec.baseline.model_copy(update={"enabled": False})})
+        alone = spec.baseline.model_copy(update={"enabled": False})
+        seeded = spec.model_copy(update={"seed": seed, "baseline": alone, "push": None})
         results: list[Result] = []
         for name, part in PARTS.items():
             if name == NEGATION and not spec.control:

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pytest
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
@@ -31,7 +30,6 @@ def test_no_output_is_kept():
     assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
-@pytest.mark.slow
 def test_the_notebook_goes_through_and_shows_what_it_tells(tmp_path):
     book = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(book, km=Kernel(), timeout=900, resources={"metadata": {"path": str(tmp_path)}})

@@ -335,3 +335,42 @@ def test_the_commands_honour_the_hubs_own_settings(run, server, tmp_path):
     talos_ray.open_run(run.path)
     gone = talos("pull", "me/none", str(tmp_path / "none"))
     assert gone.returncode == 2 and gone.stderr.startswith("talos: hub:me/none: the Hub has no such repository") and "Traceback" not in gone.stderr
+
+
+def test_an_edit_may_end_on_the_hub(server, tmp_path, monkeypatch, ray_here):
+    monkeypatch.chdir(tmp_path)
+    task = {**write_texts(tmp_path, "animals", 60), "kind": "text", "input": "text", "prompts": ["{}"]}
+    values = {
+        "model": save_model(tmp_path / "model", "bert"),
+        "tasks": [task],
+        "output": "hub:me/mine",
+        "train": {"steps": 2, "batch_size": 4},
+        "calibration": {"samples_per_task": 8, "shards_per_task": 2, "batch_size": 4},
+        "search": {"steps": 2, "trials": 0, "inputs": 8, "batch_size": 2},
+        "gate": {"target_keep": None, "control_keep": None},
+    }
+    run = talos_ray.edit(**values)
+    assert (run.path, run.head, run.info["spec"]["push"]) == ("runs/mine", 1, "me/mine")
+    (commit, files), = server.repositories["me/mine"].commits[-1:]
+    assert server.repositories["me/mine"].private and files["versions/0001.json"] == run.folder.read("versions/0001.json")
+    assert run.history()[-1]["commit"] == commit
+    talos_ray.edit(**values)  # is there already
+    assert server.repositories["me/mine"].commits[-1][0] == commit and len(run.history()) == len(talos_ray.open_run("runs/mine").history())
+    # What the gate keeps aside goes nowhere.
+    held = talos_ray.edit(**{**values, "gate": {"target_keep": None, "control_keep": None, "target_gain": 0.95}})
+    assert (held.newest.number, held.head) == (2, 1) and server.repositories["me/mine"].commits[-1][0] == commit
+
+
+@pytest.mark.parametrize("output", ["hub:mine", "hub:me/mine@main", "hub:"])
+def test_a_repository_to_end_in_is_named_without_a_revision(output):
+    with pytest.raises(SpecError, match="wanted OWNER/NAME without a revision"):
+        talos_ray.edit(["demo:counts"], output=output)
+
+
+def test_without_a_token_nothing_is_begun(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(TalosError, match="needs a token of the Hub"):
+        talos_ray.edit(["demo:counts"], output="hub:me/mine")
+    assert not (tmp_path / "runs").exists()

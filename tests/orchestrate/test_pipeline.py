@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -167,8 +168,6 @@ def test_a_second_run_does_nothing_and_says_so(finished, capsys):
 
 
 def test_only_a_changed_task_is_trained_again(finished, tmp_path):
-    import shutil
-
     run, values = finished
     values = {**copy.deepcopy(values), "output": str(tmp_path / "run")}
     shutil.copytree(run.path, values["output"])
@@ -382,8 +381,6 @@ def test_a_folder_of_another_run_is_refused_untouched(finished):
 
 
 def test_a_mask_or_delta_of_another_base_is_refused_untouched(finished, tmp_path):
-    import shutil
-
     run, values = finished
     for kind in ("mask", "delta"):
         values = {**copy.deepcopy(values), "output": str(tmp_path / kind)}
@@ -415,3 +412,28 @@ def test_spec_in_run_json_is_the_spec(finished):
         stored["software"]["ray"]
         and mask_from_flags(run.mask.layout, run.mask.flags).fingerprint == run.version.mask
     )
+
+
+def test_a_metric_of_a_task_changes_its_scores_and_no_training(finished, tmp_path):
+    run, values = finished
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    before = files(path)
+    changed = copy.deepcopy({**values, "output": str(path)})
+    for task in changed["tasks"]:
+        if task["name"] == "sides":
+            task["metric"] = "balanced_accuracy"
+    edited = talos_ray.edit(**changed)
+    deltas = [name for name in before if name.startswith("deltas/")]
+    assert deltas and all(files(path)[name] == before[name] for name in deltas)
+    version = edited.newest
+    assert version.number == 2 and version.metrics == {"sides": "balanced_accuracy"}
+    found = edited.class_scores("sides", version=2)
+    assert version.scores["sides"].merged.value == pytest.approx(found.balanced_accuracy)
+    plain = edited.folder.load_answers(2)
+    assert version.scores["pointers"].merged.value == float(plain.right("pointers").double().mean())
+    assert "Score of sides: balanced accuracy" in (path / "report/0002.html").read_text()
+    assert edited.verify() == [] and talos_ray.edit(**changed).newest.number == 2
+    # What it is compared by is the same: a comparison of the two versions counts classes alike.
+    change = edited.compare(1, 2)[0]["tasks"]["sides"]
+    assert change["after"] == pytest.approx(found.balanced_accuracy)
