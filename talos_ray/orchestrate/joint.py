@@ -7,7 +7,10 @@ control tasks, too.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
@@ -16,6 +19,7 @@ from talos_ray.config import Spec, Train
 from talos_ray.core.finetune import Plan
 from talos_ray.core.learned import MergePlan, agreement_loss
 from talos_ray.core.mask import mask_from_flags
+from talos_ray.core.metrics import share_right
 from talos_ray.core.optimizer import SparseAdamW
 from talos_ray.core.probe import scored
 from talos_ray.orchestrate.cluster import options
@@ -26,6 +30,7 @@ from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
 
 HELD = 16  # inputs of the control tasks in an update
+TOLD = 8.0  # seconds between two words on how far it is
 PRESSURE = 8.0  # weight of the control tasks' answers in the loss
 
 
@@ -41,19 +46,28 @@ class Joint:
     kept: float | None
 
 
-def train_jointly(uri: str, dense: bool = False) -> Joint:
+def train_jointly(uri: str, dense: bool = False, say: Callable[[str], None] = print) -> Joint:
     """Train on a run's mask, or on all weights, by one worker of the cluster at hand.
+
+    Args:
+        say: is told how far it is.
 
     Raises:
         SpecError: as `talos_ray.edit`, of the run's own spec.
     """
     spec = RunFolder(uri).stored(Spec, {**RunFolder(uri).info()["spec"], "output": uri})
-    found: Joint = ray.get(_trained.options(**options(spec.cluster)).remote(spec, dense))
-    return found
+    words: Any = _trained.options(**options(spec.cluster)).remote(spec, dense)  # a generator, which its type hides
+    for ref in words:
+        told: Joint | str = ray.get(ref)
+        if isinstance(told, Joint):
+            return told
+        say(told)
+    raise AssertionError("joint training ended without a result: this is a bug in talos_ray")
 
 
 @ray.remote
-def _trained(spec: Spec, dense: bool) -> Joint:
+def _trained(spec: Spec, dense: bool) -> Iterator[Joint | str]:
+    """How far it is, from time to time, and at last what came of it."""
     prepared = prepare(spec, Progress())
     shared = Shared(spec, prepared.base, freeze(prepared.tensors), prepared.layout, prepared.heads)
     bench = Workbench(shared)
@@ -67,22 +81,22 @@ def _trained(spec: Spec, dense: bool) -> Joint:
     settings = spec.train_for(spec.tasks[0], len(prepared.data[prepared.targets[0]].train))
     lr = (spec.baseline.lr or settings.lr) if dense else settings.lr
     optimizer = SparseAdamW(bench.family.module, mask, lr)
-    _train(bench, prepared, pools, optimizer, settings.model_copy(update={"lr": lr}))
+    yield from _train(bench, prepared, pools, optimizer, settings.model_copy(update={"lr": lr}))
     kept = [_right(bench, control) / score for control, score in before.items()]
-    found = Joint(
+    yield Joint(
         words={task: _right(bench, task) for task in prepared.targets},
         own={task: by_own_head(bench, task, pools[task]) for task in prepared.targets if prepared.own_heads},
         inputs={task: len(prepared.data[task].test) for task in prepared.targets},
         kept=min(kept, default=None),
     )
     optimizer.close()
-    return found
 
 
 def _train(
     bench: Workbench, prepared: Prepared, pools: dict[str, Pool], optimizer: SparseAdamW, settings: Train
-) -> None:
-    """As many updates as the single edits have together, of a batch with samples of every task in it."""
+) -> Iterator[str]:
+    """As many updates as the single edits have together, of a batch with samples of every task in it. Yields how far
+    it is."""
     targets = prepared.targets
     controls = prepared.controls
     steps = settings.steps * len(targets)
@@ -103,7 +117,11 @@ def _train(
     for control in controls:
         seen = bench.answered(bench.examples(control, "train"), control, pools[control].train)
         taught[control] = seen.logits.log_softmax(-1)
+    told = time.monotonic()
     for step in range(steps):
+        if time.monotonic() - told > TOLD:
+            told = time.monotonic()
+            yield f"joint training: step {step} of {steps}"
         batches = {}
         for task in targets:
             rows = order.rows_at(step, task, len(prepared.data[task].train), each)
@@ -139,13 +157,15 @@ def _logits(bench: Workbench, inputs: dict[str, torch.Tensor]) -> dict[str, torc
 
 
 def _right(bench: Workbench, task: str) -> float:
-    """Test accuracy of the model as it stands, by a task's frozen head."""
-    return float(bench.answered(bench.examples(task, "test"), task).right().float().mean())
+    """Test score of the model as it stands, by a task's frozen head."""
+    tested = bench.answered(bench.examples(task, "test"), task)
+    return share_right(tested.right(), bench.strata(task, tested))
 
 
 def by_own_head(bench: Workbench, task: str, pool: Pool) -> float:
-    """Test accuracy of the model as it stands under a head of the task's own, fitted as a merge fits its."""
+    """Test score of the model as it stands under a head of the task's own, fitted as a merge fits its."""
     shown = bench.answered(bench.examples(task, "train"), task, pool.train, features=True)
     judged = bench.answered(bench.examples(task, "validation"), task, pool.judged, features=True)
     tested = bench.answered(bench.examples(task, "test"), task, features=True)
-    return float(tested.right(bench.fitted(task, shown, judged)).float().mean())
+    right = tested.right(bench.fitted(task, shown, judged))
+    return share_right(right, bench.strata(task, tested))
