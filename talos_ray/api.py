@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -935,6 +935,7 @@ class Run:
         *,
         at_most: float | None = None,
         reason: str | None = None,
+        method: Literal["learned", "grid"] = "learned",
         verbose: bool = False,
     ) -> Run:
         """A version that has forgotten one task, while all control tasks and all that head has learnt keep `keep` of
@@ -942,13 +943,15 @@ class Run:
 
         Args:
             at_most: validation accuracy that counts as forgotten; by default 0.05 above chance.
+            method: "grid" for one coefficient of the task's delta, as the paper has it, in a run of
+                `search.method: grid`.
 
         Raises:
             TalosError: not reachable; shows the best that is, and all that was tried. Nothing is changed.
         """
         from talos_ray.orchestrate import operations
 
-        operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, verbose=verbose)
+        operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, method=method, verbose=verbose)
         return self
 
     def robustness(self, *, verbose: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TextIO
 
 import typer
 from rich.console import Console
@@ -588,6 +588,10 @@ def forget(
     at_most: Annotated[
         Optional[float], typer.Option(help="Accuracy that counts as forgotten; 0.05 above chance, if not given.")
     ] = None,
+    method: Annotated[
+        Literal["learned", "grid"],
+        typer.Option(help="learned, by gradient; or grid: one coefficient of the task's delta, as the paper has it."),
+    ] = "learned",
     reason: Reason = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -600,7 +604,7 @@ def forget(
     from talos_ray.api import open_run
 
     with _aside(as_json):
-        found = open_run(run).forget(task, keep, at_most=at_most, reason=reason, verbose=verbose)
+        found = open_run(run).forget(task, keep, at_most=at_most, reason=reason, method=method, verbose=verbose)
     show(found, as_json)
 
 

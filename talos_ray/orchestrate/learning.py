@@ -146,6 +146,11 @@ class MergeProblem:
         forgotten = frozenset(self.tasks("forget"))
         return MergeObjective(targets, control, self.search.control_keep, forgotten)
 
+    def with_coefficient(self, coefficient: float) -> Blend:
+        """One for all tasks that move, beside what the others have."""
+        stays = {} if self.start is None else self.start.values
+        return Blend({**stays, **dict.fromkeys(self.moving or self.deltas, coefficient)})
+
     def key(self, *more: object) -> str:
         """Address of what is found."""
         start = None
@@ -278,11 +283,11 @@ class LearningRun:
         return None if forgotten or not may_be_lowered else last / 4
 
     def _shared(self) -> Record:
-        """One coefficient for all tasks: judged and stored."""
+        """One coefficient for all tasks that move: judged and stored."""
         key = self.problem.key(asdict(self.point))
         coefficient = self.point.coefficient
         assert coefficient is not None
-        blend = Blend({task: coefficient for task in self.problem.deltas})
+        blend = self.problem.with_coefficient(coefficient)
         if (stored := self.folder.load_trial(key)) is not None:
             return stored[0]
         started = time.perf_counter()

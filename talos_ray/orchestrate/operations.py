@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -27,7 +27,7 @@ from talos_ray.orchestrate.driver import publish
 from talos_ray.orchestrate.learning import Goal, Point
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
 from talos_ray.orchestrate.scoring import Chosen, Heads, Tested, Way, answers, inspect, score_version, ways_of
-from talos_ray.orchestrate.search import MergeSearch
+from talos_ray.orchestrate.search import MergeSearch, points_of
 from talos_ray.orchestrate.session import Session, on_ray
 from talos_ray.orchestrate.worker import in_store
 from talos_ray.progress import Progress
@@ -35,6 +35,7 @@ from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import Version
 from talos_ray.trust import versions
 
+Forgetting = Literal["learned", "grid"]  # how the coefficients are found that forget a task
 RETRAINED = 0.1  # share of its training that a forgotten task is given again, to see how fast it comes back
 Robustness = dict[str, dict[str, dict[str, Any]]]  # task -> corruption -> base or merged -> its score, as JSON
 NEAR = 0.05  # accuracy above chance that still counts as forgotten
@@ -190,6 +191,7 @@ def forget(
     keep: float = 0.95,
     at_most: float | None = None,
     reason: str | None = None,
+    method: Forgetting = "learned",
     verbose: bool = False,
 ) -> int:
     """Task negation (Ilharco et al., 2023), by gradient: the coefficients of one task's delta that push its answers
@@ -201,6 +203,8 @@ def forget(
     Args:
         at_most: validation accuracy that is accepted as forgotten; by default the one that is aimed at: chance, which
             is what always answering the most frequent class scores, and 0.05.
+        method: 'grid' for the paper's own way instead, one coefficient of the task's delta between 0 and
+            -search.high, and nothing of the others.
 
     Raises:
         TalosError: not reachable; with the best that is, and all that was tried. Nothing is changed.
@@ -208,22 +212,31 @@ def forget(
     if not 0 < keep <= 1:
         raise TalosError(f"keep is {keep:g}; wanted a share in (0, 1]; 0.95 is the usual one")
     with _opened(uri, [task], verbose) as run:
-        return _forget(run, task, keep=keep, at_most=at_most, reason=reason)
+        return _forget(run, task, keep=keep, at_most=at_most, reason=reason, method=method)
 
 
-def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason: str | None) -> int:
+def _forget(
+    run: _Open, task: str, *, keep: float, at_most: float | None, reason: str | None, method: Forgetting
+) -> int:
     """`forget`, with the run open."""
     head = run.head
     session = run.session
     learnt = [name for name in head.targets if name != task and name in head.deltas]
     others_in_head = [name for name in head.deltas if name != task]
-    helpers = {delta.task: delta for delta in run.arm.finished(but=(task, *others_in_head))}
+    helpers: dict[str, Delta] = {}
+    if method == "learned":
+        helpers = {delta.task: delta for delta in run.arm.finished(but=(task, *others_in_head))}
     # In the order of their names, as every version adds its deltas up: another order would round otherwise.
     deltas = dict(sorted({**run.deltas([*others_in_head, task]), **helpers}.items()))
     way = run.way(deltas, head.how)
     blend, heads = run.in_head(others_in_head)
     before, _ = run.in_head([*others_in_head, task])
-    settings = _forgetting_settings(run.prepared.spec.search, keep)
+    if method == "grid" and before.granularity is not None:
+        raise TalosError(
+            f"version {head.number} has a coefficient a {before.granularity}, and method 'grid' finds one a task; "
+            "wanted a version whose tasks have one each, like those of search.method 'grid'; leave out method"
+        )
+    settings = _forgetting_settings(run.prepared.spec.search, keep, method)
     search = _forgetting_search(run, (task, *learnt), settings)
     session.progress.begin("search", f"how {task} can be forgotten")
     keys = _look_at_head(run, search, (task, *learnt), way=way, blend=before, heads=heads)
@@ -236,8 +249,10 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
         goals.append(Goal(task=name, kind="hold", before=scores[name], look=keys[name]))
     # The task and its helpers move, all others stay as they are; neither has coefficients in `blend`.
     problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
-    point = Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])
-    records = search.run({way.name: problem}, {way.name: (session.shared_ref, way.ref)}, {way.name: [point]})
+    points = [Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])]
+    if method == "grid":
+        points = points_of(settings, way, held=True)
+    records = search.run({way.name: problem}, {way.name: (session.shared_ref, way.ref)}, {way.name: points})
     record = records[way.name][0]
     negation: dict[str, Any] = {
         "task": task,
@@ -248,12 +263,15 @@ def _forget(run: _Open, task: str, *, keep: float, at_most: float | None, reason
         "limit": limit,
         "before": scores[task],
         "after": record["scores"][task],
-        "curve": [_attempt(attempt, task) for attempt in record["attempts"]],
+        "curve": _curve(task, records[way.name], method),
     }
     # Before anything is scored on test data or written: a task is forgotten as was asked, or nothing is changed.
     if record["objective"] < 0 or record["scores"][task] > limit:
         raise TalosError(_unreachable(negation, record["objective"] >= 0))
-    after, _ = search.loaded(way, record)
+    if method == "grid":
+        after = problem.with_coefficient(record["point"]["coefficient"])
+    else:
+        after, _ = search.loaded(way, record)
     session.progress.end("search", f"{task} {scores[task]:.3f} -> {negation['after']:.3f} (validation)")
     version, base, now = run.scored(learnt, deltas, way, after, heads)
     again = shortened(run.arm.settings[task], RETRAINED)
@@ -277,8 +295,12 @@ def _forgotten_from(labels: torch.Tensor, metric: str, at_most: float | None) ->
     return chance, aim, limit, max(0.0, min(aim - luck, limit))
 
 
-def _forgetting_settings(asked: Search, keep: float) -> Search:
-    """The search of the spec, turned to forgetting: by gradient, with frozen heads, as much pressure as it takes."""
+def _forgetting_settings(asked: Search, keep: float, method: Forgetting) -> Search:
+    """The search of the spec, turned to forgetting: by gradient, with frozen heads, as much pressure as it takes; or on
+    a grid of as many points below zero as above it."""
+    if method == "grid":
+        grid = {"method": "grid", "control_keep": keep, "heads": "words", "low": -asked.high, "high": 0.0}
+        return asked.model_copy(update=grid)
     update = {
         "method": "learned",
         "control_keep": keep,
@@ -311,10 +333,19 @@ def _look_at_head(
     return keys
 
 
-def _attempt(attempt: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """What is written down of one pressure that was tried."""
+def _curve(task: str, records: Sequence[Mapping[str, Any]], method: Forgetting) -> list[dict[str, Any]]:
+    """What is written down of everything that was tried: pressures in their order, or coefficients from the lowest."""
+    if method == "grid":
+        tried = sorted(records, key=lambda record: record["point"]["coefficient"])
+        return [_attempt(record, task, coefficient=record["point"]["coefficient"]) for record in tried]
+    attempts = records[0]["attempts"]
+    return [_attempt(attempt, task, pressure=attempt["pressure"]) for attempt in attempts]
+
+
+def _attempt(attempt: Mapping[str, Any], task: str, **strength: float) -> dict[str, Any]:
+    """`strength`: the pressure or the coefficient."""
     return {
-        "pressure": attempt["pressure"],
+        **strength,
         "target": attempt["scores"][task],
         "kept": attempt["kept"],
         "worst": attempt["worst"],
@@ -345,14 +376,16 @@ def _unreachable(told: dict[str, Any], holds: bool) -> str:
         reached = f"{told['after']:.3f} is the lowest accuracy at which all others keep {told['keep']:.0%}"
         fix = f"accept that with at_most={told['after'] + 5e-4:.3f}, or lower keep"
     lines = []
+    strength = "pressure" if "pressure" in curve[0] else "coefficient"
     for attempt in curve:
         lines.append(
-            f"  {attempt['pressure']:6g}: {attempt['target']:.3f}, {attempt['worst']} keeps {attempt['kept']:.1%}"
+            f"  {attempt[strength]:6g}: {attempt['target']:.3f}, {attempt['worst']} keeps {attempt['kept']:.1%}"
         )
+    what = {"pressure": "pressure of the others", "coefficient": "coefficient of its delta"}[strength]
     return (
         f"task {task!r} cannot be forgotten: {reached}; it is {told['before']:.3f} now, wanted at most "
         f"{told['limit']:.3f} (chance is {told['chance']:.3f}); {fix}. Nothing was changed\n"
-        + "\n".join(["pressure of the others: accuracy, and who keeps least (validation)", *lines])
+        + "\n".join([f"{what}: accuracy, and who keeps least (validation)", *lines])
     )
 
 

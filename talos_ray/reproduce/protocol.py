@@ -3,7 +3,7 @@
 Addition: one coefficient for all tasks on a grid of 21 points, chosen on validation data by the mean normalized
 accuracy (Ilharco et al., 2023; Iurada et al., 2025), beside the learned merge, joint training, single edits, the linear
 probe and the untouched base. Negation: every task alone, from the base, as low as its controls allow, each of which
-keeps 95 %.
+keeps 95 %: one coefficient below zero on a grid of 21 points, beside coefficients that are learned.
 All methods get the same tasks, steps and batches; test data are shown and choose nothing.
 """
 
@@ -14,9 +14,10 @@ import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -107,7 +108,8 @@ def reproduce(spec: Spec, folder: Path, seeds: int, say: Say = print) -> dict[in
 
 def _check_same(spec: Spec, folder: Path) -> None:
     """Raises SpecError where a folder holds results of another spec."""
-    asked = spec.model_dump_json(exclude={"output", "seed", "cluster"})
+    # Without what is as it would be by itself: settings that a later release brings change no suite.
+    asked = spec.model_dump_json(exclude={"output", "push", "seed", "cluster"}, exclude_defaults=True)
     mark = hashlib.sha256(asked.encode()).hexdigest()
     about = folder / "suite.json"
     if not about.exists():
@@ -214,7 +216,7 @@ def _joint(spec: Spec, at: Path) -> list[Result]:
     ]
 
 
-def forgotten(path: str, keep: float) -> Iterator[tuple[str, Version]]:
+def forgotten(path: str, keep: float, method: Literal["learned", "grid"] = "learned") -> Iterator[tuple[str, Version]]:
     """Every task of a run with a version that has forgotten it as far as possible, each from the base, on a copy of the
     run."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -222,16 +224,21 @@ def forgotten(path: str, keep: float) -> Iterator[tuple[str, Version]]:
         for task in [task.name for task in run.spec.tasks]:
             if run.head:
                 run.rollback(0)
-            yield task, run.forget(task, keep, at_most=1.0).newest
+            yield task, run.forget(task, keep, at_most=1.0, method=method).newest
 
 
 def _negation(spec: Spec, at: Path) -> list[Result]:
-    """Every task forgotten alone, from edits on the paper's mask and from dense ones."""
-    return [_forgetting(method, at / folder) for method, folder in (("TaLoS", "sparse"), ("dense", "dense"))]
+    """Every task forgotten alone, from edits on the paper's mask and from dense ones by one coefficient, and by
+    learned ones from the edits of the learned merge."""
+    return [
+        _forgetting("TaLoS", forgotten(str(at / "sparse"), KEEP, "grid")),
+        _forgetting("dense", forgotten(str(at / "dense"), KEEP, "grid")),
+        _forgetting("learned", forgotten(str(at / "learned"), KEEP)),
+    ]
 
 
-def _forgetting(method: str, path: Path) -> Result:
-    versions = dict(forgotten(str(path), KEEP))
+def _forgetting(method: str, found: Iterable[tuple[str, Version]]) -> Result:
+    versions = dict(found)
     scores = {task: version.scores[task] for task, version in versions.items()}
     controls = [version.scores[name] for version in versions.values() for name in version.controls]
     kept: list[float] = []

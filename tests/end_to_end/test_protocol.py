@@ -37,7 +37,7 @@ def test_every_method_is_measured_and_nothing_twice(tmp_path):
     assert float(rows["single, rows"]["accuracy"]) > float(rows["zero-shot"]["accuracy"])
     costs = {row["method"]: float(row["deltas, MB"]) for row in found["costs"]}
     assert costs["TaLoS"] < costs["dense task arithmetic"] / 9
-    assert {row["method"] for row in found["negation"]} == {"TaLoS", "dense"}
+    assert {row["method"] for row in found["negation"]} == {"TaLoS", "dense", "learned"}
     assert all(float(row["control kept, least"]) >= 0.9 for row in found["negation"])
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     again = CliRunner().invoke(app, command)

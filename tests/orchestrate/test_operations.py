@@ -312,6 +312,23 @@ def test_forgetting_takes_the_lowest_that_holds_or_says_what_would(mine):
         run.forget("pointers", keep=1.5)
 
 
+def test_one_coefficient_forgets_as_the_paper_has_it(mine):
+    run, _ = mine
+    with pytest.raises(TalosError, match="version 1 has a coefficient a row, and method 'grid' finds one a task"):
+        run.forget("pointers", method="grid")
+    run.rollback(0)
+    run.forget("pointers", keep=0.9, at_most=1.0, method="grid")
+    told = run.version.negation
+    tried = [attempt.coefficient for attempt in told.curve]
+    search = run.spec.search
+    assert tried[0] == -search.high and tried[-1] == 0.0 and len(tried) == search.shared_points
+    assert told.helpers == [] and set(run.coefficients) == {"pointers"} and run.coefficients["pointers"] in tried
+    assert told.after == min(attempt.target for attempt in told.curve if attempt.kept >= 0.9) <= told.before
+    assert run.verify(deep=True) == []
+    with pytest.raises(TalosError, match=r"cannot be forgotten(.|\n)*coefficient of its delta: accuracy"):
+        run.rollback(0).forget("sides", keep=0.9, at_most=0.0, method="grid")
+
+
 @pytest.mark.slow
 def test_forgetting_leaves_the_coefficients_and_heads_of_every_other_task(mine):
     run, _ = mine
