@@ -350,7 +350,7 @@ def test_an_edit_may_end_on_the_hub(server, tmp_path, monkeypatch, ray_here):
         "gate": {"target_keep": None, "control_keep": None},
     }
     run = talos_ray.edit(**values)
-    assert (run.path, run.head, run.info["spec"]["push"]) == ("runs/mine", 1, "me/mine")
+    assert (Path(run.path), run.head, run.info["spec"]["push"]) == (tmp_path / "runs/mine", 1, "me/mine")
     (commit, files), = server.repositories["me/mine"].commits[-1:]
     assert server.repositories["me/mine"].private and files["versions/0001.json"] == run.folder.read("versions/0001.json")
     assert run.history()[-1]["commit"] == commit

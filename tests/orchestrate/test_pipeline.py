@@ -421,7 +421,7 @@ def test_a_metric_of_a_task_changes_its_scores_and_no_training(finished, tmp_pat
     before = files(path)
     changed = copy.deepcopy({**values, "output": str(path)})
     for task in changed["tasks"]:
-        if task["name"] == "sides":
+        if isinstance(task, dict) and task["name"] == "sides":
             task["metric"] = "balanced_accuracy"
     edited = talos_ray.edit(**changed)
     deltas = [name for name in before if name.startswith("deltas/")]
