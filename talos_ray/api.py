@@ -656,7 +656,7 @@ class Run:
                 version.
         """
         from talos_ray.report.dossier import dossier_page
-        from talos_ray.report.page import words_of  # plots load slowly
+        from talos_ray.report.words import words_of
 
         words_of(language)
         found = self._version(version)

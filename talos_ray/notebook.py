@@ -138,7 +138,7 @@ class Plots:
 
 
 def _words() -> Callable[..., str]:
-    from talos_ray.report.page import words_of
+    from talos_ray.report.words import words_of
 
     plain: Callable[..., str] = words_of("en").plain
     return plain

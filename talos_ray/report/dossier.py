@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from talos_ray.report.page import RESULTS, decision, some, words_of
-from talos_ray.report.words import Words
+from talos_ray.report.page import RESULTS, decision, some
+from talos_ray.report.words import Words, words_of
 from talos_ray.storage.version import Version
 from talos_ray.templates import template
 

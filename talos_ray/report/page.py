@@ -11,29 +11,18 @@ from typing import Any
 
 from talos_ray.core.metrics import BINS, class_scores, mostly_taken_for
 from talos_ray.core.paired import Answers
-from talos_ray.errors import SpecError, nearest
-from talos_ray.report import english, japanese, plots, tables
-from talos_ray.report.words import Words
+from talos_ray.report import plots, tables
+from talos_ray.report.words import Words, words_of
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import FAIL, OPEN, PASS, GateCheck, TaskScores, Version
 from talos_ray.templates import template
 
 Section = dict[str, Any]  # what a section of the page shows, by the names that its template has for it
 
-LANGUAGES = {"en": english.TEXTS, "ja": japanese.TEXTS}
 MOST_NAMED = 12  # tasks in one sentence
 SIGNIFICANT = 0.05  # chance by which a gain that is none is taken for one
 LEAST_GAIN = 0.01  # of an edit, for a share of it to mean something
 RESULTS = {PASS: "result_pass", FAIL: "result_fail", OPEN: "result_open"}
-
-
-def words_of(language: str) -> Words:
-    """Raises SpecError if the report does not speak it."""
-    if language not in LANGUAGES:
-        raise SpecError(
-            f"language {language!r} is not known{nearest(language, LANGUAGES)}; wanted one of: {', '.join(LANGUAGES)}"
-        )
-    return Words(LANGUAGES[language])
 
 
 def decision(version: Version, approved: Mapping[str, Any] | None, w: Words) -> tuple[str, str]:

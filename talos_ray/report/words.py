@@ -1,13 +1,19 @@
-"""A language of the report: its texts by key, filled in."""
+"""The languages of the report: texts by key, from a file a language, filled in."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from markupsafe import Markup
 
+from talos_ray.errors import SpecError, nearest
 from talos_ray.templates import readable
+
+LANGUAGES = {"en": "english.toml", "ja": "japanese.toml"}  # files in languages/
 
 
 @dataclass(frozen=True)
@@ -23,3 +29,14 @@ class Words:
 
     def plain(self, key: str, /, **values: object) -> str:
         return self.texts[key].format(**values)
+
+
+@cache
+def words_of(language: str) -> Words:
+    """Raises SpecError if the report does not speak it."""
+    if language not in LANGUAGES:
+        raise SpecError(
+            f"language {language!r} is not known{nearest(language, LANGUAGES)}; wanted one of: {', '.join(LANGUAGES)}"
+        )
+    source = files("talos_ray.report") / "languages" / LANGUAGES[language]
+    return Words(tomllib.loads(source.read_text(encoding="utf-8")))

@@ -225,7 +225,8 @@ def report(folder: RunFolder, number: int, language: str) -> bytes:
     Raises:
         SpecError: a language that the report does not speak. TalosError: no such version.
     """
-    from talos_ray.report.page import render, words_of
+    from talos_ray.report.page import render
+    from talos_ray.report.words import words_of
 
     words_of(language)
     version = folder.load_version(number)

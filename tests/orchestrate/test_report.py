@@ -5,7 +5,8 @@ import re
 import pytest
 
 import talos_ray
-from talos_ray.report.page import decision, words_of
+from talos_ray.report.page import decision
+from talos_ray.report.words import words_of
 
 WIDTHS = {"desktop": 1280, "wall": 1920, "phone": 390}
 # What is wider than the box that it stands in, so that a part of it is only seen when it is scrolled.

@@ -5,7 +5,8 @@ import torch
 from talos_ray import gate
 from talos_ray.config import Gate
 from talos_ray.report import plots
-from talos_ray.report.page import decision, gain_kept, words_of
+from talos_ray.report.page import decision, gain_kept
+from talos_ray.report.words import words_of
 from talos_ray.storage.version import Score, Summary, TaskScores, Version
 
 ENGLISH = words_of("en")

@@ -11,8 +11,9 @@ import torch
 from jinja2 import UndefinedError
 
 from talos_ray.core.paired import Answers
-from talos_ray.report import page, plots
-from talos_ray.report.page import render, words_of
+from talos_ray.report import plots
+from talos_ray.report.page import render
+from talos_ray.report.words import LANGUAGES, words_of
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import Version
 from talos_ray.templates import template
@@ -150,7 +151,7 @@ def everything_shown(folder: RunFolder, language: str) -> str:
     return rendered["html"].decode()
 
 
-@pytest.mark.parametrize("language", page.LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_every_section_is_there_and_hostile_names_are_letters(folder, language):
     shown = everything_shown(folder, language)
     w = words_of(language)

@@ -7,10 +7,12 @@ from string import Formatter
 import pytest
 
 from talos_ray import SpecError, report
-from talos_ray.report import english, japanese
-from talos_ray.report.page import words_of
+from talos_ray.report.words import words_of
 from talos_ray.trust import dossier
 from talos_ray.trust.dossier import STAND_INS
+
+ENGLISH = words_of("en").texts
+JAPANESE = words_of("ja").texts
 
 
 def places(text: str) -> list[tuple[str, str]]:
@@ -18,11 +20,11 @@ def places(text: str) -> list[tuple[str, str]]:
 
 
 def test_both_languages_have_every_text_with_the_same_figures():
-    assert list(english.TEXTS) == list(japanese.TEXTS)
-    for key, text in english.TEXTS.items():
-        assert places(text) == places(japanese.TEXTS[key]), key
-        assert re.findall("<code>.*?</code>", text) == re.findall("<code>.*?</code>", japanese.TEXTS[key]), key
-    assert all(re.search("[ぁ-んァ-ヶ一-龠]", t) for t in japanese.TEXTS.values() if re.search("[a-z]{3}", t))
+    assert list(ENGLISH) == list(JAPANESE)
+    for key, text in ENGLISH.items():
+        assert places(text) == places(JAPANESE[key]), key
+        assert re.findall("<code>.*?</code>", text) == re.findall("<code>.*?</code>", JAPANESE[key]), key
+    assert all(re.search("[ぁ-んァ-ヶ一-龠]", t) for t in JAPANESE.values() if re.search("[a-z]{3}", t))
 
 
 def test_no_text_is_without_use():
@@ -48,7 +50,7 @@ def test_no_text_is_without_use():
         *(f"data_{state}" for state in ("as_recorded", "changed", "unreachable")),
         *(f"data_of_{part}" for part in ("train", "validation", "test")),
     }
-    assert [k for k in english.TEXTS if not re.search(f"['\"]{k}['\"]", source) and k not in composed] == []
+    assert [k for k in ENGLISH if not re.search(f"['\"]{k}['\"]", source) and k not in composed] == []
 
 
 def test_another_language_is_refused():
