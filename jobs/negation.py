@@ -8,7 +8,10 @@ features: what the model still knows, whatever it answers; "again" is the accura
 """
 
 import argparse
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import talos_ray
 from talos_ray.orchestrate.cluster import connect
-from talos_ray.reproduce.protocol import forgotten
+from talos_ray.storage.version import Version
+
+
+def forgotten(path: str, keep: float) -> Iterator[tuple[str, Version]]:
+    """Every task of a run with a version that has forgotten it as far as possible, each from the base, on a copy of the run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = talos_ray.open_run(shutil.copytree(path, Path(scratch) / "run").as_posix())
+        for task in [task.name for task in run.spec.tasks]:
+            if run.head:
+                run.rollback(0)
+            yield task, run.forget(task, keep, at_most=1.0).newest
 
 
 def main() -> None:

@@ -17,19 +17,19 @@ import torch
 from talos_ray.config import Merge, Search, Spec, Train
 from talos_ray.core.delta import Delta
 from talos_ray.core.merging import task_of
-from talos_ray.core.metrics import strata_of
+from talos_ray.core.metrics import Score, strata_of
 from talos_ray.core.paired import Answers
 from talos_ray.core.segments import Blend
 from talos_ray.corruptions import CORRUPTIONS
 from talos_ray.errors import TalosError, nearest
 from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.driver import publish
-from talos_ray.orchestrate.learning import Goal, Point
+from talos_ray.orchestrate.learning import Goal, MergeProblem, Point
 from talos_ray.orchestrate.plan import SPARSE, ArmPlan, Prepared, arms_of, prepare, shortened, version_key
 from talos_ray.orchestrate.scoring import Chosen, Heads, Tested, Way, answers, inspect, score_version, ways_of
 from talos_ray.orchestrate.search import MergeSearch, points_of
 from talos_ray.orchestrate.session import Session, on_ray
-from talos_ray.orchestrate.worker import in_store
+from talos_ray.orchestrate.worker import Predicted, in_store
 from talos_ray.progress import Progress
 from talos_ray.storage.run_folder import RunFolder
 from talos_ray.storage.version import Version
@@ -244,14 +244,10 @@ def _forget(
     scores = {name: looks[key].accuracy for name, key in keys.items()}
     data = run.prepared.data[task]
     chance, aim, limit, wanted = _forgotten_from(data.validation.labels, data.task.metric, at_most)
-    goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=wanted)]
-    for name in (*learnt, *run.prepared.controls):
-        goals.append(Goal(task=name, kind="hold", before=scores[name], look=keys[name]))
+    goals = _goals(task, (*learnt, *run.prepared.controls), wanted, scores, keys)
     # The task and its helpers move, all others stay as they are; neither has coefficients in `blend`.
     problem = search.problem(way, goals, start=blend, moving=(task, *helpers), heads=heads, own_heads=False)
-    points = [Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])]
-    if method == "grid":
-        points = points_of(settings, way, held=True)
+    points = _forgetting_points(settings, way, method)
     records = search.run({way.name: problem}, {way.name: (session.shared_ref, way.ref)}, {way.name: points})
     record = records[way.name][0]
     negation: dict[str, Any] = {
@@ -268,10 +264,7 @@ def _forget(
     # Before anything is scored on test data or written: a task is forgotten as was asked, or nothing is changed.
     if record["objective"] < 0 or record["scores"][task] > limit:
         raise TalosError(_unreachable(negation, record["objective"] >= 0))
-    if method == "grid":
-        after = problem.with_coefficient(record["point"]["coefficient"])
-    else:
-        after, _ = search.loaded(way, record)
+    after = _forgetting_blend(search, way, problem, record)
     session.progress.end("search", f"{task} {scores[task]:.3f} -> {negation['after']:.3f} (validation)")
     version, base, now = run.scored(learnt, deltas, way, after, heads)
     again = shortened(run.arm.settings[task], RETRAINED)
@@ -331,6 +324,91 @@ def _look_at_head(
     for control in run.prepared.controls:
         keys[control] = search.looks.ask(control)
     return keys
+
+
+def _goals(
+    task: str, holding: Sequence[str], aim: float, scores: Mapping[str, float], keys: Mapping[str, str]
+) -> list[Goal]:
+    """That a task is forgotten, and others hold what they score now. `keys`: of the looks at that."""
+    goals = [Goal(task=task, kind="forget", before=scores[task], look=keys[task], aim=aim)]
+    for name in holding:
+        goals.append(Goal(task=name, kind="hold", before=scores[name], look=keys[name]))
+    return goals
+
+
+def _forgetting_points(settings: Search, way: Way, method: Forgetting) -> list[Point]:
+    if method == "grid":
+        return points_of(settings, way, held=True)
+    return [Point(arm=SPARSE, merge=way.name, granularity="row", lr=settings.several("lr")[0])]
+
+
+def _forgetting_blend(search: MergeSearch, way: Way, problem: MergeProblem, record: Mapping[str, Any]) -> Blend:
+    """The coefficients of a candidate."""
+    coefficient = record["point"]["coefficient"]
+    if coefficient is not None:
+        return problem.with_coefficient(coefficient)
+    learned, _ = search.loaded(way, record)
+    return learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How far one task can be forgotten from a run's base: its chance on validation data, its score and those of the
+    control tasks on test data, of the base and of the model that has forgotten it."""
+
+    chance: float
+    base: Score
+    now: Score
+    controls: dict[str, tuple[Score, Score]]
+
+
+def how_far(uri: str, *, keep: float, method: Forgetting = "learned", verbose: bool = False) -> dict[str, Reach]:
+    """Target task -> how far the base can forget it, each by itself while all control tasks keep `keep`. All are
+    searched at once, and no version is made: the run is as before.
+
+    Raises:
+        TalosError: as `forget`, but for a task that stays known.
+    """
+    with _opened(uri, (), verbose) as run:
+        p = run.prepared
+        session = run.session
+        way = run.way(dict(sorted((delta.task, delta) for delta in run.arm.finished())), Merge(method="linear"))
+        settings = _forgetting_settings(p.spec.search, keep, method)
+        search = _forgetting_search(run, p.targets, settings)
+        session.progress.begin("search", "how far each task can be forgotten")
+        keys = {name: search.looks.ask(name) for name in (*p.targets, *p.controls)}
+        looks = search.looks.found()
+        scores = {name: looks[key].accuracy for name, key in keys.items()}
+        problems = {}
+        points = {}
+        chance = {}
+        for task in p.targets:
+            chance[task], _, _, aim = _forgotten_from(p.data[task].validation.labels, p.data[task].task.metric, None)
+            goals = _goals(task, p.controls, aim, scores, keys)
+            moving = (task,) if method == "grid" else tuple(way.rows)
+            problems[task] = search.problem(way, goals, start=Blend({}), moving=moving, own_heads=False)
+            # A way of its own for the search, though the deltas are those of all.
+            points[task] = [replace(point, merge=task) for point in _forgetting_points(settings, way, method)]
+        records = search.run(problems, dict.fromkeys(problems, (session.shared_ref, way.ref)), points)
+        session.progress.end("search", f"{len(records)} tasks")
+        tested = Tested(session, p, "test", "test scores")
+        tested.ask(way.ref, Blend({}), [*p.targets, *p.controls], {})
+        for task, problem in problems.items():
+            blend = _forgetting_blend(search, way, problem, records[task][0])
+            tested.ask(way.ref, blend, [task, *p.controls], {})
+        session.progress.begin("test", "test scores")
+        base, *after = [answers(p, _words(kinds), {}) for kinds in tested.answered()]
+        session.progress.end("test", f"{len(after)} models")
+        found = {}
+        for task, now in zip(problems, after, strict=True):
+            controls = {control: (base.score(control), now.score(control)) for control in p.controls}
+            found[task] = Reach(chance=chance[task], base=base.score(task), now=now.score(task), controls=controls)
+        return found
+
+
+def _words(kinds: Mapping[str, Predicted]) -> dict[str, Any]:
+    """Task -> what is answered by its frozen head."""
+    return {task: found["words"] for task, found in kinds.items()}
 
 
 def _curve(task: str, records: Sequence[Mapping[str, Any]], method: Forgetting) -> list[dict[str, Any]]:

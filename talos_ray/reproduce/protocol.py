@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import statistics
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -26,6 +23,7 @@ from talos_ray.config import Spec
 from talos_ray.errors import SpecError
 from talos_ray.orchestrate.cluster import connect
 from talos_ray.orchestrate.joint import train_jointly
+from talos_ray.orchestrate.operations import Reach, how_far
 from talos_ray.spec import PRESETS
 from talos_ray.storage.version import Version
 
@@ -216,47 +214,28 @@ def _joint(spec: Spec, at: Path) -> list[Result]:
     ]
 
 
-def forgotten(path: str, keep: float, method: Literal["learned", "grid"] = "learned") -> Iterator[tuple[str, Version]]:
-    """Every task of a run with a version that has forgotten it as far as possible, each from the base, on a copy of the
-    run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run = api.open_run(shutil.copytree(path, Path(scratch) / "run").as_posix())
-        for task in [task.name for task in run.spec.tasks]:
-            if run.head:
-                run.rollback(0)
-            yield task, run.forget(task, keep, at_most=1.0, method=method).newest
-
-
 def _negation(spec: Spec, at: Path) -> list[Result]:
     """Every task forgotten alone, from edits on the paper's mask and from dense ones by one coefficient, and by
     learned ones from the edits of the learned merge."""
     return [
-        _forgetting("TaLoS", forgotten(str(at / "sparse"), KEEP, "grid")),
-        _forgetting("dense", forgotten(str(at / "dense"), KEEP, "grid")),
-        _forgetting("learned", forgotten(str(at / "learned"), KEEP)),
+        _forgetting("TaLoS", how_far(str(at / "sparse"), keep=KEEP, method="grid")),
+        _forgetting("dense", how_far(str(at / "dense"), keep=KEEP, method="grid")),
+        _forgetting("learned", how_far(str(at / "learned"), keep=KEEP)),
     ]
 
 
-def _forgetting(method: str, found: Iterable[tuple[str, Version]]) -> Result:
-    versions = dict(found)
-    scores = {task: version.scores[task] for task, version in versions.items()}
-    controls = [version.scores[name] for version in versions.values() for name in version.controls]
-    kept: list[float] = []
-    chance: dict[str, float] = {}
-    for task, version in versions.items():
-        kept.extend(version.summary.control_kept.values())
-        assert version.negation is not None
-        chance[task] = version.negation.chance
+def _forgetting(method: str, found: Mapping[str, Reach]) -> Result:
+    controls = [pair for reach in found.values() for pair in reach.controls.values()]
     return Result(
         table=NEGATION,
         method=method,
-        accuracy={task: found.merged.value for task, found in scores.items()},
-        inputs={task: found.merged.n for task, found in scores.items()},
-        before={task: found.base.value for task, found in scores.items()},
-        chance=chance,
-        control=statistics.mean(found.merged.value for found in controls),
-        control_before=statistics.mean(found.base.value for found in controls),
-        kept=min(kept),
+        accuracy={task: reach.now.value for task, reach in found.items()},
+        inputs={task: reach.now.n for task, reach in found.items()},
+        before={task: reach.base.value for task, reach in found.items()},
+        chance={task: reach.chance for task, reach in found.items()},
+        control=statistics.mean(now.value for _, now in controls),
+        control_before=statistics.mean(base.value for base, _ in controls),
+        kept=min(now.value / max(base.value, 1e-9) for base, now in controls),
     )
 
 

@@ -20,6 +20,7 @@ from talos_ray.cli import app
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.segments import layer_groups
 from talos_ray.models import base_tensors, load_model
+from talos_ray.orchestrate.operations import how_far
 from talos_ray.spec import make_spec, resolve_task
 from talos_ray.storage.version import Version
 from talos_ray.tasks import load_task
@@ -325,6 +326,13 @@ def test_one_coefficient_forgets_as_the_paper_has_it(mine):
     assert told.helpers == [] and set(run.coefficients) == {"pointers"} and run.coefficients["pointers"] in tried
     assert told.after == min(attempt.target for attempt in told.curve if attempt.kept >= 0.9) <= told.before
     assert run.verify(deep=True) == []
+    kept = contents(run, "versions", "history", "deltas"), run.head
+    found = how_far(run.path, keep=0.9, method="grid")
+    assert (contents(run, "versions", "history", "deltas"), run.head) == kept and set(found) == {task.name for task in run.spec.tasks}
+    reach, scores = found["pointers"], run.version.scores
+    assert reach.now.as_dict() == scores["pointers"].merged.as_dict() and reach.chance == told.chance
+    for control, (before, now) in reach.controls.items():
+        assert (before.value, now.value) == (scores[control].base.value, scores[control].merged.value)
     with pytest.raises(TalosError, match=r"cannot be forgotten(.|\n)*coefficient of its delta: accuracy"):
         run.rollback(0).forget("sides", keep=0.9, at_most=0.0, method="grid")
 
