@@ -949,9 +949,9 @@ class Run:
         Raises:
             TalosError: not reachable; shows the best that is, and all that was tried. Nothing is changed.
         """
-        from talos_ray.orchestrate import operations
+        from talos_ray.orchestrate import forgetting
 
-        operations.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, method=method, verbose=verbose)
+        forgetting.forget(self.path, task, keep=keep, at_most=at_most, reason=reason, method=method, verbose=verbose)
         return self
 
     def robustness(self, *, verbose: bool = False) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from talos_ray import api
 from talos_ray.config import Spec
 from talos_ray.errors import SpecError
 from talos_ray.orchestrate.cluster import connect
+from talos_ray.orchestrate.forgetting import Reach, how_far
 from talos_ray.orchestrate.joint import train_jointly
-from talos_ray.orchestrate.operations import Reach, how_far
 from talos_ray.spec import PRESETS
 from talos_ray.storage.version import Version
 

@@ -20,7 +20,7 @@ from talos_ray.cli import app
 from talos_ray.core.layout import fingerprint
 from talos_ray.core.segments import layer_groups
 from talos_ray.models import base_tensors, load_model
-from talos_ray.orchestrate.operations import how_far
+from talos_ray.orchestrate.forgetting import how_far
 from talos_ray.spec import make_spec, resolve_task
 from talos_ray.storage.version import Version
 from talos_ray.tasks import load_task
