@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import shutil
 import statistics
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,19 @@ def test_a_row_holds_means_intervals_and_costs():
     assert by_task[1] == {"method": "TaLoS", "counts": "0.620", "pointers": "0.740"}
     (negation,) = made["negation"].to_dict("records")
     assert (negation["target, base"], negation["target"], negation["near chance"]) == ("0.550", "0.260", "1.5 of 2")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_takes_the_tables_and_their_names(tmp_path):
+    names = ["a_task", "50 %"]
+    found = {}
+    for seed, results in FOUND.items():
+        found[seed] = [replace(one, accuracy=dict(zip(names, one.accuracy.values(), strict=True)), inputs=dict.fromkeys(names, 100), single={}, before=dict.fromkeys(names, 0.5), chance=dict.fromkeys(names, 0.2)) for one in results]  # fmt: skip
+    files = [file for file in write(tables(SPEC, found), ["5 % of A&B"], tmp_path) if file.suffix == ".tex"]
+    inputs = "\\par\n".join(rf"\input{{{file.stem}}}" for file in files)
+    (tmp_path / "all.tex").write_text(rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}")
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=tmp_path, check=True)
+    assert len(files) == 4 and (tmp_path / "all.pdf").exists()
 
 
 def test_of_one_seed_there_is_no_interval_over_seeds():
