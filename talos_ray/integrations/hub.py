@@ -103,17 +103,24 @@ def download(at: Source, to: Path | None = None) -> Path:
     return Path(folder)
 
 
+def check_token(repo: str) -> None:
+    """Without asking the Hub. Raises TalosError: there is no token to push with."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise TalosError(
+            f"push to {repo!r} needs a token of the Hub, and none is set; wanted one that may write; {LOGIN}"
+        )
+
+
 def open_repository(repo: str, *, public: bool) -> bool:
     """Have a repository to push to, made if need be. Returns whether it is private.
 
     Raises:
         TalosError: no token, or one that may not write here; the repository is public and nobody said that it may be.
     """
-    from huggingface_hub import get_token
-
     what = f"push to {repo!r}"
-    if get_token() is None:
-        raise TalosError(f"{what} needs a token of the Hub, and none is set; wanted one that may write; {LOGIN}")
+    check_token(repo)
     # Asked after it is made: one that was there already may be public, whatever was wanted here.
     with _explained(what):
         _api().create_repo(repo, private=not public, exist_ok=True)

@@ -20,6 +20,7 @@ from talos_ray.core.delta import Delta, imported, make_delta
 from talos_ray.core.mask import Mask
 from talos_ray.core.paired import Answers
 from talos_ray.errors import TalosError
+from talos_ray.integrations import hub
 from talos_ray.models.heads import head_key
 from talos_ray.orchestrate.plan import (
     DENSE,
@@ -104,8 +105,10 @@ def check(spec: Spec) -> None:
     """All that `run_edit` checks before it starts anything, and nothing else.
 
     Raises:
-        SpecError: a line for everything that is wrong.
+        SpecError: a line for everything that is wrong. TalosError: no token for the Hub, where it is to be pushed.
     """
+    if spec.push is not None:
+        hub.check_token(spec.push)
     with Progress() as progress:
         if spec.mask.open:
             from talos_ray.orchestrate.automatic import checkable

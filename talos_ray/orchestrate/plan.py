@@ -95,29 +95,15 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     Raises:
         SpecError: model, tasks, data, resources and output: a line for everything that is wrong.
     """
-    from talos_ray.orchestrate.cluster import check_local, check_output, check_start
-    from talos_ray.orchestrate.machine import check_caches
-    from talos_ray.orchestrate.watch import check_tracker
-
     progress.begin("check", "spec, data and model")
-    check_caches()  # alone, because without them nothing else can be looked at
-    check_start(spec.cluster)  # alone, because to look at the data may take minutes
     # Each block's error is noted, and the next is looked at all the same: whoever mends a spec sees all that is wrong.
     problems = Problems()
-    with problems:
-        check_output(spec.output, [task.data for task in (*spec.tasks, *spec.control) if is_here(task)])
-        folder = RunFolder(spec.output)
-        folder.check_new()
-    with problems:
-        check_tracker(spec.tracker)
-    with problems:
-        check_model(spec.model)
-    with problems:
-        check_local(spec.cluster)
+    _check_places(spec, problems)
     data = _load_data(spec, progress, problems)
     # What comes now needs the data of every task, so whatever is wrong up to here is told first, all of it at once.
     problems.tell()
     _tell_of_data(data, progress)
+    folder = RunFolder(spec.output)
     family = load_model(spec.model, spec.tokens)
     with problems:
         _check_answers(spec, family)
@@ -129,10 +115,7 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
     layout = layout_of(family)
     _tell_of_forgotten(folder, spec, progress)
     calibrated = _calibrated_on(folder, spec)
-    given = None
-    if spec.mask.path is not None:
-        # A run has its own once it was calibrated: the file may be gone, or the run elsewhere.
-        given = folder.load_mask(base) or mask_at(spec.mask.path, base)
+    given = _given_mask(spec, folder, base)
     mask_key = given.fingerprint if given is not None else _mask_key(folder, spec, base, data, heads, calibrated)
     checkpoints = _checkpoints(folder, spec, layout, tensors, progress, problems)
     problems.tell()
@@ -162,6 +145,33 @@ def prepare(spec: Spec, progress: Progress) -> Prepared:
         f"{k:,} may change{stays}",
     )
     return prepared
+
+
+def _check_places(spec: Spec, problems: Problems) -> None:
+    """What can be told without a look at the data: caches, cluster, output, tracker, model."""
+    from talos_ray.orchestrate.cluster import check_local, check_output, check_start
+    from talos_ray.orchestrate.machine import check_caches
+    from talos_ray.orchestrate.watch import check_tracker
+
+    check_caches()  # alone, because without them nothing else can be looked at
+    check_start(spec.cluster)  # alone, because to look at the data may take minutes
+    with problems:
+        check_output(spec.output, [task.data for task in (*spec.tasks, *spec.control) if is_here(task)])
+        RunFolder(spec.output).check_new()
+    with problems:
+        check_tracker(spec.tracker)
+    with problems:
+        check_model(spec.model)
+    with problems:
+        check_local(spec.cluster)
+
+
+def _given_mask(spec: Spec, folder: RunFolder, base: str) -> Mask | None:
+    """The mask of a file, where the spec names one."""
+    if spec.mask.path is None:
+        return None
+    # A run has its own once it was calibrated: the file may be gone, or the run elsewhere.
+    return folder.load_mask(base) or mask_at(spec.mask.path, base)
 
 
 def identity_of(spec: Spec, base: str, calibrated: list[str], mask_key: str) -> dict[str, object]:

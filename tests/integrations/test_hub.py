@@ -373,4 +373,6 @@ def test_without_a_token_nothing_is_begun(server, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(TalosError, match="needs a token of the Hub"):
         talos_ray.edit(["demo:counts"], output="hub:me/mine")
+    with pytest.raises(TalosError, match="needs a token of the Hub"):
+        talos_ray.check({"tasks": ["demo:counts"], "model": "demo", "output": "hub:me/mine"})
     assert not (tmp_path / "runs").exists()
