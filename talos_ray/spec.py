@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "auto": {"mask": {"keep": "auto", "strategy": "auto", "granularity": "auto", "layers": "auto"}},
+}
+# What data are called that bring a recipe along -> how it is found, and the setting that only they know: how many
+# answers their rows have, or what their classes are called.
+SCHEMES: dict[str, tuple[Callable[[str], dict[str, Any]], str]] = {
+    harness.SCHEME: (harness.recipe, "choices"),
+    zero_shot.SCHEME: (zero_shot.recipe, "classes"),
 }
 OF_TASKS: dict[str, dict[str, Any]] = {"paper": {"ranking": "sum"}}  # what tasks of text have under a preset
 
@@ -83,30 +89,44 @@ def resolve_task(
             "and values; correct it"
         )
     recipe = values.pop("recipe", None)
-    data = values.get("data")
-    if recipe is None and isinstance(data, str) and harness.is_harness(data) and not values.get("choices"):
-        recipe = data  # which alone knows how many answers its rows have
-    if recipe is None and isinstance(data, str) and zero_shot.is_zero_shot_set(data) and not values.get("classes"):
-        recipe = data  # which knows its classes' names and prompts
+    if recipe is None:
+        recipe = _recipe_of_data(values)
     if recipe is not None:
-        if isinstance(recipe, str) and harness.is_harness(recipe):
-            known = harness.recipe(recipe)
-        elif isinstance(recipe, str) and zero_shot.is_zero_shot_set(recipe):
-            known = zero_shot.recipe(recipe)
-        elif isinstance(recipe, str) and recipe in RECIPES:
-            known = RECIPES[recipe]
-        else:
-            raise SpecError(
-                f"task recipe {shortly(recipe)} does not exist{nearest(str(recipe), RECIPES)}; known: "
-                f"{', '.join(RECIPES)}"
-            )
-        values = {**known, **values}
+        values = {**_recipe(recipe), **values}
     defaults = {**TEXT, **(preset or {})} if text else {}
     name = plain(str(values.get("name", "?"))[:100])
     task: Task = validated(Task, {**defaults, **values}, f"task {name}")
     if not Path(task.data).is_absolute() and is_there(task.data):
         task = task.model_copy(update={"data": str(Path(task.data).resolve())})  # workers have other working folders
     return task
+
+
+def _recipe_of_data(values: Mapping[str, Any]) -> str | None:
+    """The recipe that a task's data are, where the task does not say itself what only they know."""
+    data = values.get("data")
+    if not isinstance(data, str):
+        return None
+    for scheme, (_, unknown) in SCHEMES.items():
+        if data.startswith(scheme) and not values.get(unknown):
+            return data
+    return None
+
+
+def _recipe(name: object) -> dict[str, Any]:
+    """The settings that a recipe stands for.
+
+    Raises:
+        SpecError: there is none.
+    """
+    if isinstance(name, str):
+        for scheme, (recipe, _) in SCHEMES.items():
+            if name.startswith(scheme):
+                return recipe(name)
+        if name in RECIPES:
+            return RECIPES[name]
+    raise SpecError(
+        f"task recipe {shortly(name)} does not exist{nearest(str(name), RECIPES)}; known: {', '.join(RECIPES)}"
+    )
 
 
 def make_spec(values: dict[str, Any]) -> Spec:
