@@ -25,7 +25,7 @@ from talos_ray.errors import SpecError, TalosError
 from talos_ray.models.weights import ADAPTER, ADAPTER_WEIGHTS, check_file
 
 if TYPE_CHECKING:
-    from peft.tuners.tuners_utils import BaseTuner
+    from peft import PeftModel
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -96,6 +96,7 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
         if config.is_prompt_learning:
             raise _unmerged(what, kind, "it adds to what the model reads and changes none of its weights")
         config.task_type = None  # the classes of a task want a head that the base may not have
+        before = _names(module)
         try:
             adapted = peft.PeftModel(module, config)
             loaded = adapted.load_adapter(str(folder), "default", torch_device="cpu")
@@ -105,13 +106,24 @@ def merged(folder: Path, module: nn.Module, what: str) -> dict[str, torch.Tensor
             ) from None
         if not isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
             raise _unmerged(what, kind, "it adds layers and changes no weights")
-        _check_loaded(loaded, adapted.base_model, what)
+        _check_loaded(loaded, adapted, what)
         # Only merging shows whether this kind of adapter can be merged: peft keeps no list of those that can.
         try:
             whole = adapted.merge_and_unload()
         except FAILED as error:
             raise _unmerged(what, kind, _first(error)) from None
+        # An adapter may repeat layers or leave some out, and what it learned for these has no place in the base.
+        if other := sorted(_names(whole) ^ before):
+            raise SpecError(
+                f"{what}, of type {kind}, makes another network of the base: {len(other)} tensors came or went, the "
+                f"first is {other[0]!r}; wanted the base's own layers; train one without `layer_replication`"
+            )
     return {name: tensor.detach() for name, tensor in whole.state_dict().items()}
+
+
+def _names(module: nn.Module) -> set[str]:
+    """Of all parameters; one that is used twice has two."""
+    return {name for name, _ in module.named_parameters(remove_duplicate=False)}
 
 
 def _config(peft: ModuleType, folder: Path, what: str) -> Any:
@@ -138,12 +150,16 @@ class Loaded(Protocol):
     unexpected_keys: list[str]
 
 
-def _check_loaded(loaded: Loaded, tuner: BaseTuner, what: str) -> None:
+def _check_loaded(loaded: Loaded, adapted: PeftModel, what: str) -> None:
     """Raises SpecError where a tensor of the adapter found no place, or a place no tensor. A head that only the adapter
     has does not count."""
-    own = tuner.prefix
+    own = adapted.base_model.prefix
+    missing = set(loaded.missing_keys)
+    tensors = adapted.state_dict(keep_vars=True)
+    # VB-LoRA's vectors stand under a name in every layer, are one tensor, and are saved once.
+    filled = {id(tensor) for name, tensor in tensors.items() if name not in missing}
     lost = [name for name in loaded.unexpected_keys if own in name]
-    empty = [name for name in loaded.missing_keys if own in name]
+    empty = [name for name in loaded.missing_keys if own in name and id(tensors.get(name)) not in filled]
     if lost or empty:
         name, fault = (lost[0], "no place in the model") if lost else (empty[0], "no value in the adapter")
         raise SpecError(
@@ -175,13 +191,13 @@ def entries(before: torch.Tensor, after: torch.Tensor) -> Entries:
     Their difference, rounded, mostly does. Where it does not, a neighbour may; and where a weight has become so small
     that no float32 leads to it, two entries do: the first takes the old value away, the second brings the new one.
     """
-    index = (_bits(before) != _bits(after)).flatten().nonzero().flatten()
+    index = (bits(before) != bits(after)).flatten().nonzero().flatten()
     old = before.flatten()[index]
     new = after.flatten()[index]
     values = new.float() - old.float()
 
     def exact(values: torch.Tensor) -> torch.Tensor:
-        return _bits((old.float() + values).to(old.dtype)) == _bits(new)
+        return bits((old.float() + values).to(old.dtype)) == bits(new)
 
     # A float32 above or below, where adding and rounding to 16 bits just misses.
     for side in (float("inf"), float("-inf")):
@@ -193,14 +209,14 @@ def entries(before: torch.Tensor, after: torch.Tensor) -> Entries:
     return Entries(torch.cat([index, index[twice]]), torch.cat([values, new[twice].float()]))
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same as integers, which tell 0.0 from -0.0."""
     return tensor.contiguous().view(BITS[tensor.element_size()])
 
 
 def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the tensors that are not bitwise the same."""
-    return [name for name, tensor in before.items() if not torch.equal(_bits(tensor), _bits(after[name]))]
+    return [name for name, tensor in before.items() if not torch.equal(bits(tensor), bits(after[name]))]
 
 
 def save_shira(

@@ -36,6 +36,7 @@ ADAPTERS = {
     "LoKr": peft.LoKrConfig(r=2, target_modules=SOME, init_weights=False),
     "OFT": peft.OFTConfig(oft_block_size=4, target_modules=SOME, init_weights=False),
     "VeRA": peft.VeraConfig(r=4, target_modules=["up_proj"], init_weights=False),
+    "VB-LoRA": peft.VBLoRAConfig(target_modules=SOME, vector_length=4, num_vectors=8, topk=2),
     "norms": peft.LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm"]),
 }
 UNMERGED = {
@@ -152,6 +153,15 @@ def test_an_adapter_that_is_another_models_or_not_whole_is_refused(llama, tmp_pa
     save_file(whole, weights)
     monkeypatch.setitem(sys.modules, "peft", None)
     refused(read, r"checkpoint 'x' needs the library peft \(.*; pip install 'talos_ray\[peft\]'")
+
+
+@pytest.mark.parametrize(("layers", "first"), [([(0, 2), (1, 2)], "layers.2.input"), ([(1, 2)], "layers.1.input")])
+def test_an_adapter_that_repeats_layers_or_leaves_some_out_is_refused(llama, layers, first, tmp_path):
+    saved(llama[1], peft.LoraConfig(r=4, target_modules=SOME, layer_replication=layers), tmp_path)
+    refused(
+        lambda: merged(tmp_path, copy.deepcopy(llama[1].module), "checkpoint 'x'"),
+        f"of type LORA, makes another network of the base: 9 tensors came or went, the first is 'model.{first}.*wanted the base's own layers",
+    )
 
 
 def edited(family: Family, names: list[str], share: float) -> dict[str, torch.Tensor]:
