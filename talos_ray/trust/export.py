@@ -98,7 +98,8 @@ def changed_weights(base: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     `tensor.view(-1)[index] = value` makes the version from the base, bit by bit."""
     found: dict[str, torch.Tensor] = {}
     for name, before in base.items():
-        index = (now[name] != before).flatten().nonzero().flatten()
+        # Not by value: adding a delta's 0.0 makes 0.0 of a base's -0.0, which pruning leaves many of.
+        index = (peft.bits(now[name]) != peft.bits(before)).flatten().nonzero().flatten()
         if len(index):
             found[f"{name}/index"] = index
             found[f"{name}/value"] = now[name].flatten()[index].clone()

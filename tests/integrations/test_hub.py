@@ -12,7 +12,7 @@ import pytest
 import torch
 from hub_server import Repository, logged_in
 from huggingface_hub import ModelCard
-from recorded import recorded_run
+from recorded import random_delta, recorded_run
 from safetensors.torch import load_file, save_file
 from texts import save_model, write_texts
 from typer.testing import CliRunner
@@ -30,6 +30,7 @@ from talos_ray.orchestrate.plan import weights_of, with_commits
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import answers_file
 from talos_ray.storage.version import Version
+from talos_ray.trust.export import exported_weights
 from talos_ray.trust.published import MANIFEST, RECORD, checked
 
 TOKEN = "hf_" + "thisIsNoRealTokenOfAnybody0000000"
@@ -376,3 +377,22 @@ def test_without_a_token_nothing_is_begun(server, tmp_path, monkeypatch):
     with pytest.raises(TalosError, match="needs a token of the Hub"):
         talos_ray.check({"tasks": ["demo:counts"], "model": "demo", "output": "hub:me/mine"})
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_edit_of_a_base_with_negative_zeros_goes_out_and_comes_back_bit_by_bit(tmp_path, monkeypatch):
+    """As pruning leaves them: a delta's 0.0 makes 0.0 of them, which is another number to a fingerprint."""
+
+    def with_zeros(*given):
+        delta = random_delta(*given)
+        delta.values[::2] = 0.0
+        return delta
+
+    monkeypatch.setattr("recorded.random_delta", with_zeros)
+    model = save_model(tmp_path / "model", "bert")
+    weights = tmp_path / "model" / "model.safetensors"
+    save_file({n: torch.where(t.abs() < 0.01, -0.0, t) for n, t in load_file(weights).items()}, weights, {"format": "pt"})
+    task = {**write_texts(tmp_path, "animals", 40), "kind": "text", "input": "text", "prompts": ["{}"]}
+    pruned = recorded_run(tmp_path / "run", model, [task])
+    pruned.export(tmp_path / "out", 1, delta_only=True)
+    base = base_tensors(load_model(model))
+    assert fingerprint(exported_weights(tmp_path / "out", model, base, "out")) == pruned.folder.load_version(1).model
