@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, TypeGuard
 
 import torch
@@ -160,15 +161,17 @@ class RowGradients:
         if isinstance(m, nn.MultiheadAttention):
             weights = (m.in_proj_weight, m.out_proj.weight)
             if m.in_proj_weight is not None and any(id(weight) in self.routes for weight in weights):
-                self._patch(m, attention(m, self.linear))
+                self._patch(m, lambda m, *given, **named: attention(m, self.linear)(*given, **named))
         # No subclass: its forward may do more than the product.
         elif type(m) is nn.Linear and id(m.weight) in self.routes:
-            self._patch(m, lambda x: self.linear(x, m.weight, m.bias))
+            self._patch(m, lambda m, x: self.linear(x, m.weight, m.bias))
         elif _cuts_patches(m) and id(m.weight) in self.routes:
-            self._patch(m, lambda x: self._patches(m, x))
+            self._patch(m, self._patches)
 
     def _patch(self, m: nn.Module, forward: Callable[..., object]) -> None:
-        m.forward = forward
+        # A method, which a copy of the module makes its own: the copy then computes with its own weights, which have no
+        # routes. A function would go on with those of the original.
+        m.forward = MethodType(forward, m)
         self.patched.append(m)
 
     def _sink(self, block: Block, inner: torch.Tensor | None) -> Callable[[torch.Tensor], None]:
@@ -188,7 +191,7 @@ class RowGradients:
     def _patches(self, m: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         """A convolution over patches side by side as the product that it is: x [n, in, h, w] -> [n, out, rows,
         columns]."""
-        if not torch.is_grad_enabled() or x.ndim != 4:
+        if not torch.is_grad_enabled() or x.ndim != 4 or id(m.weight) not in self.routes:
             plain: torch.Tensor = m._conv_forward(x, m.weight, m.bias)
             return plain
         high, wide = m.kernel_size

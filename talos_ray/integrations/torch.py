@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, overload
+from weakref import ref
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         self.sparse = SparseAdamW(module, mask, lr, weight_decay, betas, eps, clip_norm)
         super().__init__([self.sparse.values], self.sparse.adam.defaults)
         self._share()
-        self.look = module.register_forward_pre_hook(_device_check(self.sparse.values))
+        self.look = module.register_forward_pre_hook(_device_check(module, self.sparse.values))
 
     def _share(self) -> None:
         """Groups and moments are the inner AdamW's own objects, so that what a scheduler sets is what it steps with."""
@@ -100,14 +101,15 @@ class MaskedAdamW(torch.optim.Optimizer):
         self.sparse.close()
 
 
-def _device_check(values: torch.Tensor) -> Callable[[nn.Module, object], None]:
-    """A hook that refuses a forward on another device than the values'. A function, so that a copy of the module copies
-    no optimizer."""
+def _device_check(trained: nn.Module, values: torch.Tensor) -> Callable[[nn.Module, object], None]:
+    """A hook that refuses a forward of a module on another device than the values'. A function, so that a copy of the
+    module copies no optimizer; the copy may be on any device."""
+    own = ref(trained)
 
     # At each forward, because `module.to` leaves the optimizer's values where they were and raises nothing.
     def check(module: nn.Module, inputs: object) -> None:
         where = next(module.parameters()).device
-        if where != values.device:
+        if where != values.device and module is own():
             raise TalosError(
                 f"the module is on {where}, but its optimizer was made when it was on {values.device}; wanted both on "
                 f"one device; move the module first, then make the optimizer"

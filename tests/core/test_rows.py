@@ -217,3 +217,26 @@ def test_evaluation_and_foreign_calls_take_the_ordinary_way():
     torch.testing.assert_close(weights, expected[1])
     torch.testing.assert_close(layer(x, x[:, :3], x[:, :3], need_weights=False)[0], other)
     torch.testing.assert_close(layer(x, x, x, need_weights=False)[0], expected[0])
+
+
+@pytest.mark.parametrize("kind", ["rows", "corner"])
+def test_a_copy_of_a_module_in_training_is_on_its_own(kind):
+    """As whoever averages weights, or keeps the best so far, makes one."""
+    module, x = tower(), torch.rand(3, 3, 16, 16)
+    optimizer = SparseAdamW(module, mask_of(module, kind), 1e-2)
+    module(x).square().sum().backward()
+    optimizer.step()
+    kept = copy.deepcopy(module)
+    plain = tower()
+    plain.load_state_dict(kept.state_dict())
+    module(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(kept(x), plain(x)) and not torch.equal(kept(x), module(x))
+    kept(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    assert not optimizer.grad.any()
+    wanted = dict(plain.named_parameters())
+    for name, parameter in kept.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, wanted[name].grad)

@@ -1,5 +1,6 @@
 """docs/integrations.md, block by block: training in other libraries' loops against a loop of our own, bit by bit."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def test_a_gradient_that_is_dropped_leaves_no_trace_and_closing_gives_the_module
     optimizer.step()
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
     assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
+    copied = copy.deepcopy(module).to("meta")
+    assert copied(X.to("meta")).shape == (32, 4)
     module.to("meta")
     with pytest.raises(
         TalosError, match="is on meta, but its optimizer was made when it was on cpu; wanted both on "
