@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from talos_ray.errors import TalosError
 from talos_ray.serving.record import Refused
@@ -127,6 +128,20 @@ def api(server: Server) -> FastAPI:
     @app.exception_handler(TalosError)
     def refused(request: Request, error: TalosError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, error.status if isinstance(error, Refused) else FAILED)
+
+    @app.exception_handler(HTTPException)
+    def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        # The framework's own: no such path, another method, a body that cannot be parsed at all.
+        server.metrics.count(error.status_code)
+        asked = f"{request.method} {request.url.path}"
+        told = f"{asked[:200]!r}: {error.detail}; wanted POST /v1/tasks/TASK:predict or another that /docs describes"
+        return JSONResponse({"error": told}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> JSONResponse:
+        # Raised again after the answer, so that the server's log has all of it.
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return JSONResponse({"error": f"the server failed ({told}); its log has more"}, FAILED)
 
     @app.exception_handler(RequestValidationError)
     def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:

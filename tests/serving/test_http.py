@@ -79,6 +79,28 @@ def test_what_is_refused_has_a_status_and_a_reason(client, path, headers, body, 
     assert answer.status_code == status and list(answer.json()) == ["error"] and said in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "method, path, status, said",
+    (
+        ("POST", "/v1/tasks/sides", 404, "'POST /v1/tasks/sides': Not Found; wanted POST /v1/tasks/TASK:predict"),
+        ("GET", "/v1/tasks/sides:predict", 405, "Method Not Allowed; wanted POST"),
+        ("POST", "/v1/tasks/sides:predict", 400, "error parsing the body"),
+    ),
+)
+def test_what_no_function_answers_is_refused_in_the_same_form(client, method, path, status, said):
+    deep = "[" * 100_000  # more than a parser of JSON goes down
+    answer = client.request(method, path, content=deep, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and list(answer.json()) == ["error"] and said in answer.json()["error"]
+
+
+def test_an_error_that_nobody_thought_of_has_the_same_form(demo, monkeypatch):
+    server = Server(demo.path)
+    monkeypatch.setattr(Server, "_target", lambda *_: open("/nowhere/at all"))
+    answer = TestClient(api(server), raise_server_exceptions=False).post("/v1/tasks/x:predict", json={"inputs": []})
+    assert answer.status_code == 500
+    assert answer.json()["error"].startswith("the server failed (FileNotFoundError: [Errno 2] No such file")
+
+
 def test_health_numbers_and_the_interface_are_told(demo, client):
     answer = client.post(
         "/v1/tasks/again:predict",
