@@ -166,6 +166,7 @@ def init(
     text = spec_of(from_mergekit) if from_mergekit else scaffold(folder, model)
     if spec.exists():
         raise SpecError(f"{str(spec)!r} is there already; wanted none; move it, or edit it")
+    folder.mkdir(parents=True, exist_ok=True)  # of a mergekit file's spec, which lies anywhere
     spec.write_text(text, encoding="utf-8")
     say(f"{spec}: look at it, then: talos check {spec}")
 

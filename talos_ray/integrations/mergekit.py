@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from talos_ray.config import HUGGING_FACE
+from talos_ray.config import HUGGING_FACE, ON_HUB
 from talos_ray.core.segments import Blend
 from talos_ray.errors import SpecError, nearest
 from talos_ray.scaffold import comment, scalar
@@ -30,6 +30,7 @@ METHODS = {  # of mergekit -> here, and what is not the same
     "dare_ties": ("dare", "it also elects signs, which dare here does not; ties does"),
 }
 NAMELESS = "task"
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")  # OWNER/NAME, and maybe a revision
 
 
 def spec_of(file: Path) -> str:
@@ -56,12 +57,18 @@ def spec_of(file: Path) -> str:
             f"mergekit file {str(file)!r}: base_model is {base!r}; wanted the model that the others were fine-tuned "
             f"from: edits are changes from it; add it"
         )
-    # Some configurations list the base among the models, with a weight of nothing.
-    models = [model for model in config["models"] if _named(model, file) != base]
+    if "+" in base:
+        raise SpecError(
+            f"mergekit file {str(file)!r}: base_model {base!r} is a model with an adapter; wanted a model alone, as it "
+            f"is loaded; merge the adapter into it, and name what comes out"
+        )
+    # Some configurations list the base among the models, with a weight of nothing, and maybe in other words.
+    own_base = _model(base, file)
+    models = [model for model in config["models"] if _model(_named(model, file), file) != own_base]
     if not models:
         raise SpecError(f"mergekit file {str(file)!r} names no model but its base; wanted one a task; add one")
     own, differs = METHODS[method]
-    density, note = _density(models, config)
+    density, note = _density(models, config, file)
     tasks: list[str] = []
     for name, model in _unique(models, file):
         tasks += _task(name, model, base, file)
@@ -134,27 +141,45 @@ def config_of(weights: Mapping[str, float], dtype: str, heading: str) -> str:
 def _named(model: Any, file: Path) -> str:
     """What a model is called. Raises SpecError if it is no name."""
     name = model.get("model") if isinstance(model, Mapping) else model
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.strip():
         raise SpecError(
             f"mergekit file {str(file)!r}: a model is {str(name)[:80]!r}; wanted a name or a path; write it as one"
         )
     return name
 
 
-def _parameters(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's own, on top of those of the whole."""
-    own = model.get("parameters") if isinstance(model, Mapping) else None
-    return {**(config.get("parameters") or {}), **(own or {})}
+def _parameters(model: Any, config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """A model's own, on top of those of the whole. Raises SpecError if either are no mapping."""
+    both: dict[str, Any] = {}
+    for holder in (config, model):
+        given = holder.get("parameters") if isinstance(holder, Mapping) else None
+        if not isinstance(given, Mapping | None):
+            raise SpecError(
+                f"mergekit file {str(file)!r}: parameters are {str(given)[:80]!r}; wanted names and values, like "
+                "{weight: 0.5}; write them as such"
+            )
+        both |= given or {}
+    return both
 
 
-def _density(models: list[Any], config: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The share of a change that is kept, the mean where models differ, and what is said of it."""
-    densities = [_parameters(model, config).get("density") for model in models]
+def _density(models: list[Any], config: Mapping[str, Any], file: Path) -> tuple[float | None, str]:
+    """The share of a change that is kept, the mean where models differ, and what is said of it. Raises SpecError if
+    that is no share."""
+    densities = [_parameters(model, config, file).get("density") for model in models]
     given = [density for density in densities if density is not None]
-    numbers = [float(density) for density in given if isinstance(density, int | float) and 0 < density <= 1]
+    numbers = []
+    for density in given:
+        if isinstance(density, list | Mapping):  # by layer, or by part of a name
+            continue
+        if type(density) not in (int, float) or not 0 < density <= 1:
+            raise SpecError(
+                f"mergekit file {str(file)!r}: density is {density!r}; wanted a number above 0 and up to 1, the share "
+                "of a change that is kept; correct it"
+            )
+        numbers.append(float(density))
     if not given:
         return None, ""
-    if len(numbers) < len(given):  # a list, by layer
+    if len(numbers) < len(given):
         return None, "  # mergekit's densities go by layer; here one holds for all: CHANGE density, if need be"
     return sum(numbers) / len(numbers), "  # the mean of mergekit's" if len(set(numbers)) > 1 else ""
 
@@ -164,6 +189,13 @@ def _model(name: str, file: Path) -> str:
     # Beside the configuration, as mergekit finds it: the spec may be written somewhere else.
     here = file.parent / Path(name).expanduser()
     return f"hf:{here.resolve() if here.is_dir() else name}"
+
+
+def _adapter(name: str, file: Path) -> str:
+    """The same for an adapter: a folder beside the configuration, or one of the Hub."""
+    here = (file.parent / Path(name).expanduser()).resolve()
+    on_hub = not here.is_dir() and HUB_NAME.fullmatch(name)
+    return f"{ON_HUB}{name}" if on_hub else str(here)
 
 
 def _unique(models: list[Any], file: Path) -> list[tuple[str, Any]]:
@@ -184,17 +216,16 @@ def _unique(models: list[Any], file: Path) -> list[tuple[str, Any]]:
 def _task(name: str, model: Any, base: str, file: Path) -> list[str]:
     whole, plus, adapter = _named(model, file).partition("+")  # mergekit's MODEL+ADAPTER
     # An edit is a change from the run's base; one of another model would be added to weights that it does not know.
-    if plus and whole != base:
+    if plus and _model(whole, file) != _model(base, file):
         raise SpecError(
             f"mergekit file {str(file)!r}: model {whole + plus + adapter!r} is an adapter on another model than the "
             f"base {base!r}; wanted one on the base; merge it first"
         )
-    place = (file.parent / Path(adapter).expanduser()).resolve() if plus else None
-    weight = _parameters(model, {}).get("weight")
+    weight = _parameters(model, {}, file).get("weight")
     learned = f"    # mergekit's weight was {comment(str(weight))}; here coefficients are learned"
     return [
         f"  - name: {scalar(name)}",
-        f"    checkpoint: {scalar(str(place) if plus else _model(whole, file))}",
+        f"    checkpoint: {scalar(_adapter(adapter, file) if plus else _model(whole, file))}",
         *([] if weight is None else [learned]),
         "    data: CHANGE.csv            # rows with columns text and label, to learn coefficients on and to score",
     ]

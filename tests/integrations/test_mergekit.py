@@ -85,6 +85,11 @@ def test_methods_and_densities(tmp_path, method, density, wanted):
         ({"models": None, "slices": []}, "has no list of models; .*slices have no counterpart"),
         ({"models": ["base"]}, "names no model but its base"),
         ({"models": [{"model": {"path": "x"}}]}, "a model is .*; wanted a name or a path"),
+        ({"models": ["x", "  "]}, "a model is '  '; wanted a name or a path"),
+        ({"base_model": "a/b+c/d"}, r"base_model 'a/b\+c/d' is a model with an adapter; wanted a model alone"),
+        ({"parameters": 3}, "parameters are '3'; wanted names and values"),
+        ({"models": [{"model": "x", "parameters": ["weight"]}]}, r"parameters are \"\['weight'\]\"; wanted names"),
+        *(({"parameters": {"density": d}}, "density is .*; wanted a number above 0 and up to 1") for d in (0, 2, True, "0.5", float("nan"))),
         ({"models": ["other+lora"]}, "'other\\+lora' is an adapter on another model than the base 'base'"),
     ],
 )
@@ -93,6 +98,21 @@ def test_what_has_no_counterpart_is_refused(tmp_path, change, match):
     with pytest.raises(SpecError, match=match) as caught:
         spec_of(tmp_path / "mergekit.yaml")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_adapters_lie_here_or_on_the_hub_and_the_base_is_known_in_other_words(tmp_path):
+    (tmp_path / "me/mine").mkdir(parents=True)
+    models = ["./base/", "base+me/mine", "./base+they/theirs@v1", "base+../theirs"]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "mergekit.yaml").write_text(yaml.safe_dump({"merge_method": "ties", "base_model": "base", "models": models}))
+    spec = yaml.safe_load(spec_of(tmp_path / "mergekit.yaml"))
+    assert [task["checkpoint"] for task in spec["tasks"]] == [f"{tmp_path}/me/mine", "hub:they/theirs@v1", f"{tmp_path.parent}/theirs"]
+
+
+def test_a_spec_may_go_to_a_folder_that_is_not_there(tmp_path):
+    (tmp_path / "mergekit.yaml").write_text(TIES)
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "new/merge"), "--from-mergekit", str(tmp_path / "mergekit.yaml")])
+    assert done.exit_code == 0 and (tmp_path / "new/merge/spec.yaml").is_file()
 
 
 def by_mergekit(config: Path, out: Path) -> dict[str, torch.Tensor]:
