@@ -197,9 +197,12 @@ class Handler(BaseHTTPRequestHandler):
         if not self.may_write(repo.partition("/")[0]):
             return
         repository = self.hub.repositories[repo]
-        files = dict(repository.at(revision)[1])
+        newest, before = repository.at(revision)
+        files = dict(before)
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
+            if line["key"] == "header" and value.get("parentCommit", newest) != newest:
+                return self.fail(412, "A commit has happened since. Please refresh and try again.")
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":

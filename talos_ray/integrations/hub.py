@@ -143,12 +143,14 @@ def upload(folder: Path, repo: str, message: str) -> str:
 
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     with _explained(f"push to {repo!r}"):
-        # What an earlier push left would be taken for a part of this one, so it goes in the same commit.
-        before = _api().list_repo_files(repo)
+        # What an earlier push left would be taken for a part of this one, so it goes in the same commit, which follows
+        # on what was listed and on nothing else: two pushes at once would otherwise leave a mixture of both.
+        at = _api().repo_info(repo).sha
+        before = _api().list_repo_files(repo, revision=at)
         removed = [name for name in before if name not in files and name != ".gitattributes"]
         changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in removed]
         changes += [CommitOperationAdd(name, path) for name, path in files.items()]
-        return _api().create_commit(repo, changes, commit_message=message).oid
+        return _api().create_commit(repo, changes, commit_message=message, parent_commit=at).oid
 
 
 def licence_of(repo: str) -> str | None:
@@ -222,6 +224,8 @@ def _refusal(status: int, said: str) -> str:
             f"{_who()} has no permission for it (403: {said}); wanted a token that may write there; make one under "
             "Settings, Access Tokens, or name a repository of your own"
         )
+    if status == 412:
+        return f"somebody else has written there meanwhile (412: {said}); wanted nobody to; push again"
     return f"the Hub answered {status}: {said}; try again, or look at its status page"
 
 

@@ -250,7 +250,7 @@ def _manifest(path: Path, what: str) -> dict[str, Any]:
         rest = {key: value for key, value in manifest.items() if key != "digest"}
         as_written = manifest["digest"] == _digest(rest) and as_json(manifest) == data
         whole = as_written and isinstance(manifest["files"], dict)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise CorruptError(f"{what}: {MANIFEST} was changed since it was pushed; {TAKE_AGAIN}")
@@ -268,7 +268,7 @@ def _check_record(folder: Path, manifest: Mapping[str, Any], files: Mapping[str,
         name = version_name(manifest["version"])
         version = Version.read(f"{what}: {name}", json.loads((folder / name).read_bytes()), manifest["version"])
         newest = history.follow(events, f"{what}: {RECORD}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         number = manifest.get("version")
         raise CorruptError(f"{what} holds no record of version {number}: {error}; {TAKE_AGAIN}") from None
     recorded: dict[str, str] = {}

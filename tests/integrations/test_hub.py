@@ -158,6 +158,30 @@ def test_any_changed_missing_or_added_byte_is_refused_by_name(run, server, tmp_p
     assert "more.json is there and was not pushed" in taken({**whole, "more.json": b"{}"})
 
 
+def test_a_manifest_that_no_parser_goes_through_is_refused(run, server, tmp_path):
+    run.push("me/mine", 2)
+    repository = server.repositories["me/mine"]
+    repository.commit({**repository.commits[-1][1], MANIFEST: b'{"a":' * 100_000})
+    refused(CorruptError, "talos.json was changed since it was pushed", lambda: talos_ray.pull("me/mine", tmp_path / "back"))
+
+
+def test_two_pushes_at_once_leave_no_mixture(run, server, tmp_path, monkeypatch):
+    run.push("me/mine", 2)
+    listed = huggingface_hub.HfApi.list_repo_files
+
+    def then_another(api, repo, **how):
+        files = listed(api, repo, **how)
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
+        run.push("me/mine", 2, whole=True)  # meanwhile
+        return files
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", then_another)
+    before = len(run.history())
+    refused(TalosError, "somebody else has written there meanwhile .412: .*push again", lambda: run.push("me/mine", 2))
+    assert len(run.history()) == before + 1  # the other's
+    assert talos_ray.pull("me/mine", tmp_path / "back").form == "whole"
+
+
 def test_what_was_made_anew_with_fitting_hashes_still_has_to_fit_the_record(run, server, tmp_path):
     run.push("me/mine", 2)
     talos_ray.pull("me/mine", tmp_path / "back")
