@@ -212,6 +212,10 @@ def _explained(what: str, revision: str | None = None) -> Iterator[None]:
             f"{what}: the Hub at {blotted(_api().endpoint)} cannot be reached ({why}); check the connection, "
             "HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from None
+    except RuntimeError as error:  # large files go in threads of their own, whose errors the library wraps
+        if not isinstance(cause := error.__cause__, errors.HfHubHTTPError | errors.HTTPError):  # type: ignore[attr-defined]
+            raise
+        raise TalosError(f"{what}: {_first(error)} ({_first(cause)}); nothing was committed; try again") from None
     except ValueError as error:  # a card, or an answer, that the library does not take
         raise TalosError(f"{what}: the Hub does not take it: {_first(error)}; mend what it names") from None
 

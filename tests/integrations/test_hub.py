@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_server
 import huggingface_hub
 import pytest
 import torch
@@ -284,6 +285,16 @@ def test_each_error_is_one_line_with_its_fix(run, server, tmp_path, monkeypatch)
     refused(SpecError, "is not empty", lambda: talos_ray.pull("me/mine", tmp_path / "full"))
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     refused(TalosError, "the Hub at http://127.0.0.1:9 cannot be reached.*HF_ENDPOINT and HF_HUB_OFFLINE", lambda: talos_ray.pull("me/mine", tmp_path / "x"))
+
+
+def test_a_large_file_that_is_refused_is_told_in_a_line_and_leaves_no_event(run, server, monkeypatch):
+    put = next(route for route in hub_server.ROUTES if route[0] == "PUT")
+    others = tuple(route for route in hub_server.ROUTES if route is not put)
+    expired = (*put[:2], lambda handler, body, oid: handler.fail(403, f"signature {TOKEN} expired"))
+    monkeypatch.setattr(hub_server, "ROUTES", (*others, expired))
+    before = len(run.history())
+    refused(TalosError, "Error while uploading .*signature .* expired.*; nothing was committed; try again", lambda: run.push("me/mine", 2))
+    assert len(run.history()) == before
 
 
 def test_public_is_sent_only_when_it_is_asked_for(run, server):

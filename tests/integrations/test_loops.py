@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import talos_ray
-from talos_ray import MismatchError, TalosError
+from talos_ray import MismatchError, SpecError, TalosError
 from talos_ray.core.layout import eligible_layout
 from talos_ray.core.mask import mask_from_flags, select
 from talos_ray.core.optimizer import SparseAdamW
@@ -113,6 +113,13 @@ def test_an_optimizer_is_for_the_runs_own_base(at_home):
         model.classifier.bias += 1
     with pytest.raises(MismatchError, match="weights of module BertForSequenceClassification are .* was made from"):
         run.optimizer(model, lr=LR)
+
+
+@pytest.mark.parametrize("weights", ["trained.safetensors", None, {"x": 1}])
+def test_trained_weights_are_a_module_or_tensors_by_name(at_home, weights):
+    run = talos_ray.open_run("runs/animals")
+    with pytest.raises(SpecError, match="wanted a module, or tensors by name .*import_"):
+        run.add_trained("places.yaml", weights)
 
 
 def network() -> nn.Module:
