@@ -32,7 +32,10 @@ Weights = Mapping[str, torch.Tensor]
 ENTRY = 12  # bytes of one weight in a SHiRA adapter: two int32 positions and a float32
 INSIDE = "base_model.model."  # stands before every name of the model in an adapter
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
-FAILED = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)  # what peft raises
+FAILED = (  # what peft raises, mostly of a configuration that it does not expect
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError, re.error,
+)  # fmt: skip
 
 
 def library(what: str) -> ModuleType:
@@ -129,11 +132,21 @@ def _names(module: nn.Module) -> set[str]:
 def _config(peft: ModuleType, folder: Path, what: str) -> Any:
     """An adapter's configuration, as peft has it. Raises SpecError where that cannot read it."""
     try:
-        return peft.PeftConfig.from_pretrained(str(folder))
+        config = peft.PeftConfig.from_pretrained(str(folder))
     except FAILED as error:
         raise SpecError(
             f"{what}: its adapter_config.json cannot be read by peft {peft.__version__}: {_first(error)}"
         ) from None
+    if config.peft_type is None:
+        raise SpecError(
+            f"{what}: its adapter_config.json has no peft_type; wanted what `save_pretrained` writes; save it again"
+        )
+    # peft loads a module by the name that such a configuration gives, and what is loaded may run.
+    if getattr(config, "megatron_config", None) is not None:
+        raise SpecError(
+            f"{what} is for layers of Megatron, which no run has; wanted an adapter of this very network; train one"
+        )
+    return config
 
 
 def _unmerged(what: str, kind: str, why: str) -> SpecError:

@@ -141,9 +141,13 @@ def test_an_adapter_that_is_another_models_or_not_whole_is_refused(llama, tmp_pa
         ({"target_modules": ["query"]}, "does not fit the model: .*query"),
         ({"peft_type": "NEWEST"}, "cannot be read by peft .*NEWEST"),
         ("{", "cannot be read by peft"),
+        ("{}", "has no peft_type; wanted what `save_pretrained` writes"),
+        ({"target_modules": "(("}, "does not fit the model: missing \\)"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "is for layers of Megatron"),
     ):
         config.write_text(broken if isinstance(broken, str) else json.dumps({**json.loads(told), **broken}))
         refused(read, match)
+    assert "antigravity" not in sys.modules  # whatever a configuration names, nothing is loaded
     config.write_text(told)
     weights.write_bytes(weights.read_bytes()[:-9])
     refused(read, "adapter_model.safetensors is cut off")
