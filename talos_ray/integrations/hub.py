@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 COMMIT = re.compile("[0-9a-f]{40}")
 LOGIN = "`hf auth login`, or set HF_TOKEN"
+ATTRIBUTES = ".gitattributes"  # the Hub's own, in every repository
 # Never downloaded: pickles, which may hold code, and weights of libraries that are not read here.
-NOT_READ = (*OTHER_WEIGHTS, ".gitattributes")  # the latter is the Hub's own
+NOT_READ = (*OTHER_WEIGHTS, ATTRIBUTES)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def upload(folder: Path, repo: str, message: str) -> str:
         # on what was listed and on nothing else: two pushes at once would otherwise leave a mixture of both.
         at = _api().repo_info(repo).sha
         before = _api().list_repo_files(repo, revision=at)
-        removed = [name for name in before if name not in files and name != ".gitattributes"]
+        removed = [name for name in before if name not in files and name != ATTRIBUTES]
         changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in removed]
         changes += [CommitOperationAdd(name, path) for name, path in files.items()]
         return _api().create_commit(repo, changes, commit_message=message, parent_commit=at).oid

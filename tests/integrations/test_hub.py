@@ -250,6 +250,17 @@ def test_what_was_pushed_is_a_checkpoint_of_its_model(run, server, tmp_path, for
         refused(MismatchError, f"task 't' changes base {run.info['base'][:12]}, and this model is", lambda: weights_of(task, layout, run.info["spec"]["model"], other))
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_others_have_downloaded_before_is_a_checkpoint_too(run, server, whole):
+    """They share the library's cache, and take the Hub's own file along."""
+    run.push("me/mine", 2, whole=whole)
+    folder = Path(huggingface_hub.snapshot_download("me/mine"))
+    assert (folder / ".gitattributes").is_file()
+    family = run.model(0)
+    found = weights_of(Task(name="t", data="x", checkpoint="hub:me/mine"), layout_of(family), run.info["spec"]["model"], base_tensors(family))
+    assert fingerprint(found) == run.folder.load_version(2).model
+
+
 def test_a_model_of_somebody_else_is_a_checkpoint_too_and_its_pickles_stay_there(run, server, tmp_path):
     base = base_tensors(run.model(0))
     save_file({n: t + 0.5 for n, t in base.items() if t.is_floating_point()}, tmp_path / "model.safetensors")
