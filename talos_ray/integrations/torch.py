@@ -49,6 +49,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         super().__init__([self.sparse.values], self.sparse.adam.defaults)
         self._share()
         self.look = module.register_forward_pre_hook(_device_check(module, self.sparse.values))
+        self.reload = module.register_load_state_dict_post_hook(_reader(module, self.sparse))
 
     def _share(self) -> None:
         """Groups and moments are the inner AdamW's own objects, so that what a scheduler sets is what it steps with."""
@@ -98,6 +99,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     def close(self) -> None:
         """Take all hooks off the module and give its layers their own forward back."""
         self.look.remove()
+        self.reload.remove()
         self.sparse.close()
 
 
@@ -116,6 +118,31 @@ def _device_check(trained: nn.Module, values: torch.Tensor) -> Callable[[nn.Modu
             )
 
     return check
+
+
+def _reader(trained: nn.Module, sparse: SparseAdamW) -> Callable[[nn.Module, object], None]:
+    """A hook that takes over what was loaded into a module, as from an earlier checkpoint: the next step would write the
+    optimizer's own values over it. A function, and of no copy's concern, as in `_device_check`."""
+    own = ref(trained)
+
+    @torch.no_grad()
+    def read(module: nn.Module, keys: object) -> None:
+        if module is not own():
+            return
+        params = dict(module.named_parameters())
+        for parameter, block in sparse.blocks:
+            if params.get(block.name) is not parameter:
+                raise TalosError(
+                    f"parameter {block.name!r} is another than the one that its optimizer was made for; wanted the "
+                    "same, with other values; load without assign=True, or make the optimizer afterwards"
+                )
+            loaded = block.gather(parameter)
+            values = sparse.values[block.place]
+            # A module in 16 bits holds the values rounded: where these are what it holds, they are the better ones.
+            held = values.to(loaded.dtype) == loaded
+            sparse.values[block.place] = torch.where(held, values, loaded.float())
+
+    return read
 
 
 def check_fits(module: nn.Module, mask: Mask) -> None:

@@ -299,8 +299,8 @@ def _check_deep(folder: Path, manifest: Mapping[str, Any], what: str) -> None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Name -> path of every file in a folder and those below. The Hub's own does not count: it is in its library's cache
-    where somebody else has downloaded the repository, too."""
+    """Name -> path of every file in a folder and those below. The Hub's own does not count: it is in its library's
+    cache where somebody else has downloaded the repository, too."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files.pop(hub.ATTRIBUTES, None)
     return files

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from texts import save_model, write_texts
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -157,6 +158,42 @@ def test_a_saved_state_goes_on_on_the_same_bits(dtype, tmp_path):
         ends.append({n: t.clone() for n, t in module.state_dict().items()})
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * LR)
     assert all(torch.equal(ends[1][n], t) for n, t in ends[0].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_loaded_into_the_module_is_where_training_goes_on(dtype):
+    """As Trainer does with a checkpoint that holds the model alone, and whoever goes back to the best so far."""
+    module = network().to(dtype)
+    optimizer = MaskedAdamW(module, mask_of(module), LR)
+    trained = {n: t + 1 for n, t in module.state_dict().items()}
+    module.load_state_dict(trained)
+    optimizer.step()  # of a gradient of nothing
+    assert all(torch.equal(t, trained[n]) for n, t in module.state_dict().items())
+    module(X.to(dtype)).float().square().mean().backward()
+    optimizer.step()
+    values = optimizer.sparse.values.detach().clone()
+    module.load_state_dict(module.state_dict())  # what it holds: nothing is rounded
+    assert torch.equal(values, optimizer.sparse.values)
+    copy.deepcopy(module).load_state_dict(trained)
+    assert torch.equal(values, optimizer.sparse.values)
+    with pytest.raises(TalosError, match="parameter '0.bias' is another .*load without assign=True"):
+        module.load_state_dict(trained, assign=True)
+    optimizer.close()
+    module.load_state_dict(trained, assign=True)
+
+
+def test_trainer_goes_on_from_a_checkpoint_without_an_optimizer(at_home):
+    names: dict = {}
+    exec(block("open_run"), names)
+    model = names["model"]
+    how = TrainingArguments("alone", num_train_epochs=1, per_device_train_batch_size=8, report_to="none", save_steps=4, save_only_model=True)
+    optimizer = names["run"].optimizer(model, lr=LR)
+    Trainer(model, how, train_dataset=names["rows"], optimizers=(optimizer, None)).train()
+    kept = load_file("alone/checkpoint-4/model.safetensors")
+    again = names["AutoModelForSequenceClassification"].from_pretrained("bert", dtype="float32")
+    optimizer = names["run"].optimizer(again, lr=0.0)
+    Trainer(again, how, train_dataset=names["rows"], optimizers=(optimizer, None)).train(resume_from_checkpoint="alone/checkpoint-4")
+    assert all(torch.equal(t, kept[n]) for n, t in again.state_dict().items() if n in kept)
 
 
 def test_a_gradient_that_is_dropped_leaves_no_trace_and_closing_gives_the_module_back():

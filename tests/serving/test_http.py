@@ -1,6 +1,7 @@
 """The same over HTTP, without Ray: paths, headers, statuses, and what the page of the interface says."""
 
 import base64
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -95,7 +96,7 @@ def test_what_no_function_answers_is_refused_in_the_same_form(client, method, pa
 
 def test_an_error_that_nobody_thought_of_has_the_same_form(demo, monkeypatch):
     server = Server(demo.path)
-    monkeypatch.setattr(Server, "_target", lambda *_: open("/nowhere/at all"))
+    monkeypatch.setattr(Server, "_target", lambda *_: Path("/nowhere/at all").read_bytes())
     answer = TestClient(api(server), raise_server_exceptions=False).post("/v1/tasks/x:predict", json={"inputs": []})
     assert answer.status_code == 500
     assert answer.json()["error"].startswith("the server failed (FileNotFoundError: [Errno 2] No such file")
