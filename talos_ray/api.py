@@ -838,8 +838,8 @@ class Run:
         tensors = trained.state_dict() if isinstance(trained, nn.Module) else trained
         if not isinstance(tensors, Mapping) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
             raise SpecError(
-                f"trained weights are {type(trained).__name__}; wanted a module, or tensors by name as its state_dict() "
-                "gives them; a file or folder comes in with import_"
+                f"trained weights are {type(trained).__name__}; wanted a module, or tensors by name as its "
+                "state_dict() gives them; a file or folder comes in with import_"
             )
         with TemporaryDirectory() as folder:
             path = Path(folder) / "trained.safetensors"

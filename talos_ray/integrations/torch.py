@@ -121,8 +121,8 @@ def _device_check(trained: nn.Module, values: torch.Tensor) -> Callable[[nn.Modu
 
 
 def _reader(trained: nn.Module, sparse: SparseAdamW) -> Callable[[nn.Module, object], None]:
-    """A hook that takes over what was loaded into a module, as from an earlier checkpoint: the next step would write the
-    optimizer's own values over it. A function, and of no copy's concern, as in `_device_check`."""
+    """A hook that takes over what was loaded into a module, as from an earlier checkpoint: the next step would write
+    the optimizer's own values over it. A function, and of no copy's concern, as in `_device_check`."""
     own = ref(trained)
 
     @torch.no_grad()
