@@ -123,7 +123,7 @@ def by_mergekit(config: Path, out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["llama", pytest.param("llama bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama bf16", "gpt2", "qwen3", "classifier"))])
 def test_mergekit_makes_a_version_of_what_was_exported(tmp_path, kind):
     run = made_run(tmp_path, kind, shared_by="task")
     out = tmp_path / "out"
