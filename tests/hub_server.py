@@ -1,4 +1,5 @@
-"""As much of the Hugging Face Hub as its own library speaks with when a model is pushed, looked up and downloaded.
+"""As much of the Hugging Face Hub as its own library speaks with when a model is pushed, looked up and downloaded, and as
+`datasets` does when it lists a data set's files, downloads them, or reads a part of one as a stream.
 
 Repositories live in memory, each a list of commits. What was asked is kept, so that a test sees what a server sees.
 """
@@ -13,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Thread
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin")  # goes by LFS, as the Hub's own .gitattributes has it
+LARGE = (".safetensors", ".bin", ".parquet", ".tar")  # goes by LFS, as the Hub's own .gitattributes has it
 
 
 @dataclass
@@ -84,6 +85,36 @@ def logged_in(monkeypatch, token: str, cache: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no token"))
         monkeypatch.setenv("HF_TOKEN", token)
         yield hub
+
+
+@contextmanager
+def data_served(monkeypatch, folder: Path, token: str | None = None) -> Iterator[Hub]:
+    """A server that `datasets` takes for the Hub in this process, with caches of its own in `folder`."""
+    import datasets
+    from huggingface_hub import HfFileSystem, constants
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with served() as hub:
+        files = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + files)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "datasets"))
+        # After every stream of Parquet it waits for threads of an older Arrow to end.
+        monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+        monkeypatch.setenv("TALOS_CACHE", str(folder / "talos"))
+        if token is None:
+            monkeypatch.delenv("HF_TOKEN", raising=False)
+        else:
+            monkeypatch.setenv("HF_TOKEN", token)
+        HfFileSystem.clear_instance_cache()  # which knows addresses by heart
+        try:
+            yield hub
+        finally:
+            HfFileSystem.clear_instance_cache()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -169,9 +200,24 @@ class Handler(BaseHTTPRequestHandler):
         told = {"id": repo, "modelId": repo, "sha": commit, "private": repository.private, "siblings": names}
         self.tell({**told, "cardData": repository.card, "tags": [], "downloads": 0, "likes": 0})
 
-    def tree(self, body: bytes, repo: str, revision: str) -> None:
-        if (at := self.found(repo, revision)) is not None:
-            self.tell([entry(name, data) for name, data in sorted(at[2].items())])
+    def tree(self, body: bytes, repo: str, revision: str, folder: str = "") -> None:
+        if (at := self.found(repo, revision)) is None:
+            return
+        below = [path for path in listed(at[2]) if path["path"].startswith(folder and f"{folder}/")]
+        if not below:
+            return self.fail(404, "No such folder", "EntryNotFound")
+        if dict(parse_qsl(urlsplit(self.path).query)).get("recursive", "false").lower() != "true":
+            depth = folder.count("/") + 1 if folder else 0
+            below = [path for path in below if path["path"].count("/") == depth]
+        self.tell(below)
+
+    def paths_info(self, body: bytes, repo: str, revision: str) -> None:
+        if (at := self.found(repo, revision)) is None:
+            return
+        asked = [value for key, value in parse_qsl(body.decode()) if key == "paths"]
+        if body.startswith(b"{"):
+            asked = json.loads(body)["paths"]
+        self.tell([path for path in listed(at[2]) if path["path"] in asked])
 
     def preupload(self, body: bytes, repo: str, revision: str) -> None:
         modes = [
@@ -218,8 +264,16 @@ class Handler(BaseHTTPRequestHandler):
         _, commit, files = at
         if name not in files:
             return self.fail(404, "Entry not found", "EntryNotFound")
-        tag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-        self.send(files[name], "application/octet-stream", X_Repo_Commit=commit, ETag=tag)
+        data = files[name]
+        told = {"X_Repo_Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept_Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            return self.send(data, "application/octet-stream", **told)
+        # Who reads a stream reads a file's end first, and then what it names.
+        start = int(asked[1])
+        part = data[start : int(asked[2]) + 1 if asked[2] else None]
+        told["Content_Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+        self.send(part, "application/octet-stream", 206, **told)
 
     def nothing(self, body: bytes, **_: str) -> None:
         self.tell({})
@@ -232,7 +286,16 @@ def entry(name: str, data: bytes) -> dict:
     return {**told, "lfs": large} if name.endswith(LARGE) else told
 
 
+def listed(files: dict[str, bytes]) -> list[dict]:
+    """All files and folders of a tree, as the Hub lists them."""
+    parents = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    folders = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(parents - {"."})]
+    return folders + [entry(name, data) for name, data in sorted(files.items())]
+
+
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+# A data set's name begins with its kind here, as in addresses of its files.
+DATASET = r"/api/(?P<repo>datasets/[\w.-]+/[\w.-]+)"
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.nothing),
@@ -244,5 +307,10 @@ ROUTES = (
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", Handler.batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.put),
     ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.resolve),
+    ("GET", DATASET, Handler.info),
+    ("GET", f"{DATASET}/revision/(?P<revision>[^/]+)", Handler.info),
+    ("GET", f"{DATASET}/tree/(?P<revision>[^/]+)", Handler.tree),
+    ("GET", f"{DATASET}/tree/(?P<revision>[^/]+)/(?P<folder>.+)", Handler.tree),
+    ("POST", f"{DATASET}/paths-info/(?P<revision>[^/]+)", Handler.paths_info),
     ("GET", r"/(?P<repo>datasets/[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.resolve),
 )
