@@ -237,6 +237,33 @@ def test_a_part_of_a_stream_is_read_once(tmp_path, monkeypatch):
     assert again.train.fingerprint() == first.train.fingerprint()
 
 
+def test_a_stream_that_is_tested_on_its_validation_split_reads_it_once(tmp_path, monkeypatch):
+    """Validation data that are cut from train need no validation split, and what was kept without one is no other's."""
+    monkeypatch.setenv("TALOS_CACHE", str(tmp_path / "cache"))
+    given = tmp_path / "set"
+    given.mkdir()
+    for name in ("train", "validation", "test"):
+        rows = "".join(f"{name} {i},{'ab'[i % 2]}\n" for i in range(40))
+        (given / f"{name}.csv").write_text(f"text,label\n{rows}")
+    written = []
+    to_parquet = datasets.Dataset.to_parquet
+
+    def noted(rows: datasets.Dataset, path: Path) -> int:
+        written.append(path.name.partition("-")[0])
+        return to_parquet(rows, path)
+
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", noted)
+    task = Task(name="t", data=str(given), kind="text", input="text", stream=1_000, validation_from="train")
+    on_validation = load_task(task.model_copy(update={"test_split": "validation"}), 0)
+    assert written == ["train", "validation"]
+    assert {text.split()[0] for text in texts_of(on_validation.test)} == {"validation"}
+    cut = load_task(task, 0)
+    assert written[2:] == ["train", "test"]
+    own = load_task(task.model_copy(update={"validation_from": None}), 0)
+    assert written[4:] == ["train", "validation", "test"]
+    assert (len(cut.validation), len(own.validation)) == (4, 40)
+
+
 def test_too_few_to_cut(tmp_path):
     refused("too few to cut", data=write_images(tmp_path, 2), input="file", label="side")
 

@@ -136,7 +136,7 @@ def load_splits(task: Task) -> tuple[dict[str, Any], list[str]]:
             splits = datasets.load_dataset(task.data, task.config, streaming=True)
         else:
             splits = datasets.load_dataset(task.data, task.config)
-        splits = _with_usual_names(splits)
+        splits = _with_usual_names(splits, asked={*columns_of(task), task.label})
         return (_as_stored(splits) if task.stream is None else _streamed(task, splits)), notes
     except SpecError as error:
         place = f"task {task.name!r}: "
@@ -173,8 +173,12 @@ def _check_named(task: Task, path: Path) -> None:
         )
 
 
-def _with_usual_names(splits: Mapping[str, Any]) -> dict[str, Any]:
-    """A WebDataset's columns are named by its files' endings; its images and classes are called as everywhere else."""
+def _with_usual_names(splits: Mapping[str, Any], asked: Collection[str] = ()) -> dict[str, Any]:
+    """A WebDataset's columns are named by its files' endings; its images and classes are called as everywhere else.
+
+    Args:
+        asked: columns that the task calls by their names, which stay as they are.
+    """
     import datasets
 
     named = {}
@@ -183,7 +187,10 @@ def _with_usual_names(splits: Mapping[str, Any]) -> dict[str, Any]:
         if KEY_OF_WEBDATASET in features:
             images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
             usual = {"cls": "label", **({images[0]: IMAGE} if len(images) == 1 else {})}
-            new = {old: name for old, name in usual.items() if old in features and name not in features}
+            new = {}
+            for old, name in usual.items():
+                if old in features and name not in features and old not in asked:
+                    new[old] = name
             rows = rows.rename_columns(new)
         named[split] = rows
     return named
@@ -641,6 +648,8 @@ def _kept_stream(task: Task) -> Path:
         parts += [task.quotes, task.missing_words]
     if is_here(task):  # of its tables only the columns are read that the task needs
         parts += sorted({*columns_of(task), task.label})
+    if task.validation_from is not None:  # then a validation split is not read, and not kept either
+        parts.append(task.validation_from)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     return cache_folder() / "streams" / key[:16]
 
@@ -651,11 +660,15 @@ def _streamed(task: Task, splits: Mapping[str, Any]) -> dict[str, Any]:
     import datasets
 
     folder = _kept_stream(task)
-    names = (task.train_split, task.validation_split or "validation", task.test_split or "test")
+    names = [task.train_split]
+    if task.validation_from is None:
+        names.append(task.validation_split or "validation")
+    names.append(task.test_split or "test")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written elsewhere and renamed: nobody takes half of it for the whole.
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
-    for name in [name for name in names if name in splits]:
+    # Each once: ImageNet is tested on its validation split, and a stream takes as long the second time.
+    for name in dict.fromkeys(name for name in names if name in splits):
         rows = splits[name]
         features = splits[name].features
         if isinstance(rows, datasets.Dataset):
