@@ -129,6 +129,8 @@ def test_the_vision_recipes_are_as_published(model, suite):
     assert (spec.calibration.rounds, spec.calibration.score, spec.calibration.damping) == (4, "logit", 0.1)
     assert (spec.search.method, spec.search.shared_points, spec.search.low, spec.search.high) == ("grid", 21, 0, 1)
     assert [task.name for task in spec.tasks] == list(VISION)[: SUITES[suite]]
+    # heads.py: classes are scored by their words, and these heads stay as they are; test_hub_recipes.py makes them.
+    assert spec.search.heads == "words" and {task.head for task in spec.tasks} == {"words"}
     for task in spec.tasks:
         rows, validation, classes, prompts, epochs, steps = VISION[task.name]
         assert (task.class_count, len(task.prompts), task.train) == (classes, prompts, {"epochs": epochs})
