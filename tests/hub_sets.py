@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, NamedSplit, Value, disable_progress_bars
 from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from hub_server import Hub, Repository
 from huggingface_hub import DatasetCardData
@@ -407,7 +408,9 @@ def parquet(made: HubSet, split: str, rows: int | None = None) -> bytes:
 def card(made: HubSet) -> str:
     """README.md, whose first lines say what configurations, splits and columns there are."""
     about = DatasetCardData()
-    infos = {name: DatasetInfo(features=made.features, config_name=name) for name in (*made.others, made.config)}
+    counts = {made.config: {split: len(made.classes_of(split)) for split in made.splits}}
+    counts |= {other: {"train": 1} for other in made.others}
+    infos = {name: info_of(made, name, of_splits) for name, of_splits in counts.items()}
     DatasetInfosDict(infos).to_dataset_card_data(about)
     configs = {other: {"data_files": [{"split": "train", "path": f"{other}/train-*"}]} for other in made.others}
     configs[made.config] = {
@@ -417,6 +420,14 @@ def card(made: HubSet) -> str:
         configs[made.config]["default"] = True
     MetadataConfigs(configs).to_dataset_card_data(about)
     return f"---\n{about}\n---\n# {made.name}\n"
+
+
+def info_of(made: HubSet, config: str, counts: Mapping[str, int]) -> DatasetInfo:
+    """What a card says of a configuration; whoever reads it checks how many rows there are."""
+    splits = SplitDict()
+    for split, count in counts.items():
+        splits.add(SplitInfo(name=split, num_examples=count))
+    return DatasetInfo(features=made.features, config_name=config, splits=splits)
 
 
 def web_dataset(made: HubSet) -> dict[str, bytes]:

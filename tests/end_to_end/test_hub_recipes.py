@@ -190,13 +190,29 @@ def test_columns_of_a_web_dataset_have_their_own_names_for_who_asks(sets):
     assert own.test.fingerprint() == usual.test.fingerprint()
 
 
-def test_what_was_read_is_there_without_the_hub(sets, monkeypatch):
-    dtd = BY_NAME["dtd"]
-    online = load_task(dtd, 0)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+NOWHERE = "http://127.0.0.1:9"  # no port that anything listens at
+WITHOUT = {
+    "offline": {"huggingface_hub.constants.HF_HUB_OFFLINE": True, "datasets.config.HF_HUB_OFFLINE": True},
+    "unreachable": {
+        "huggingface_hub.constants.ENDPOINT": NOWHERE,
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE": NOWHERE + "/{repo_id}/resolve/{revision}/{filename}",
+        "datasets.config.HF_ENDPOINT": NOWHERE,
+    },
+}
+
+
+# Its library asks an address where nothing is six times, and then takes what it has.
+UNREACHABLE = pytest.param("unreachable", "dtd", marks=pytest.mark.slow)
+OFFLINE = [("offline", name) for name in ("dtd", "svhn", "fer2013", "winogrande", "emotions")]
+
+
+@pytest.mark.parametrize(("how", "name"), [*OFFLINE, UNREACHABLE])
+def test_what_was_read_is_there_without_the_hub(how, name, sets, monkeypatch):
+    online = load_task(BY_NAME[name], 0)
+    for setting, value in WITHOUT[how].items():
+        monkeypatch.setattr(setting, value)
     tasks._load_task.cache_clear()
-    again = load_task(dtd, 0)
+    again = load_task(BY_NAME[name], 0)
     assert again.classes == online.classes
     assert again.train.fingerprint() == online.train.fingerprint()
 
