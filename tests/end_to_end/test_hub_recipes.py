@@ -310,6 +310,7 @@ def few_steps(stem: str, folder: Path, made: list[HubSet]) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2_700)  # some ten runs of up to eight tasks
 @pytest.mark.parametrize("stem", RUN)
 def test_a_recipe_runs_from_check_to_its_tables_on_its_own_data(stem, tmp_path):
     """In processes of their own, which read HF_ENDPOINT as a user sets it."""
@@ -324,7 +325,7 @@ def test_a_recipe_runs_from_check_to_its_tables_on_its_own_data(stem, tmp_path):
 
         def talos(*words: str, codes: tuple[int, ...] = (0,)) -> dict:
             command = [sys.executable, "-m", "talos_ray.cli", *words, "--json"]
-            done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=800)
+            done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=2_400)
             assert done.returncode in codes, done.stderr[-5_000:] + done.stdout[-2_000:]
             return json.loads(done.stdout)
 
