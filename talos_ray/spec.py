@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from talos_ray.config import HUGGING_FACE, Spec, Task, shortly, validated
+from talos_ray.config import HUGGING_FACE, ON_HUB, Spec, Task, shortly, validated
 from talos_ray.data import harness, zero_shot
 from talos_ray.demo.tasks import RECIPES
 from talos_ray.errors import Problems, SpecError, nearest
@@ -141,6 +141,8 @@ def make_spec(values: dict[str, Any]) -> Spec:
     of_tasks = OF_TASKS.get(preset or "", {})
     model = values.get("model", "")
     model = model if isinstance(model, str) else ""
+    if model.startswith(ON_HUB):  # as a checkpoint there is called
+        model = f"hf:{model.removeprefix(ON_HUB)}"
     if model:
         values["model"] = _placed(model)
     problems = Problems()

@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 from typing import Any, overload
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -90,7 +90,7 @@ def load(name: str, pretrained: bool = True) -> Family:
             "name says; download them again"
         ) from None
     except Exception as error:  # of whatever kind: files that others wrote lead transformers anywhere
-        raise SpecError(f"model {name!r} cannot be loaded: {_first(error)}") from None
+        raise SpecError(f"model {name!r} cannot be loaded: {_other_kind(where) or _first(error)}") from None
     if getattr(config, "quantization_config", None) is not None:
         raise SpecError(
             f"model {name!r} is quantised, and weights of a few bits cannot be edited by a sparse delta; take the "
@@ -101,6 +101,30 @@ def load(name: str, pretrained: bool = True) -> Family:
     made: Family = family.make(module, tokenizer, where, _length(where, config, module, tokenizer))
     _check_complete(name, config, made, missing)
     return made
+
+
+# Files of what is no model by itself -> what it is, and what would be one.
+OTHER_KINDS = {
+    "talos.json": "the weights that a version of talos_ray changed; wanted a whole model: push that with --whole",
+    "adapter_config.json": "an adapter; wanted the model that it was trained on",
+}
+
+
+def _other_kind(where: str) -> str:
+    """What a folder or repository holds, if that is not a model but a change of one."""
+    for file, what in OTHER_KINDS.items():
+        if _holds(where, file) and not _holds(where, "config.json"):
+            return f"it holds {what}, and give this as `checkpoint` of a task"
+    return ""
+
+
+def _holds(where: str, file: str) -> bool:
+    if Path(where).exists():
+        return (Path(where) / file).exists()
+    try:
+        return HfApi().file_exists(where, file)
+    except Exception:  # the Hub's library raises many kinds, and why it cannot be loaded is told already
+        return False
 
 
 def _at_revision(name: str, given: str) -> str:

@@ -107,10 +107,10 @@ class Aim:
         """`at_most`: the limit; what is near chance, if not given."""
         data = prepared.data[task]
         labels = data.validation.labels
-        shares = labels.bincount() / len(labels)
-        # The most frequent class; where all count alike, any of them.
+        inputs = labels.bincount()  # of each class
+        # Always the most frequent class; where all count alike, any of them.
         alike = strata_of(labels, data.task.metric) is not None
-        chance = 1 / int((shares > 0).sum()) if alike else float(shares.max())
+        chance = 1 / int((inputs > 0).sum()) if alike else int(inputs.max()) / len(labels)
         near = min(1.0, chance + NEAR)
         limit = near if at_most is None else at_most
         # A score at the limit may be luck where validation inputs are few: what is aimed at lies a standard error

@@ -28,6 +28,7 @@ from talos_ray.gate import judge
 from talos_ray.integrations.hub import licence_of
 from talos_ray.models import base_tensors, hub_name, layout_of, load_model
 from talos_ray.orchestrate.plan import weights_of, with_commits
+from talos_ray.spec import make_spec
 from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import answers_file
 from talos_ray.storage.version import Version
@@ -442,3 +443,13 @@ def test_an_edit_of_a_base_with_negative_zeros_goes_out_and_comes_back_bit_by_bi
     pruned.export(tmp_path / "out", 1, delta_only=True)
     base = base_tensors(load_model(model))
     assert fingerprint(exported_weights(tmp_path / "out", model, base, "out")) == pruned.folder.load_version(1).model
+
+
+def test_a_base_is_named_as_a_checkpoint_is_and_what_is_no_model_says_what_it_is(run, server):
+    run.push("me/mine", 2)
+    run.push("me/whole", 2, whole=True)
+    spec = make_spec({"model": "hub:me/whole@main", "tasks": ["demo:counts"], "output": "x"})
+    assert spec.model == "hf:me/whole@main"
+    assert fingerprint(base_tensors(load_model(spec.model))) == run.folder.load_version(2).model
+    with pytest.raises(SpecError, match=r"'hf:me/mine' cannot be loaded: it holds the weights that a version .* --whole"):
+        load_model("hf:me/mine")
