@@ -303,7 +303,7 @@ class Choice(Stored):
 
 class Attempt(Stored):
     """Of forgetting: validation accuracy of the task, and the least share that another one keeps (`worst`, if it is
-    named), under a pressure; by coefficient in earlier releases."""
+    named), under a pressure; by coefficient where one was asked for, and in earlier releases."""
 
     pressure: Number | None = None
     coefficient: Number | None = None
