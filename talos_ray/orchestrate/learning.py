@@ -33,6 +33,7 @@ from talos_ray.storage.run_folder import RunFolder
 FEW = 200  # training inputs below which a control task lends some of its validation inputs, unlabelled
 PRESSURES = (18.0, 54.0, 162.0)  # tried one after the other where the spec says auto
 FORGETTING = (1.0, 4.0, 16.0, 64.0)  # the same where a task is to be forgotten: it starts with little in its way
+BETWEEN = 2  # times that the pressure is raised again, to between the last one that held and one that was too low
 LOWER = 3  # times that the pressure may be lowered to a quarter, where all hold and the task is not forgotten yet
 DOUBT = 0.75  # what a task that is to be forgotten is to think of an input's own class, as a share of what chance would
 AGAIN = 0.5  # share of the steps that a further attempt takes: it goes on where the one before ended
@@ -273,10 +274,10 @@ class LearningRun:
             # Below the ladder's foot it was lowered on purpose, and to climb again would try the foot twice.
             if higher and last >= ladder[0]:
                 return higher[0]
-            # It was lowered too far, from one that held: what lies between is tried once.
-            held = attempts[-2] if len(attempts) > 1 else None
-            lowered_from: float = held["pressure"] if held is not None and held["holds"] else 0.0
-            return math.sqrt(last * lowered_from) if lowered_from > last else None
+            # It was lowered too far, from one that held: what lies between is tried, closer to that one each time.
+            held = [attempt["pressure"] for attempt in attempts if attempt["holds"]]
+            too_low = len(attempts) - len(held)
+            return math.sqrt(last * min(held)) if held and too_low <= BETWEEN else None
         # All hold. Where nothing is to be forgotten `all` of no aims is true, and the search is over.
         forgotten = all(attempts[-1]["scores"][task] <= aim for task, aim in aims.items())
         may_be_lowered = all(attempt["holds"] for attempt in attempts) and len(attempts) <= LOWER

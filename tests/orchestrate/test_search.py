@@ -132,11 +132,12 @@ def test_pressure_rises_until_all_hold_and_falls_until_a_task_is_forgotten():
     assert tried(run, (True, 0.1)) == [1.0]
     assert tried(run, (True, 0.3), (True, 0.1)) == [1.0, 0.25]
     assert tried(run, (True, 0.3)) == [1.0, 0.25, 0.0625, 0.015625]
-    # Lowered too far: what lies between is tried once, and then what held is the best that there is.
+    # Lowered too far: what lies between is tried twice, and then what held is the best that there is.
     assert tried(run, (True, 0.3), (False, 0.1), (True, 0.1)) == [1.0, 0.25, 0.5]
     assert tried(run, (True, 0.3), (False, 0.1), (True, 0.3)) == [1.0, 0.25, 0.5]
-    assert tried(run, (True, 0.3), (False, 0.1)) == [1.0, 0.25, 0.5]
-    assert tried(run, (True, 0.3), (True, 0.3), (False, 0.1)) == [1.0, 0.25, 0.0625, 0.125]
+    assert tried(run, (True, 0.3), (False, 0.1)) == pytest.approx([1.0, 0.25, 0.5, 0.5**0.5])
+    assert tried(run, (True, 0.3), (False, 0.1), (False, 0.1), (True, 0.1)) == pytest.approx([1.0, 0.25, 0.5, 0.5**0.5])
+    assert tried(run, (True, 0.3), (True, 0.3), (False, 0.1)) == pytest.approx([1.0, 0.25, 0.0625, 0.125, 0.25 * 0.5**0.5])
     assert tried(run, (False, 0.1), (True, 0.3)) == [1.0, 4.0]
     run.point = Point(arm="sparse", merge="sparse", pressure=7.0)
     assert tried(run, (False, 1.0)) == [7.0]
