@@ -33,9 +33,8 @@ from talos_ray.storage.files import as_json
 from talos_ray.storage.run_folder import RunFolder, tasks_of
 from talos_ray.storage.version import Version
 from talos_ray.tasks import Split, load_inputs, load_rows, load_task
-from talos_ray.trust import compare, dossier, predict, published, signatures, versions, watch
+from talos_ray.trust import compare, predict, published, signatures, versions, watch
 from talos_ray.trust.card import Form
-from talos_ray.trust.dossier import Operations
 from talos_ray.trust.export import export, save_adapter, save_heads
 from talos_ray.trust.predict import Pipeline, Predictions
 from talos_ray.trust.published import Pulled, Pushed
@@ -43,6 +42,7 @@ from talos_ray.trust.recompose import Composed, deltas_of, edit_of, exchanged
 
 if TYPE_CHECKING:
     from talos_ray.integrations.torch import MaskedAdamW
+    from talos_ray.trust.dossier import Operations
 
 
 def edit(
@@ -655,8 +655,9 @@ class Run:
             SpecError: another language, the licence of no task, or a folder that holds something. TalosError: no such
                 version.
         """
-        from talos_ray.report.dossier import dossier_page
+        from talos_ray.report.dossier import dossier_page  # with plots, which load slowly
         from talos_ray.report.words import words_of
+        from talos_ray.trust import dossier
 
         words_of(language)
         found = self._version(version)
