@@ -65,10 +65,10 @@ def score(right: torch.Tensor, strata: torch.Tensor | None = None) -> Score:
     """
     if strata is None or not len(right):
         return accuracy(int(right.sum()), len(right))
-    value = share_right(right, strata)
+    parts = by_stratum(right, strata)
+    value = sum(int(part.sum()) / len(part) for part in parts) / len(parts)
     middle = 0.0
     variance = 0.0
-    parts = by_stratum(right, strata)
     for part in parts:
         # One more right and one more wrong in each class: few inputs that are all right are no certainty (Agresti &
         # Coull, 1998).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,20 +138,30 @@ def _over(both: Any, lost: Any, won: Any, n: Any, share: float) -> tuple[Any, An
 def kept(before: torch.Tensor, after: torch.Tensor, strata: torch.Tensor | None = None) -> tuple[float, float, float]:
     """Accuracy after / accuracy before, and its 95 % interval: the shares that `kept_above` does not reject. From bool
     [n]."""
-    had = share_right(before, strata)
-    has = share_right(after, strata)
-    # Of nothing everything was kept; and if something came of it, more than can be said.
-    value = MOST_KEPT if has else 1.0
+    over: Callable[[float], tuple[float, float]]
     if strata is None:
         counts = _counts(before, after)
-        had, has = counts[0] + counts[1], counts[0] + counts[2]
-
-    def above(share: float) -> float:
-        return kept_above(before, after, share, strata)
-
+        both, lost, won, _ = counts
+        had: float = both + lost
+        has: float = both + won
+        over = partial(_over, *counts)
+    else:
+        had = share_right(before, strata)
+        has = share_right(after, strata)
+        over = partial(_over_by_class, before, after, strata)
+    # Of nothing everything was kept; and if something came of it, more than can be said.
+    value = MOST_KEPT if has else 1.0
     if had:
         value = min(has / had, MOST_KEPT)
-    return value, _share_at(above, Z95), _share_at(above, -Z95)
+    return value, _share_at(over, Z95), _share_at(over, -Z95)
+
+
+def _over_by_class(
+    before: torch.Tensor, after: torch.Tensor, strata: torch.Tensor, share: float
+) -> tuple[float, float]:
+    """After - share x before where classes count alike, and its variance."""
+    over, error = margin([before], [after], share, [strata])
+    return over, error * error
 
 
 def kept_above(before: torch.Tensor, after: torch.Tensor, share: float, strata: torch.Tensor | None = None) -> float:
@@ -168,14 +179,19 @@ def _counts(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, i
     return both, int(before.sum()) - both, int(after.sum()) - both, len(before)
 
 
-def _share_at(above: Callable[[float], float], z: float) -> float:
-    """The share that lies `z` standard errors below what was kept: `above` falls as the share grows, so by halving."""
+def _share_at(over: Callable[[float], tuple[float, float]], z: float) -> float:
+    """The share that lies `z` standard errors below what was kept: these fall as the share grows, so by halving.
+
+    Args:
+        over: a share -> after - share x before, and its variance.
+    """
     low = 0.0
     high = MOST_KEPT
     for _ in range(60):
         # By ratios while the upper end is far: shares lie near 1, and it begins at a thousand.
         middle = (low + high) / 2 if high < 2 else math.sqrt(max(low, 1e-3) * high)
-        if above(middle) > z:
+        above, variance = over(middle)
+        if variance > TINY and above / math.sqrt(variance) > z:
             low = middle
         else:
             high = middle

@@ -693,9 +693,10 @@ def _optional_fields(
         fields["summary"] = result.summary.with_fields(intervals=intervals)
     if probe.predicted:
         probed = [task for task in p.targets if task in probe.predicted]
+        compared = {}
         for task in probed:
-            compared = change(probe.right(task), now.right(task), now.strata(task))
-            fields.setdefault("probe", {})[task] = asdict(compared)
+            compared[task] = asdict(change(probe.right(task), now.right(task), now.strata(task)))
+        fields["probe"] = compared
     return fields
 
 
