@@ -714,6 +714,12 @@ class Task(_Settings):
     )
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """What of the metric addresses a result: nothing of the only one that earlier releases knew, so that what they
+        found is still found."""
+        return () if self.metric == "accuracy" else (self.metric,)
+
+    @property
     def scoring(self) -> str:
         """What scores the classes: `scoring`."""
         return scoring(self.head, self.ranking)

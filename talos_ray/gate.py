@@ -47,6 +47,7 @@ def judge(
         disentanglement: task -> share of its predictions that the other edits change.
     """
     counted_in = strata or {}
+    pairs = {task: Pair(base[task], now[task], counted_in.get(task)) for task in (*targets, *controls)}
     # In the order in which a report tells them: what must not be lost first.
     checks = []
     for kind, wanted, what, tasks in (
@@ -54,10 +55,9 @@ def judge(
         ("target_keep", gate.target_keep, "share of its base score kept by target", targets),
     ):
         if wanted is not None:
-            pairs = {task: Pair(base[task], now[task], counted_in.get(task)) for task in tasks}
-            checks += _kept(kind, what, wanted, pairs)
+            checks += _kept(kind, what, wanted, {task: pairs[task] for task in tasks})
     if gate.target_gain is not None and targets:
-        checks.append(_mean_gain(gate.target_gain, [Pair(base[t], now[t], counted_in.get(t)) for t in targets]))
+        checks.append(_mean_gain(gate.target_gain, [pairs[task] for task in targets]))
     if gate.disentanglement is not None and disentanglement:
         checks.append(_disentangled(gate.disentanglement, disentanglement))
     results = [check.result for check in checks]

@@ -18,7 +18,7 @@ from talos_ray.orchestrate.cluster import options
 from talos_ray.orchestrate.learning import Goal, MergeProblem, Point
 from talos_ray.orchestrate.opened import OpenRun, opened
 from talos_ray.orchestrate.plan import SPARSE, Prepared, shortened
-from talos_ray.orchestrate.scoring import Heads, Tested, Way, answers, inspect
+from talos_ray.orchestrate.scoring import Heads, Look, Tested, Way, answers, inspect
 from talos_ray.orchestrate.search import MergeSearch, points_of
 from talos_ray.orchestrate.worker import Predicted
 
@@ -184,7 +184,7 @@ def _searched(
         keys[name] = search.looks.ask(name, ref=way.ref, blend=head.before, used=used, head=head.heads.get(name))
     for control in run.prepared.controls:
         keys[control] = search.looks.ask(control)
-    goals = _goals(search, task, aim, keys)
+    goals = _goals(search.looks.found(), task, aim, keys)
     # The task and its helpers move, all others stay as they are; neither has coefficients in `blend`.
     moving = (task, *head.helpers)
     problem = search.problem(way, goals, start=head.blend, moving=moving, heads=head.heads, own_heads=False)
@@ -193,9 +193,8 @@ def _searched(
     return search, problem, records[way.name]
 
 
-def _goals(search: MergeSearch, task: str, aim: Aim, keys: Mapping[str, str]) -> list[Goal]:
+def _goals(looks: Mapping[str, Look], task: str, aim: Aim, keys: Mapping[str, str]) -> list[Goal]:
     """That a task is forgotten, and all others hold what they score now. `keys`: of the looks at that, by task."""
-    looks = search.looks.found()
     goals = [Goal(task=task, kind="forget", before=looks[keys[task]].accuracy, look=keys[task], aim=aim.learned)]
     for name, key in keys.items():
         if name != task:
@@ -324,12 +323,13 @@ def how_far(uri: str, *, keep: float, method: Method = "learned", verbose: bool 
         settings = _settings(p.spec.search, keep, method)
         search = _search_over(run, p.targets, settings)
         session.progress.begin("search", "how far each task can be forgotten")
-        looks = {name: search.looks.ask(name) for name in (*p.targets, *p.controls)}
+        keys = {name: search.looks.ask(name) for name in (*p.targets, *p.controls)}
+        looks = search.looks.found()
         aims = {task: Aim.of(p, task, None) for task in p.targets}
         problems = {}
         points = {}
         for task, aim in aims.items():
-            goals = _goals(search, task, aim, {name: looks[name] for name in (task, *p.controls)})
+            goals = _goals(looks, task, aim, {name: keys[name] for name in (task, *p.controls)})
             moving = (task,) if method == "grid" else tuple(deltas)
             problems[task] = search.problem(way, goals, start=Blend({}), moving=moving, own_heads=False)
             # A way of its own for the search, though the deltas are those of all.

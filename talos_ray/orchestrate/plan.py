@@ -504,9 +504,8 @@ def version_key(p: Prepared, deltas: Mapping[str, str], dense: Mapping[str, str]
             data.train.fingerprint(),
             data.validation.fingerprint(),
             data.test.fingerprint(),
+            *data.task.measured,
         ]
-        if data.task.metric != "accuracy":  # the only one that earlier releases knew
-            splits[_head_name(name, data.task)].append(data.task.metric)
     return key_of(
         [
             p.base,

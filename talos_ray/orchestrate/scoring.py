@@ -407,8 +407,7 @@ class Looks:
         other = None if head is None else fingerprint({"head": head})
         # A control task may lend validation inputs, so the same data are cut otherwise where it is a target.
         lends = task in p.controls
-        # Looks of releases that knew accuracy alone are still found.
-        measured = [] if (metric := p.data[task].task.metric) == "accuracy" else [metric]
+        measured = p.data[task].task.measured
         return key_of(["look", p.base, data, frozen, other, lends, p.spec.search.inputs, used, own, *measured])
 
     def ask(
@@ -702,7 +701,7 @@ def _optional_fields(
 
 def metrics_of(tasks: Iterable[Task]) -> dict[str, str]:
     """Task -> its metric, of those that are not scored by accuracy."""
-    return {task.name: task.metric for task in tasks if task.metric != "accuracy"}
+    return {task.name: task.metric for task in tasks if task.measured}
 
 
 def _own_heads(session: Session, p: Prepared, chosen: Mapping[str, Chosen]) -> tuple[Heads, dict[str, Heads]]:

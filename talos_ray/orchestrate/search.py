@@ -458,9 +458,8 @@ class MergeSearch:
         marks = {}
         for goal in goals:
             data = p.data[goal.task]
-            marks[goal.task] = [data.train.fingerprint(), data.validation.fingerprint(), p.head_mark(goal.task)]
-            if data.task.metric != "accuracy":  # what earlier releases found is still what they would find
-                marks[goal.task].append(data.task.metric)
+            split_marks = (data.train.fingerprint(), data.validation.fingerprint())
+            marks[goal.task] = [*split_marks, p.head_mark(goal.task), *data.task.measured]
         settings: dict[str, Any] = {
             "deltas": {task: delta.fingerprint for task, delta in way.rows.items()},
             "base": p.base,
